@@ -1,0 +1,1 @@
+"""Finding recurrent layers, and seeing what training does: kernel calls, gradients, optimizer steps, clipping."""

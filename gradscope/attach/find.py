@@ -1,0 +1,113 @@
+"""Which recurrent layers a model has, and whether they can be watched."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from gradscope.errors import AttachError
+
+
+def find_layers(
+    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
+) -> dict[str, nn.RNNBase]:
+    """Fused recurrent layers by qualified name, in the order of `named_modules`.
+
+    Args:
+        model: searched at any depth; may be a recurrent layer itself, whose name then is `""`.
+        include: `fnmatch` patterns over qualified names; only these.
+        exclude: `fnmatch` patterns over qualified names; not these.
+
+    Raises:
+        AttachError: there is no such layer, a pattern matches nothing, or a layer is quantized or scripted.
+    """
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
+    names = [name for name, module in model.named_modules() if _is_recurrent(module)]
+    chosen = _choose(names, _patterns(include), _patterns(exclude))
+    modules = dict(model.named_modules())
+    for name in chosen:
+        _refuse(name, modules[name])
+    layers = {name: m for name in chosen if isinstance(m := modules[name], nn.RNNBase)}
+    if not layers:
+        raise AttachError(_none_found(model, names))
+    return layers
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNNBase) or _scripted_name(module) is not None or _is_quantized(module)
+
+
+def _scripted_name(module: nn.Module) -> str | None:
+    """Original class of a scripted or traced recurrent layer."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return None
+    name = getattr(module, "original_name", "")
+    return name if name in ("RNN", "LSTM", "GRU") else None
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    kind = type(module)
+    return ".quantized" in kind.__module__ and kind.__name__ in ("LSTM", "GRU", "RNN", "RNNBase")
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    what = f"{name or 'the model'!s} ({type(module).__name__})"
+    if _scripted_name(module) is not None:
+        raise AttachError(
+            f"{what} is compiled by TorchScript, which runs without Python: nothing of it can be observed. Attach to "
+            f"the model before torch.jit.script or torch.jit.trace, or leave it out with exclude={name!r}."
+        )
+    if _is_quantized(module):
+        raise AttachError(
+            f"{what} is quantized: it has no gradients to observe. Attach to the model before it is quantized, or "
+            f"leave this layer out with exclude={name!r}."
+        )
+
+
+def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if patterns is None:
+        return None
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _choose(names: list[str], include: tuple[str, ...] | None, exclude: tuple[str, ...] | None) -> list[str]:
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise AttachError(_no_match(argument, pattern, names))
+    chosen = [n for n in names if include is None or _matches(n, include)]
+    kept = [n for n in chosen if not _matches(n, exclude or ())]
+    if chosen and not kept:
+        raise AttachError(f"exclude={exclude} leaves out every recurrent layer that include={include} chooses.")
+    return kept
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _no_match(argument: str, pattern: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(pattern, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(repr(name) for name in names[:20]) or "none"
+    return f"{argument}={pattern!r} matches no recurrent layer. The model has: {shown}.{hint}"
+
+
+def _none_found(model: nn.Module, names: list[str]) -> str:
+    if names:
+        return f"no layer is left to observe among {names}"
+    cells = [name for name, module in model.named_modules() if isinstance(module, nn.RNNCellBase)]
+    if cells:
+        return (
+            f"{type(model).__name__} has cells called in a Python loop ({', '.join(map(repr, cells[:5]))}) but no "
+            "nn.RNN, nn.LSTM or nn.GRU; this version observes the fused layers only. Use the fused layer."
+        )
+    return (
+        f"{type(model).__name__} has no recurrent layer: no nn.RNN, nn.LSTM or nn.GRU at any depth. "
+        "Pass the model that holds them."
+    )

@@ -1,0 +1,72 @@
+"""Loss gradients of tensors, as they enter them in `backward()` passes and in no others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
+
+SEARCHED_NODES = 4096
+
+
+def nearest_leaf(tensor: Tensor) -> Node | None:
+    """The node that accumulates into some `.grad` below `tensor`, found breadth first.
+
+    Whether the engine is about to run it tells `backward()` from `torch.autograd.grad`.
+    """
+    queue, seen = deque([tensor.grad_fn]), set[Node]()
+    while queue and len(seen) < SEARCHED_NODES:
+        node = queue.popleft()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::AccumulateGrad":
+            return node
+        seen.add(node)
+        queue.extend(below for below, _ in node.next_functions)
+    return None
+
+
+def accumulates(leaf: Node | None) -> bool:
+    """Within a backward pass: is it one that accumulates into `.grad`, at `leaf` for one?"""
+    if leaf is None:
+        return True
+    try:
+        return torch._C._will_engine_execute_node(leaf)
+    except RuntimeError:  # torch.autograd.grad with respect to this very leaf
+        return False
+
+
+def backward_pass() -> int:
+    """Number of the backward pass that is running, -1 outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor], None]) -> None:
+    """Hand every accumulated gradient of a tensor to `receive`, for as long as its graph lives.
+
+    In-place changes that the user makes to the tensor afterwards do not matter: the hook stays with the node that
+    computed it.
+    """
+
+    def hook(gradient: Tensor) -> None:
+        if accumulates(leaf):
+            receive(gradient.detach())
+
+    tensor.register_hook(hook)
+
+
+def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> RemovableHandle | None:
+    """Hand every gradient that is accumulated into a weight to `receive`, until the handle is removed.
+
+    Nothing is put on the user's tensor: the hook is the accumulating node's.
+    """
+    if not weight.requires_grad:
+        return None
+    if weight.grad_fn is None:
+        node = torch.autograd.graph.get_gradient_edge(weight).node
+        return node.register_prehook(lambda gradients: receive(gradients[0]))
+    return weight.register_hook(lambda gradient: receive(gradient.detach()))

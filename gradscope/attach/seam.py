@@ -1,0 +1,99 @@
+"""Places in torch that are replaced while somebody listens, and exactly as before once nobody does."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.jit import _builtins
+
+Listener = TypeVar("Listener")
+Restore = Callable[[], None]
+
+
+@dataclass(eq=False)
+class Handle(Generic[Listener]):
+    """One listener's place in a seam."""
+
+    seam: Seam[Listener]
+    listener: Listener | None = field(repr=False)
+
+    def remove(self) -> None:
+        """Stop listening; at once, also in the middle of an event, and harmlessly if done already."""
+        self.listener = None
+        self.seam.leave(self)
+
+
+@dataclass(eq=False)
+class Seam(Generic[Listener]):
+    """A place in torch that is replaced from the first `listen` to the last `remove`, in whatever order they leave."""
+
+    install: Callable[[], Restore]  # see `replace`
+    restore: Restore | None = None
+    _handles: tuple[Handle[Listener], ...] = ()
+    _lock: Any = field(default_factory=threading.RLock)  # re-entrant: the garbage collector may close a scope in here
+
+    def listen(self, listener: Listener) -> Handle[Listener]:
+        """Add a listener behind those already there."""
+        handle = Handle(self, listener)
+        with self._lock:
+            self.restore = self.restore or self.install()
+            self._handles = (*self._handles, handle)
+        return handle
+
+    def leave(self, handle: Handle[Listener]) -> None:
+        """Behind `Handle.remove`."""
+        with self._lock:
+            self._handles = tuple(other for other in self._handles if other is not handle)
+            if self.restore and not self._handles:
+                restore, self.restore = self.restore, None
+                restore()
+
+    def __iter__(self) -> Iterator[Listener]:
+        """The listeners at the beginning of the iteration, less those that are removed before their turn."""
+        for handle in self._handles:
+            if (listener := handle.listener) is not None:
+                yield listener
+
+
+def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
+    """Put `around(original, *args, **kwargs)` in the place of each `(owner, name, around)`; all of them or none.
+
+    An owner is anything with attributes: a module, a class (the name is a method), a closure cell (`"cell_contents"`).
+    Under `torch.compile` and `torch.jit.script` the original is compiled, as if nothing were there.
+    """
+    with ExitStack() as undo:
+        for place in places:
+            undo.callback(_replace(*place))
+        return undo.pop_all().close
+
+
+def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
+    inherited = hasattr(owner, "__dict__") and name not in owner.__dict__
+    original = getattr(owner, name)
+    scripted = _builtins._get_builtin_table()  # what TorchScript takes for an operator: it cannot read builtins
+    live = True
+
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if live and not torch.compiler.is_compiling():
+            return around(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    def restore() -> None:
+        nonlocal live
+        live = False
+        scripted.pop(id(replacement), None)
+        if getattr(owner, name, None) is not replacement:
+            return  # somebody has put theirs on top: it stays, and ours beneath it only hands on from now on
+        delattr(owner, name) if inherited else setattr(owner, name, original)
+
+    if operator := scripted.get(id(original)):
+        scripted[id(replacement)] = operator
+    setattr(owner, name, replacement)
+    return restore

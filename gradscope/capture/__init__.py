@@ -1,0 +1,1 @@
+"""From kernel calls to one canonical layout."""

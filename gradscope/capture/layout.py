@@ -1,0 +1,82 @@
+"""One canonical layout: the chosen sequences, time first, padded with zeros at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.types import KernelCall
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A padded batch, [T, B, .] or [B, T, .].
+
+    Attributes:
+        columns: indices of the chosen sequences, [n]; None for all.
+        lengths: [n].
+        batch_first: which of the two.
+    """
+
+    columns: Tensor | None
+    lengths: Tensor
+    batch_first: bool
+
+    def select(self, x: Tensor) -> Tensor:
+        """The chosen sequences, a copy, [T, n, .]."""
+        return self.time_first(x.transpose(0, 1) if self.batch_first else x)
+
+    def time_first(self, x: Tensor) -> Tensor:
+        """The same of a tensor that is time first already."""
+        return x.clone(memory_format=torch.contiguous_format) if self.columns is None else x[:, self.columns]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The data of a `PackedSequence`, [N, .]: never unpacked, only looked up.
+
+    Attributes:
+        columns: indices of the chosen sequences in the order of the pack, [n]; None for all.
+        lengths: [n].
+        rows: row of the data for each (t, sequence), [T, n]; 0 in the padding.
+        valid: [T, n].
+    """
+
+    columns: Tensor | None
+    lengths: Tensor
+    rows: Tensor
+    valid: Tensor
+
+    def select(self, x: Tensor) -> Tensor:
+        """The chosen sequences, a copy, [T, n, .]."""
+        return x[self.rows].masked_fill_(~self.valid.unsqueeze(-1), 0)
+
+
+Layout = Dense | Packed
+
+
+def choose_sequences(batch: int, limit: int | None) -> list[int] | None:
+    """Evenly spaced indices of at most `limit` of `batch` sequences; None for all."""
+    if limit is None or batch <= limit:
+        return None
+    if limit == 1:
+        return [0]
+    return [int(i * (batch - 1) / (limit - 1) + 0.5) for i in range(limit)]
+
+
+def layout_of(call: KernelCall, limit: int | None) -> Layout:
+    """The layout of a call's tensors and the sequences to analyse, evenly spaced over the batch by length."""
+    device = call.input.device
+    chosen = choose_sequences(call.batch, limit)
+    columns = None if chosen is None else torch.tensor(chosen, device=device)
+    count = call.batch if chosen is None else len(chosen)
+    if call.batch_sizes is None:
+        steps = call.input.shape[1 if call.batch_first else 0]
+        return Dense(columns, torch.full((count,), steps, device=device), call.batch_first)
+    sizes = call.batch_sizes
+    order = torch.arange(count) if chosen is None else torch.tensor(chosen)
+    valid = sizes.unsqueeze(1) > order
+    rows = torch.where(valid, (sizes.cumsum(0) - sizes).unsqueeze(1) + order, 0)
+    return Packed(columns, valid.sum(0).to(device), rows.to(device), valid.to(device))

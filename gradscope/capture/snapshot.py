@@ -1,0 +1,184 @@
+"""A frozen copy of one fused call: what the analysis needs, and nothing of the user's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.layout import Layout, Packed, layout_of
+from gradscope.types import KernelCall, Stack, Weights
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Dropout between the layers, to be drawn again.
+
+    Attributes:
+        probability: of a zero.
+        generator_state: of the CPU generator as the kernel found it; None where the kernel drew elsewhere.
+        shape: of what it was applied to, the whole batch.
+    """
+
+    probability: float
+    generator_state: Tensor | None
+    shape: tuple[int, ...]
+
+    def masks(self, count: int, layout: Layout, like: Tensor) -> tuple[Tensor, ...]:
+        """The factors on the inputs of layers 1, 2, ..., [T, n, .] each.
+
+        Drawn as `torch.dropout` draws them, from a generator of our own: the user's stream is not touched.
+        """
+        if self.generator_state is None or self.probability == 0:
+            return ()
+        generator = torch.Generator()
+        generator.set_state(self.generator_state)
+        keep = 1 - self.probability
+        if keep == 0:
+            masks = [torch.zeros(self.shape)] * count
+        else:
+            drawn = (torch.empty(self.shape, dtype=like.dtype).bernoulli_(keep, generator=generator) for _ in range(count))
+            masks = [noise.div_(keep) for noise in drawn]
+        select = layout.select if isinstance(layout, Packed) else layout.time_first
+        return tuple(select(mask) for mask in masks)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a call was given and gave, for the sequences that are analysed.
+
+    Attributes:
+        call: which call, without its tensors.
+        layout: how to select from a tensor of the call's layout.
+        weights: copies, shared between the calls of a step that used the same.
+        input: [T, n, D].
+        state: h_0 and c_0, [S, n, .] each.
+        output: [T, n, directions * P].
+        final: h_n and c_n, [S, n, .] each.
+        dropout: between the layers, or None.
+        precision: the coarsest type that the kernel computed in.
+    """
+
+    family: str
+    directions: int
+    layout: Layout
+    weights: tuple[Weights, ...]
+    input: Tensor
+    state: tuple[Tensor, ...]
+    output: Tensor
+    final: tuple[Tensor, ...]
+    dropout: Dropout | None
+    precision: torch.dtype
+
+    def stack(self, grad_output: Tensor | None, grad_final: Sequence[Tensor | None]) -> Stack:
+        """The canonical form, in float32 or better, with the loss gradients that have arrived."""
+        kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
+        masks = self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output) if self.dropout else ()
+        cell = len(self.state) == 2
+
+        def cast(x: Tensor) -> Tensor:
+            return x.to(kind)
+
+        return Stack(
+            family=self.family,
+            weights=tuple(_cast(w, kind) for w in self.weights),
+            directions=self.directions,
+            lengths=self.layout.lengths,
+            input=cast(self.input),
+            h_0=cast(self.state[0]),
+            c_0=cast(self.state[1]) if cell else None,
+            output=cast(self.output),
+            h_n=cast(self.final[0]),
+            c_n=cast(self.final[1]) if cell else None,
+            grad_output=torch.zeros_like(self.output, dtype=kind) if grad_output is None else cast(grad_output),
+            grad_h_n=torch.zeros_like(self.final[0], dtype=kind) if grad_final[0] is None else cast(grad_final[0]),
+            grad_c_n=None if not cell or grad_final[1] is None else cast(grad_final[1]),
+            dropout=tuple(cast(mask) for mask in masks),
+            hidden_dropout=self.dropout is not None and self.dropout.generator_state is None,
+            tolerance=TOLERANCE[self.precision],
+        )
+
+
+def begin_dropout(call: KernelCall) -> Dropout | None:
+    """Before the call: what is needed to draw its masks again."""
+    if call.dropout == 0 or call.num_layers == 1:
+        return None
+    width = call.state[0].shape[-1] * call.directions
+    if call.batch_sizes is None:
+        steps = call.input.shape[1 if call.batch_first else 0]
+        shape: tuple[int, ...] = (steps, call.batch, width)
+    else:
+        shape = (call.input.shape[0], width)
+    on_cpu = call.input.device.type == "cpu"
+    return Dropout(call.dropout, torch.get_rng_state() if on_cpu else None, shape)
+
+
+def snapshot(
+    call: KernelCall,
+    result: tuple[Tensor, ...],
+    weights: tuple[Weights, ...],
+    dropout: Dropout | None,
+    limit: int | None,
+) -> Snapshot:
+    """Copy the analysed sequences of a call.
+
+    Args:
+        call: what the kernel was given.
+        result: output, h_n and, for an LSTM, c_n.
+        weights: copies of its weights, see `copy_weights`.
+        dropout: see `begin_dropout`.
+        limit: how many sequences at most; None for all.
+    """
+    layout = layout_of(call, limit)
+    with torch.no_grad():
+        return Snapshot(
+            family=call.family,
+            directions=call.directions,
+            layout=layout,
+            weights=weights,
+            input=layout.select(call.input.detach()),
+            state=tuple(_columns(s, layout) for s in call.state),
+            output=layout.select(result[0].detach()),
+            final=tuple(_columns(s, layout) for s in result[1:]),
+            dropout=dropout,
+            precision=_precision(call, result[0]),
+        )
+
+
+def select_final(gradient: Tensor, layout: Layout) -> Tensor:
+    """The analysed sequences of a gradient of h_n or c_n, a copy, [S, n, .]."""
+    return _columns(gradient, layout)
+
+
+def copy_weights(call: KernelCall) -> tuple[Weights, ...]:
+    """Copies of a call's weights by layer and direction: optimizers and others may change them before the analysis."""
+    slots = call.num_layers * call.directions
+    count = len(call.weights) // slots
+    copies = [w.detach().clone() for w in call.weights]
+    return tuple(_named(copies[i : i + count], call.has_biases) for i in range(0, len(copies), count))
+
+
+def _named(flat: list[Tensor], has_biases: bool) -> Weights:
+    ih, hh, *rest = flat
+    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if has_biases else (None, None)
+    return Weights(ih, hh, b_ih, b_hh, rest[0] if rest else None)
+
+
+def _columns(x: Tensor, layout: Layout) -> Tensor:
+    return x.detach().clone() if layout.columns is None else x.detach()[:, layout.columns]
+
+
+def _precision(call: KernelCall, output: Tensor) -> torch.dtype:
+    """The coarsest type that took part; autocast shows in the output's."""
+    kinds = {call.input.dtype, call.weights[0].dtype, output.dtype, *(s.dtype for s in call.state)}
+    if torch.is_autocast_enabled(call.input.device.type):
+        kinds.add(torch.get_autocast_dtype(call.input.device.type))
+    return max(kinds, key=lambda kind: TOLERANCE.get(kind, 0.0))
+
+
+def _cast(w: Weights, kind: torch.dtype) -> Weights:
+    return Weights(*(None if x is None else x.to(kind) for x in (w.ih, w.hh, w.b_ih, w.b_hh, w.hr)))  # type: ignore[arg-type]

@@ -1,0 +1,176 @@
+"""What a recurrent family has to know: its gates, how to rebuild them, and its step Jacobian as a linear map.
+
+Notation, here and in the families: T timesteps, B sequences, D input, H hidden, P size of `h` (H, or the
+projection's), G gates. `U` is `weight_hh`, and `U_k` gate k's block of H rows. The state is the tuple `(h,)` or
+`(h, c)`. A *cotangent* is dL/dstate, a *tangent* is a direction in state space; both may carry extra leading
+dimensions before [B, .].
+
+Every family measures at **all** timesteps at once: `h_{t-1}` is known from the layer's output, so nothing but the cell
+path of an LSTM needs a scan forward, and the Jacobian of a step is never formed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradscope.types import Weights
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer in one direction, in the order of the recurrence: [T, B, .], padded at the end.
+
+    Attributes:
+        weights: the parameters that the kernel used.
+        input: [T, B, D].
+        h_0: [B, P].
+        c_0: [B, H] for an LSTM.
+        output: h_t as the kernel gave it, [T, B, P].
+    """
+
+    weights: Weights
+    input: Tensor
+    h_0: Tensor
+    c_0: Tensor | None
+    output: Tensor
+
+    @property
+    def previous(self) -> Tensor:
+        """h_{t-1}, [T, B, P]."""
+        return torch.cat([self.h_0.unsqueeze(0), self.output[:-1]])
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The inside of a layer, rebuilt.
+
+    Attributes:
+        layer: what it was rebuilt from.
+        previous: h_{t-1}, [T, B, P].
+        gates: gates after their nonlinearity, [T, B, G, H], in the order of the blocks of `weight_hh`.
+        cells: c_{-1}, c_0, ..., c_{T-1}, [T + 1, B, H] (LSTM).
+        inner: the candidate's recurrent part U_n h_{t-1} + b_hn, [T, B, H] (GRU).
+    """
+
+    layer: Layer
+    previous: Tensor
+    gates: Tensor
+    cells: Tensor | None = None
+    inner: Tensor | None = None
+
+
+class Piece(NamedTuple):
+    """Some consecutive timesteps of a trace, linearised.
+
+    Attributes:
+        factors: the tensors that `pull` and `push` take, each [t, B, ...].
+        hidden: the layer's state before any projection, [t, B, H].
+        output: h_t as rebuilt, [t, B, P].
+        previous: h_{t-1}, [t, B, P].
+    """
+
+    factors: tuple[Tensor, ...]
+    hidden: Tensor
+    output: Tensor
+    previous: Tensor
+
+
+class Family(ABC):
+    """A recurrence. Laws, held by the tests against autograd for every family:
+
+    * `piece(...).output` equals the kernel's output;
+    * `pull` is the transpose of `push`;
+    * `sizes` are the Frobenius norms of the matrices that `push` applies.
+    """
+
+    name: ClassVar[str]
+    gates: ClassVar[tuple[str, ...]]
+    cell: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
+        """Run one layer forward with the vendor's kernel: [T, B, D] -> [T, B, P]."""
+
+    @abstractmethod
+    def replay(self, layer: Layer) -> Trace:
+        """Rebuild the gates of all timesteps, and the cell path."""
+
+    @abstractmethod
+    def piece(self, trace: Trace, start: int, stop: int) -> Piece:
+        """Linearise timesteps `start` to `stop` (exclusive)."""
+
+    @abstractmethod
+    def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
+        """Squared Frobenius norms of the step Jacobian and its blocks, [t, B] each: `jacobian`, `jacobian_h`, ..."""
+
+    @abstractmethod
+    def constants(self, weights: Weights) -> tuple[Tensor, ...]:
+        """What `sizes` needs to know of the weights: inner products of the rows of U, O(H^2) once per record."""
+
+    @abstractmethod
+    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
+        """Carry a cotangent of s_t back one step.
+
+        Returns:
+            dL/d(U h_{t-1} + b_hh) by gate, [..., B, G, H], and the cotangent of s_{t-1}.
+        """
+
+    @abstractmethod
+    def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
+        """Carry a tangent of s_{t-1} forward one step."""
+
+    def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
+        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and the gates' as `pull` gives them."""
+        return gates
+
+    def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:
+        """Total dL/dc_t, through h_t of the same step as well as through c_{t+1}: [t, B, H]; None without a cell."""
+        return None
+
+    @abstractmethod
+    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
+        """Gate name -> [t, B, H], the gates of the contract, `hidden` included."""
+
+    @abstractmethod
+    def limits(self, gate: str) -> tuple[float, float]:
+        """Below the first a unit of this gate is counted `low`, above the second `high`."""
+
+
+TANH_LIMITS = (-0.9, 0.9)
+SIGMOID_LIMITS = (0.1, 0.9)
+
+
+def preactivations(layer: Layer, previous: Tensor) -> tuple[Tensor, Tensor]:
+    """W x_t + b_ih and U h_{t-1} + b_hh of all timesteps: two GEMMs over T * B rows, [T * B, G * H] each."""
+    w = layer.weights
+    return _affine(layer.input, w.ih, w.b_ih), _affine(previous, w.hh, w.b_hh)
+
+
+def total_preactivation(layer: Layer, previous: Tensor) -> Tensor:
+    """W x_t + b_ih + U h_{t-1} + b_hh of all timesteps, [T * B, G * H]."""
+    w = layer.weights
+    bias = None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
+    return _affine(layer.input, w.ih, bias).addmm_(previous.flatten(0, 1), w.hh.mT)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.flatten(0, 1)
+    return rows @ weight.mT if bias is None else torch.addmm(bias, rows, weight.mT)
+
+
+def gram(weights: Weights, gates: int) -> tuple[Tensor, Tensor]:
+    """Inner products and diagonals of the blocks of U: [G, G, H] with G_kl[i] = <U_k[i], U_l[i]>, and [G, min(H, P)]."""
+    blocks = weights.hh.unflatten(0, (gates, -1))
+    return torch.einsum("kip,lip->kli", blocks, blocks), torch.diagonal(blocks, dim1=1, dim2=2)
+
+
+def flat_weights(weights: Weights) -> list[Tensor]:
+    """The parameters in the order in which torch's kernels take them."""
+    return [w for w in (weights.ih, weights.hh, weights.b_ih, weights.b_hh, weights.hr) if w is not None]

@@ -1,0 +1,98 @@
+"""GRU (Cho et al. 2014) as torch computes it, the reset after the matrix product; gate order r, z, n.
+
+    r, z = sigmoid(a_r, a_z);  m = U_n h_{t-1} + b_hn;  n = tanh(W_n x_t + b_in + r m);  h_t = (1 - z) n + z h_{t-1}
+
+Step Jacobian:
+
+    dh/dh' = diag(z) + D_r U_r + D_z U_z + D_n U_n
+    D_z = (h' - n) z (1 - z)    D_n = (1 - z) (1 - n^2) r    D_r = (1 - z) (1 - n^2) m r (1 - r)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradscope.families.base import (
+    SIGMOID_LIMITS,
+    TANH_LIMITS,
+    Family,
+    Layer,
+    Piece,
+    State,
+    Trace,
+    flat_weights,
+    gram,
+    preactivations,
+)
+from gradscope.types import Weights
+
+
+class GRU(Family):
+    """`nn.GRU`. Factors of a piece: D as [t, B, 3, H], then z and (1 - z) (1 - n^2), [t, B, H] each."""
+
+    name = "gru"
+    gates = ("reset", "update", "candidate")
+
+    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
+        flat = flat_weights(weights)
+        return torch.gru(x, h_0.unsqueeze(0), flat, weights.b_ih is not None, 1, 0.0, False, False, False)[0]
+
+    def replay(self, layer: Layer) -> Trace:
+        previous = layer.previous
+        steps, batch = layer.output.shape[:2]
+        gates, recurrent = (a.view(steps, batch, 3, -1) for a in preactivations(layer, previous))
+        gates[:, :, :2] += recurrent[:, :, :2]
+        gates[:, :, :2].sigmoid_()
+        inner = recurrent[:, :, 2].clone()
+        gates[:, :, 2].addcmul_(gates[:, :, 0], inner).tanh_()
+        return Trace(layer, previous, gates, inner=inner)
+
+    def piece(self, trace: Trace, start: int, stop: int) -> Piece:
+        assert trace.inner is not None
+        gates, previous, inner = trace.gates[start:stop], trace.previous[start:stop], trace.inner[start:stop]
+        r, z, n = gates.unbind(2)
+        through = torch.addcmul(torch.ones((), dtype=n.dtype, device=n.device), n, n, value=-1)
+        through = torch.addcmul(through, through, z, value=-1)
+        factors = torch.addcmul(gates, gates, gates, value=-1)
+        factors[:, :, 0] *= inner * through
+        difference = previous - n
+        factors[:, :, 1] *= difference
+        torch.mul(through, r, out=factors[:, :, 2])
+        output = torch.addcmul(n, z, difference)
+        return Piece((factors, z, through), output, output, previous)
+
+    def constants(self, weights: Weights) -> tuple[Tensor, ...]:
+        return gram(weights, 3)
+
+    def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
+        inner, diagonal = constants
+        d, e, _ = piece.factors
+        d_r, d_z, d_n = d.unbind(2)
+        total = d_r * (inner[0, 0] * d_r + (2 * inner[0, 1]) * d_z + (2 * inner[0, 2]) * d_n)
+        total += d_z * (inner[1, 1] * d_z + (2 * inner[1, 2]) * d_n)
+        total += inner[2, 2] * d_n.square()
+        total += e * (e + 2 * (diagonal[0] * d_r + diagonal[1] * d_z + diagonal[2] * d_n))
+        size = total.sum(-1)
+        return {"jacobian": size, "jacobian_h": size}
+
+    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
+        d, e, _ = factors
+        gates = state[0].unsqueeze(-2) * d
+        return gates, (torch.addcmul(gates.flatten(-2) @ weights.hh, state[0], e),)
+
+    def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
+        d, e, _ = factors
+        pre = (state[0] @ weights.hh.mT).unflatten(-1, (3, -1))
+        return (torch.addcmul((d * pre).sum(-2), e, state[0]),)
+
+    def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
+        candidate = state[0] * piece.factors[2]
+        return torch.cat([gates[:, :, :2], candidate.unsqueeze(2)], 2)
+
+    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
+        named = dict(zip(self.gates, trace.gates[start:stop].unbind(2), strict=True))
+        return {**named, "hidden": piece.output}
+
+    def limits(self, gate: str) -> tuple[float, float]:
+        return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS

@@ -1,0 +1,134 @@
+"""LSTM (Hochreiter & Schmidhuber 1997; Gers et al. 2000), gate order i, f, g, o, with or without a projection R.
+
+    i, f, o = sigmoid(a_i, a_f, a_o);  g = tanh(a_g);  a = W x_t + b_ih + U h_{t-1} + b_hh
+    c_t = f c_{t-1} + i g;  q_t = o tanh(c_t);  h_t = q_t, or R q_t (Sak et al. 2014)
+
+Step Jacobian, with tc = tanh c_t and k = o (1 - tc^2) = dq/dc:
+
+    dc/dc' = diag(f)         dc/dh' = A_i U_i + A_f U_f + A_g U_g
+    dq/dc' = diag(k f)       dq/dh' = k (A_i U_i + A_f U_f + A_g U_g) + A_o U_o
+    A_i = g i (1 - i)   A_f = c_{t-1} f (1 - f)   A_g = i (1 - g^2)   A_o = tc o (1 - o)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradscope.families.base import (
+    SIGMOID_LIMITS,
+    TANH_LIMITS,
+    Family,
+    Layer,
+    Piece,
+    State,
+    Trace,
+    flat_weights,
+    gram,
+    total_preactivation,
+)
+from gradscope.types import Weights
+
+
+class LSTM(Family):
+    """`nn.LSTM`. Factors of a piece: A_i, A_f, A_g as [t, B, 3, H], then A_o, k and f, [t, B, H] each."""
+
+    name = "lstm"
+    gates = ("input", "forget", "candidate", "output")
+    cell = True
+
+    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
+        assert c_0 is not None
+        state = [h_0.unsqueeze(0), c_0.unsqueeze(0)]
+        return torch.lstm(x, state, flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False)[0]
+
+    def replay(self, layer: Layer) -> Trace:
+        assert layer.c_0 is not None
+        previous = layer.previous
+        steps, batch = layer.output.shape[:2]
+        gates = total_preactivation(layer, previous).view(steps, batch, 4, -1)
+        gates[:, :, :2].sigmoid_()
+        gates[:, :, 2].tanh_()
+        gates[:, :, 3].sigmoid_()
+        return Trace(layer, previous, gates, _cell_path(gates, layer.c_0))
+
+    def piece(self, trace: Trace, start: int, stop: int) -> Piece:
+        assert trace.cells is not None
+        gates = trace.gates[start:stop]
+        i, f, g, o = gates.unbind(2)
+        tc = trace.cells[start + 1 : stop + 1].tanh()
+        factors = torch.addcmul(gates, gates, gates, value=-1)
+        torch.addcmul(torch.ones((), dtype=g.dtype, device=g.device), g, g, value=-1, out=factors[:, :, 2])
+        factors[:, :, 0] *= g
+        factors[:, :, 1] *= trace.cells[start:stop]
+        factors[:, :, 2] *= i
+        a_o = factors[:, :, 3] * tc
+        q = o * tc
+        k = torch.addcmul(o, q, tc, value=-1)
+        hr = trace.layer.weights.hr
+        output = q if hr is None else q @ hr.mT
+        return Piece((factors[:, :, :3], a_o, k, f), q, output, trace.previous[start:stop])
+
+    def constants(self, weights: Weights) -> tuple[Tensor, ...]:
+        inner, _ = gram(weights, 4)
+        if weights.hr is None:
+            return (inner,)
+        # ||R sum_k diag(d_k) U_k||_F^2 = sum_kl d_k^T [(R^T R) o (U_k U_l^T)] d_l
+        projection = weights.hr.mT @ weights.hr
+        return inner, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal()
+
+    def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
+        a, a_o, k, f = piece.factors
+        inner = constants[0]
+        a_i, a_f, a_g = a.unbind(2)
+        rows = a_i * (inner[0, 0] * a_i + (2 * inner[0, 1]) * a_f + (2 * inner[0, 2]) * a_g)
+        rows += a_f * (inner[1, 1] * a_f + (2 * inner[1, 2]) * a_g)
+        rows += inner[2, 2] * a_g.square()
+        if len(constants) == 1:
+            cross = inner[0, 3] * a_i + inner[1, 3] * a_f + inner[2, 3] * a_g
+            block = a_o * (inner[3, 3] * a_o + 2 * k * cross)
+            h_h = block.add_(k.square() * rows).sum(-1)
+            h_c = (k * f).square().sum(-1)
+        else:
+            d = torch.cat([k.unsqueeze(2) * a, a_o.unsqueeze(2)], 2).flatten(2)
+            h_h = ((d @ constants[1]) * d).sum(-1)
+            h_c = (k * f).square() @ constants[2]
+        c_c, c_h = f.square().sum(-1), rows.sum(-1)
+        return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
+
+    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
+        a, a_o, k, f = factors
+        q = state[0] if weights.hr is None else state[0] @ weights.hr
+        c = torch.addcmul(state[1], q, k)
+        gates = c.new_empty(*c.shape[:-1], 4, c.shape[-1])
+        torch.mul(c.unsqueeze(-2), a, out=gates[..., :3, :])
+        torch.mul(q, a_o, out=gates[..., 3, :])
+        return gates, (gates.flatten(-2) @ weights.hh, c * f)
+
+    def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
+        a, a_o, k, f = factors
+        pre = (state[0] @ weights.hh.mT).unflatten(-1, (4, -1))
+        c = torch.addcmul((a * pre[..., :3, :]).sum(-2), f, state[1])
+        q = torch.addcmul(a_o * pre[..., 3, :], k, c)
+        return (q if weights.hr is None else q @ weights.hr.mT, c)
+
+    def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:
+        q = state[0] if weights.hr is None else state[0] @ weights.hr
+        return torch.addcmul(state[1], q, piece.factors[2])
+
+    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
+        named = dict(zip(self.gates, trace.gates[start:stop].unbind(2), strict=True))
+        return {**named, "hidden": piece.hidden}
+
+    def limits(self, gate: str) -> tuple[float, float]:
+        return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
+
+
+def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:
+    """c_{-1}, ..., c_{T-1} by the one scan that an LSTM needs: elementwise, [T + 1, B, H]."""
+    i, f, g, _ = gates.unbind(2)
+    cells = torch.cat([c_0.unsqueeze(0), i * g])
+    steps = cells.unbind(0)
+    for forget, before, now in zip(f.unbind(0), steps, steps[1:], strict=False):
+        now.addcmul_(forget, before)
+    return cells

@@ -1,0 +1,103 @@
+"""Elman RNN: h_t = f(a_t), a_t = W x_t + b_ih + U h_{t-1} + b_hh, with f = tanh or ReLU.
+
+Step Jacobian: dh_t/dh_{t-1} = diag(d_t) U with d = f'(a).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradscope.families.base import (
+    TANH_LIMITS,
+    Family,
+    Layer,
+    Piece,
+    State,
+    Trace,
+    flat_weights,
+    gram,
+    total_preactivation,
+)
+from gradscope.types import Weights
+
+
+class _Elman(Family):
+    gates = ("hidden",)
+
+    def replay(self, layer: Layer) -> Trace:
+        previous = layer.previous
+        rebuilt = self.activate(total_preactivation(layer, previous)).view_as(layer.output)
+        return Trace(layer, previous, rebuilt.unsqueeze(2))
+
+    def piece(self, trace: Trace, start: int, stop: int) -> Piece:
+        # The kernel's own backward takes f' from the output; so do we, to the same rounding.
+        output = trace.layer.output[start:stop]
+        return Piece((self.slope(output),), output, trace.gates[start:stop, :, 0], trace.previous[start:stop])
+
+    def constants(self, weights: Weights) -> tuple[Tensor, ...]:
+        inner, _ = gram(weights, 1)
+        return (inner[0, 0],)
+
+    def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
+        (rows,) = constants
+        (d,) = piece.factors
+        size = d.square() @ rows
+        return {"jacobian": size, "jacobian_h": size}
+
+    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
+        gates = state[0] * factors[0]
+        return gates.unsqueeze(-2), (gates @ weights.hh,)
+
+    def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
+        return ((state[0] @ weights.hh.mT) * factors[0],)
+
+    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
+        return {"hidden": piece.hidden}
+
+    def activate(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def slope(self, y: Tensor) -> Tensor:
+        """f'(a) from y = f(a)."""
+        raise NotImplementedError
+
+
+class TanhRNN(_Elman):
+    """`nn.RNN(nonlinearity="tanh")`."""
+
+    name = "rnn_tanh"
+
+    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
+        return torch.rnn_tanh(
+            x, h_0.unsqueeze(0), flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False
+        )[0]
+
+    def activate(self, a: Tensor) -> Tensor:
+        return a.tanh_()
+
+    def slope(self, y: Tensor) -> Tensor:
+        return 1 - y.square()
+
+    def limits(self, gate: str) -> tuple[float, float]:
+        return TANH_LIMITS
+
+
+class ReluRNN(_Elman):
+    """`nn.RNN(nonlinearity="relu")`. A unit is `low` where it is exactly 0, and never `high`."""
+
+    name = "rnn_relu"
+
+    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
+        return torch.rnn_relu(
+            x, h_0.unsqueeze(0), flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False
+        )[0]
+
+    def activate(self, a: Tensor) -> Tensor:
+        return a.relu_()
+
+    def slope(self, y: Tensor) -> Tensor:
+        return (y > 0).to(y.dtype)
+
+    def limits(self, gate: str) -> tuple[float, float]:
+        return 1e-45, float("inf")  # the smallest positive float32

@@ -1,0 +1,225 @@
+"""From an analysis on the device to rows on the host: statistics over sequences, and one copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradscope.types import Analysis, LayerKey, Rows
+
+FLOOR = 1e-3
+STATISTICS = ("p10", "p50", "p90", "mean")
+QUANTILES = (0.1, 0.5, 0.9)
+OF_GRADIENTS = frozenset({"grad_h", "grad_h_direct", "grad_c", "weight_grad"})
+STATES_DIFFER = (
+    "the layer rebuilt from torch's equations differs from what it computed (relative difference {residual:.2g}): "
+    "its class, gate order or weights are not those of torch.nn"
+)
+GRADIENTS_DIFFER = (
+    "the rebuilt gradient of weight_hh differs from the accumulated one (relative difference {residual:.2g}): "
+    "part of the loss reaches this layer by a way that was not observed, or its weights by another, such as a penalty"
+)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Values = dict[str, Array]
+
+
+def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
+    """Rows of all layer tables for one layer of one call.
+
+    Args:
+        step: number of the optimizer step.
+        key: which layer.
+        analysis: its measurements, on any device.
+    """
+    host = _to_host(_statistics(analysis))
+    unusable = _unusable(analysis, host)
+    for name, values in host.items():
+        if _withheld(name, unusable):
+            host[name] = np.zeros_like(values) if name.endswith("/nonfinite") else np.full_like(values, np.nan)
+    head = {"step": step, **key._asdict()}
+    rows = [Rows(table, {**head, **columns}) for table, columns in _tables(analysis, host)]
+    return [*rows, *(Rows("notes", {**head, "reason": reason}) for reason in unusable.values())]
+
+
+def _statistics(a: Analysis) -> dict[str, Tensor]:
+    """Everything that goes to the host, by name."""
+    steps = next(iter(a.values.values())).shape[0]
+    valid = torch.arange(steps, device=a.lengths.device).unsqueeze(1) < a.lengths
+    found: dict[str, Tensor] = {"residual": a.residual, "lengths": a.lengths}
+    if a.gradient_residual is not None:
+        found["gradient_residual"] = a.gradient_residual
+    _spread_all(found, a, valid)
+    if len(a.reach):
+        _put_spread(found, "reach", *_spread(a.reach, a.reached))
+    for name, gate in a.gates.items():
+        sequences = valid.sum(1).clamp(min=1)
+        for part in ("low", "high", "mean"):
+            found[f"gate/{name}/{part}"] = getattr(gate, part).masked_fill(~valid, 0).sum(1) / sequences
+        found[f"unit/{name}/low"], found[f"unit/{name}/high"] = gate.unit_low, gate.unit_high
+    for name, block in a.blocks.items():
+        for part in ("spectral_radius", "spectral_norm", "orthogonality"):
+            found[f"block/{name}/{part}"] = getattr(block, part)
+        if block.eigenvalues is not None:
+            found[f"spectrum/{name}/real"] = block.eigenvalues.real
+            found[f"spectrum/{name}/imag"] = block.eigenvalues.imag
+    if a.lyapunov is not None:
+        finite = a.lyapunov[a.lyapunov.isfinite()]
+        found["lyapunov"] = finite.quantile(0.5) if len(finite) else a.lyapunov.new_full((), math.nan)
+    return found
+
+
+def _spread_all(found: dict[str, Tensor], a: Analysis, valid: Tensor) -> None:
+    """Statistics of all quantities in one go, [Q, T, B] at a time."""
+    values = torch.stack([v.double() for v in a.values.values()])
+    where = torch.stack([a.measured[name] if name in a.measured else valid for name in a.values])
+    spread = _spread(values, where)
+    for i, name in enumerate(a.values):
+        _put_spread(found, f"value/{name}", *(s[i] for s in spread))
+        if name in a.errors:
+            errors = a.errors[name].double()
+            finite = valid & errors.isfinite()
+            squares = torch.where(finite, errors, 0).square().sum(1)
+            found[f"value/{name}/se"] = (squares / finite.sum(1).clamp(min=1)).sqrt()
+
+
+def _spread(values: Tensor, where: Tensor) -> tuple[Tensor, ...]:
+    """p10, p50, p90 (linear interpolation) and mean over the last dimension, sequences and non-finite ones.
+
+    Args:
+        values: [..., B].
+        where: which of them count, [..., B].
+    """
+    finite = where & values.isfinite()
+    count = finite.sum(-1)
+    ranked = values.masked_fill(~finite, torch.inf).sort(-1).values
+    quantiles = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device)
+    position = quantiles * (count - 1).clamp(min=0).unsqueeze(-1)
+    low = position.floor().long()
+    below = ranked.gather(-1, low)
+    above = ranked.gather(-1, torch.minimum(low + 1, (count - 1).clamp(min=0).unsqueeze(-1)))
+    spread = torch.lerp(below.double(), above.double(), position - low)
+    mean = values.masked_fill(~finite, 0).sum(-1) / count
+    empty = (count == 0).unsqueeze(-1)
+    return (*spread.masked_fill(empty, torch.nan).unbind(-1), mean, where.sum(-1), where.sum(-1) - count)
+
+
+def _put_spread(found: dict[str, Tensor], name: str, *spread: Tensor) -> None:
+    for part, value in zip((*STATISTICS, "sequences", "nonfinite"), spread, strict=True):
+        found[f"{name}/{part}"] = value
+
+
+def _to_host(found: Mapping[str, Tensor]) -> Values:
+    """One copy from the device."""
+    flat = torch.cat([t.reshape(-1).double() for t in found.values()]).cpu().numpy()
+    host: Values = {}
+    start = 0
+    for name, tensor in found.items():
+        host[name] = flat[start : start + tensor.numel()]
+        start += tensor.numel()
+    return host
+
+
+def _unusable(a: Analysis, host: Values) -> dict[str, str]:
+    """What cannot be given, `all` or `gradients`, and why."""
+    if a.reason:
+        return {"all": a.reason}
+    residual = float(host["residual"][0])
+    if not residual <= a.tolerance:
+        return {"all": STATES_DIFFER.format(residual=residual)}
+    if "gradient_residual" in host:
+        residual = float(host["gradient_residual"][0])
+        # Where the gradient itself overflowed there is nothing to compare: the records show it as it is.
+        if residual > 10 * a.tolerance and math.isfinite(residual):
+            return {"gradients": GRADIENTS_DIFFER.format(residual=residual)}
+    return {}
+
+
+def _withheld(name: str, unusable: Mapping[str, str]) -> bool:
+    kind, _, rest = name.partition("/")
+    if not unusable or kind in ("residual", "gradient_residual", "lengths") or name.endswith("/sequences"):
+        return False
+    if "all" in unusable:
+        return True
+    return kind == "reach" or (kind == "value" and rest.split("/")[0] in OF_GRADIENTS)
+
+
+def _tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
+    steps = np.arange(int(host["lengths"].max()))
+    n = len(steps)
+    for name in a.values:
+        rows = host[f"value/{name}/sequences"][:n] > 0
+        spread = {part: host[f"value/{name}/{part}"][:n][rows] for part in STATISTICS}
+        errors = host.get(f"value/{name}/se")
+        yield (
+            "timesteps",
+            {
+                "t": steps[rows],
+                "quantity": name,
+                **spread,
+                "se": 0.0 if errors is None else errors[:n][rows],
+                **_counts(host, f"value/{name}", rows, n),
+            },
+        )
+    if "reach/p50" in host:
+        lags = np.arange(len(host["reach/p50"]))
+        spread = {part: host[f"reach/{part}"] for part in STATISTICS}
+        yield "reach", {"lag": lags, **spread, **_counts(host, "reach", slice(None), len(lags))}
+    for gate in a.gates:
+        yield "gates", {"t": steps, "gate": gate, **{p: host[f"gate/{gate}/{p}"][:n] for p in ("low", "high", "mean")}}
+        units = {part: host[f"unit/{gate}/{part}"] for part in ("low", "high")}
+        yield "units", {"gate": gate, "unit": np.arange(len(units["low"])), **units}
+    yield from _weight_tables(a, host)
+    yield "layers", _layer_row(host)
+
+
+def _weight_tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
+    for gate, block in a.blocks.items():
+        parts = ("spectral_radius", "spectral_norm", "orthogonality")
+        yield "weights", {"gate": gate, **{part: float(host[f"block/{gate}/{part}"][0]) for part in parts}}
+        if block.eigenvalues is not None:
+            spectrum = {part: host[f"spectrum/{gate}/{part}"] for part in ("real", "imag")}
+            yield "spectra", {"gate": gate, "index": np.arange(len(spectrum["real"])), **spectrum}
+
+
+def _counts(host: Values, name: str, rows: Array | slice, n: int) -> dict[str, Array]:
+    return {part: host[f"{name}/{part}"][:n][rows].astype(np.int64) for part in ("sequences", "nonfinite")}
+
+
+def _layer_row(host: Values) -> dict[str, Any]:
+    horizon, censored, decay = horizon_and_decay(host.get("reach/p50", np.empty(0)))
+    residuals = [float(host[name][0]) for name in ("residual", "gradient_residual") if name in host]
+    return {
+        "horizon": horizon,
+        "horizon_censored": censored,
+        "decay": decay,
+        "lyapunov": float(host["lyapunov"][0]) if "lyapunov" in host else math.nan,
+        "residual": max(residuals, key=lambda r: math.inf if math.isnan(r) else r),
+        "timesteps": int(host["lengths"].max()),
+    }
+
+
+def horizon_and_decay(reach: Array) -> tuple[float, bool, float]:
+    """First lag at which median reach falls below 1e-3, whether it never does, and its slope in decades per lag.
+
+    Args:
+        reach: median reach by lag, [lags]; NaN where it is not known.
+
+    Returns:
+        NaN, False, NaN without any reach; the slope is NaN with fewer than two lags above the floor.
+    """
+    known = np.isfinite(reach)
+    if not known.any():
+        return math.nan, False, math.nan
+    below = np.flatnonzero(known & (reach < FLOOR))
+    horizon, censored = (int(below[0]), False) if len(below) else (len(reach) - 1, True)
+    lags = np.flatnonzero(known & (reach >= FLOOR))
+    if len(lags) < 2:
+        return horizon, censored, math.nan
+    slope = np.polynomial.polynomial.polyfit(lags, np.log10(reach[lags]), 1)[1]
+    return horizon, censored, float(slope)

@@ -1,0 +1,168 @@
+"""The scope: what `attach` gives to a training loop."""
+
+from __future__ import annotations
+
+import atexit
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gradscope.attach.find import find_layers
+from gradscope.attach.kernels import KERNELS
+from gradscope.attach.optimizers import OPTIMIZERS
+from gradscope.errors import AttachError, GradscopeError
+from gradscope.observer import Observer, Settings
+from gradscope.quantities import choose_quantities
+from gradscope.record import Joined, MemoryStore, ParquetStore, Run
+from gradscope.record.recorder import Recorder, Sink, on_host
+from gradscope.schedule import make_schedule
+from gradscope.types import Batch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def attach(
+    model: nn.Module,
+    logdir: str | PathLike[str] | None = None,
+    *,
+    every: int | Callable[[int], bool] | None = None,
+    budget: float = 0.015,
+    quantities: str | Iterable[str] = "core",
+    max_sequences: int | None = 16,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    first_step: int = 0,
+    sinks: Sequence[Sink] = (),
+    strict: bool = False,
+) -> Scope:
+    """Record what gradients do inside every recurrent layer of a model, while it trains as before.
+
+    Args:
+        model: any module; `nn.RNN`, `nn.LSTM` and `nn.GRU` are found in it at any depth.
+        logdir: run folder to write; None keeps everything in memory.
+        every: record optimizer steps 0, N, 2N, ..., or those for which a function of the step is true. None records
+            as often as `budget` allows.
+        budget: the share of training time that all of gradscope may cost, where `every` is None (0.015 is 1.5 %).
+        quantities: `"core"`, `"full"`, or a list of names.
+        max_sequences: how many sequences of a batch are analysed, evenly spaced over the batch; None for all.
+        include: `fnmatch` patterns over qualified names of the layers to observe.
+        exclude: `fnmatch` patterns over qualified names of layers to leave out.
+        first_step: number of the first step, for resumed training.
+        sinks: further takers of the rows, anything with `write(batch)` and `close()`.
+        strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
+            goes on.
+
+    Returns:
+        A scope; `close` it, or use it as a context manager, and the model and torch are exactly as before.
+
+    Raises:
+        AttachError: the model has no recurrent layer that can be observed, or an argument is unusable.
+        RecordError: the run folder cannot be written.
+
+    >>> import torch, gradscope
+    >>> model = torch.nn.LSTM(2, 8)
+    >>> with gradscope.attach(model, every=1) as scope:
+    ...     model(torch.ones(5, 3, 2))[0].sum().backward()
+    >>> int(scope.run.frame("layers").horizon_censored.sum())
+    1
+    """
+    layers = find_layers(model, include, exclude)
+    wanted = choose_quantities(quantities)
+    schedule = make_schedule(every, budget)
+    if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
+        raise AttachError(f"max_sequences={max_sequences!r}: expected 1 or more, or None for all sequences.")
+    if not isinstance(first_step, int) or first_step < 0:
+        raise AttachError(f"first_step={first_step!r}: expected the number of the first step, 0 or more.")
+    meta = {
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "layers": {name: _describe(layer) for name, layer in layers.items()},
+        "arguments": {
+            "every": every if isinstance(every, int) or every is None else repr(every),
+            "budget": budget,
+            "quantities": sorted(wanted),
+            "max_sequences": max_sequences,
+            "first_step": first_step,
+        },
+    }
+    store = MemoryStore(meta) if logdir is None else ParquetStore(logdir, meta, first_step=first_step)
+    recorder = Recorder((store, *sinks))
+    settings = Settings(wanted, max_sequences, first_step, strict)
+    return Scope(Observer(model, layers, recorder, schedule, settings), recorder, store)
+
+
+def _describe(layer: nn.RNNBase) -> dict[str, Any]:
+    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+    return {"class": type(layer).__name__, "mode": layer.mode, **{name: getattr(layer, name) for name in names}}
+
+
+class Scope:
+    """An attached model; made by `attach`.
+
+    Closing it, in whatever order scopes are closed, leaves the model and torch exactly as they were. A scope that is
+    never closed is closed when Python exits.
+    """
+
+    def __init__(self, observer: Observer, recorder: Recorder, store: MemoryStore | ParquetStore) -> None:
+        """See `attach`."""
+        self._observer, self._recorder, self._store = observer, recorder, store
+        self._closed = False
+        with ExitStack() as undo:
+            for seam in (KERNELS, OPTIMIZERS):
+                undo.callback(seam.listen(observer).remove)
+            self._undo = undo.pop_all()
+        atexit.register(self.close)
+
+    def step(self) -> None:
+        """Say that a step is over, in a loop that has no `torch.optim.Optimizer`."""
+        self._check_open("step()")
+        self._observer.finish("")
+
+    def pause(self) -> None:
+        """Record nothing until `resume`; steps are still counted."""
+        self._observer.paused = True
+
+    def resume(self) -> None:
+        """Record again."""
+        self._observer.paused = False
+
+    @property
+    def run(self) -> Run:
+        """What was recorded so far, a step without an optimizer call included."""
+        self._recorder.drain()
+        if self._closed or not self._observer.unfinished:
+            return Run(self._store)
+        pending = MemoryStore({})
+        pending.write(*on_host([Batch(self._observer.step, tuple(self._observer.rows()))]))
+        return Run(Joined(self._store, pending))
+
+    def close(self) -> None:
+        """Write out what is left, and leave model and torch as they were. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            self._undo.close()
+            if self._observer.unfinished:
+                self._observer.finish("")
+        finally:
+            self._observer.close()
+            self._recorder.close()
+
+    def __enter__(self) -> Self:
+        """The scope itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise GradscopeError(f"{what}: this scope is closed; attach to the model again.")

@@ -1,0 +1,229 @@
+"""Plain values that travel between the rooms: they hold data, and know nobody.
+
+attach -> capture: `torch.Tensor` arguments of one kernel call
+capture -> families: `Stack`, one call in canonical layout
+families -> record: `Analysis`, one layer in one direction
+record -> show: `Batch`, the rows of one optimizer step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Direction = Literal["forward", "reverse"]
+
+
+class LayerKey(NamedTuple):
+    """Which recurrence a row speaks of: the four key columns of the layer tables.
+
+    Attributes:
+        module: qualified name of the module; `""` if the model itself is the recurrent layer.
+        layer: index in the stack, as in `weight_hh_l{k}`.
+        direction: `"forward"` or `"reverse"`.
+        chain: 0-based index, within the step, of a series of calls linked by their state.
+    """
+
+    module: str
+    layer: int
+    direction: Direction
+    chain: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """Arguments of one call of torch's fused kernel, as it was given them.
+
+    Attributes:
+        family: `"rnn_tanh"`, `"rnn_relu"`, `"lstm"` or `"gru"`.
+        input: [T, B, D], [B, T, D] if `batch_first`, or packed [N, D].
+        batch_sizes: sequences still running at each timestep if packed, [T], else None.
+        state: `(h_0,)` or `(h_0, c_0)`, [S, B, .] each.
+        weights: the flat list of parameters; its identity tells whose call it is.
+        has_biases: whether the list holds biases.
+        num_layers: layers of the stack.
+        dropout: probability between the layers, 0 outside training mode.
+        bidirectional: two directions a layer.
+        batch_first: layout of `input` and of the output.
+    """
+
+    family: str
+    input: Tensor
+    batch_sizes: Tensor | None
+    state: tuple[Tensor, ...]
+    weights: list[Tensor]
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    bidirectional: bool
+    batch_first: bool
+
+    @property
+    def directions(self) -> int:
+        """1 or 2."""
+        return 1 + self.bidirectional
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return self.state[0].shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of one layer in one direction, in torch's layout (G gates, H hidden, D input, P state `h`).
+
+    Attributes:
+        ih: `weight_ih`, [G*H, D].
+        hh: `weight_hh`, [G*H, P].
+        b_ih: `bias_ih`, [G*H], or None.
+        b_hh: `bias_hh`, [G*H], or None.
+        hr: `weight_hr`, [P, H], where an LSTM projects its output, else None.
+    """
+
+    ih: Tensor
+    hh: Tensor
+    b_ih: Tensor | None = None
+    b_hh: Tensor | None = None
+    hr: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One call of a fused layer in canonical layout: the analysed sequences, time first, right-padded with zeros.
+
+    S = layers * directions, in torch's order (layer 0 forward, layer 0 reverse, layer 1 forward, ...).
+
+    Attributes:
+        family: `"rnn_tanh"`, `"rnn_relu"`, `"lstm"` or `"gru"`.
+        weights: S parameter sets.
+        directions: 1 or 2.
+        lengths: valid timesteps of each sequence, [B].
+        input: [T, B, D].
+        h_0: [S, B, P].
+        c_0: [S, B, H] for an LSTM.
+        output: what the kernel returned, [T, B, directions * P].
+        h_n: [S, B, P].
+        c_n: [S, B, H] for an LSTM.
+        grad_output: direct loss gradient of `output`, zeros where none entered.
+        grad_h_n: direct loss gradient of `h_n`.
+        grad_c_n: direct loss gradient of `c_n` for an LSTM; None where none entered.
+        dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each; empty without dropout.
+        hidden_dropout: the kernel applied a dropout mask that cannot be recovered.
+        tolerance: largest relative difference that the kernel's arithmetic explains.
+    """
+
+    family: str
+    weights: tuple[Weights, ...]
+    directions: int
+    lengths: Tensor
+    input: Tensor
+    h_0: Tensor
+    c_0: Tensor | None
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor | None
+    grad_output: Tensor
+    grad_h_n: Tensor
+    grad_c_n: Tensor | None
+    dropout: tuple[Tensor, ...] = ()
+    hidden_dropout: bool = False
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Saturation of one gate of H units.
+
+    Attributes:
+        low: fraction of units below the lower limit, [T, B].
+        high: fraction of units above the upper limit, [T, B].
+        mean: mean activation over the units, [T, B].
+        unit_low: fraction of the valid (t, sequence) at which a unit is below, [H].
+        unit_high: the same above, [H].
+    """
+
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    unit_low: Tensor
+    unit_high: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One gate's block of `weight_hh`: 0-dim tensors, and the complex eigenvalues where asked for."""
+
+    spectral_radius: Tensor
+    spectral_norm: Tensor
+    orthogonality: Tensor
+    eigenvalues: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What one layer in one direction did in one call, on the device, in the order of the input.
+
+    Attributes:
+        layer: index in the stack.
+        direction: of the recurrence.
+        lengths: valid timesteps of each sequence, [B].
+        values: quantity -> [T, B]; NaN where it was not measured, inf and NaN also where the training had them.
+        measured: quantity -> [T, B] booleans, for those that are measured at some (t, b) only.
+        errors: quantity -> [T, B] standard errors, for those that rest on probes.
+        reach: [lags, B], the median over anchors.
+        reached: [lags, B] booleans: some anchor reaches back that far.
+        gates: gate -> saturation.
+        blocks: gate -> block of `weight_hh`.
+        lyapunov: [B], NaN where there is but one timestep; None if not asked for.
+        residual: relative difference between the rebuilt states and the kernel's, 0-dim.
+        tolerance: largest relative difference that the kernel's arithmetic explains.
+        sketch: the rebuilt dL/dU times a fixed matrix, [G * H, 8].
+        gradient_residual: relative difference between the rebuilt dL/dU and the one that was accumulated, 0-dim;
+            None where they cannot be compared.
+        reason: why the values cannot be given; empty if they can.
+    """
+
+    layer: int
+    direction: Direction
+    lengths: Tensor
+    values: Mapping[str, Tensor]
+    measured: Mapping[str, Tensor]
+    errors: Mapping[str, Tensor]
+    reach: Tensor
+    reached: Tensor
+    gates: Mapping[str, Gate]
+    blocks: Mapping[str, Block]
+    lyapunov: Tensor | None
+    residual: Tensor
+    tolerance: float
+    sketch: Tensor
+    gradient_residual: Tensor | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A block of rows of one table, by column.
+
+    A scalar holds for every row of the block; text is always a scalar. Arrays are one-dimensional
+    and of equal length; a block of scalars alone is one row.
+    """
+
+    table: str
+    columns: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return next((len(c) for c in self.columns.values() if hasattr(c, "__len__") and not isinstance(c, str)), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All rows of one optimizer step: what a sink is given."""
+
+    step: int
+    rows: tuple[Rows, ...]
