@@ -107,7 +107,8 @@ class Recording:
             for call in calls:
                 chain = chains[call.module] = chains.get(call.module, -1) + 1
                 stack = call.snapshot.stack(call.grad_output, call.grad_final)
-                found.append((call.module, chain, analyse(stack, full=self.full)))
+                sketch = any(g.complete and g.total is not None for g in call.weight_gradients)
+                found.append((call.module, chain, analyse(stack, full=self.full, sketch=sketch)))
             self._certify(calls, [analyses for _, _, analyses in found])
         return found
 

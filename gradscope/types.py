@@ -182,7 +182,7 @@ class Analysis:
         lyapunov: [B], NaN where there is but one timestep; None if not asked for.
         residual: relative difference between the rebuilt states and the kernel's, 0-dim.
         tolerance: largest relative difference that the kernel's arithmetic explains.
-        sketch: the rebuilt dL/dU times a fixed matrix, [G * H, 8].
+        sketch: the rebuilt dL/dU times a fixed matrix, [G * H, 8]; None unless it was asked for.
         gradient_residual: relative difference between the rebuilt dL/dU and the one that was accumulated, 0-dim;
             None where they cannot be compared.
         reason: why the values cannot be given; empty if they can.
@@ -201,7 +201,7 @@ class Analysis:
     lyapunov: Tensor | None
     residual: Tensor
     tolerance: float
-    sketch: Tensor
+    sketch: Tensor | None = None
     gradient_residual: Tensor | None = None
     reason: str = ""
 

@@ -70,7 +70,7 @@ class Piece(NamedTuple):
     """Some consecutive timesteps of a trace, linearised.
 
     Attributes:
-        factors: the tensors that `pull` and `push` take, each [t, B, ...].
+        factors: the tensors that `scan` and `push` take, each [t, B, ...].
         hidden: the layer's state before any projection, [t, B, H].
         output: h_t as rebuilt, [t, B, P].
         previous: h_{t-1}, [t, B, P].
@@ -86,7 +86,7 @@ class Family(ABC):
     """A recurrence. Laws, held by the tests against autograd for every family:
 
     * `piece(...).output` equals the kernel's output;
-    * `pull` is the transpose of `push`;
+    * `scan` is the transpose of `push`;
     * `sizes` are the Frobenius norms of the matrices that `push` applies.
     """
 
@@ -115,19 +115,31 @@ class Family(ABC):
         """What `sizes` needs to know of the weights: inner products of the rows of U, O(H^2) once per record."""
 
     @abstractmethod
-    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        """Carry a cotangent of s_t back one step.
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+        """Carry cotangents back through consecutive steps, in place.
 
-        Returns:
-            dL/d(U h_{t-1} + b_hh) by gate, [..., B, G, H], and the cotangent of s_{t-1}.
+        Args:
+            weights: the parameters.
+            factors: of the steps, [t, B, ...].
+            states: cotangents of s_{-1}, s_0, ..., s_{t-1}, [t + 1, R, B, .], each holding what enters from outside;
+                what comes back through the recurrence is added, from the last to the first.
+            gates: where dL/d(U h' + b_hh) of every step goes, [t, R, B, G, H].
         """
+
+    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
+        """Carry cotangents of s_t, [R, B, .], back one step with factors [B, ...]: those of s_{t-1}."""
+        states = tuple(torch.stack([torch.zeros_like(s), s]) for s in state)
+        rows, batch = state[0].shape[:2]
+        gates = state[0].new_empty(1, rows, batch, len(self.gates), weights.hh.shape[0] // len(self.gates))
+        self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states, gates)
+        return tuple(s[0] for s in states)
 
     @abstractmethod
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         """Carry a tangent of s_{t-1} forward one step."""
 
     def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
-        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and the gates' as `pull` gives them."""
+        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and the gates' as `scan` gives them."""
         return gates
 
     def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:

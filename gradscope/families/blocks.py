@@ -5,6 +5,8 @@ With a projection R the block that is iterated is U_k R, H by H; its eigenvalues
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ from gradscope.families.base import Family
 from gradscope.types import Block, Weights
 
 EXACT = 64
-SQUARINGS = 12
+SQUARINGS = 7
+LANCZOS = 18
 
 
 def measure_blocks(family: Family, weights: Weights, eigenvalues: bool) -> dict[str, Block]:
@@ -40,56 +43,54 @@ def measure_blocks(family: Family, weights: Weights, eigenvalues: bool) -> dict[
 
 
 def spectral_radius(matrices: Tensor) -> Tensor:
-    """Largest modulus of an eigenvalue, [K], by Gelfand's formula with m = 4,096: ||A^m||^(1/m) by repeated squaring.
+    """Largest modulus of an eigenvalue, [K], by Gelfand's formula: (||A^2m|| / ||A^m||)^(1/m), m = 128.
 
-    Much cheaper than eigenvalues. The relative error is at most ln(C) / m with ||A^m|| = C rho^m; for the matrices of
-    trained networks below 2e-3.
+    Eight products, several times cheaper than eigenvalues; within about 3e-3 for recurrent weights.
     """
     log = matrices.new_zeros(matrices.shape[0], dtype=torch.float64)
-    power = matrices
-    for _ in range(SQUARINGS):
-        size = torch.linalg.matrix_norm(power)
-        power = power / size.clamp(min=torch.finfo(power.dtype).tiny).view(-1, 1, 1)
-        log = 2 * (log + size.double().log())
+    power, before = matrices, log
+    for _ in range(SQUARINGS + 1):
+        size = torch.linalg.matrix_norm(power).clamp(min=torch.finfo(power.dtype).tiny)
+        power = power / size.view(-1, 1, 1)
+        before, log = log + size.double().log(), 2 * (log + size.double().log())
         power = power @ power
     log = log + torch.linalg.matrix_norm(power).double().log()
-    return (log / 2**SQUARINGS).exp()
+    return ((log - before) / 2**SQUARINGS).exp()
 
 
 def spectral_norm(gram: Tensor) -> Tensor:
-    """Largest singular value of U from U^T U, [K]: exact up to width 64, above by Lanczos to about 1e-6."""
+    """Largest singular value of U from U^T U, [K]: exact up to width 64, above by Lanczos, within about 1e-3."""
     if gram.shape[-1] <= EXACT:
         return torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
-    return largest_eigenvalue(lambda v: (gram @ v.unsqueeze(-1)).squeeze(-1), gram[:, 0], 25).sqrt()
+    return largest_eigenvalue(lambda v: (gram @ v.unsqueeze(-1)).squeeze(-1), gram[:, 0], LANCZOS).sqrt()
 
 
-def largest_eigenvalue(apply: object, like: Tensor, iterations: int) -> Tensor:
+def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int) -> Tensor:
     """Largest eigenvalue of symmetric positive operators by Lanczos with full reorthogonalisation.
 
     Args:
-        apply: v -> A v over the last dimension, batched over the leading ones.
-        like: a tensor of the shape of v.
+        apply: v -> A v over the last dimension, batched over the leading one.
+        like: a tensor of the shape of v, [N, n].
         iterations: size of the Krylov space.
     """
-    assert callable(apply)
+    size = min(iterations, like.shape[-1])
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(like.shape[-1], generator=generator, dtype=torch.float64).to(like.device, like.dtype)
-    v = (start / start.norm()).expand_as(like)
+    start = torch.randn(like.shape[-1], generator=generator, dtype=torch.float64)
+    basis = like.new_zeros(like.shape[0], size + 1, like.shape[1])
+    basis[:, 0] = (start / start.norm()).to(like.device, like.dtype)
+    projected = like.new_zeros(like.shape[0], size, size + 1)
     tiny = torch.finfo(like.dtype).tiny
-    basis, alphas, betas = [v], list[Tensor](), list[Tensor]()
-    for _ in range(min(iterations, like.shape[-1])):
-        w = apply(basis[-1])
-        alphas.append((w * basis[-1]).sum(-1))
+    for j in range(size):
+        w = apply(basis[:, j]).unsqueeze(-1)
+        known = basis[:, : j + 1]
         for _ in range(2):  # twice is enough (Kahan, in Parlett 1980)
-            known = torch.stack(basis, -1)
-            w = w - (known @ (known.mT @ w.unsqueeze(-1))).squeeze(-1)
-        beta = w.norm(dim=-1)
-        betas.append(beta)
-        basis.append(w / beta.clamp(min=tiny).unsqueeze(-1))
-    diagonal, off = torch.stack(alphas, -1), torch.stack(betas, -1)[..., :-1]
-    off = off.masked_fill(off <= 1e-7 * diagonal[..., :1].abs(), 0)
-    matrix = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    return torch.linalg.eigvalsh(matrix)[..., -1].clamp(min=0)
+            along = known @ w
+            w = w - known.mT @ along
+            projected[:, j, : j + 1] += along.squeeze(-1)
+        length = w.squeeze(-1).norm(dim=-1, keepdim=True)
+        basis[:, j + 1] = w.squeeze(-1) / length.clamp(min=tiny)
+    square = projected[..., :size].tril()
+    return torch.linalg.eigvalsh(square)[..., -1].clamp(min=0)
 
 
 def _ordered(values: Tensor) -> Tensor:

@@ -76,10 +76,14 @@ class GRU(Family):
         size = total.sum(-1)
         return {"jacobian": size, "jacobian_h": size}
 
-    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        d, e, _ = factors
-        gates = state[0].unsqueeze(-2) * d
-        return gates, (torch.addcmul(gates.flatten(-2) @ weights.hh, state[0], e),)
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+        h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
+        into, flat = gates.unbind(0), gates.flatten(1, 2).flatten(2).unbind(0)
+        d, e = factors[0].unbind(0), factors[1].unbind(0)
+        for t in range(len(d) - 1, -1, -1):
+            torch.mul(h[t + 1].unsqueeze(-2), d[t], out=into[t])
+            rows[t].addmm_(flat[t], weights.hh)
+            h[t].addcmul_(h[t + 1], e[t])
 
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         d, e, _ = factors

@@ -96,14 +96,20 @@ class LSTM(Family):
         c_c, c_h = f.square().sum(-1), rows.sum(-1)
         return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
 
-    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        a, a_o, k, f = factors
-        q = state[0] if weights.hr is None else state[0] @ weights.hr
-        c = torch.addcmul(state[1], q, k)
-        gates = c.new_empty(*c.shape[:-1], 4, c.shape[-1])
-        torch.mul(c.unsqueeze(-2), a, out=gates[..., :3, :])
-        torch.mul(q, a_o, out=gates[..., 3, :])
-        return gates, (gates.flatten(-2) @ weights.hh, c * f)
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+        h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
+        c = states[1].unbind(0)
+        flat = gates.flatten(1, 2).flatten(2).unbind(0)
+        into_c, into_o = gates[..., :3, :].unbind(0), gates[..., 3, :].unbind(0)
+        steps = list(zip(*(f.unbind(0) for f in factors), strict=True))
+        for t in range(len(steps) - 1, -1, -1):
+            a, a_o, k, f = steps[t]
+            q = h[t + 1] if weights.hr is None else h[t + 1] @ weights.hr
+            total = torch.addcmul(c[t + 1], q, k)
+            torch.mul(total.unsqueeze(-2), a, out=into_c[t])
+            torch.mul(q, a_o, out=into_o[t])
+            rows[t].addmm_(flat[t], weights.hh)
+            c[t].addcmul_(total, f)
 
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         a, a_o, k, f = factors

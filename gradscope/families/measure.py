@@ -40,8 +40,8 @@ class Measured:
         reached: [lags, B].
         gates: gate -> saturation.
         residual: of the rebuilt states, 0-dim.
-        grad_input: total dL/dx_t, [T, B, D].
-        sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8].
+        grad_input: total dL/dx_t, [T, B, D]; None unless asked for.
+        sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless asked for.
         trace: for the quantities of the full set.
     """
 
@@ -50,12 +50,14 @@ class Measured:
     reached: Tensor
     gates: dict[str, Gate]
     residual: Tensor
-    grad_input: Tensor
-    sketch: Tensor
+    grad_input: Tensor | None
+    sketch: Tensor | None
     trace: Trace
 
 
-def measure(family: Family, layer: Layer, lengths: Tensor, entering: Entering) -> Measured:
+def measure(
+    family: Family, layer: Layer, lengths: Tensor, entering: Entering, *, below: bool = True, sketch: bool = True
+) -> Measured:
     """Measure the core set.
 
     Args:
@@ -63,13 +65,14 @@ def measure(family: Family, layer: Layer, lengths: Tensor, entering: Entering) -
         layer: what the kernel was given and gave.
         lengths: valid timesteps of each sequence, [B].
         entering: the loss gradient from outside.
+        below: give `grad_input`, for the layer below.
+        sketch: give `sketch`, for the certificate.
     """
-    steps = layer.output.shape[0]
-    valid = torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
-    last = torch.arange(steps, device=lengths.device).unsqueeze(1) == lengths - 1
-    direct = norm(entering.h)
-    outside = direct if entering.c_last is None else torch.where(last, direct.hypot(norm(entering.c_last)), direct)
-    run = _Pass(family, family.replay(layer), valid, last, entering, pick_anchors(outside))
+    steps = torch.arange(layer.output.shape[0], device=lengths.device).unsqueeze(1)
+    direct = outside = norm(entering.h)
+    if entering.c_last is not None:
+        outside = torch.where(steps == lengths - 1, direct.hypot(norm(entering.c_last)), direct)
+    run = _Pass(family, family.replay(layer), steps < lengths, lengths, entering, pick_anchors(outside), below, sketch)
     run.values["grad_h_direct"] = [direct]
     for start, stop in pieces(layer, len(family.gates)):
         run.piece(start, stop)
@@ -77,8 +80,18 @@ def measure(family: Family, layer: Layer, lengths: Tensor, entering: Entering) -
 
 
 def norm(x: Tensor) -> Tensor:
-    """2-norm over the last dimension in float64: squares of vanishing gradients underflow in float32."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    """2-norm over the last dimension, in float64. Rows whose squares would leave the range of float32 are scaled."""
+    squares = (x * x).sum(-1)
+    result = squares.double().sqrt_()
+    if x.dtype == torch.float64:
+        return result
+    poor = ~((squares > 1e-24) & (squares < 1e30))
+    if poor.any():
+        rows = x[poor]
+        peak = rows.abs().amax(-1, keepdim=True)
+        scaled = rows / peak.clamp(min=torch.finfo(x.dtype).tiny)
+        result[poor] = (scaled * scaled).sum(-1).double().sqrt_() * peak.squeeze(-1)
+    return result
 
 
 def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
@@ -96,8 +109,13 @@ def sketch_matrix(width: int, like: Tensor) -> Tensor:
     return signs.to(like.device, like.dtype)
 
 
-class _Step(NamedTuple):
-    """Cotangents at the timesteps of a piece: rows 0 the total, then the anchors'; `gates` of the total alone."""
+class _Cotangents(NamedTuple):
+    """Cotangents at the timesteps of a piece, [t, R, B, .]: row 0 the total, then the anchors' alone.
+
+    Attributes:
+        state: of h_t, and of c_t.
+        gates: dL/d(U h_{t-1} + b_hh) of the total, [t, B, G, H].
+    """
 
     state: State
     gates: Tensor
@@ -110,38 +128,46 @@ class _Pass:
     family: Family
     trace: Trace
     valid: Tensor
-    last: Tensor
+    lengths: Tensor
     entering: Entering
     anchors: Anchors
+    below: bool
+    sketch: bool
     carry: State = ()
     values: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     carried: list[Tensor] = field(default_factory=list[Tensor])
     inputs: list[Tensor] = field(default_factory=list[Tensor])
     saturation: dict[str, _Saturation] = field(default_factory=dict[str, "_Saturation"])
     difference: list[Tensor] = field(default_factory=list[Tensor])
-    sketch: Tensor | None = None
+    sketches: list[Tensor] = field(default_factory=list[Tensor])
     constants: tuple[Tensor, ...] = ()
-    signs: Tensor | None = None
+    padded: bool = False
+    total_alone: bool = False
 
     def __post_init__(self) -> None:
-        weights = self.trace.layer.weights
-        self.constants = self.family.constants(weights)
-        self.signs = sketch_matrix(weights.hh.shape[1], weights.hh)
+        self.constants = self.family.constants(self.trace.layer.weights)
+        self.padded = not bool(self.valid.all())
+        self.total_alone = self.anchors.single()
 
     def piece(self, start: int, stop: int) -> None:
         """Measure timesteps `start` to `stop`."""
         piece = self.family.piece(self.trace, start, stop)
         self._pointwise(piece, start, stop)
-        step = self._scan(piece, start, stop)
-        total: State = tuple(s[:, 0] for s in step.state)
-        gates = norm(step.gates.flatten(-2))
+        back = self._scan(piece, start, stop)
+        total: State = tuple(s[:, 0] for s in back.state)
+        weights = self.trace.layer.weights
         self._put("grad_h", norm(total[0]))
-        self._put("weight_grad", gates * norm(piece.previous))
-        cell = self.family.cell_cotangent(self.trace.layer.weights, piece, total)
+        self._put("weight_grad", norm(back.gates.flatten(-2)) * norm(piece.previous))
+        cell = self.family.cell_cotangent(weights, piece, total)
         if cell is not None:
             self._put("grad_c", norm(cell))
-        self._carried(step.state)
-        self._parameters(piece, total, step.gates)
+        self._carried(back.state)
+        if self.below:
+            self.inputs.append(self.family.input_cotangents(piece, total, back.gates).flatten(-2) @ weights.ih)
+        if self.sketch:
+            signs = sketch_matrix(weights.hh.shape[1], weights.hh)
+            rows = back.gates.flatten(-2).flatten(0, 1)
+            self.sketches.append(rows.mT @ (piece.previous.flatten(0, 1) @ signs))
 
     def _pointwise(self, piece: Piece, start: int, stop: int) -> None:
         """Sizes of the step Jacobians and states, saturation, and the difference to the kernel's output."""
@@ -157,84 +183,65 @@ class _Pass:
         for gate, x in self.family.activations(self.trace, piece, start, stop).items():
             limits = self.family.limits(gate)
             self.saturation.setdefault(gate, _Saturation(*limits)).add(x, valid)
-        self.difference.append(relative_parts(piece.output, output, valid))
+        self.difference.append(relative_parts(piece.output, output, valid if self.padded else None))
 
-    def _scan(self, piece: Piece, start: int, stop: int) -> _Step:
+    def _scan(self, piece: Piece, start: int, stop: int) -> _Cotangents:
         """Carry the cotangents back through the piece."""
-        weights, family = self.trace.layer.weights, self.family
-        inject = self._injections(start, stop)
-        rows = inject[0].shape[1]
-        state = self._widen(rows, piece)
-        steps: list[State] = []
-        gates: list[Tensor] = []
-        factors = list(zip(*(f.unbind(0) for f in piece.factors), strict=True))
-        parts = list(zip(*(i.unbind(0) for i in inject), strict=True))
-        for factor, part in zip(reversed(factors), reversed(parts), strict=True):
-            state = (*(s + p for s, p in zip(state, part, strict=False)), *state[len(part) :])
-            steps.append(state)
-            gate, state = family.pull(weights, factor, state)
-            gates.append(gate[0])
-        self.carry = state
-        stacked = tuple(torch.stack(s[::-1]) for s in zip(*steps, strict=True))
-        return _Step(stacked, torch.stack(gates[::-1]))
+        weights = self.trace.layer.weights
+        states = self._entering(piece, start, stop)
+        for state, carried in zip(states, self.carry, strict=False):
+            state[-1, : len(carried)] += carried
+        gates = piece.output.new_empty(*states[0][1:].shape[:3], len(self.family.gates), piece.hidden.shape[-1])
+        self.family.scan(weights, piece.factors, states, gates)
+        self.carry = tuple(state[0] for state in states)
+        return _Cotangents(tuple(state[1:] for state in states), gates[:, 0])
 
-    def _injections(self, start: int, stop: int) -> State:
-        """What enters each row at each timestep of the piece: [t, R, B, P], and [t, R, B, H] if c receives any."""
-        entering, anchors = self.entering, self.anchors
-        active = anchors.active(start)
-        direct = entering.h[start:stop].unsqueeze(1)
-        here = torch.arange(start, stop, device=direct.device).view(-1, 1, 1) == anchors.times[:active]
-        scale = (1 / anchors.sizes[:active]).to(direct.dtype).unsqueeze(-1)
-
-        def rows(x: Tensor, where: Tensor) -> Tensor:
-            if not active:
-                return x
-            return torch.cat([x, torch.where(where.unsqueeze(-1), x * scale, 0)], 1)
-
-        if entering.c_last is None:
-            return (rows(direct, here),)
-        last = self.last[start:stop].unsqueeze(1)
-        cell = torch.where(last.unsqueeze(-1), entering.c_last, 0)
-        return rows(direct, here), rows(cell, here & last)
-
-    def _widen(self, rows: int, piece: Piece) -> State:
-        """The carried state with as many rows as are active now; new ones start at zero."""
-        if not self.carry:
-            batch = piece.output.shape[1]
-            widths = (piece.output.shape[-1], piece.hidden.shape[-1])[: 1 + self.family.cell]
-            return tuple(piece.output.new_zeros(rows, batch, width) for width in widths)
-        missing = rows - self.carry[0].shape[0]
-        return tuple(torch.cat([s, s.new_zeros(missing, *s.shape[1:])]) for s in self.carry) if missing else self.carry
+    def _entering(self, piece: Piece, start: int, stop: int) -> State:
+        """What enters each row from outside at each timestep of the piece, behind a slot for what leaves it."""
+        entering, times = self.entering, self.anchors.times
+        rows = 1 + (0 if self.total_alone else self.anchors.active(start))
+        widths = (piece.output.shape[-1], piece.hidden.shape[-1])[: 1 + self.family.cell]
+        steps, batch = piece.output.shape[:2]
+        states = tuple(piece.output.new_zeros(steps + 1, rows, batch, width) for width in widths)
+        states[0][1:, 0] = entering.h[start:stop]
+        row, b = ((times[: rows - 1] >= start) & (times[: rows - 1] < stop)).nonzero(as_tuple=True)
+        t = times[row, b]
+        scale = (1 / self.anchors.sizes[row, b]).to(piece.output.dtype).unsqueeze(-1)
+        states[0][t - start + 1, row + 1, b] = entering.h[t, b] * scale
+        if entering.c_last is not None:
+            last = self.lengths - 1
+            (ends,) = ((last >= start) & (last < stop)).nonzero(as_tuple=True)
+            states[1][last[ends] - start + 1, 0, ends] = entering.c_last[ends]
+            final = t == last[b]
+            place = (t[final] - start + 1, row[final] + 1, b[final])
+            states[1][place] = entering.c_last[b[final]] * scale[final]
+        return states
 
     def _carried(self, state: State) -> None:
-        sizes = norm(state[0][:, 1:])
+        """Norms of the anchors' cotangents, relative to what they started with, [t, A, B]."""
+        rows = slice(0, 1) if self.total_alone else slice(1, None)
+        sizes = norm(state[0][:, rows])
         for part in state[1:]:
-            sizes = sizes.hypot(norm(part[:, 1:]))
-        padding = sizes.new_zeros(sizes.shape[0], self.anchors.times.shape[0] - sizes.shape[1], sizes.shape[2])
+            sizes = sizes.hypot(norm(part[:, rows]))
+        if self.total_alone:
+            sizes = sizes / self.anchors.sizes[:1]
+        padding = sizes.new_zeros(sizes.shape[0], len(self.anchors.times) - sizes.shape[1], sizes.shape[2])
         self.carried.append(torch.cat([sizes, padding], 1))
-
-    def _parameters(self, piece: Piece, total: State, gates: Tensor) -> None:
-        """dL/dx for the layer below, and the sketch of dL/dU for the certificate."""
-        weights = self.trace.layer.weights
-        self.inputs.append(self.family.input_cotangents(piece, total, gates).flatten(-2) @ weights.ih)
-        assert self.signs is not None
-        part = gates.flatten(-2).flatten(0, 1).mT @ (piece.previous.flatten(0, 1) @ self.signs)
-        self.sketch = part if self.sketch is None else self.sketch + part
 
     def _put(self, name: str, value: Tensor) -> None:
         self.values.setdefault(name, []).append(value)
 
     def finish(self) -> Measured:
+        """Everything together, the first timestep first."""
         reach, reached = reach_by_lag(self.anchors, torch.cat(self.carried[::-1]))
-        assert self.sketch is not None
         return Measured(
             values={name: torch.cat(parts[::-1]) for name, parts in self.values.items()},
             reach=reach,
             reached=reached,
             gates={name: s.finish() for name, s in self.saturation.items()},
             residual=relative(torch.stack(self.difference).sum(0)),
-            grad_input=torch.cat(self.inputs[::-1]),
-            sketch=self.sketch,
+            grad_input=torch.cat(self.inputs[::-1]) if self.below else None,
+            sketch=torch.stack(self.sketches).sum(0) if self.sketch else None,
             trace=self.trace,
         )
 
@@ -250,7 +257,9 @@ class _Saturation:
 
     def add(self, x: Tensor, valid: Tensor) -> None:
         """Count a piece, [t, B, H], where `valid`, [t, B]."""
-        low, high = (x < self.limits[0]).to(x.dtype), (x > self.limits[1]).to(x.dtype)
+        low, high = torch.empty_like(x), torch.empty_like(x)
+        torch.lt(x, self.limits[0], out=low)  # into floats: sums of booleans are ten times slower
+        torch.gt(x, self.limits[1], out=high)
         self.by_time.append(torch.stack([low.mean(-1), high.mean(-1), x.mean(-1)]))
         rows = valid.to(x.dtype).flatten()
         units = torch.stack([rows @ low.flatten(0, 1), rows @ high.flatten(0, 1)])
@@ -265,17 +274,25 @@ class _Saturation:
         return Gate(low, high, mean, unit_low, unit_high)
 
 
-def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor) -> Tensor:
-    """Squared norms of the difference and of the kernel's values, where both are finite; [2], in float64.
+def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Squared norms of the difference and of the kernel's values, over the valid rows: [2], in float64.
 
-    A value that is finite on one side only counts as an infinite difference.
+    Where the kernel's values are not finite the difference counts as nothing if the rebuilt ones are not finite either,
+    as infinite if they are.
     """
-    difference = (rebuilt - kernel).masked_fill_(~valid.unsqueeze(-1), 0)
-    agree = rebuilt.isfinite() == kernel.isfinite()
-    difference = torch.where(kernel.isfinite(), difference, 0).masked_fill_(~agree & valid.unsqueeze(-1), torch.inf)
-    reference = torch.where(kernel.isfinite() & valid.unsqueeze(-1), kernel, 0)
-    squares = [torch.linalg.vector_norm(x, dtype=torch.float64).square() for x in (difference, reference)]
-    return torch.stack(squares)
+    difference = rebuilt - kernel
+    if valid is not None:
+        difference.masked_fill_(~valid.unsqueeze(-1), 0)
+    parts = torch.stack([torch.linalg.vector_norm(x) for x in (difference, kernel)]).double().square()
+    if parts.isfinite().all():
+        return parts
+    finite = kernel.isfinite()
+    agree = finite == rebuilt.isfinite()
+    if valid is not None:
+        agree |= ~valid.unsqueeze(-1)
+    difference.masked_fill_(~finite, 0).masked_fill_(~agree, torch.inf)
+    known = kernel.masked_fill(~finite, 0)
+    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).square() for x in (difference, known)])
 
 
 def relative(parts: Tensor) -> Tensor:

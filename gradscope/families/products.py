@@ -82,9 +82,10 @@ def _exact_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tensor
     found: list[Tensor] = []
     for start, stop in pieces(trace.layer, len(family.gates)):
         factors = family.piece(trace, start, stop).factors
-        _, rows = family.pull(weights, factors, tuple(e.unsqueeze(1) for e in eye))
-        jacobian = torch.cat(rows, -1).permute(1, 2, 0, 3)  # [t, B, n, n], transposed of a transpose
-        found.append(_largest_singular(jacobian))
+        points = (stop - start) * trace.gates.shape[1]
+        everywhere = tuple(e.expand(-1, points, -1) for e in eye)
+        rows = family.pull(weights, tuple(f.flatten(0, 1) for f in factors), everywhere)
+        found.append(_largest_singular(torch.cat(rows, -1).transpose(0, 1)).view(stop - start, -1))
     steps = torch.arange(trace.gates.shape[0], device=lengths.device).unsqueeze(1)
     return torch.cat(found[::-1]), steps < lengths
 
@@ -107,7 +108,7 @@ def _sampled_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tens
 
     def gram(v: Tensor) -> Tensor:
         pushed = family.push(weights, factors, _split(v, widths))
-        return torch.cat(family.pull(weights, factors, pushed)[1], -1)
+        return torch.cat([s[0] for s in family.pull(weights, factors, tuple(p.unsqueeze(0) for p in pushed))], -1)
 
     like = factors[0].new_empty(len(times) * len(columns), sum(widths))
     found = largest_eigenvalue(gram, like, ITERATIONS).sqrt().view(len(times), len(columns))
@@ -156,7 +157,7 @@ def _carry_back(family: Family, trace: Trace, lengths: Tensor, start_with: State
             state = tuple((s / scale.unsqueeze(-1)).to(s.dtype) for s in state)
             log = torch.where(begins.squeeze(-1), 0, log) + scale.log()
             first = state
-            state = family.pull(weights, factors[t - start], state)[1]
+            state = family.pull(weights, factors[t - start], state)
     return _Carried(torch.stack(gains[::-1]), torch.stack(errors[::-1]), first, log)
 
 

@@ -29,6 +29,14 @@ class Anchors(NamedTuple):
         """How many anchors some sequence has at or after timestep `start`: a prefix, the latest being first."""
         return int((self.times >= start).any(1).sum())
 
+    def single(self) -> bool:
+        """Whether gradient enters each sequence but once, so that the total carried back is that anchor's alone.
+
+        Not where it is so small or large that a product of Jacobians would leave the range of float32 earlier.
+        """
+        known = self.sizes[self.times >= 0]
+        return bool((self.times[1:] < 0).all() and ((known > 1e-9) & (known < 1e9)).all())
+
 
 def pick_anchors(entering: Tensor) -> Anchors:
     """Choose up to `ANCHORS` times per sequence, evenly spaced among those where gradient enters, the last one always.

@@ -5,6 +5,8 @@ Step Jacobian: dh_t/dh_{t-1} = diag(d_t) U with d = f'(a).
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -45,9 +47,12 @@ class _Elman(Family):
         size = d.square() @ rows
         return {"jacobian": size, "jacobian_h": size}
 
-    def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        gates = state[0] * factors[0]
-        return gates.unsqueeze(-2), (gates @ weights.hh,)
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+        h, flat = states[0].flatten(1, 2).unbind(0), gates.flatten(1, 2).flatten(2).unbind(0)
+        slopes = factors[0].unbind(0)
+        for k in range(len(slopes) - 1, -1, -1):
+            torch.mul(states[0][k + 1], slopes[k], out=gates[k, :, :, 0])
+            h[k].addmm_(flat[k], weights.hh)
 
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         return ((state[0] @ weights.hh.mT) * factors[0],)
@@ -55,12 +60,13 @@ class _Elman(Family):
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
         return {"hidden": piece.hidden}
 
+    @abstractmethod
     def activate(self, a: Tensor) -> Tensor:
-        raise NotImplementedError
+        """f(a), in place."""
 
+    @abstractmethod
     def slope(self, y: Tensor) -> Tensor:
         """f'(a) from y = f(a)."""
-        raise NotImplementedError
 
 
 class TanhRNN(_Elman):

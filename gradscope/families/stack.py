@@ -60,12 +60,13 @@ def flip(x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(0, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
-def analyse(stack: Stack, *, full: bool = False) -> list[Analysis]:
+def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[Analysis]:
     """Measure every layer and direction of one call.
 
     Args:
         stack: the call in canonical layout.
         full: the full set of quantities, not only the core.
+        sketch: prepare the comparison of gradients by `certify`.
 
     Returns:
         The analyses in torch's order of parameters: layer by layer, forward before reverse.
@@ -80,12 +81,14 @@ def analyse(stack: Stack, *, full: bool = False) -> list[Analysis]:
         for reverse in range(stack.directions):
             place = _Place(stack, index, bool(reverse))
             layer = _layer(place, inputs[index], outputs[index])
-            measured = measure(family, layer, stack.lengths, _entering(place, gradient))
+            entering = _entering(place, gradient)
+            measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch)
             found.append(_analysis(family, place, measured, full))
-            below.append(place.turn(measured.grad_input))
-        gradient = torch.stack(below).sum(0)
-        if index and stack.dropout:
-            gradient = gradient * stack.dropout[index - 1]
+            if measured.grad_input is not None:
+                below.append(place.turn(measured.grad_input))
+        if below:
+            gradient = torch.stack(below).sum(0)
+            gradient = gradient * stack.dropout[index - 1] if stack.dropout else gradient
     return sorted(found, key=lambda analysis: (analysis.layer, analysis.direction))
 
 
@@ -96,10 +99,12 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
         analyses: all that the weight took part in.
         accumulated: its gradient from the same backward passes, [G * H, P].
     """
-    expected = accumulated.to(analyses[0].sketch.dtype) @ sketch_matrix(accumulated.shape[1], analyses[0].sketch)
-    rebuilt = torch.stack([a.sketch for a in analyses]).sum(0)
-    parts = relative_parts(rebuilt, expected, torch.ones_like(expected[:, 0], dtype=torch.bool))
-    return [replace(a, gradient_residual=relative(parts)) for a in analyses]
+    sketches = [a.sketch for a in analyses if a.sketch is not None]
+    if len(sketches) < len(analyses):
+        return list(analyses)
+    expected = accumulated.to(sketches[0].dtype) @ sketch_matrix(accumulated.shape[1], sketches[0])
+    residual = relative(relative_parts(torch.stack(sketches).sum(0), expected))
+    return [replace(a, gradient_residual=residual) for a in analyses]
 
 
 def _run_layers(family: Family, stack: Stack, layers: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -167,8 +172,7 @@ def _residual(place: _Place, measured: Measured) -> Tensor:
     finals = [(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot])]
     if stack.c_n is not None and trace.cells is not None:
         finals.append((trace.cells[stack.lengths, batch], stack.c_n[place.slot]))
-    everywhere = torch.ones_like(batch, dtype=torch.bool)
-    differences = [relative(relative_parts(mine, theirs, everywhere)) for mine, theirs in finals]
+    differences = [relative(relative_parts(mine, theirs)) for mine, theirs in finals]
     return torch.stack([measured.residual, *differences]).amax()
 
 
