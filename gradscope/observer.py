@@ -178,7 +178,9 @@ class Observer:
     @property
     def unfinished(self) -> bool:
         """Whether gradients have arrived since the last optimizer step."""
-        return self._recording is not None and bool(self._recording.calls)
+        if self._recording is None:
+            return False
+        return bool(self._recording.calls) or (self.step == self._settings.first_step and bool(self._unseen()))
 
     def fail(self, error: Exception) -> None:
         """A failure of our own: raised if strict, else noted and warned about once."""
@@ -245,7 +247,9 @@ class Observer:
         gradients = [p.grad for p in self._parameters() if p.grad is not None and not p.grad.is_sparse]
         if not gradients:
             return self._unknown_gradients()
-        norms = torch.stack([n.to(gradients[0].device) for n in torch._foreach_norm(gradients, 2, torch.float32)])
+        narrow = any(g.dtype in (torch.float16, torch.bfloat16) for g in gradients)
+        each = torch._foreach_norm(gradients, 2, torch.float32) if narrow else torch._foreach_norm(gradients, 2)
+        norms = torch.stack([n.to(gradients[0].device, torch.float64) for n in each])
         return {"grad_norm": norms.norm(), "nonfinite": (~norms.isfinite()).sum()}
 
     def _unknown_gradients(self) -> dict[str, Tensor]:

@@ -30,7 +30,6 @@ class WeightGradient:
     weight: weakref.ref[Tensor]
     complete: bool = True
     total: Tensor | None = None
-    handle: RemovableHandle | None = None
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -63,6 +62,7 @@ class Recording:
     called: set[str] = field(default_factory=set[str])
     sealed: set[str] = field(default_factory=set[str])
     closed: bool = False
+    handles: list[RemovableHandle] = field(default_factory=list[RemovableHandle])
     counted: int = 0
     passes: set[int] = field(default_factory=set[int])
     weights: dict[tuple[tuple[int, int, int], ...], tuple[Weights, ...]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Recording:
         for slot, tensor in enumerate(result):
             if tensor.requires_grad:
                 target, receive = _receiver(self, observed, slot, tensor)
-                watch_gradient(target, leaf, self.guard(receive))
+                self.handles.append(watch_gradient(target, leaf, self.guard(receive)))
 
     def received(self, call: ObservedCall) -> bool:
         """A gradient arrives for a call: it is part of the step, unless that is over."""
@@ -115,9 +115,9 @@ class Recording:
     def close(self) -> None:
         """Let go of everything; gradients that arrive later are not this step's."""
         self.closed = True
-        for gradient in self.gradients.values():
-            if gradient.handle is not None:
-                gradient.handle.remove()
+        for handle in reversed(self.handles):
+            handle.remove()
+        self.handles.clear()
         self.calls.clear()
         self.weights.clear()
         self.gradients.clear()
@@ -149,7 +149,9 @@ class Recording:
             if target is not None and target.complete and backward_pass() in self.passes:
                 target.total = _added(target.total, value.detach().clone())
 
-        gradient.handle = watch_parameter(weight, self.guard(receive))
+        handle = watch_parameter(weight, self.guard(receive))
+        if handle is not None:
+            self.handles.append(handle)
         return gradient
 
     def _certify(self, calls: Sequence[ObservedCall], analyses: list[list[Analysis]]) -> None:

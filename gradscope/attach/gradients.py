@@ -45,18 +45,18 @@ def backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
-def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor], None]) -> None:
-    """Hand every accumulated gradient of a tensor to `receive`, for as long as its graph lives.
+def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hand every accumulated gradient of a tensor to `receive`, until its graph is gone or the handle is removed.
 
     In-place changes that the user makes to the tensor afterwards do not matter: the hook stays with the node that
     computed it.
     """
 
-    def hook(gradient: Tensor) -> None:
-        if accumulates(leaf):
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is not None and accumulates(leaf):
             receive(gradient.detach())
 
-    tensor.register_hook(hook)
+    return tensor.register_hook(hook)
 
 
 def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> RemovableHandle | None:
@@ -68,5 +68,5 @@ def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> Remova
         return None
     if weight.grad_fn is None:
         node = torch.autograd.graph.get_gradient_edge(weight).node
-        return node.register_prehook(lambda gradients: receive(gradients[0]))
-    return weight.register_hook(lambda gradient: receive(gradient.detach()))
+        return node.register_prehook(lambda gradients: None if gradients[0] is None else receive(gradients[0]))
+    return weight.register_hook(lambda gradient: None if gradient is None else receive(gradient.detach()))

@@ -69,8 +69,7 @@ def _statistics(a: Analysis) -> dict[str, Tensor]:
             found[f"spectrum/{name}/real"] = block.eigenvalues.real
             found[f"spectrum/{name}/imag"] = block.eigenvalues.imag
     if a.lyapunov is not None:
-        finite = a.lyapunov[a.lyapunov.isfinite()]
-        found["lyapunov"] = finite.quantile(0.5) if len(finite) else a.lyapunov.new_full((), math.nan)
+        found["lyapunov"] = _median(a.lyapunov[~a.lyapunov.isnan()])
     return found
 
 
@@ -107,6 +106,14 @@ def _spread(values: Tensor, where: Tensor) -> tuple[Tensor, ...]:
     mean = values.masked_fill(~finite, 0).sum(-1) / count
     empty = (count == 0).unsqueeze(-1)
     return (*spread.masked_fill(empty, torch.nan).unbind(-1), mean, where.sum(-1), where.sum(-1) - count)
+
+
+def _median(values: Tensor) -> Tensor:
+    """With the mean of the middle two, also where they are infinite; NaN of nothing."""
+    if not len(values):
+        return values.new_full((), math.nan)
+    ranked = values.sort().values
+    return (ranked[(len(values) - 1) // 2] + ranked[len(values) // 2]) / 2
 
 
 def _put_spread(found: dict[str, Tensor], name: str, *spread: Tensor) -> None:
