@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.capture.snapshot import Dropout, begin_dropout
-from gradscope.errors import AnalysisError, GradscopeWarning
+from gradscope.guard import Guard, guarded
+from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
-from gradscope.record.recorder import Recorder
+from gradscope.record.recorder import Later, Recorder
 from gradscope.record.summary import summarise
 from gradscope.schedule import Schedule
 from gradscope.step import Recording
@@ -28,10 +27,6 @@ NOT_CALLED = (
     "compiled one, cannot be observed"
 )
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -50,23 +45,6 @@ class Settings:
     strict: bool
 
 
-def observed(method: Callable[Concatenate[Observer, P], R]) -> Callable[Concatenate[Observer, P], R | None]:
-    """Count a callback's time as overhead, and keep its failures from the training."""
-
-    @functools.wraps(method)
-    def around(self: Observer, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        started = time.perf_counter()
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            self.fail(error)
-            return None
-        finally:
-            self.overhead += time.perf_counter() - started
-
-    return around
-
-
 class Observer:
     """Listens to kernel calls and optimizer steps, and hands each step's rows to the recorder."""
 
@@ -77,11 +55,9 @@ class Observer:
         self._model, self._layers, self._recorder = model, layers, recorder
         self._schedule, self._settings = schedule, settings
         self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
-        self._failures: list[str] = []
-        self._warned: set[str] = set()
-        self._gradients: dict[str, Tensor] | None = None
         self._since: float | None = None
-        self.overhead = 0.0
+        self.guard = Guard(settings.strict)
+        self.ledger = Ledger(model, list(layers.values()), self.guard, self._owns, self._scaler_stepped)
         self.paused = False
         self.step = settings.first_step
         self._recording = self._begin()
@@ -94,7 +70,7 @@ class Observer:
             return None
         return self._before_kernel(call)
 
-    @observed
+    @guarded
     def _before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
         self._since = self._since or time.perf_counter()
         if self._recording is None or self.paused or not torch.is_grad_enabled() or call.batch == 0:
@@ -106,7 +82,7 @@ class Observer:
             return None
         return name, call, begin_dropout(call)
 
-    @observed
+    @guarded
     def after_kernel(self, token: tuple[str, KernelCall, Dropout | None], result: tuple[Tensor, ...]) -> None:
         """Copy what the analysis needs."""
         name, call, dropout = token
@@ -115,61 +91,68 @@ class Observer:
 
     # --- optimizer steps
 
-    @observed
+    @guarded
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """Measure the gradients as the optimizer gets them."""
+        """Look at the gradients as the optimizer gets them."""
         if self._owns(optimizer) and not has_closure:
-            self._gradients = self._measure_gradients()
+            self.ledger.look()
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """The step is over."""
-        if self._owns(optimizer):
+        """The step is over, unless a GradScaler makes it."""
+        if self._owns(optimizer) and not self.ledger.within_scaler_step(optimizer):
             self.finish(type(optimizer).__name__)
 
-    @observed
-    def _close_step(self, optimizer: str) -> tuple[list[Rows], dict[str, Tensor]]:
-        gradients = self._measure_gradients() if self._gradients is None else self._gradients
-        return self.rows(), gradients
+    def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
+        self.finish(type(optimizer).__name__, skipped)
 
-    def finish(self, optimizer: str) -> None:
-        """Analyse the step, hand on its rows, and begin the next."""
-        now = time.perf_counter()
-        closed = self._close_step(optimizer)
-        rows, gradients = closed or ([], self._unknown_gradients())
+    def finish(self, optimizer: str, skipped: Tensor | bool = False) -> None:
+        """Analyse the step, hand on its rows, and begin the next.
+
+        Args:
+            optimizer: name of its class.
+            skipped: a GradScaler has left the parameters as they were.
+        """
+        if self._since is None:
+            self._since = time.perf_counter()
+        self.guard.call(self._finish, optimizer, skipped)
+
+    def _finish(self, optimizer: str, skipped: Tensor | bool) -> None:
         recorded = self._recording is not None
+        rows = self.guard.call(self.rows) or []
         if self._recording is not None:
             self._recording.close()
-        since = now if self._since is None else self._since
-        ended = time.perf_counter()
+        gradients, clips = self.ledger.close_step()
+        ended, overhead = time.perf_counter(), self.guard.take_overhead()
+        duration = ended - (self._since or ended)
         row = {
             "step": self.step,
             "optimizer": optimizer,
-            **gradients,
+            "grad_norm": math.nan if gradients is None else gradients.norm,
+            "nonfinite": 0 if gradients is None else gradients.nonfinite,
             "recorded": recorded,
-            "skipped": False,
-            "overhead_s": self.overhead,
-            "step_s": ended - since,
+            "skipped": skipped,
+            "overhead_s": overhead,
+            "step_s": duration,
         }
-        self._hand_on([*rows, Rows("steps", row)], recorded)
-        self._schedule.spent(recorded=recorded, overhead_s=self.overhead, step_s=ended - since)
-        self.overhead, self._since, self._gradients = 0.0, ended, None
+        self.guard.call(self._hand_on, [*rows, *clips, Rows("steps", row)], recorded)
+        self._schedule.spent(recorded=recorded, overhead_s=overhead, step_s=duration)
+        self._since = ended
         self.step += 1
         self._recording = self._begin()
 
-    @observed
-    def _hand_on(self, rows: list[Rows], recorded: bool) -> None:
+    def _hand_on(self, rows: list[Rows | Later], recorded: bool) -> None:
         on_cpu = next((p.device.type == "cpu" for p in self._model.parameters()), True)
         self._recorder.add(self.step, rows, now=recorded or on_cpu)
 
     def rows(self) -> list[Rows]:
         """Rows of the step so far; the step goes on."""
-        notes = [Rows("notes", {"step": self.step, **WHOLE_MODEL._asdict(), "reason": f}) for f in self._failures]
-        self._failures = []
+        head = {"step": self.step, **WHOLE_MODEL._asdict()}
+        notes = [Rows("notes", {**head, "reason": reason}) for reason in self.guard.take_reasons()]
         if self._recording is None:
             return notes
         wanted = self._settings.wanted
         found: list[Rows] = []
-        for module, chain, analyses in self._recording.analyse():
+        for module, chain, analyses in self._recording.analyse(self.ledger.factor):
             for analysis in analyses:
                 key = LayerKey(module, analysis.layer, analysis.direction, chain)
                 found.extend(rows for rows in summarise(self.step, key, analysis) if keep(rows, wanted))
@@ -182,16 +165,6 @@ class Observer:
             return False
         return bool(self._recording.calls) or (self.step == self._settings.first_step and bool(self._unseen()))
 
-    def fail(self, error: Exception) -> None:
-        """A failure of our own: raised if strict, else noted and warned about once."""
-        if self._settings.strict:
-            raise AnalysisError(f"gradscope failed at step {self.step}: {type(error).__name__}: {error}") from error
-        reason = f"gradscope failed: {type(error).__name__}: {error}"
-        self._failures.append(reason)
-        if reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
-
     def close(self) -> None:
         """Let go of what has not been analysed."""
         if self._recording is not None:
@@ -201,30 +174,20 @@ class Observer:
     # --- pieces
 
     def _begin(self) -> Recording | None:
-        due = self._due()
-        if not due:
+        if not self.guard.call(self._schedule.due, self.step):
             return None
-        return Recording(self._settings.limit, needs_full(self._settings.wanted), self._guard)
+        return Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
 
-    @observed
-    def _due(self) -> bool:
-        return self._schedule.due(self.step)
-
-    def _guard(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """A gradient hook that is observed like any other callback."""
+    def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        """A gradient hook under the guard, which does not keep this observer alive."""
         me = weakref.ref(self)
 
-        def guarded(gradient: Tensor) -> None:
+        def hook(gradient: Tensor) -> None:
             observer = me()
             if observer is not None and not observer.paused:
-                observer.receive(receive, gradient)
+                observer.guard.call(receive, gradient)
 
-        return guarded
-
-    @observed
-    def receive(self, receive: Callable[[Tensor], None], gradient: Tensor) -> None:
-        """Take a gradient that arrives."""
-        receive(gradient)
+        return hook
 
     def _owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer steps watched recurrent parameters; any of the model's, where those are all frozen."""
@@ -241,19 +204,6 @@ class Observer:
     def _parameters(self) -> list[nn.Parameter]:
         """Parameters of the watched layers, each once."""
         return list({id(p): p for layer in self._layers.values() for p in layer.parameters()}.values())
-
-    def _measure_gradients(self) -> dict[str, Tensor]:
-        """2-norm of the recurrent gradients, and how many of them are not finite, on the device."""
-        gradients = [p.grad for p in self._parameters() if p.grad is not None and not p.grad.is_sparse]
-        if not gradients:
-            return self._unknown_gradients()
-        narrow = any(g.dtype in (torch.float16, torch.bfloat16) for g in gradients)
-        each = torch._foreach_norm(gradients, 2, torch.float32) if narrow else torch._foreach_norm(gradients, 2)
-        norms = torch.stack([n.to(gradients[0].device, torch.float64) for n in each])
-        return {"grad_norm": norms.norm(), "nonfinite": (~norms.isfinite()).sum()}
-
-    def _unknown_gradients(self) -> dict[str, Tensor]:
-        return {"grad_norm": torch.tensor(float("nan")), "nonfinite": torch.tensor(0)}
 
     def _unseen(self) -> list[Rows]:
         """Notes on layers that have a gradient although no kernel call of theirs was seen."""

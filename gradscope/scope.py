@@ -21,7 +21,6 @@ from gradscope.quantities import choose_quantities
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run
 from gradscope.record.recorder import Recorder, Sink, on_host
 from gradscope.schedule import make_schedule
-from gradscope.types import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,6 +114,7 @@ class Scope:
         with ExitStack() as undo:
             for seam in (KERNELS, OPTIMIZERS):
                 undo.callback(seam.listen(observer).remove)
+            undo.push(observer.ledger.listen())
             self._undo = undo.pop_all()
         atexit.register(self.close)
 
@@ -138,7 +138,7 @@ class Scope:
         if self._closed or not self._observer.unfinished:
             return Run(self._store)
         pending = MemoryStore({})
-        pending.write(*on_host([Batch(self._observer.step, tuple(self._observer.rows()))]))
+        pending.write(*on_host([(self._observer.step, self._observer.rows())]))
         return Run(Joined(self._store, pending))
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, select_f
 from gradscope.families import analyse, certify
 from gradscope.types import Analysis, KernelCall, Weights
 
-Guarded = Callable[[Callable[[Tensor], None]], Callable[[Tensor], None]]
+Hook = Callable[[Callable[[Tensor], None]], Callable[[Tensor], None]]
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -57,7 +57,7 @@ class Recording:
 
     limit: int | None
     full: bool
-    guard: Guarded
+    guard: Hook
     calls: list[ObservedCall] = field(default_factory=list[ObservedCall])
     called: set[str] = field(default_factory=set[str])
     sealed: set[str] = field(default_factory=set[str])
@@ -98,18 +98,22 @@ class Recording:
         self.passes.add(backward_pass())
         return not self.closed
 
-    def analyse(self) -> list[tuple[str, int, list[Analysis]]]:
-        """Module, chain and analyses of every call that received gradient, in the order of the calls."""
+    def analyse(self, factor: Tensor | float = 1.0) -> list[tuple[str, int, list[Analysis]]]:
+        """Module, chain and analyses of every call that received gradient, in the order of the calls.
+
+        Args:
+            factor: what the loss was multiplied by.
+        """
         found: list[tuple[str, int, list[Analysis]]] = []
         chains: dict[str, int] = {}
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             calls = sorted(self.calls, key=lambda call: call.index)
             for call in calls:
                 chain = chains[call.module] = chains.get(call.module, -1) + 1
-                stack = call.snapshot.stack(call.grad_output, call.grad_final)
+                stack = call.snapshot.stack(call.grad_output, call.grad_final, factor)
                 sketch = any(g.complete and g.total is not None for g in call.weight_gradients)
                 found.append((call.module, chain, analyse(stack, full=self.full, sketch=sketch)))
-            self._certify(calls, [analyses for _, _, analyses in found])
+            self._certify(calls, [analyses for _, _, analyses in found], factor)
         return found
 
     def close(self) -> None:
@@ -149,12 +153,13 @@ class Recording:
             if target is not None and target.complete and backward_pass() in self.passes:
                 target.total = _added(target.total, value.detach().clone())
 
-        handle = watch_parameter(weight, self.guard(receive))
-        if handle is not None:
-            self.handles.append(handle)
+        if weight.requires_grad:
+            self.handles.append(watch_parameter(weight, self.guard(receive))[0])
         return gradient
 
-    def _certify(self, calls: Sequence[ObservedCall], analyses: list[list[Analysis]]) -> None:
+    def _certify(
+        self, calls: Sequence[ObservedCall], analyses: list[list[Analysis]], factor: Tensor | float
+    ) -> None:
         users: dict[int, list[tuple[int, int]]] = {}
         known: dict[int, WeightGradient] = {}
         for i, call in enumerate(calls):
@@ -164,7 +169,7 @@ class Recording:
         for key, places in users.items():
             gradient = known[key]
             if gradient.complete and gradient.total is not None:
-                certified = certify([analyses[i][j] for i, j in places], gradient.total)
+                certified = certify([analyses[i][j] for i, j in places], gradient.total / factor)
                 for (i, j), analysis in zip(places, certified, strict=True):
                     analyses[i][j] = analysis
 

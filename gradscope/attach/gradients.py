@@ -45,6 +45,19 @@ def backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
+def after_backward(queued: int, callback: Callable[[], None]) -> int:
+    """Within a backward pass: call `callback` when it is over, unless that was asked for in the same pass.
+
+    Args:
+        queued: what the last call returned.
+        callback: without arguments.
+    """
+    current = backward_pass()
+    if current != queued:
+        torch.autograd.Variable._execution_engine.queue_callback(callback)  # type: ignore[attr-defined]
+    return current
+
+
 def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand every accumulated gradient of a tensor to `receive`, until its graph is gone or the handle is removed.
 
@@ -59,14 +72,15 @@ def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor]
     return tensor.register_hook(hook)
 
 
-def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> RemovableHandle | None:
-    """Hand every gradient that is accumulated into a weight to `receive`, until the handle is removed.
+def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> tuple[RemovableHandle, Node | None]:
+    """Hand every gradient that is accumulated into a weight to `receive`.
 
-    Nothing is put on the user's tensor: the hook is the accumulating node's.
+    Nothing is put on the user's parameter: the hook is the accumulating node's.
+
+    Returns:
+        A handle that ends it, and the node; without a graph, the hook lasts as long as the node is held.
     """
-    if not weight.requires_grad:
-        return None
-    if weight.grad_fn is None:
-        node = torch.autograd.graph.get_gradient_edge(weight).node
-        return node.register_prehook(lambda gradients: None if gradients[0] is None else receive(gradients[0]))
-    return weight.register_hook(lambda gradient: None if gradient is None else receive(gradient.detach()))
+    if weight.grad_fn is not None:
+        return weight.register_hook(lambda gradient: None if gradient is None else receive(gradient.detach())), None
+    node = torch.autograd.graph.get_gradient_edge(weight).node
+    return node.register_prehook(lambda gradients: None if gradients[0] is None else receive(gradients[0])), node

@@ -83,6 +83,11 @@ class Comparison:
     now: Reference
     values: Tensor
 
+    @property
+    def known_unchanged(self) -> bool:
+        """Whether it is certain already that nothing happened."""
+        return not len(self.values) and self.before.present == self.now.present
+
     def read(self, values: Tensor) -> Change | None:
         """What happened, if anything.
 

@@ -74,14 +74,19 @@ class Snapshot:
     dropout: Dropout | None
     precision: torch.dtype
 
-    def stack(self, grad_output: Tensor | None, grad_final: Sequence[Tensor | None]) -> Stack:
-        """The canonical form, in float32 or better, with the loss gradients that have arrived."""
+    def stack(
+        self, grad_output: Tensor | None, grad_final: Sequence[Tensor | None], factor: Tensor | float = 1.0
+    ) -> Stack:
+        """The canonical form, in float32 or better, with the loss gradients that have arrived, divided by `factor`."""
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
         masks = self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output) if self.dropout else ()
         cell = len(self.state) == 2
 
         def cast(x: Tensor) -> Tensor:
             return x.to(kind)
+
+        def unscaled(x: Tensor | None, like: Tensor) -> Tensor:
+            return torch.zeros_like(like, dtype=kind) if x is None else x.to(kind) / factor
 
         return Stack(
             family=self.family,
@@ -94,9 +99,9 @@ class Snapshot:
             output=cast(self.output),
             h_n=cast(self.final[0]),
             c_n=cast(self.final[1]) if cell else None,
-            grad_output=torch.zeros_like(self.output, dtype=kind) if grad_output is None else cast(grad_output),
-            grad_h_n=torch.zeros_like(self.final[0], dtype=kind) if grad_final[0] is None else cast(grad_final[0]),
-            grad_c_n=None if not cell or grad_final[1] is None else cast(grad_final[1]),
+            grad_output=unscaled(grad_output, self.output),
+            grad_h_n=unscaled(grad_final[0], self.final[0]),
+            grad_c_n=None if not cell or grad_final[1] is None else unscaled(grad_final[1], self.final[1]),
             dropout=tuple(cast(mask) for mask in masks),
             hidden_dropout=self.dropout is not None and self.dropout.generator_state is None,
             tolerance=TOLERANCE[self.precision],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -25,14 +25,27 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Rows, or none, that are known when some numbers are on the host.
+
+    Attributes:
+        values: the numbers, one-dimensional, on any device.
+        rows: makes the rows of them.
+    """
+
+    values: torch.Tensor
+    rows: Callable[[torch.Tensor], Rows | None]
+
+
 @dataclass(slots=True)
 class Recorder:
     """Gives batches to the sinks in order; 0-dim tensors among the columns are copied from the device many at a time."""
 
     sinks: Sequence[Sink]
-    waiting: list[Batch] = field(default_factory=list[Batch])
+    waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)
 
-    def add(self, step: int, rows: Iterable[Rows], *, now: bool) -> None:
+    def add(self, step: int, rows: Iterable[Rows | Later], *, now: bool) -> None:
         """Take the rows of a step.
 
         Args:
@@ -40,14 +53,14 @@ class Recorder:
             rows: their columns may hold 0-dim tensors.
             now: the device has been waited for anyway.
         """
-        self.waiting.append(Batch(step, tuple(rows)))
+        self.waiting.append((step, list(rows)))
         if now or len(self.waiting) >= WAITING:
             self.drain()
 
     def drain(self) -> None:
         """Hand everything on."""
-        batches, self.waiting = self.waiting, []
-        for batch in on_host(batches):
+        waiting, self.waiting = self.waiting, []
+        for batch in on_host(waiting):
             for sink in self.sinks:
                 sink.write(batch)
 
@@ -63,24 +76,36 @@ class Recorder:
             raise errors[0]
 
 
-def on_host(batches: Sequence[Batch]) -> list[Batch]:
-    """The same batches with numbers in place of 0-dim tensors: one copy for each device."""
-    places = [c for b in batches for r in b.rows for c in r.columns.values() if isinstance(c, torch.Tensor)]
-    if not places:
-        return list(batches)
-    numbers: dict[int, Any] = {}
-    for device in {tensor.device for tensor in places}:
-        here = [tensor for tensor in places if tensor.device == device]
-        values = torch.stack([tensor.detach().double() for tensor in here]).tolist()
-        numbers.update({id(t): _as(t.dtype, v) for t, v in zip(here, values, strict=True)})
-    return [Batch(b.step, tuple(_replaced(r, numbers) for r in b.rows)) for b in batches]
+def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch]:
+    """Steps and their rows with numbers in place of tensors: one copy for each device."""
+    blocks = [block for _, rows in waiting for block in rows]
+    tensors: list[torch.Tensor] = []
+    for block in blocks:
+        columns = [block.values] if isinstance(block, Later) else block.columns.values()
+        tensors += [c for c in columns if isinstance(c, torch.Tensor)]
+    numbers = _numbers(tensors)
+    return [Batch(step, tuple(r for b in rows if (r := _replaced(b, numbers)) is not None)) for step, rows in waiting]
 
 
-def _as(kind: torch.dtype, value: float) -> Any:
+def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+    for device in {tensor.device for tensor in tensors}:
+        here = [tensor for tensor in tensors if tensor.device == device]
+        flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in here]).cpu()
+        parts = flat.split([tensor.numel() for tensor in here])
+        found.update({id(tensor): part for tensor, part in zip(here, parts, strict=True)})
+    return found
+
+
+def _replaced(block: Rows | Later, numbers: dict[int, torch.Tensor]) -> Rows | None:
+    if isinstance(block, Later):
+        return block.rows(numbers[id(block.values)])
+    columns = {n: _as(c.dtype, numbers[id(c)]) if isinstance(c, torch.Tensor) else c for n, c in block.columns.items()}
+    return Rows(block.table, columns)
+
+
+def _as(kind: torch.dtype, value: torch.Tensor) -> float | int | bool:
+    number = value.item()
     if kind == torch.bool:
-        return bool(value)
-    return value if kind.is_floating_point else int(value)
-
-
-def _replaced(rows: Rows, numbers: dict[int, Any]) -> Rows:
-    return Rows(rows.table, {n: numbers[id(c)] if isinstance(c, torch.Tensor) else c for n, c in rows.columns.items()})
+        return bool(number)
+    return number if kind.is_floating_point else int(number)

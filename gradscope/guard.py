@@ -1,0 +1,93 @@
+"""Between gradscope and the training: our time is counted, and our failures stay ours."""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from gradscope.errors import AnalysisError, GradscopeWarning
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Guard:
+    """Counts the time spent in our callbacks, and takes what fails in them.
+
+    Args:
+        strict: raise failures instead of keeping them for the notes.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        """See the class."""
+        self._spent = 0.0
+        self._since = 0.0
+        self._strict = strict
+        self._depth = 0
+        self._reasons: list[str] = []
+        self._warned: set[str] = set()
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Call a function of ours; None if it fails."""
+        if not self._depth:
+            self._since = time.perf_counter()
+        self._depth += 1
+        try:
+            return function(*args, **kwargs)
+        except AnalysisError:
+            raise
+        except Exception as error:
+            self._fail(error)
+            return None
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._spent += time.perf_counter() - self._since
+
+    def take_overhead(self) -> float:
+        """Seconds spent in our callbacks since the last time, the running one included."""
+        now = time.perf_counter()
+        spent = self._spent + (now - self._since if self._depth else 0.0)
+        self._spent, self._since = 0.0, now
+        return spent
+
+    def note(self, reason: str) -> None:
+        """Keep something for the notes of this step, and warn about it the first time."""
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
+
+    def take_reasons(self) -> list[str]:
+        """What has been kept since the last time."""
+        reasons, self._reasons = self._reasons, []
+        return reasons
+
+    def _fail(self, error: Exception) -> None:
+        reason = f"gradscope failed: {type(error).__name__}: {error}"
+        if self._strict:
+            raise AnalysisError(reason) from error
+        self.note(reason)
+
+
+class Guarded(Protocol):
+    """Something with a guard."""
+
+    guard: Guard
+
+
+G = TypeVar("G", bound=Guarded)
+
+
+def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R | None]:
+    """Run a callback under the guard of its object."""
+
+    @functools.wraps(method)
+    def around(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        return self.guard.call(method, self, *args, **kwargs)
+
+    return around
