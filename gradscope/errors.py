@@ -1,12 +1,12 @@
 """What can go wrong, as one tree.
 
-    GradscopeError
-    ├── AttachError       attach(): the model, a pattern or an argument is unusable
-    ├── RecordError       the run folder cannot be written, or is being written by another scope
-    ├── LoadError         a folder cannot be read as a run
-    └── AnalysisError     a failure inside gradscope, raised only with strict=True
+GradscopeError
+├── AttachError       attach(): the model, a pattern or an argument is unusable
+├── RecordError       the run folder cannot be written, or is being written by another scope
+├── LoadError         a folder cannot be read as a run
+└── AnalysisError     a failure inside gradscope, raised only with strict=True
 
-    GradscopeWarning      the same failures without strict: recorded in `notes`, warned about once
+GradscopeWarning      the same failures without strict: recorded in `notes`, warned about once
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ NOT_CALLED = (
 )
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `attach` was asked for.
@@ -49,7 +50,12 @@ class Observer:
     """Listens to kernel calls and optimizer steps, and hands each step's rows to the recorder."""
 
     def __init__(
-        self, model: nn.Module, layers: dict[str, nn.RNNBase], recorder: Recorder, schedule: Schedule, settings: Settings
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.RNNBase],
+        recorder: Recorder,
+        schedule: Schedule,
+        settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
         self._model, self._layers, self._recorder = model, layers, recorder
@@ -75,7 +81,7 @@ class Observer:
         self._since = self._since or time.perf_counter()
         if self._recording is None or self.paused or not torch.is_grad_enabled() or call.batch == 0:
             return None
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
             return None
         name = next((n for n, m in self._layers.items() if m.__dict__.get("_flat_weights") is call.weights), None)
         if name is None or not self._recording.takes(name):
@@ -210,7 +216,9 @@ class Observer:
         assert self._recording is not None
         found: list[Rows] = []
         for name, layer in self._layers.items():
-            if name not in self._recording.called and any(p.grad is not None and p.grad.any() for p in layer.parameters()):
+            if name not in self._recording.called and any(
+                p.grad is not None and p.grad.any() for p in layer.parameters()
+            ):
                 head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
                 found.append(Rows("notes", {**head, "reason": NOT_CALLED}))
         return found

@@ -30,8 +30,8 @@ def make_schedule(every: int | Callable[[int], bool] | None, budget: float) -> S
     if every is None:
         if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0 < budget <= 1:
             raise AttachError(
-                f"budget={budget!r}: expected the share of training time that recording may cost, above 0 and at most 1 "
-                "(0.015 is 1.5 %). To record given steps instead, pass every=N."
+                f"budget={budget!r}: expected the share of training time that recording may cost, above 0 and "
+                "at most 1 (0.015 is 1.5 %). To record given steps instead, pass every=N."
             )
         return Budget(float(budget))
     if callable(every):

@@ -137,7 +137,7 @@ class Scope:
         self._recorder.drain()
         if self._closed or not self._observer.unfinished:
             return Run(self._store)
-        pending = MemoryStore({})
+        pending = MemoryStore({}, rank=self._store.ranks[0])
         pending.write(*on_host([(self._observer.step, self._observer.rows())]))
         return Run(Joined(self._store, pending))
 

@@ -23,7 +23,7 @@ from gradscope.types import Analysis, KernelCall, Weights
 Hook = Callable[[Callable[[Tensor], None]], Callable[[Tensor], None]]
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(eq=False)
 class WeightGradient:
     """What a `weight_hh` accumulates in the backward passes of the recorded calls, for the certificate."""
 
@@ -32,7 +32,7 @@ class WeightGradient:
     total: Tensor | None = None
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(eq=False)
 class ObservedCall:
     """One call of a fused layer whose loss gradients are summed up as they arrive."""
 
@@ -157,9 +157,7 @@ class Recording:
             self.handles.append(watch_parameter(weight, self.guard(receive))[0])
         return gradient
 
-    def _certify(
-        self, calls: Sequence[ObservedCall], analyses: list[list[Analysis]], factor: Tensor | float
-    ) -> None:
+    def _certify(self, calls: Sequence[ObservedCall], analyses: list[list[Analysis]], factor: Tensor | float) -> None:
         users: dict[int, list[tuple[int, int]]] = {}
         known: dict[int, WeightGradient] = {}
         for i, call in enumerate(calls):

@@ -1,8 +1,9 @@
 """Where torch's recurrent layers enter their fused kernels: every call is seen there, however the module was called.
 
-`nn.RNN`, `nn.LSTM` and `nn.GRU` call `torch._VF.rnn_tanh`, `.rnn_relu`, `.lstm` and `.gru` with the flat list of weights
-as they stand at that moment. Watching these four functions sees keyword calls, `module.forward(...)`, packed input and
-weights that were replaced before the call, and puts nothing on the user's modules: copies and pickles stay clean.
+`nn.RNN`, `nn.LSTM` and `nn.GRU` call `torch._VF.rnn_tanh`, `.rnn_relu`, `.lstm` and `.gru` with the flat list of
+weights as they stand at that moment. Watching these four functions sees keyword calls, `module.forward(...)`, packed
+input and weights that were replaced before the call, and puts nothing on the user's modules: copies and pickles stay
+clean.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ KERNELS: Seam[KernelListener] = Seam(_install)
 
 def _around(family: str) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any) -> Any:
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             return original(*args)
         call = _parse(family, args)
         tokens = [(listener, listener.before_kernel(call)) for listener in KERNELS]

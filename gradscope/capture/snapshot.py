@@ -41,8 +41,8 @@ class Dropout:
         if keep == 0:
             masks = [torch.zeros(self.shape)] * count
         else:
-            drawn = (torch.empty(self.shape, dtype=like.dtype).bernoulli_(keep, generator=generator) for _ in range(count))
-            masks = [noise.div_(keep) for noise in drawn]
+            blank = (torch.empty(self.shape, dtype=like.dtype) for _ in range(count))
+            masks = [noise.bernoulli_(keep, generator=generator).div_(keep) for noise in blank]
         select = layout.select if isinstance(layout, Packed) else layout.time_first
         return tuple(select(mask) for mask in masks)
 
@@ -79,7 +79,11 @@ class Snapshot:
     ) -> Stack:
         """The canonical form, in float32 or better, with the loss gradients that have arrived, divided by `factor`."""
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
-        masks = self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output) if self.dropout else ()
+        masks = (
+            self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output)
+            if self.dropout
+            else ()
+        )
         cell = len(self.state) == 2
 
         def cast(x: Tensor) -> Tensor:

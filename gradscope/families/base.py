@@ -83,7 +83,9 @@ class Piece(NamedTuple):
 
 
 class Family(ABC):
-    """A recurrence. Laws, held by the tests against autograd for every family:
+    """A recurrence.
+
+    Laws, held by the tests against autograd for every family:
 
     * `piece(...).output` equals the kernel's output;
     * `scan` is the transpose of `push`;
@@ -178,7 +180,7 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gram(weights: Weights, gates: int) -> tuple[Tensor, Tensor]:
-    """Inner products and diagonals of the blocks of U: [G, G, H] with G_kl[i] = <U_k[i], U_l[i]>, and [G, min(H, P)]."""
+    """Inner products of the rows of U, [G, G, H] with G_kl[i] = <U_k[i], U_l[i]>, and diagonals, [G, min(H, P)]."""
     blocks = weights.hh.unflatten(0, (gates, -1))
     return torch.einsum("kip,lip->kli", blocks, blocks), torch.diagonal(blocks, dim1=1, dim2=2)
 

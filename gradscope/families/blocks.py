@@ -36,10 +36,9 @@ def measure_blocks(family: Family, weights: Weights, eigenvalues: bool) -> dict[
     size = spectral_norm(gram)
     gram.diagonal(dim1=1, dim2=2).sub_(1)
     orthogonality = torch.linalg.matrix_norm(gram) / blocks.shape[-1] ** 0.5
-    return {
-        gate: Block(radius[k], size[k], orthogonality[k], _ordered(values[k]) if eigenvalues and values is not None else None)
-        for k, gate in enumerate(family.gates)
-    }
+    spectra = [_ordered(v) for v in values] if eigenvalues and values is not None else [None] * len(family.gates)
+    parts = zip(radius, size, orthogonality, spectra, strict=True)
+    return {gate: Block(*part) for gate, part in zip(family.gates, parts, strict=True)}
 
 
 def spectral_radius(matrices: Tensor) -> Tensor:

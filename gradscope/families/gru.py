@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradscope.families.base import (
     SIGMOID_LIMITS,
@@ -34,10 +35,12 @@ class GRU(Family):
     name = "gru"
     gates = ("reset", "update", "candidate")
 
+    @override
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
         flat = flat_weights(weights)
         return torch.gru(x, h_0.unsqueeze(0), flat, weights.b_ih is not None, 1, 0.0, False, False, False)[0]
 
+    @override
     def replay(self, layer: Layer) -> Trace:
         previous = layer.previous
         steps, batch = layer.output.shape[:2]
@@ -48,6 +51,7 @@ class GRU(Family):
         gates[:, :, 2].addcmul_(gates[:, :, 0], inner).tanh_()
         return Trace(layer, previous, gates, inner=inner)
 
+    @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.inner is not None
         gates, previous, inner = trace.gates[start:stop], trace.previous[start:stop], trace.inner[start:stop]
@@ -62,9 +66,11 @@ class GRU(Family):
         output = torch.addcmul(n, z, difference)
         return Piece((factors, z, through), output, output, previous)
 
+    @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         return gram(weights, 3)
 
+    @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         inner, diagonal = constants
         d, e, _ = piece.factors
@@ -76,6 +82,7 @@ class GRU(Family):
         size = total.sum(-1)
         return {"jacobian": size, "jacobian_h": size}
 
+    @override
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         into, flat = gates.unbind(0), gates.flatten(1, 2).flatten(2).unbind(0)
@@ -85,18 +92,22 @@ class GRU(Family):
             rows[t].addmm_(flat[t], weights.hh)
             h[t].addcmul_(h[t + 1], e[t])
 
+    @override
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         d, e, _ = factors
         pre = (state[0] @ weights.hh.mT).unflatten(-1, (3, -1))
         return (torch.addcmul((d * pre).sum(-2), e, state[0]),)
 
+    @override
     def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
         candidate = state[0] * piece.factors[2]
         return torch.cat([gates[:, :, :2], candidate.unsqueeze(2)], 2)
 
+    @override
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
         named = dict(zip(self.gates, trace.gates[start:stop].unbind(2), strict=True))
         return {**named, "hidden": piece.output}
 
+    @override
     def limits(self, gate: str) -> tuple[float, float]:
         return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradscope.families.base import (
     SIGMOID_LIMITS,
@@ -37,11 +38,13 @@ class LSTM(Family):
     gates = ("input", "forget", "candidate", "output")
     cell = True
 
+    @override
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
         assert c_0 is not None
         state = [h_0.unsqueeze(0), c_0.unsqueeze(0)]
         return torch.lstm(x, state, flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False)[0]
 
+    @override
     def replay(self, layer: Layer) -> Trace:
         assert layer.c_0 is not None
         previous = layer.previous
@@ -52,6 +55,7 @@ class LSTM(Family):
         gates[:, :, 3].sigmoid_()
         return Trace(layer, previous, gates, _cell_path(gates, layer.c_0))
 
+    @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.cells is not None
         gates = trace.gates[start:stop]
@@ -69,6 +73,7 @@ class LSTM(Family):
         output = q if hr is None else q @ hr.mT
         return Piece((factors[:, :, :3], a_o, k, f), q, output, trace.previous[start:stop])
 
+    @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         inner, _ = gram(weights, 4)
         if weights.hr is None:
@@ -77,6 +82,7 @@ class LSTM(Family):
         projection = weights.hr.mT @ weights.hr
         return inner, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal()
 
+    @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
         inner = constants[0]
@@ -96,6 +102,7 @@ class LSTM(Family):
         c_c, c_h = f.square().sum(-1), rows.sum(-1)
         return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
 
+    @override
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         c = states[1].unbind(0)
@@ -111,6 +118,7 @@ class LSTM(Family):
             rows[t].addmm_(flat[t], weights.hh)
             c[t].addcmul_(total, f)
 
+    @override
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         a, a_o, k, f = factors
         pre = (state[0] @ weights.hh.mT).unflatten(-1, (4, -1))
@@ -118,14 +126,17 @@ class LSTM(Family):
         q = torch.addcmul(a_o * pre[..., 3, :], k, c)
         return (q if weights.hr is None else q @ weights.hr.mT, c)
 
+    @override
     def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:
         q = state[0] if weights.hr is None else state[0] @ weights.hr
         return torch.addcmul(state[1], q, piece.factors[2])
 
+    @override
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
         named = dict(zip(self.gates, trace.gates[start:stop].unbind(2), strict=True))
         return {**named, "hidden": piece.hidden}
 
+    @override
     def limits(self, gate: str) -> tuple[float, float]:
         return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
 

@@ -1,4 +1,4 @@
-"""Everything that is measured of one layer in one direction, in one pass over pieces of time, from the end to the start.
+"""Everything that is measured of one layer in one direction, in one pass over pieces of time, the last first.
 
 The reverse scan carries, as rows of one GEMM per timestep, the total loss gradient and the gradients of a few anchors
 alone; all else is elementwise. Working in pieces keeps the factors of the step Jacobians in the cache, and the peak

@@ -178,7 +178,7 @@ def _lyapunov(family: Family, trace: Trace, lengths: Tensor, carried: _Carried, 
 
 
 def _carry_forward(family: Family, trace: Trace, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Push tangents of s_0, [B, rows, n], to each sequence's last state; [B, rows, n] and the logarithm of its scale."""
+    """Push tangents of s_0, [B, rows, n], to each sequence's last state: the same and the logarithm of its scale."""
     weights, widths = trace.layer.weights, state_widths(family, trace)
     state = _split(rows.transpose(0, 1), widths)
     log = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)

@@ -9,6 +9,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradscope.families.base import (
     TANH_LIMITS,
@@ -27,26 +28,31 @@ from gradscope.types import Weights
 class _Elman(Family):
     gates = ("hidden",)
 
+    @override
     def replay(self, layer: Layer) -> Trace:
         previous = layer.previous
         rebuilt = self.activate(total_preactivation(layer, previous)).view_as(layer.output)
         return Trace(layer, previous, rebuilt.unsqueeze(2))
 
+    @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         # The kernel's own backward takes f' from the output; so do we, to the same rounding.
         output = trace.layer.output[start:stop]
         return Piece((self.slope(output),), output, trace.gates[start:stop, :, 0], trace.previous[start:stop])
 
+    @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         inner, _ = gram(weights, 1)
         return (inner[0, 0],)
 
+    @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         (rows,) = constants
         (d,) = piece.factors
         size = d.square() @ rows
         return {"jacobian": size, "jacobian_h": size}
 
+    @override
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
         h, flat = states[0].flatten(1, 2).unbind(0), gates.flatten(1, 2).flatten(2).unbind(0)
         slopes = factors[0].unbind(0)
@@ -54,9 +60,11 @@ class _Elman(Family):
             torch.mul(states[0][k + 1], slopes[k], out=gates[k, :, :, 0])
             h[k].addmm_(flat[k], weights.hh)
 
+    @override
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         return ((state[0] @ weights.hh.mT) * factors[0],)
 
+    @override
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
         return {"hidden": piece.hidden}
 
@@ -74,17 +82,21 @@ class TanhRNN(_Elman):
 
     name = "rnn_tanh"
 
+    @override
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
         return torch.rnn_tanh(
             x, h_0.unsqueeze(0), flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False
         )[0]
 
+    @override
     def activate(self, a: Tensor) -> Tensor:
         return a.tanh_()
 
+    @override
     def slope(self, y: Tensor) -> Tensor:
         return 1 - y.square()
 
+    @override
     def limits(self, gate: str) -> tuple[float, float]:
         return TANH_LIMITS
 
@@ -94,16 +106,20 @@ class ReluRNN(_Elman):
 
     name = "rnn_relu"
 
+    @override
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
         return torch.rnn_relu(
             x, h_0.unsqueeze(0), flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False
         )[0]
 
+    @override
     def activate(self, a: Tensor) -> Tensor:
         return a.relu_()
 
+    @override
     def slope(self, y: Tensor) -> Tensor:
         return (y > 0).to(y.dtype)
 
+    @override
     def limits(self, gate: str) -> tuple[float, float]:
         return 1e-45, float("inf")  # the smallest positive float32

@@ -1,4 +1,4 @@
-"""A whole call: layers and directions, the lower layers' outputs run again from below, gradients handed down from above."""
+"""A whole call: the lower layers are run again from below, and gradients handed down from above."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
 
 
 def _run_layers(family: Family, stack: Stack, layers: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs of every layer, [T, B, .]: the lower ones are run again, the top one is what the kernel gave."""
+    """Inputs and outputs of every layer, [T, B, .]: the lower ones run again, the top one as the kernel gave it."""
     valid = torch.arange(stack.input.shape[0], device=stack.lengths.device).unsqueeze(1) < stack.lengths
     inputs, outputs = [stack.input], list[Tensor]()
     for index in range(layers - 1):

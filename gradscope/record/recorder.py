@@ -40,7 +40,7 @@ class Later:
 
 @dataclass(slots=True)
 class Recorder:
-    """Gives batches to the sinks in order; 0-dim tensors among the columns are copied from the device many at a time."""
+    """Gives batches to the sinks in order; 0-dim tensors among the columns are brought to the host many at a time."""
 
     sinks: Sequence[Sink]
     waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)

@@ -1,0 +1,36 @@
+# Every target makes its own environment first: python3 and make are all that has to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint format bench clean
+
+demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
+	$(BIN)/gradscope demo --output out/demo
+
+test: $(READY)  # all tests
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(READY)  # style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)  # mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  # what gradscope costs, measured here
+	$(BIN)/python benchmarks/bench.py
+
+clean:  # forget the environment and everything built or written
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis
+
+# torch goes first and pinned: a package that pulls it in unpinned would fetch another build of it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@

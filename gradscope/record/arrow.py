@@ -1,0 +1,129 @@
+"""The way between blocks of rows, Arrow tables and pandas frames: the only file that knows all three.
+
+Arrow ships no types, so what comes out of it is `Any` here; it is imported when first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.record.query import Condition, conditions
+from gradscope.record.schema import TABLES, TEXT, Table, lookup
+from gradscope.types import Rows
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+Block = tuple[int, Rows, int]
+"""A step, a block of its rows, and how many rows it has."""
+
+
+def pyarrow() -> Any:
+    """The library, loaded when first asked for."""
+    return import_module("pyarrow")
+
+
+def compute() -> Any:
+    """Its module of functions over columns."""
+    return import_module("pyarrow.compute")
+
+
+def parquet() -> Any:
+    """Its module for Parquet files."""
+    return import_module("pyarrow.parquet")
+
+
+def ready() -> None:
+    """Load everything that a first row would load (Arrow loads pandas), so that it is not loaded within a step."""
+    parquet()
+    build(TABLES["steps"], [])
+
+
+def schema(table: Table, *, coded: bool = False) -> Any:
+    """The table's Arrow schema; `coded` has text as codes into a dictionary, which is how blocks are held."""
+    pa = pyarrow()
+    text = pa.dictionary(pa.int32(), pa.string()) if coded else pa.string()
+    types = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "text": text}
+    return pa.schema([(name, types[kind]) for name, kind in table.columns.items()])
+
+
+def build(table: Table, blocks: Sequence[Block]) -> Any:
+    """One Arrow table (text coded) from many checked blocks, without a Python loop over rows."""
+    pa = pyarrow()
+    lengths = np.fromiter((length for _, _, length in blocks), np.int64, len(blocks))
+    columns: dict[str, Any] = {"step": np.repeat(np.array([step for step, _, _ in blocks], np.int64), lengths)}
+    for name, kind in table.columns.items():
+        if name == "step":
+            continue
+        values = [rows.columns[name] for _, rows, _ in blocks]
+        columns[name] = _text(values, lengths) if kind == TEXT else _numbers(values, lengths, np.dtype(kind))
+    return pa.table(columns, schema=schema(table, coded=True))
+
+
+def _text(values: list[str], lengths: np.ndarray[Any, Any]) -> Any:
+    pa = pyarrow()
+    codes: dict[str, int] = {}
+    code = np.array([codes.setdefault(value, len(codes)) for value in values], np.int32)
+    return pa.DictionaryArray.from_arrays(np.repeat(code, lengths), pa.array(list(codes), pa.string()))
+
+
+def _numbers(values: list[Any], lengths: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    if not any(isinstance(value, np.ndarray) for value in values):
+        return np.repeat(np.array(values, dtype), lengths)
+    column = np.empty(int(lengths.sum()), dtype)
+    end = 0
+    for value, length in zip(values, lengths.tolist(), strict=True):
+        column[end : end + length] = value
+        end += length
+    return column
+
+
+def gather(name: str, pieces: Sequence[Any]) -> Any:
+    """Pieces of one table as one, without texts that no row has any more."""
+    plain = pyarrow().concat_tables(pieces).cast(schema(TABLES[name]))
+    text = [column for column, kind in TABLES[name].columns.items() if kind == TEXT]
+    for column in text:
+        position = plain.schema.get_field_index(column)
+        plain = plain.set_column(position, column, plain.column(column).dictionary_encode())
+    return plain.combine_chunks()
+
+
+def expression(wanted: Mapping[str, Condition]) -> Any:
+    """What Arrow is asked for, or None for every row."""
+    field, scalar = compute().field, compute().scalar
+    terms: list[Any] = []
+    for name, condition in wanted.items():
+        if condition.low is not None:
+            terms.append(field(name) >= condition.low)
+        if condition.high is not None:
+            terms.append(field(name) <= condition.high)
+        if condition.values is not None:
+            terms.append(field(name).isin(list(condition.values)) if condition.values else scalar(False))
+    whole = None
+    for term in terms:
+        whole = term if whole is None else whole & term
+    return whole
+
+
+def select(name: str, tables: Sequence[Any], filters: Mapping[str, Any], columns: Sequence[str] | None) -> Any:
+    """The wanted rows and columns of some tables in memory, as one with plain text."""
+    where = expression({column: what for column, what in conditions(name, filters).items() if column != "rank"})
+    plain = schema(lookup(name))
+    table = pyarrow().concat_tables([*tables, schema(lookup(name), coded=True).empty_table()])
+    if where is not None:
+        table = table.filter(where)
+    return table.cast(plain).select(list(columns or plain.names))
+
+
+def frame(tables: Sequence[tuple[int, Any]], name: str, columns: Sequence[str] | None) -> pd.DataFrame:
+    """A pandas frame of plain Arrow tables, each with the rank that wrote it; `rank` becomes the last column."""
+    pa = pyarrow()
+    names = list(columns or TABLES[name].columns)
+    empty = schema(TABLES[name]).empty_table().select(names)
+    whole = pa.concat_tables([*(table for _, table in tables), empty])
+    ranks = np.repeat([rank for rank, _ in tables] or [0], [len(table) for _, table in tables] or [0])
+    return whole.append_column("rank", pa.array(ranks.astype(np.int64))).to_pandas()

@@ -1,0 +1,94 @@
+"""One writer per folder and rank, held by the operating system, so that a killed process leaves no lock behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+import warnings
+import weakref
+from pathlib import Path
+from typing import IO
+
+from gradscope.errors import GradscopeWarning, RecordError
+
+_BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+
+class FolderLock:
+    """A lock file, held until `release` or the end of the process.
+
+    Forked children (data loader workers) close their copy of it, so that it ends with its owner.
+
+    Raises:
+        RecordError: somebody else holds it, in this process or another one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a+", encoding="utf-8")
+        try:
+            _hold(self._file)
+        except OSError as error:
+            if error.errno in _BUSY:
+                self._refuse(path)
+            warnings.warn(f"{path.parent} is on a file system without locks; never let two processes write it",
+                          GradscopeWarning, stacklevel=5)  # fmt: skip
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}")
+        self._file.flush()
+        _closed_in_children(self)
+
+    def _refuse(self, path: Path) -> None:
+        owner = path.read_text(encoding="utf-8", errors="replace") or "another scope"
+        self._file.close()
+        raise RecordError(
+            f"{path.parent} is being written by {owner}: close that scope first, or give each scope its own logdir"
+        )
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        if not self._file.closed:
+            _let_go(self._file)
+            self._file.close()
+
+    def abandon(self) -> None:
+        """Close this process's copy without letting go of the lock, which another process owns."""
+        self._file.close()
+
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+
+    _FAR = 2**30  # a byte beyond the text, which others may then still read
+
+    def _hold(file: IO[str]) -> None:
+        os.lseek(file.fileno(), _FAR, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+    def _let_go(file: IO[str]) -> None:
+        os.lseek(file.fileno(), _FAR, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _hold(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _let_go(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _closed_in_children(lock: FolderLock) -> None:
+    if not _held and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_abandon_all)
+    _held.add(lock)
+
+
+def _abandon_all() -> None:
+    for lock in list(_held):
+        lock.abandon()

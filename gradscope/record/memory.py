@@ -1,0 +1,164 @@
+"""Runs that live in memory: rows as they were handed over, gathered now and then into compact tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.record import arrow, thin
+from gradscope.record.query import Filters, conditions
+from gradscope.record.schema import SCHEMA_VERSION, TABLES, check, lookup
+from gradscope.types import Batch
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+MEMORY_LIMIT = 512 * 2**20
+_PIECE_BYTES = 32 * 2**20
+_GATHER_EVERY = 64
+_BLOCK_BYTES = 1024  # what a block costs beside its numbers: the objects that carry it
+
+
+class Buffer:
+    """Rows just as they came. Appending checks them and copies nothing: arrays must not be changed afterwards.
+
+    Attributes:
+        number: number of the part that these rows are going to be.
+        size: bytes in use, roughly.
+        rows: how many of each table.
+        last_step: step of the newest batch, or -1.
+    """
+
+    def __init__(self, number: int = 0, last_step: int = -1) -> None:
+        self.number = number
+        self.last_step = last_step
+        self.size = 0
+        self.rows: Counter[str] = Counter()
+        self.blocks: dict[str, list[arrow.Block]] = {}
+
+    def append(self, batch: Batch) -> None:
+        """Take all rows of one step, or none if one of them is not as its table wants it."""
+        counted = [(batch.step, rows, check(rows, batch.step)) for rows in batch.rows]
+        for block in counted:
+            name, length = block[1].table, block[2]
+            self.blocks.setdefault(name, []).append(block)
+            self.rows[name] += length
+            self.size += length * TABLES[name].width + _BLOCK_BYTES
+        self.last_step = batch.step
+
+    def table(self, name: str) -> Any:
+        """The rows of one table as an Arrow table."""
+        return arrow.build(TABLES[name], self.blocks.get(name, []))
+
+
+class MemoryStore:
+    """A sink and a source without a folder, for `attach(model)` without `logdir`.
+
+    Beyond `limit` bytes older recorded steps are thinned (every second one of the older half), `steps`, `clips`
+    and `notes` last, and `notes` says so.
+
+    >>> from gradscope.types import Rows
+    >>> store = MemoryStore()
+    >>> key = {"module": "rnn", "layer": 0, "direction": "forward", "chain": 0}
+    >>> store.write(Batch(7, (Rows("notes", {**key, "reason": "the layer was not called"}),)))
+    >>> store.read("notes", {"module": "rnn"}, ["step", "reason"])
+       step                    reason  rank
+    0     7  the layer was not called     0
+    """
+
+    def __init__(
+        self,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        rank: int = 0,
+        limit: int = MEMORY_LIMIT,
+        gather_steps: int = 1000,
+    ) -> None:
+        self.meta: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **(meta or {})}
+        self.ranks = [rank]
+        arrow.ready()
+        self._limit = limit
+        self._gather_steps = gather_steps
+        self._tables = _Tables()
+        self._tail = Buffer()
+        self._batches = 0
+
+    def write(self, batch: Batch) -> None:
+        """Take all rows of one optimizer step."""
+        self._tail.append(batch)
+        self._batches += 1
+        if self._batches >= self._gather_steps or self._tail.size > self._limit // 16:
+            self._gather()
+            thin.to_limit(self._tables, self._limit, self._note)
+
+    def _gather(self) -> None:
+        tail = self._tail
+        for name in tail.blocks:
+            self._tables.add(name, tail.table(name))
+        self._tail, self._batches = Buffer(last_step=tail.last_step), 0
+
+    def _note(self, reason: str) -> None:
+        self._tail.append(Batch(self._tail.last_step, (thin.note(reason),)))
+        self._gather()
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The wanted rows in the order they were written, with the column `rank` at the end."""
+        filters = filters or {}
+        asked = conditions(table, filters).get("rank")
+        if asked and not asked.holds(self.ranks[0]):
+            return arrow.frame([], table, columns)
+        tables = [*self._tables.pieces(table), self._tail.table(table)]
+        return arrow.frame([(self.ranks[0], arrow.select(table, tables, filters, columns))], table, columns)
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        return sum(map(len, self._tables.pieces(lookup(table).name))) + self._tail.rows[table]
+
+    def close(self) -> None:
+        """Nothing to do: what was written can still be read."""
+
+
+class _Tables:
+    """Arrow tables by name, in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[Any]] = {}
+
+    def add(self, name: str, piece: Any) -> None:
+        pieces = self._pieces.setdefault(name, [])
+        pieces.append(piece)
+        if len(pieces) % _GATHER_EVERY == 0:
+            groups = _groups(pieces)
+            self._pieces[name] = [arrow.gather(name, group) if len(group) > 1 else group[0] for group in groups]
+
+    def pieces(self, name: str) -> list[Any]:
+        return self._pieces.get(name, [])
+
+    def size(self) -> int:
+        return sum(piece.nbytes for pieces in self._pieces.values() for piece in pieces)
+
+    def steps(self, tables: Sequence[str]) -> thin.Steps:
+        found = [piece.column("step").to_numpy() for name in tables for piece in self.pieces(name)]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    def drop(self, tables: Sequence[str], steps: thin.Steps) -> None:
+        kept = ~arrow.compute().field("step").isin(steps)
+        for name in tables:
+            thinned = [piece.filter(kept) for piece in self.pieces(name)]
+            self._pieces[name] = [arrow.gather(name, group) for group in _groups(thinned)]
+
+
+def _groups(pieces: Sequence[Any]) -> Iterator[list[Any]]:
+    """Neighbouring pieces, together no larger than a piece should be."""
+    group: list[Any] = []
+    for piece in pieces:
+        if group and sum(one.nbytes for one in [*group, piece]) > _PIECE_BYTES:
+            yield group
+            group = []
+        if len(piece):
+            group.append(piece)
+    if group:
+        yield group

@@ -1,0 +1,208 @@
+"""The Parquet files of one rank, and how they change so that a reader never sees half a change.
+
+A flush writes one part per table, all under the same number, `steps` last: its `part-<n>` is what makes the
+flush count, so a process killed between two files leaves nothing but a tail that is ignored. A merge writes
+`part-<first>-<last>`, which replaces whatever it covers from the moment it has its name; the parts it was made
+from are deleted afterwards. Both rules are read off the names alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradscope.record import arrow
+from gradscope.record.schema import FLOAT, TABLES
+
+SEALED_BYTES = 32 * 2**20
+"""Parts are merged into files of up to this size, which are then left alone."""
+_GROUP_ROWS = 131_072
+_NAME = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
+
+
+class Part(NamedTuple):
+    """One file: the flushes it covers, from `first` to `last`."""
+
+    first: int
+    last: int
+    path: Path
+
+
+def ranks(root: Path) -> list[int]:
+    """The ranks that have written into a run folder."""
+    found = {
+        int(entry.name[5:])
+        for name in TABLES
+        for entry in (root / name).glob("rank=*")
+        if re.fullmatch(r"rank=\d{1,9}", entry.name)
+    }
+    return sorted(found)
+
+
+def directory(root: Path, table: str, rank: int) -> Path:
+    """Where the parts of one table and rank lie."""
+    return root / table / f"rank={rank}"
+
+
+def live(root: Path, table: str, rank: int) -> list[Part]:
+    """The parts that count, in the order they were written: neither replaced nor of an unfinished flush."""
+    found = _unreplaced(_listed(directory(root, table, rank)))
+    last = finished(root, rank)
+    return [part for part in found if part.last <= last]
+
+
+def finished(root: Path, rank: int) -> int:
+    """Number of the last flush that was finished, 0 if none was."""
+    return max((part.last for part in _listed(directory(root, "steps", rank))), default=0)
+
+
+def _listed(folder: Path) -> list[Part]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    matches = [match for name in names if (match := _NAME.fullmatch(name))]
+    return [Part(int(match[1]), int(match[2] or match[1]), folder / match[0]) for match in matches]
+
+
+def _unreplaced(parts: Iterable[Part]) -> list[Part]:
+    kept: list[Part] = []
+    for part in sorted(parts, key=lambda part: (part.first, -part.last)):
+        if not kept or part.last > kept[-1].last:
+            kept.append(part)
+    return kept
+
+
+def sweep(root: Path, rank: int) -> None:
+    """Delete what a killed process left behind; only for the one who holds the lock."""
+    for name in TABLES:
+        folder = directory(root, name, rank)
+        kept = {part.path for part in live(root, name, rank)}
+        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if entry not in kept and (_NAME.fullmatch(entry.name) or entry.name.endswith(".parquet.tmp")):
+                entry.unlink()
+
+
+def write(path: Path, name: str, table: Any, *, durable: bool = False) -> None:
+    """Write one part under its name, whole or not at all; `durable` also against a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writer(path, name, table.schema, durable=durable) as writer:
+        writer.write_table(table, row_group_size=_GROUP_ROWS)
+
+
+@contextmanager
+def _writer(path: Path, name: str, schema: Any, *, durable: bool) -> Generator[Any, None, None]:
+    temporary = path.with_name(f".{path.name}.tmp")
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "use_dictionary": [column for column, kind in TABLES[name].columns.items() if kind != FLOAT],
+        "write_page_checksum": True,
+        "store_schema": False,
+    }
+    try:
+        with arrow.parquet().ParquetWriter(temporary, schema, **options) as writer:
+            yield writer
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _sync(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _sync(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def merge(root: Path, rank: int) -> None:
+    """Gather neighbouring small parts of each table; where one is damaged, or room is short, they stay as they are."""
+    for name in TABLES:
+        for group in _groups(live(root, name, rank)):
+            with suppress(*unreadable()):
+                rewrite(name, group)
+
+
+def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    group: list[Part] = []
+    total = 0
+    for part in parts:
+        size = part.path.stat().st_size
+        if group and total + size > SEALED_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(part)
+        total += size
+    yield group
+
+
+def rewrite(name: str, group: Sequence[Part], dropped: Any = None) -> None:
+    """Put one part in the place of several, or of one, without the rows of the dropped steps."""
+    if len(group) < 2 and dropped is None:
+        return
+    first, last = group[0].first, group[-1].last
+    number = f"{first:06}" if first == last else f"{first:06}-{last:06}"
+    path = group[0].path.with_name(f"part-{number}.parquet")
+    with _writer(path, name, arrow.schema(TABLES[name]), durable=True) as writer:
+        for table in _gathered(group, dropped):
+            writer.write_table(table)
+    for part in group:
+        if part.path != path:
+            os.unlink(part.path)
+
+
+def _gathered(group: Sequence[Part], dropped: Any) -> Iterator[Any]:
+    """The rows of some parts, in pieces large enough to be row groups."""
+    pa, parquet = arrow.pyarrow(), arrow.parquet()
+    pieces: list[Any] = []
+    for part in group:
+        with parquet.ParquetFile(part.path, page_checksum_verification=True) as file:
+            for index in range(file.num_row_groups):
+                piece = file.read_row_group(index)
+                if dropped is not None:
+                    piece = piece.filter(~arrow.compute().field("step").isin(dropped))
+                pieces.append(piece)
+                if sum(map(len, pieces)) >= _GROUP_ROWS:
+                    yield pa.concat_tables(pieces)
+                    pieces = []
+    if any(map(len, pieces)):
+        yield pa.concat_tables(pieces)
+
+
+def read(part: Part, name: str, columns: Sequence[str], wanted: Any) -> Any:
+    """The wanted rows and columns of one part."""
+    table = arrow.parquet().read_table(
+        part.path, columns=list(columns), filters=wanted, partitioning=None, page_checksum_verification=True
+    )
+    fields = [arrow.schema(TABLES[name]).field(column) for column in columns]
+    return table.select(list(columns)).cast(arrow.pyarrow().schema(fields))
+
+
+def count(part: Part) -> int:
+    """How many rows a part holds, from its footer."""
+    return arrow.parquet().read_metadata(part.path).num_rows
+
+
+def bounds(part: Part) -> tuple[int, int] | None:
+    """The lowest and highest step of a part, from its footer; None where it has no rows, or is damaged."""
+    try:
+        meta = arrow.parquet().read_metadata(part.path)
+    except unreadable():
+        return None
+    ends = [meta.row_group(index).column(0).statistics for index in range(meta.num_row_groups)]
+    found = [end for end in ends if end is not None and end.has_min_max and isinstance(end.min, int)]
+    return (min(end.min for end in found), max(end.max for end in found)) if found else None
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What Arrow raises for a file that is cut short, corrupt, or no Parquet at all."""
+    return (arrow.pyarrow().ArrowException, OSError, ValueError, KeyError)

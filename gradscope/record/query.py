@@ -1,0 +1,102 @@
+"""What a reader may ask of a table: a condition for each column, checked before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from gradscope.errors import GradscopeError
+from gradscope.record.schema import BOOL, FLOAT, INT, TEXT, Kind, choices, lookup
+
+Filters = Mapping[str, Any]
+_INT64 = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a column must be: one of `values`, and from `low` to `high`, both included; None asks nothing."""
+
+    values: Collection[Any] | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether one value is as wanted."""
+        return (
+            (self.values is None or value in self.values)
+            and (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+        )
+
+
+def conditions(table: str, filters: Filters) -> dict[str, Condition]:
+    """The conditions that filters stand for: a value, a collection of values, or a slice.
+
+    A slice is a range with both ends included, as labels are in pandas: `step=slice(100, 200)`, `t=slice(None, 9)`.
+    As in pandas, NaN equals nothing. Every table can be asked for its `rank` as well.
+
+    Raises:
+        GradscopeError: the table or a column does not exist, or a value cannot be one of the column's.
+    """
+    kinds: dict[str, Kind] = {**lookup(table).columns, "rank": INT}
+    wanted: dict[str, Condition] = {}
+    for column, asked in filters.items():
+        if column not in kinds:
+            raise GradscopeError(f"table {table!r} has no column {column!r}{choices(column, kinds)}")
+        try:
+            wanted[column] = _condition(kinds[column], asked)
+        except (TypeError, ValueError) as error:
+            raise GradscopeError(f"{table!r} cannot be filtered by {column}={asked!r:.80}: {error}") from error
+    return wanted
+
+
+def _condition(kind: Kind, asked: Any) -> Condition:
+    if isinstance(asked, slice):
+        return _between(kind, cast("slice[Any, Any, Any]", asked))
+    if isinstance(asked, str) or not isinstance(asked, Iterable):
+        asked = (asked,)
+    values = {found for value in cast(Iterable[Any], asked) if (found := _value(kind, value)) is not None}
+    if kind in (INT, FLOAT) and values:
+        return Condition(values, min(values), max(values))
+    return Condition(values)
+
+
+def _between(kind: Kind, asked: slice[Any, Any, Any]) -> Condition:
+    if kind not in (INT, FLOAT):
+        raise TypeError("a slice needs a column of numbers; give the values instead")
+    if asked.step is not None:
+        raise TypeError("a slice is a range from low to high and takes no step; give a range() instead")
+    return Condition(None, _bound(kind, asked.start, math.ceil), _bound(kind, asked.stop, math.floor))
+
+
+def _bound(kind: Kind, end: Any, rounded: Callable[[float], int]) -> float | None:
+    if end is None:
+        return None
+    number = _number(end)
+    if math.isnan(number):
+        raise ValueError("NaN is no bound")
+    return rounded(min(max(number, _INT64[0]), _INT64[1])) if kind == INT else number
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
+        raise TypeError(f"{value!r} is no number")
+    return cast(float, value.item()) if isinstance(value, np.generic) else value
+
+
+def _value(kind: Kind, value: Any) -> Any:
+    """The value as the column would hold it, or None where no row can be equal to it."""
+    if kind == TEXT:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no text")
+        return str(value)
+    number = _number(value)
+    if math.isnan(number) or (kind == BOOL and number not in (0, 1)):
+        return None
+    if kind == INT:
+        return int(number) if _INT64[0] <= number <= _INT64[1] and number == int(number) else None
+    return bool(number) if kind == BOOL else float(number)

@@ -1,0 +1,144 @@
+"""What was recorded, as frames: the only thing that reports, plots and findings are made from."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gradscope.errors import LoadError
+from gradscope.record import meta
+from gradscope.record.query import Filters
+from gradscope.record.reader import FolderSource
+from gradscope.record.schema import TABLES, lookup
+from gradscope.types import LayerKey
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+
+class Source(Protocol):
+    """Where a run's rows come from: memory, a folder, or both."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the run says about itself."""
+        ...
+
+    @property
+    def ranks(self) -> list[int]:
+        """The processes that have written."""
+        ...
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The wanted rows in the order they were written, with the column `rank` at the end."""
+        ...
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Two sources as one, such as a store and the step that has not been written to it yet."""
+
+    first: Source
+    second: Source
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the first says."""
+        return self.first.meta
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks of both."""
+        return sorted({*self.first.ranks, *self.second.ranks})
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The rows of the first, then those of the second."""
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        both = [source.read(table, filters, columns) for source in (self.first, self.second)]
+        return pd.concat(both, ignore_index=True)
+
+    def count(self, table: str) -> int:
+        """How many rows both have."""
+        return self.first.count(table) + self.second.count(table)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Run:
+    """Everything that was recorded, as tidy pandas frames; a live one shows what is there so far."""
+
+    source: Source
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the run says about itself: versions, layers, arguments, sessions."""
+        return dict(self.source.meta)
+
+    @property
+    def layers(self) -> list[LayerKey]:
+        """The layer keys seen, by module name (2 before 10), layer, direction and chain."""
+        found = self.source.read("layers", columns=LayerKey._fields).drop_duplicates()
+        keys = [LayerKey(*row[:4]) for row in found.itertuples(index=False)]
+        return sorted(keys, key=lambda key: (_natural(key.module), *key[1:]))
+
+    def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
+        """One table, or the rows of it that meet every filter, sorted by step, then layer key.
+
+        A filter names a column: `quantity="grad_h"` wants that value, `step=[0, 8, 16]` any of several (list, tuple,
+        set, range, array), `step=slice(100, 200)` a range with **both ends included**, `slice(100, None)` all from 100.
+        Where several processes have written, there is one more column, `rank`; it can always be filtered by.
+
+        Raises:
+            GradscopeError: there is no such table or column, or the column cannot have such a value.
+        """
+        found = self.source.read(table, filters)
+        if len(self.source.ranks) < 2:
+            del found["rank"]
+        return found.sort_values(lookup(table).order, kind="stable", ignore_index=True)
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: rows for name in TABLES if (rows := self.source.count(name))}
+
+    def __repr__(self) -> str:
+        """Steps, layers and the sizes of the tables, in one line."""
+        sizes = ", ".join(f"{name} {rows:,}" for name, rows in self._sizes().items())
+        return f"<Run: {self.source.count('steps'):,} steps, {len(self.layers)} layers; rows: {sizes or 'none yet'}>"
+
+    def _repr_html_(self) -> str:
+        layers = "".join(f"<li>{escape(_called(key))}</li>" for key in self.layers)
+        sizes = "".join(f"<tr><th>{escape(name)}</th><td>{rows:,}</td></tr>" for name, rows in self._sizes().items())
+        return f"<p><b>Run</b> of {self.source.count('steps'):,} steps</p><ul>{layers}</ul><table>{sizes}</table>"
+
+
+def _called(key: LayerKey) -> str:
+    return f"{key.module or '(the model)'}, layer {key.layer}, {key.direction}, chain {key.chain}"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A name such that numbers in it sort by value."""
+    return [(int(word) if word.isdigit() else -1, word) for word in re.split(r"(\d+)", name)]
+
+
+def load(logdir: str | os.PathLike[str]) -> Run:
+    """The run in a folder, finished or still being written: the logdir of `attach`, or the `gradscope` in it.
+
+    Raises:
+        LoadError: there is no run, or it was written by a newer gradscope.
+    """
+    folder = Path(logdir)
+    for root in (folder / meta.FOLDER, folder):
+        if (root / meta.FILE).exists():
+            return Run(FolderSource(root))
+    below = sorted(path.parent.parent for path in folder.glob(f"*/{meta.FOLDER}/{meta.FILE}"))
+    hint = f"perhaps you mean {below[0]}" if below else "pass the logdir that attach() was given"
+    what = "holds no run" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+    raise LoadError(f"{folder} {what}: there is no {meta.FOLDER}/{meta.FILE} in it; {hint}")

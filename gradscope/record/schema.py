@@ -1,0 +1,162 @@
+"""Every table of a run, declared once: its columns, their order and kinds, and what a block of rows must bring."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from gradscope.errors import GradscopeError, RecordError
+from gradscope.types import Rows
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["int64", "float64", "bool", "text"]
+INT: Kind = "int64"
+FLOAT: Kind = "float64"
+BOOL: Kind = "bool"
+TEXT: Kind = "text"
+Array = np.ndarray[Any, np.dtype[Any]]
+
+KEY: Mapping[str, Kind] = {"module": TEXT, "layer": INT, "direction": TEXT, "chain": INT}
+"""The layer key; in `notes` it is `("", -1, "", -1)` where a note is about the whole model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: its name, which is also the name of its folder.
+        columns: kind by column, in order: `step`, the layer key where the table has one, then its own.
+        keyed: whether it has the layer key.
+    """
+
+    name: str
+    columns: Mapping[str, Kind]
+    keyed: bool
+
+    @property
+    def order(self) -> list[str]:
+        """The columns by which a frame is sorted."""
+        return ["step", *KEY] if self.keyed else ["step"]
+
+    @property
+    def width(self) -> int:
+        """Bytes of one row in memory: text is a 4-byte code."""
+        return sum(4 if kind == TEXT else 8 for kind in self.columns.values())
+
+
+def _table(name: str, columns: Mapping[str, Kind], *, keyed: bool = True) -> Table:
+    return Table(name, {"step": INT, **(KEY if keyed else {}), **columns}, keyed)
+
+
+_CLIPS: Mapping[str, Kind] = {
+    **{"index": INT, "kind": TEXT, "how": TEXT, "threshold": FLOAT, "norm_type": FLOAT, "parameters": INT},
+    **{"norm_before": FLOAT, "norm_after": FLOAT, "coefficient": FLOAT, "clipped": BOOL, "nonfinite": INT},
+}
+_STEPS: Mapping[str, Kind] = {
+    **{"optimizer": TEXT, "grad_norm": FLOAT, "nonfinite": INT, "recorded": BOOL, "skipped": BOOL},
+    **{"overhead_s": FLOAT, "step_s": FLOAT},
+}
+_LAYERS: Mapping[str, Kind] = {
+    **{"horizon": FLOAT, "horizon_censored": BOOL, "decay": FLOAT, "lyapunov": FLOAT, "residual": FLOAT},
+    "timesteps": INT,
+}
+_SPREAD: Mapping[str, Kind] = {"p10": FLOAT, "p50": FLOAT, "p90": FLOAT, "mean": FLOAT}
+_COUNTS: Mapping[str, Kind] = {"sequences": INT, "nonfinite": INT}
+
+_ALL = (
+    _table("timesteps", {"t": INT, "quantity": TEXT, **_SPREAD, "se": FLOAT, **_COUNTS}),
+    _table("reach", {"lag": INT, **_SPREAD, **_COUNTS}),
+    _table("gates", {"t": INT, "gate": TEXT, "low": FLOAT, "high": FLOAT, "mean": FLOAT}),
+    _table("units", {"gate": TEXT, "unit": INT, "low": FLOAT, "high": FLOAT}),
+    _table("weights", {"gate": TEXT, "spectral_radius": FLOAT, "spectral_norm": FLOAT, "orthogonality": FLOAT}),
+    _table("spectra", {"gate": TEXT, "index": INT, "real": FLOAT, "imag": FLOAT}),
+    _table("layers", _LAYERS),
+    _table("clips", _CLIPS, keyed=False),
+    _table("steps", _STEPS, keyed=False),
+    _table("notes", {"reason": TEXT}),
+)
+TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
+
+EVERY_STEP = ("steps", "clips", "notes")
+"""Tables that do not depend on a step being recorded: they are kept longest."""
+RECORDED = tuple(name for name in TABLES if name not in EVERY_STEP)
+
+_ARRAYS: Mapping[Kind, str] = {INT: "iub", FLOAT: "iubf", BOOL: "b", TEXT: ""}  # by numpy's letters for kinds
+_SCALARS: Mapping[Kind, tuple[type, ...]] = {
+    INT: (int, np.integer, np.bool_),
+    FLOAT: (float, int, np.floating, np.integer, np.bool_),
+    BOOL: (bool, np.bool_),
+    TEXT: (str,),
+}
+
+
+def lookup(name: str) -> Table:
+    """The table of that name.
+
+    Raises:
+        GradscopeError: there is none; the message lists those there are.
+    """
+    if name not in TABLES:
+        raise GradscopeError(f"a run has no table {name!r}{choices(name, TABLES)}")
+    return TABLES[name]
+
+
+def choices(wrong: str, valid: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name: the likely meaning, and all that would be right."""
+    names = list(valid)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" it has {', '.join(names)}"
+
+
+def check(rows: Rows, step: int) -> int:
+    """Hold a block of rows of one step to its table, and count its rows.
+
+    Every column but `step` must be there, and no other; a block that brings its own `step` must mean the same one.
+
+    Raises:
+        RecordError: a column is missing, unknown, of the wrong kind, or longer than another.
+    """
+    table = lookup(rows.table)
+    given = rows.columns
+    if len(given) != len(table.columns) - ("step" not in given) or not given.keys() <= table.columns.keys():
+        raise RecordError(_misnamed(table, given))
+    lengths: set[int] = set()
+    for name, value in given.items():
+        if not _fits(table.columns[name], value):
+            raise RecordError(f"table {table.name!r}: column {name!r} takes {table.columns[name]}, not {_told(value)}")
+        if isinstance(value, np.ndarray):
+            lengths.add(len(cast("Array", value)))
+    if len(lengths) > 1:
+        raise RecordError(f"table {table.name!r}: columns of one block differ in length: {sorted(lengths)} rows")
+    own = given.get("step", step)
+    if own is not step and np.any(own != step):
+        raise RecordError(f"table {table.name!r}: rows of step {own} came in the batch of step {step}")
+    return lengths.pop() if lengths else 1
+
+
+def _misnamed(table: Table, given: Mapping[str, Any]) -> str:
+    missing = [name for name in table.columns if name not in given and name != "step"]
+    if missing:
+        return f"table {table.name!r} needs the column {missing[0]!r}; these rows bring {', '.join(given) or 'nothing'}"
+    unknown = next(name for name in given if name not in table.columns)
+    return f"table {table.name!r} has no column {unknown!r}{choices(unknown, table.columns)}"
+
+
+def _fits(kind: Kind, value: Any) -> bool:
+    if type(value) is np.ndarray:
+        array = cast("Array", value)
+        return array.ndim == 1 and array.dtype.kind in _ARRAYS[kind]
+    return isinstance(value, _SCALARS[kind])
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        array = cast("Array", value)
+        return f"an array of {array.dtype} with {array.ndim} dimension(s)"
+    return f"{value!r:.60} ({type(value).__name__})"

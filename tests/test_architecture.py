@@ -1,0 +1,134 @@
+"""The plan of the house, held by reading the imports: attach -> capture -> families -> record -> show."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gradscope
+
+HOUSE = Path(gradscope.__file__).parent
+FILES = sorted(HOUSE.rglob("*.py"))
+
+# What each room may see beside itself: of ours, and of others'. The standard library is free.
+# A file within a room may have a row of its own, which then holds instead of the room's.
+ARROWS: dict[str, tuple[str, str]] = {
+    "types":           ("",                                                         "torch numpy"),
+    "errors":          ("",                                                         ""),
+    "attach":          ("types errors",                                             "torch"),
+    "capture":         ("types errors",                                             "torch"),
+    "families":        ("types errors",                                             "torch"),
+    "record":          ("types errors",                                             "numpy pandas pyarrow"),
+    "record.summary":  ("types errors",                                             "numpy torch"),
+    "record.recorder": ("types errors",                                             "numpy torch"),
+    "quantities":      ("types errors",                                             ""),
+    "schedule":        ("types errors",                                             ""),
+    "step":            ("types errors attach capture families",                     "torch"),
+    "observer":        ("types errors capture record quantities schedule step",     "torch"),
+    "scope":           ("types errors attach record quantities schedule observer",  "torch"),
+    "__init__":        ("types errors record scope",                                ""),
+    "cli":             ("PUBLIC demo",                                              "click rich"),
+    "demo":            ("PUBLIC",                                                   "click rich torch pandas"),
+    "demo.digits":     ("",                                                         "torch sklearn"),
+    "demo.figure":     ("",                                                         "matplotlib seaborn"),
+}  # fmt: skip
+FREE = {*sys.stdlib_module_names, "__future__", "typing_extensions", "gradscope"}
+
+
+def room(path: Path) -> str:
+    """The dotted name of a file within the house: `families.lstm`."""
+    parts = path.relative_to(HOUSE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def row(name: str) -> str | None:
+    """The most particular row of the table that speaks of a room."""
+    return next((key for key in sorted(ARROWS, key=len, reverse=True) if f"{name}.".startswith(f"{key}.")), None)
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Every module that a file imports, anywhere in it, with the name taken from it (or nothing)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def of_ours(path: Path) -> Iterator[tuple[str, str]]:
+    """The rooms that a file sees, or `PUBLIC`, with the name it takes from there."""
+    for module, name in imports(path):
+        top, _, inside = module.partition(".")
+        if top == "gradscope":
+            yield (inside or "PUBLIC"), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_arrows(path: Path) -> None:
+    name = row(room(path))
+    assert name, f"{room(path)} is a new room: say in ARROWS what it may see"
+    ours, others = ARROWS[name]
+    inside = {inside.partition(".")[0] for inside, _ in of_ours(path)}
+    assert inside <= {*ours.split(), name.partition(".")[0]}
+    outside = {module.partition(".")[0] for module, _ in imports(path)}
+    assert outside <= FREE | set(others.split())
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path).startswith(("cli", "demo"))], ids=room)
+def test_commands_use_public_names_only(path: Path) -> None:
+    taken = {name for inside, name in of_ours(path) if inside == "PUBLIC" and name}
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gradscope"
+    }
+    assert taken | used <= {*gradscope.__all__, "__version__"}
+
+
+def test_the_table_has_no_row_too_many() -> None:
+    used = {row(room(path)) for path in FILES}
+    assert used == set(ARROWS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_rooms_are_small_and_silent(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
+
+
+def test_public_names() -> None:
+    assert len(gradscope.__all__) <= 12
+    assert sorted(gradscope.__all__) == gradscope.__all__
+    assert all(hasattr(gradscope, name) for name in gradscope.__all__)
+
+
+def test_base_install_is_small() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["dependencies"] == ["torch>=2.6", "numpy", "pandas>=2.0", "pyarrow"]
+
+
+def fresh(code: str) -> str:
+    """What a new Python says."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def test_import_loads_nothing_heavier_than_torch() -> None:
+    heavy = "pandas pyarrow click rich matplotlib seaborn sklearn jinja2 tensorboard plotly IPython"
+    code = f"import sys; from gradscope import attach; print(*(set('{heavy}'.split()) & set(sys.modules)))"
+    assert fresh(code) == ""
+
+
+def test_attach_stays_a_function() -> None:
+    """The room `gradscope.attach` has the name of the function, and must not take its place once imported."""
+    modules = ", ".join(f"gradscope.{room(path)}" for path in FILES if room(path).startswith("attach"))
+    assert fresh(f"import {modules}; import gradscope; print(callable(gradscope.attach))") == "True"
