@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,17 @@ from torch.optim import Optimizer
 
 from gradscope.attach.clipping import CLIPPING, Clip
 from gradscope.attach.gradients import after_backward, watch_parameter
-from gradscope.attach.modified import Change, Comparison, Reference, compare, snapshot
+from gradscope.attach.modified import (
+    Change,
+    Comparison,
+    Reference,
+    compare,
+    explain,
+    glance,
+    present_gradients,
+    snapshot,
+    two_norms,
+)
 from gradscope.attach.scaler import SCALER
 from gradscope.guard import Guard, guarded
 from gradscope.record.recorder import Later
@@ -26,18 +37,37 @@ CLIPPED_SCALED = (
     "else at every step: call scaler.unscale_(optimizer) before clipping"
 )
 
+WATCHED_STEPS = 32
+"""After so many steps in which nothing was changed by hand, a glance at the gradients has to do, on the CPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
     """What the optimizer was given.
 
     Attributes:
-        norm: 2-norm of the recurrent gradients, unscaled, 0-dim on the device.
-        nonfinite: how many of them hold a value that is not finite, 0-dim on the device.
+        norms: 2-norm of each recurrent gradient, on the device.
+        factor: what they are multiplied by, on the device or not; 1.0 without a GradScaler.
     """
 
-    norm: Tensor
-    nonfinite: Tensor
+    norms: Tensor
+    factor: Tensor | float
+
+    def row(self, columns: dict[str, Any], skipped: Tensor | bool) -> Later:
+        """The row of `steps`, once the norms are on the host."""
+        extra = [x for x in (self.factor, skipped) if isinstance(x, Tensor)]
+
+        def rows(values: Tensor) -> Rows:
+            numbers = values.tolist()
+            skip = bool(numbers.pop()) if isinstance(skipped, Tensor) else skipped
+            factor = numbers.pop() if isinstance(self.factor, Tensor) else self.factor
+            bad = sum(not math.isfinite(norm) for norm in numbers)
+            found = {"grad_norm": math.hypot(*numbers) / factor, "nonfinite": bad, "skipped": skip}
+            return Rows("steps", {**columns, **found})
+
+        return Later(
+            torch.cat([self.norms, *(x.to(self.norms).reshape(1) for x in extra)]) if extra else self.norms, rows
+        )
 
 
 class Ledger:
@@ -62,7 +92,8 @@ class Ledger:
         """See the class."""
         self.guard = guard
         self._layers = layers
-        self._parameters = list({p: None for layer in layers for p in layer.parameters() if p.requires_grad})
+        named = [(n, p) for layer in layers for n, p in layer.named_parameters() if p.requires_grad]
+        self._parameters = list({p: None for _, p in named})
         self._watched = {id(p) for p in self._parameters}
         self._model = {id(p) for p in model.parameters()} | self._watched
         self._owns, self._stepped = owns, stepped
@@ -70,7 +101,10 @@ class Ledger:
         self._scaler: GradScaler | None = None
         self._stepping: Optimizer | None = None
         self._unscaled = False
+        self._recurrent = [p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1]
         self._reference: Reference | None = None
+        self._glanced: Tensor | None = None
+        self._steps, self._vigilant = 0, True
         self._pass = -1
         self._rows: list[Rows | Later] = []
         self._expected: Gradients | None = None
@@ -95,7 +129,10 @@ class Ledger:
     @guarded
     def _backward_over(self) -> None:
         self._pass = -1
-        self._reference = snapshot(self._parameters)
+        if self._vigilant:
+            self._reference = snapshot(self._parameters)
+        else:
+            self._glanced = glance(self._recurrent)
 
     # --- clipping
 
@@ -110,10 +147,8 @@ class Ledger:
             self.guard.note(CLIPPED_SCALED)
         self._rows.append(self._row(clip))
         covered = self._watched & {id(p) for p in clip.parameters}
-        if not covered or self._reference is None:
-            return
-        whole = covered == self._watched and clip.kind == "norm"
-        self._reference = self._reference.times(clip.coefficient) if whole else snapshot(self._parameters)
+        if covered:
+            self._expect(clip.coefficient if covered == self._watched and clip.kind == "norm" else None)
 
     def _row(self, clip: Clip) -> Rows:
         return Rows(
@@ -147,10 +182,8 @@ class Ledger:
         if not self._owns(optimizer):
             return
         self._unscaled, self._scaler = True, scaler
-        if self._reference is not None:
-            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            whole = self._watched <= mine
-            self._reference = self._reference.times(1 / self.factor) if whole else snapshot(self._parameters)
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._expect(1 / self.factor if self._watched <= mine else None)
 
     @guarded
     def before_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
@@ -176,42 +209,65 @@ class Ledger:
 
     # --- optimizer
 
+    def _expect(self, factor: Tensor | float | None) -> None:
+        """The gradients have been multiplied by a factor, or changed in a way that is known to be right."""
+        if self._glanced is not None:
+            self._glanced = glance(self._recurrent)
+        elif self._reference is not None:
+            self._reference = snapshot(self._parameters) if factor is None else self._reference.times(factor)
+
     def look(self) -> None:
         """The gradients are what the optimizer will use."""
         if all(p.grad is None for p in self._parameters):
             return
+        norms = self._compare() if self._glanced is None else self._explain(self._glanced)
+        scaled = self._scaler is not None and not self._unscaled
+        self._expected = Gradients(norms, self.factor if scaled else 1.0)
+
+    def _compare(self) -> Tensor:
+        """Enter what was changed by hand since the reference; the norms as they are."""
         if self._reference is None:
-            now = snapshot(self._parameters)
-        else:
-            comparison = compare(self._reference, self._parameters)
-            now = comparison.now
-            if not comparison.known_unchanged:
-                self._rows.append(_later(comparison, len(self._rows), len(self._parameters)))
-        norm = now.norm
-        if self._scaler is not None and not self._unscaled:
-            norm = norm / self.factor
-        self._expected = Gradients(norm, (~now.norms.isfinite()).sum())
+            return snapshot(self._parameters).norms
+        comparison = compare(self._reference, self._parameters)
+        if not comparison.known_unchanged:
+            self._rows.append(_later(comparison, len(self._rows), len(self._parameters), self._seen))
+        return comparison.now.norms
+
+    def _explain(self, glanced: Tensor) -> Tensor:
+        norms = torch.stack(two_norms(present_gradients(self._parameters)))
+        change = explain(glanced, glance(self._recurrent), math.hypot(*norms.tolist()))
+        if change is not None:
+            self._rows.append(Rows("clips", _modified(change, len(self._rows), len(self._parameters))))
+            self._seen()
+        return norms
+
+    def _seen(self) -> None:
+        """Gradients are changed by hand: from now on all of them are compared in every step."""
+        self._vigilant, self._steps = True, -(2**62)
 
     def close_step(self) -> tuple[Gradients | None, list[Rows | Later]]:
         """What the optimizer was given, and the rows of `clips`; the next step begins."""
         if self._expected is None:
             self.guard.call(self.look)
         found, rows = self._expected, self._rows
-        self._expected, self._rows, self._reference, self._scaler = None, [], None, None
+        self._expected, self._rows, self._reference, self._glanced, self._scaler = None, [], None, None, None
         self._unscaled = False
+        self._steps += 1
+        self._vigilant = self._steps < WATCHED_STEPS or any(p.device.type != "cpu" for p in self._parameters[:1])
         return found, rows
 
 
-def _later(comparison: Comparison, index: int, parameters: int) -> Later:
+def _later(comparison: Comparison, index: int, parameters: int, seen: Callable[[], None]) -> Later:
     def rows(values: Tensor) -> Rows | None:
         change = comparison.read(values)
+        if change is not None:
+            seen()
         return None if change is None else Rows("clips", _modified(change, index, parameters))
 
     return Later(comparison.values, rows)
 
 
 def _modified(change: Change, index: int, parameters: int) -> dict[str, Any]:
-    finite = bool(torch.tensor(change.norm_before).isfinite())
     return {
         "index": index,
         "kind": "modified",
@@ -223,5 +279,5 @@ def _modified(change: Change, index: int, parameters: int) -> dict[str, Any]:
         "norm_after": change.norm_after,
         "coefficient": change.coefficient,
         "clipped": change.how == "clamped",
-        "nonfinite": int(not finite),
+        "nonfinite": int(not math.isfinite(change.norm_before)),
     }

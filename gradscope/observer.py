@@ -16,7 +16,7 @@ from gradscope.capture.snapshot import Dropout, begin_dropout
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
-from gradscope.record.recorder import Later, Recorder
+from gradscope.record.recorder import Recorder
 from gradscope.record.summary import summarise
 from gradscope.schedule import Schedule
 from gradscope.step import Recording
@@ -133,22 +133,19 @@ class Observer:
         row = {
             "step": self.step,
             "optimizer": optimizer,
-            "grad_norm": math.nan if gradients is None else gradients.norm,
-            "nonfinite": 0 if gradients is None else gradients.nonfinite,
+            "grad_norm": math.nan,
+            "nonfinite": 0,
             "recorded": recorded,
             "skipped": skipped,
             "overhead_s": overhead,
             "step_s": duration,
         }
-        self.guard.call(self._hand_on, [*rows, *clips, Rows("steps", row)], recorded)
+        ending = Rows("steps", row) if gradients is None else gradients.row(row, skipped)
+        self.guard.call(self._recorder.add, self.step, [*rows, *clips, ending], now=recorded)
         self._schedule.spent(recorded=recorded, overhead_s=overhead, step_s=duration)
         self._since = ended
         self.step += 1
         self._recording = self._begin()
-
-    def _hand_on(self, rows: list[Rows | Later], recorded: bool) -> None:
-        on_cpu = next((p.device.type == "cpu" for p in self._model.parameters()), True)
-        self._recorder.add(self.step, rows, now=recorded or on_cpu)
 
     def rows(self) -> list[Rows]:
         """Rows of the step so far; the step goes on."""

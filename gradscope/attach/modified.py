@@ -124,6 +124,24 @@ def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     return Comparison(reference, now, values)
 
 
+def glance(parameters: Sequence[Tensor]) -> Tensor:
+    """A copy of a few elements of the gradients: much less than `snapshot`, and blind to what spares just these."""
+    gradients = present_gradients(parameters)
+    each = SAMPLED // max(1, len(gradients)) + 1
+    return vector(torch.cat, [_every(gradient, gradient.numel() // each | 1) for gradient in gradients])
+
+
+def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
+    """What happened between two glances, as far as they tell: `scaled` or `changed`."""
+    if torch.equal(glanced, now):
+        return None
+    if glanced.shape == now.shape and glanced.any():
+        factor = float(glanced.double() @ now.double() / glanced.double().square().sum())
+        if math.isfinite(factor) and factor and torch.allclose(now, glanced * factor, rtol=1e-5, atol=0):
+            return Change("scaled", math.nan, norm_now / abs(factor), norm_now, factor)
+    return Change("changed", math.nan, math.nan, norm_now, math.nan)
+
+
 def present_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     """The gradients that are there, less those without elements."""
     gradients = (parameter.grad for parameter in parameters)

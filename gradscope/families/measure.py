@@ -80,18 +80,12 @@ def measure(
 
 
 def norm(x: Tensor) -> Tensor:
-    """2-norm over the last dimension, in float64. Rows whose squares would leave the range of float32 are scaled."""
-    squares = (x * x).sum(-1)
-    result = squares.double().sqrt_()
-    if x.dtype == torch.float64:
-        return result
-    poor = ~((squares > 1e-24) & (squares < 1e30))
-    if poor.any():
-        rows = x[poor]
-        peak = rows.abs().amax(-1, keepdim=True)
-        scaled = rows / peak.clamp(min=torch.finfo(x.dtype).tiny)
-        result[poor] = (scaled * scaled).sum(-1).double().sqrt_() * peak.squeeze(-1)
-    return result
+    """2-norm over the last dimension, in float64; rows whose squares would leave the range of float32 are scaled."""
+    size = torch.linalg.vector_norm(x, dim=-1)
+    if x.dtype == torch.float64 or ((size > 1e-15) & (size < 1e15)).all():
+        return size.double()
+    peak = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.linalg.vector_norm(x / peak, dim=-1).double() * peak.squeeze(-1)
 
 
 def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:

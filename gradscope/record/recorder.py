@@ -88,8 +88,8 @@ def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch
 
 
 def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
-    found: dict[int, torch.Tensor] = {}
-    for device in {tensor.device for tensor in tensors}:
+    found = {id(tensor): tensor.detach().reshape(-1) for tensor in tensors if tensor.device.type == "cpu"}
+    for device in {tensor.device for tensor in tensors} - {torch.device("cpu")}:
         here = [tensor for tensor in tensors if tensor.device == device]
         flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in here]).cpu()
         parts = flat.split([tensor.numel() for tensor in here])
