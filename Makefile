@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint format bench clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
-	$(BIN)/gradscope demo --output out/demo
+	$(BIN)/gradscope demo
 
 test: $(READY)  # all tests
 	$(BIN)/python -m pytest --numprocesses auto
@@ -25,8 +25,8 @@ format: $(READY)  # mend what ruff can mend
 bench: $(READY)  # what gradscope costs, measured here
 	$(BIN)/python benchmarks/bench.py
 
-clean:  # forget the environment and everything built or written
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis
+clean:  # remove the environment and everything built; runs stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 
 # torch goes first and pinned: a package that pulls it in unpinned would fetch another build of it.
 $(READY): pyproject.toml constraints.txt

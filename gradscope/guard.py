@@ -62,6 +62,11 @@ class Guard:
             self._warned.add(reason)
             warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
 
+    @property
+    def reasons(self) -> list[str]:
+        """What has been kept for the notes of this step."""
+        return list(self._reasons)
+
     def take_reasons(self) -> list[str]:
         """What has been kept since the last time."""
         reasons, self._reasons = self._reasons, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from gradscope.attach.modified import (
     snapshot,
     two_norms,
 )
-from gradscope.attach.scaler import SCALER
+from gradscope.attach.scaler import SCALER, Scaling
 from gradscope.guard import Guard, guarded
 from gradscope.record.recorder import Later
 from gradscope.types import Rows
@@ -79,6 +80,10 @@ class Ledger:
         guard: for failures.
         stepped: called when a GradScaler's step is over, with the optimizer and whether it was skipped.
         owns: whether an optimizer steps watched parameters.
+
+    Attributes:
+        arrived: places of the layers that have received a gradient in this step.
+        scaling: what a GradScaler does to it.
     """
 
     def __init__(
@@ -92,15 +97,15 @@ class Ledger:
         """See the class."""
         self.guard = guard
         self._layers = layers
-        named = [(n, p) for layer in layers for n, p in layer.named_parameters() if p.requires_grad]
+        named = [(n, p) for layer in layers for n, p in layer.named_parameters()]
         self._parameters = list({p: None for _, p in named})
         self._watched = {id(p) for p in self._parameters}
         self._model = {id(p) for p in model.parameters()} | self._watched
         self._owns, self._stepped = owns, stepped
-        self._factors: weakref.WeakKeyDictionary[GradScaler, Tensor | float] = weakref.WeakKeyDictionary()
-        self._scaler: GradScaler | None = None
-        self._stepping: Optimizer | None = None
-        self._unscaled = False
+        self._shares: weakref.WeakKeyDictionary[Optimizer, tuple[int, set[int]]] = weakref.WeakKeyDictionary()
+        self.scaling = Scaling()
+        self.arrived: set[int] = set()
+        self._clipped: set[int] = set()
         self._recurrent = [p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1]
         self._reference: Reference | None = None
         self._glanced: Tensor | None = None
@@ -114,16 +119,17 @@ class Ledger:
         with ExitStack() as undo:
             for seam in (CLIPPING, SCALER):
                 undo.callback(seam.listen(self).remove)
-            for layer in self._layers:
+            for index, layer in enumerate(self._layers):
                 for parameter in [p for p in layer.parameters() if p.requires_grad][:1]:
-                    handle, node = watch_parameter(parameter, self._accumulates)
+                    handle, node = watch_parameter(parameter, functools.partial(self._accumulates, index))
                     undo.callback(lambda handle, node: handle.remove(), handle, node)
             return undo.pop_all()
 
     # --- backward
 
-    def _accumulates(self, _: Tensor) -> None:
+    def _accumulates(self, layer: int, _: Tensor) -> None:
         """The first gradient of a backward pass: look at all of them when it is over."""
+        self.arrived.add(layer)
         self._pass = after_backward(self._pass, self._backward_over)
 
     @guarded
@@ -143,12 +149,15 @@ class Ledger:
     @guarded
     def after_clip(self, clip: Clip) -> None:
         """Enter a clipping call, and expect what it leaves."""
-        if self._scaler is not None and not self._unscaled and self._scaler.is_enabled():
-            self.guard.note(CLIPPED_SCALED)
         self._rows.append(self._row(clip))
-        covered = self._watched & {id(p) for p in clip.parameters}
-        if covered:
-            self._expect(clip.coefficient if covered == self._watched and clip.kind == "norm" else None)
+        touched = {id(p) for p in clip.parameters if p.grad is not None}
+        self._clipped |= touched
+        if touched & self._watched:
+            self._expect(clip.coefficient if clip.kind == "norm" and self._whole(touched) else None)
+
+    def _whole(self, parameters: set[int]) -> bool:
+        """Whether all recurrent gradients are among these."""
+        return all(id(p) in parameters for p in self._parameters if p.grad is not None)
 
     def _row(self, clip: Clip) -> Rows:
         return Rows(
@@ -173,39 +182,44 @@ class Ledger:
     @guarded
     def scaled(self, scaler: GradScaler, factor: Tensor | float) -> None:
         """See `ScalerListener`."""
-        self._factors[scaler] = factor
-        self._scaler, self._stepping = scaler, None
+        self.scaling.scaled(scaler, factor)
 
     @guarded
     def unscaled(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         """Expect gradients divided by the factor."""
-        if not self._owns(optimizer):
-            return
-        self._unscaled, self._scaler = True, scaler
-        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._expect(1 / self.factor if self._watched <= mine else None)
+        if self._meets(scaler, optimizer):
+            self.scaling.unscaled(optimizer)
+            self._expect(1 / self.scaling.factor if self._whole(self._share(optimizer)) else None)
 
     @guarded
     def before_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         """See `ScalerListener`."""
-        if self._owns(optimizer):
-            self._scaler, self._stepping = scaler, optimizer
+        if self._meets(scaler, optimizer):
+            self.scaling.begin(scaler, optimizer)
 
     @guarded
     def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer, skipped: Tensor | bool) -> None:
         """The step of a scaler is over, with or without the optimizer's own."""
         if self._owns(optimizer):
-            self._stepping = None
             self._stepped(optimizer, skipped)
 
-    @property
-    def factor(self) -> Tensor | float:
-        """What losses are multiplied by; 1.0 without a GradScaler."""
-        return 1.0 if self._scaler is None else self._factors.get(self._scaler, 1.0)
+    def _meets(self, scaler: GradScaler, optimizer: Optimizer) -> bool:
+        ours = self._owns(optimizer)
+        self.scaling.meets(scaler, ours)
+        if not ours:
+            return False
+        if scaler.is_enabled() and not self.scaling.is_unscaled(optimizer) and self._clipped & self._share(optimizer):
+            self.guard.note(CLIPPED_SCALED)
+        return True
 
-    def within_scaler_step(self, optimizer: Optimizer) -> bool:
-        """Whether it is a GradScaler that makes this optimizer step."""
-        return self._stepping is optimizer
+    def _share(self, optimizer: Optimizer) -> set[int]:
+        """The parameters that an optimizer steps."""
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._shares.get(optimizer)
+        if known is None or known[0] != count:
+            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            known = self._shares[optimizer] = (count, mine)
+        return known[1]
 
     # --- optimizer
 
@@ -216,22 +230,44 @@ class Ledger:
         elif self._reference is not None:
             self._reference = snapshot(self._parameters) if factor is None else self._reference.times(factor)
 
-    def look(self) -> None:
-        """The gradients are what the optimizer will use."""
-        if all(p.grad is None for p in self._parameters):
-            return
-        norms = self._compare() if self._glanced is None else self._explain(self._glanced)
-        scaled = self._scaler is not None and not self._unscaled
-        self._expected = Gradients(norms, self.factor if scaled else 1.0)
+    def look(self, optimizer: Optimizer | None = None) -> None:
+        """The gradients are what the optimizer will use; or those of a loop that has none, which may be zeroed."""
+        self._expected = None
+        chosen = self._chosen(optimizer)
+        parameters = [p for p, choice in zip(self._parameters, chosen, strict=True) if choice]
+        if optimizer is not None:
+            self.scaling.without(optimizer)
+        if optimizer is None or not all(chosen):
+            self._seen()  # a glance is too little to tell what belongs to whom
+        if all(p.grad is None for p in parameters):
+            norms = self._reference.norms if optimizer is None and self._reference is not None else None
+        elif self._glanced is not None and all(chosen):
+            norms = self._explain(self._glanced)
+        else:
+            norms = self._compare(parameters, chosen, zeroed=optimizer is None)
+        if norms is not None:
+            self._expected = Gradients(norms, self.scaling.remaining(optimizer))
 
-    def _compare(self) -> Tensor:
+    def _chosen(self, optimizer: Optimizer | None) -> list[bool]:
+        """Which parameters an optimizer steps; what is frozen does not matter."""
+        if optimizer is None:
+            return [True] * len(self._parameters)
+        mine = self._share(optimizer)
+        return [id(p) in mine or not p.requires_grad for p in self._parameters]
+
+    def _compare(self, parameters: Sequence[Tensor], chosen: Sequence[bool], *, zeroed: bool) -> Tensor:
         """Enter what was changed by hand since the reference; the norms as they are."""
         if self._reference is None:
-            return snapshot(self._parameters).norms
-        comparison = compare(self._reference, self._parameters)
+            return snapshot(parameters).norms
+        before = self._reference.only(chosen)
+        comparison = compare(before, parameters)
         if not comparison.known_unchanged:
-            self._rows.append(_later(comparison, len(self._rows), len(self._parameters), self._seen))
-        return comparison.now.norms
+            later = _later(comparison, len(self._rows), len(parameters), self._seen, zeroed)
+            on_host = comparison.values.device.type == "cpu"
+            row = later.rows(later.values) if on_host else later
+            self._rows += [row] if row is not None else []
+        now = comparison.now.norms
+        return torch.where(now.any(), now, before.norms) if zeroed and now.shape == before.norms.shape else now
 
     def _explain(self, glanced: Tensor) -> Tensor:
         norms = torch.stack(two_norms(present_gradients(self._parameters)))
@@ -245,24 +281,28 @@ class Ledger:
         """Gradients are changed by hand: from now on all of them are compared in every step."""
         self._vigilant, self._steps = True, -(2**62)
 
-    def close_step(self) -> tuple[Gradients | None, list[Rows | Later]]:
+    def close_step(self, optimizer: Optimizer | None = None) -> tuple[Gradients | None, list[Rows | Later]]:
         """What the optimizer was given, and the rows of `clips`; the next step begins."""
         if self._expected is None:
-            self.guard.call(self.look)
+            self.guard.call(self.look, optimizer)
         found, rows = self._expected, self._rows
-        self._expected, self._rows, self._reference, self._glanced, self._scaler = None, [], None, None, None
-        self._unscaled = False
+        self._expected, self._rows, self._glanced, self._clipped = None, [], None, set()
+        self.arrived.clear()
+        if all(self._chosen(optimizer)):
+            self._reference = None  # else another optimizer's gradients are still to be looked at
+        self.scaling.over(optimizer)
         self._steps += 1
         self._vigilant = self._steps < WATCHED_STEPS or any(p.device.type != "cpu" for p in self._parameters[:1])
         return found, rows
 
 
-def _later(comparison: Comparison, index: int, parameters: int, seen: Callable[[], None]) -> Later:
+def _later(comparison: Comparison, index: int, parameters: int, seen: Callable[[], None], zeroed: bool) -> Later:
     def rows(values: Tensor) -> Rows | None:
         change = comparison.read(values)
-        if change is not None:
-            seen()
-        return None if change is None else Rows("clips", _modified(change, index, parameters))
+        if change is None or (zeroed and change.norm_after == 0):
+            return None
+        seen()
+        return Rows("clips", _modified(change, index, parameters))
 
     return Later(comparison.values, rows)
 

@@ -26,6 +26,11 @@ NOT_CALLED = (
     "it received gradient, but torch's fused kernel was not called for it: a class with a forward of its own, or a "
     "compiled one, cannot be observed"
 )
+CALLED_EARLIER = (
+    "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
+    "forward pass serves several optimizers, take all backward passes before the first of their steps"
+)
+REPLACED = "this layer is no longer part of the model: attach again to observe what has taken its place"
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
 
@@ -65,6 +70,7 @@ class Observer:
         self.guard = Guard(settings.strict)
         self.ledger = Ledger(model, list(layers.values()), self.guard, self._owns, self._scaler_stepped)
         self.paused = False
+        self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
         self.step = settings.first_step
         self._recording = self._begin()
 
@@ -79,12 +85,15 @@ class Observer:
     @guarded
     def _before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
         self._since = self._since or time.perf_counter()
-        if self._recording is None or self.paused or not torch.is_grad_enabled() or call.batch == 0:
+        if self._recording is None or not torch.is_grad_enabled() or call.batch == 0:
             return None
         if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
             return None
         name = next((n for n, m in self._layers.items() if m.__dict__.get("_flat_weights") is call.weights), None)
-        if name is None or not self._recording.takes(name):
+        if name is None:
+            return None
+        self._called[-1].add(name)
+        if self.paused or not self._recording.takes(name):
             return None
         return name, call, begin_dropout(call)
 
@@ -101,38 +110,43 @@ class Observer:
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Look at the gradients as the optimizer gets them."""
         if self._owns(optimizer) and not has_closure:
-            self.ledger.look()
+            self.ledger.look(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
-        if self._owns(optimizer) and not self.ledger.within_scaler_step(optimizer):
-            self.finish(type(optimizer).__name__)
+        if self._owns(optimizer) and not self.ledger.scaling.steps(optimizer):
+            self.finish(type(optimizer).__name__, False, optimizer)
 
     def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
-        self.finish(type(optimizer).__name__, skipped)
+        self.finish(type(optimizer).__name__, skipped, optimizer)
 
-    def finish(self, optimizer: str, skipped: Tensor | bool = False) -> None:
+    def finish(self, name: str, skipped: Tensor | bool = False, optimizer: Optimizer | None = None) -> None:
         """Analyse the step, hand on its rows, and begin the next.
 
         Args:
-            optimizer: name of its class.
+            name: class of the optimizer, empty without one.
             skipped: a GradScaler has left the parameters as they were.
+            optimizer: the one that stepped.
         """
         if self._since is None:
             self._since = time.perf_counter()
-        self.guard.call(self._finish, optimizer, skipped)
+        self.guard.call(self._finish, name, skipped, optimizer)
 
-    def _finish(self, optimizer: str, skipped: Tensor | bool) -> None:
-        recorded = self._recording is not None
-        rows = self.guard.call(self.rows) or []
+    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
+        recorded = self._recording is not None and bool(self._recording.calls)
+        if optimizer is not None:
+            self.ledger.scaling.without(optimizer)
+        rows = self.rows()
+        self.guard.take_reasons()  # they are among the rows
         if self._recording is not None:
             self._recording.close()
-        gradients, clips = self.ledger.close_step()
+            self._called = (self._called[-1], set())
+        gradients, clips = self.ledger.close_step(optimizer)
         ended, overhead = time.perf_counter(), self.guard.take_overhead()
         duration = ended - (self._since or ended)
         row = {
             "step": self.step,
-            "optimizer": optimizer,
+            "optimizer": name,
             "grad_norm": math.nan,
             "nonfinite": 0,
             "recorded": recorded,
@@ -149,17 +163,20 @@ class Observer:
 
     def rows(self) -> list[Rows]:
         """Rows of the step so far; the step goes on."""
+        found = self.guard.call(self._analysed) or []
         head = {"step": self.step, **WHOLE_MODEL._asdict()}
-        notes = [Rows("notes", {**head, "reason": reason}) for reason in self.guard.take_reasons()]
+        return [*found, *(Rows("notes", {**head, "reason": reason}) for reason in self.guard.reasons)]
+
+    def _analysed(self) -> list[Rows]:
         if self._recording is None:
-            return notes
+            return []
         wanted = self._settings.wanted
         found: list[Rows] = []
-        for module, chain, analyses in self._recording.analyse(self.ledger.factor):
+        for module, chain, analyses in self._recording.analyse(self.ledger.scaling.factor):
             for analysis in analyses:
                 key = LayerKey(module, analysis.layer, analysis.direction, chain)
                 found.extend(rows for rows in summarise(self.step, key, analysis) if keep(rows, wanted))
-        return [*found, *self._unseen(), *notes]
+        return [*found, *self._unseen()]
 
     @property
     def unfinished(self) -> bool:
@@ -209,13 +226,16 @@ class Observer:
         return list({id(p): p for layer in self._layers.values() for p in layer.parameters()}.values())
 
     def _unseen(self) -> list[Rows]:
-        """Notes on layers that have a gradient although no kernel call of theirs was seen."""
+        """Notes on layers of which no kernel call was seen, although they have a gradient or are not there any more."""
         assert self._recording is not None
         found: list[Rows] = []
-        for name, layer in self._layers.items():
-            if name not in self._recording.called and any(
-                p.grad is not None and p.grad.any() for p in layer.parameters()
-            ):
+        missing = [name for name in self._layers if name not in self._recording.called]
+        present = set(self._model.modules()) if missing else set[nn.Module]()
+        for name in missing:
+            layer = self._layers[name]
+            has_gradient = any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters())
+            reason = REPLACED if layer not in present else NOT_CALLED if has_gradient else ""
+            if reason:
                 head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
-                found.append(Rows("notes", {**head, "reason": NOT_CALLED}))
+                found.append(Rows("notes", {**head, "reason": reason}))
         return found

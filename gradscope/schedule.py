@@ -79,12 +79,11 @@ class Budget:
         if not self._started:
             self._started = True
             return True
-        while step % self._interval == 0:
-            if self._overhead + self._recorded_cost <= self._share * (self._total + self._recorded_cost):
-                return True
-            self._interval *= 2
-            if self._interval > 2**40:
-                break
+        if step % self._interval:
+            return False
+        if self._overhead + self._recorded_cost <= self._share * (self._total + self._recorded_cost):
+            return True
+        self._interval *= 2  # once: at a step that is a multiple of much more, the next chance would be far away
         return False
 
     def spent(self, *, recorded: bool, overhead_s: float, step_s: float) -> None:
@@ -95,8 +94,8 @@ class Budget:
             plain = step_s - overhead_s
             self._plain_step = plain if not self._plain_step else 0.9 * self._plain_step + 0.1 * plain
             return
-        # The first recording pays for what later ones find ready; later ones are averaged.
-        self._recorded_cost = overhead_s if not self._recorded_cost else (self._recorded_cost + overhead_s) / 2
+        # The first recording pays for what later ones find ready; what becomes dearer is believed at once.
+        self._recorded_cost = max(overhead_s, (self._recorded_cost + overhead_s) / 2)
         self._interval = self._affordable(step_s - overhead_s)
 
     def _affordable(self, step_s: float) -> int:

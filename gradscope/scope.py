@@ -92,7 +92,11 @@ def attach(
     store = MemoryStore(meta) if logdir is None else ParquetStore(logdir, meta, first_step=first_step)
     recorder = Recorder((store, *sinks))
     settings = Settings(wanted, max_sequences, first_step, strict)
-    return Scope(Observer(model, layers, recorder, schedule, settings), recorder, store)
+    with ExitStack() as undo:
+        undo.callback(store.close)
+        scope = Scope(Observer(model, layers, recorder, schedule, settings), recorder, store)
+        undo.pop_all()
+    return scope
 
 
 def _describe(layer: nn.RNNBase) -> dict[str, Any]:

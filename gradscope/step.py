@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.attach.gradients import backward_pass, nearest_leaf, watch_gradient, watch_parameter
+from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_parameter
 from gradscope.capture.layout import Packed
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, select_final, snapshot
 from gradscope.families import analyse, certify
@@ -83,11 +83,11 @@ class Recording:
         observed = ObservedCall(module, self.counted, taken, self._weight_gradients(call, taken))
         observed.grad_final = [None] * len(taken.final)
         self.counted += 1
-        leaf = nearest_leaf(result[0] if result[0].requires_grad else result[1])
+        leaves = leaves_below([*call.weights, call.input, *call.state])
         for slot, tensor in enumerate(result):
             if tensor.requires_grad:
                 target, receive = _receiver(self, observed, slot, tensor)
-                self.handles.append(watch_gradient(target, leaf, self.guard(receive)))
+                self.handles.append(watch_gradient(target, leaves, self.guard(receive)))
 
     def received(self, call: ObservedCall) -> bool:
         """A gradient arrives for a call: it is part of the step, unless that is over."""

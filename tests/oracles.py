@@ -138,6 +138,11 @@ def _norm(tensor: Tensor) -> float:
     return float(tensor.detach().double().norm())
 
 
+def _largest(matrix: Tensor) -> float:
+    """The largest singular value; NaN where there is none."""
+    return float(torch.linalg.matrix_norm(matrix, 2)) if bool(matrix.isfinite().all()) else math.nan
+
+
 def _kept(tensor: Tensor) -> Tensor:
     tensor.retain_grad()
     return tensor
@@ -212,7 +217,7 @@ class Track:
             "jacobian": _norm(jacobian) / math.sqrt(n),
             "jacobian_h": _norm(jacobian[:size, :size]) / math.sqrt(size),
             "state": _norm(step.h) / math.sqrt(size),
-            "jacobian_max": float(torch.linalg.matrix_norm(jacobian, 2)),
+            "jacobian_max": _largest(jacobian),
             "gain": _norm(self.products[t]) / math.sqrt(n),
         }
         if step.c is not None:
@@ -223,12 +228,12 @@ class Track:
 
     @property
     def lyapunov(self) -> float | None:
-        """None for a sequence of one step, which has no step Jacobian between states."""
+        """None for a sequence of one step, that has no Jacobian between states; -inf where nothing comes back."""
         lags = len(self.steps) - 1
         if lags == 0:
             return None
-        largest = float(torch.linalg.matrix_norm(self.products[self.order[0]].detach(), 2))
-        return math.log(largest) / lags if largest > 0 else -math.inf
+        largest = _largest(self.products[self.order[0]])
+        return -math.inf if largest == 0 else math.log(largest) / lags
 
 
 def choose_anchors(positions: list[int], most: int = 3) -> list[int]:
@@ -572,7 +577,7 @@ def _spectrum_rows(cell: Cell) -> list[dict[str, Any]]:
 
 
 def _layer_row(tracks: list[Track], reach: list[dict[str, Any]]) -> dict[str, Any]:
-    exponents = [track.lyapunov for track in tracks if track.lyapunov is not None]
+    exponents = [track.lyapunov for track in tracks if track.lyapunov is not None and not math.isnan(track.lyapunov)]
     lyapunov = float(np.median(exponents)) if exponents else math.nan
     row = {"lyapunov": lyapunov, "timesteps": _longest(tracks)}
     if not reach:  # no gradient came: there is no horizon, and none that lies beyond what was seen

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,7 @@ from cases import Case, unpacked
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import gradscope
 
@@ -272,6 +275,61 @@ def test_unfrozen_later() -> None:
     oracles.assert_agrees(scope.run, truth(model[0], x, module="0"))
 
 
+def right_or_noted(run: gradscope.Run, expected: dict[str, pd.DataFrame]) -> None:
+    """Either the truth, or for gradients no number and a reason; jacobians and states are right in any case."""
+    if run.frame("notes").empty:
+        oracles.assert_agrees(run, expected)
+        return
+    got, want = (
+        f.set_index(["layer", "quantity", "t"])["p50"] for f in (run.frame("timesteps"), expected["timesteps"])
+    )
+    assert set(got.index) == set(want.index)
+    known = got.dropna()
+    assert known.to_numpy() == pytest.approx(want[known.index].to_numpy(), rel=1e-9)
+    assert {"jacobian", "state"} <= set(known.index.get_level_values("quantity"))
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_penalty_on_the_weights(family: str) -> None:
+    """An L2 term in the loss adds to `weight_hh.grad` what no timestep contributed."""
+    module, x = CELLS[family](3, 4, 2, dtype=torch.float64), data()
+    with watch(module) as scope:
+        (all_of(*unpacked(module(x))) + sum(p.square().sum() for p in module.parameters())).backward()
+    right_or_noted(scope.run, truth(module, x))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_hooks_on_the_weights(early: bool) -> None:
+    """The clipping hook of many a tutorial, set before or after attaching."""
+    module, x = lstm(), data()
+
+    def clip(gradient: Tensor) -> Tensor:
+        return gradient.clamp(-0.01, 0.01)
+
+    if early:
+        module.weight_hh_l0.register_hook(clip)
+    with watch(module) as scope:
+        if not early:
+            module.weight_hh_l0.register_hook(clip)
+        all_of(*unpacked(module(x))).backward()
+    assert module.weight_hh_l0.grad.abs().max() <= 0.01
+    right_or_noted(scope.run, truth(module, x))
+
+
+def test_gradients_emptied_as_they_arrive() -> None:
+    """`register_post_accumulate_grad_hook`, as optimizers in the backward use it."""
+    module, x = lstm(num_layers=2), data()
+
+    def take(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(take)
+    with watch(module) as scope:
+        all_of(*unpacked(module(x))).backward()
+    oracles.assert_agrees(scope.run, truth(module, x))
+
+
 # -- losses and backward passes
 
 LOSSES = {
@@ -361,6 +419,21 @@ def test_backward_with_chosen_inputs() -> None:
         head(module(x)[0]).sum().backward(inputs=list(head.parameters()))
     assert scope.run.frame("timesteps").empty
     assert module.weight_hh_l0.grad is None
+
+
+@pytest.mark.parametrize("asked", ["weights", "one bias", "below", "input"])
+def test_backward_into_chosen_leaves(asked: str) -> None:
+    """`backward(inputs=...)` is part of L wherever it accumulates, be it through the layer only."""
+    first, module, x = nn.Linear(3, 3, dtype=torch.float64), lstm(), data().requires_grad_()
+    leaves = {
+        "weights": list(module.parameters()),
+        "one bias": [module.bias_hh_l0],
+        "below": list(first.parameters()),
+        "input": [x],
+    }[asked]
+    with watch(module) as scope:
+        all_of(*unpacked(module(first(x)))).backward(inputs=leaves)
+    oracles.assert_agrees(scope.run, truth(module, first(x).detach()))
 
 
 @pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
@@ -453,6 +526,144 @@ def test_two_optimizers_and_two_losses() -> None:
         assert len(got) == len(want)
         both = [frame.sort_values(["quantity", "t"])["p50"].to_numpy() for frame in (got, want)]
         assert both[0] == pytest.approx(both[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_activation_checkpointing(reentrant: bool, dropout: float) -> None:
+    """The forward runs twice, the second time within the backward: one chain, and the mask that counted."""
+    module, x = lstm(num_layers=2, dropout=dropout), data().requires_grad_()
+    built = cases.Built(Case("lstm", 2, dropout=dropout), module, x, None, all_of, torch.get_rng_state())
+    with watch(module) as scope:
+        output = checkpoint(lambda rows: module(rows)[0], x, use_reentrant=reentrant)
+        cases.uneven(output).backward()
+    oracles.assert_agrees(scope.run, oracles.frames(oracles.examine(built.call())))
+
+
+def test_looking_at_the_run_while_it_grows() -> None:
+    """Within a step, between two backward passes, and after: never a row twice, and always up to date."""
+    module, x, expected = lstm(), data(), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with watch(module) as scope:
+        for step in range(2):
+            optimizer.zero_grad()
+            output, _ = module(x)
+            cases.uneven(output).backward(retain_graph=True)
+            oracles.assert_agrees(scope.run, *expected, truth(module, x, step=step))
+            cases.uneven(output).backward()
+            expected.append(truth(module, x, lambda out, h, c: 2 * cases.uneven(out), step=step))
+            oracles.assert_agrees(scope.run, *expected)
+            optimizer.step()
+            oracles.assert_agrees(scope.run, *expected)
+    oracles.assert_agrees(scope.run, *expected)
+
+
+def test_two_scopes_see_the_same() -> None:
+    module, x = lstm(num_layers=2), data()
+    with watch(module) as one, watch(module) as other:
+        all_of(*unpacked(module(x))).backward()
+    for scope in (one, other):
+        oracles.assert_agrees(scope.run, truth(module, x))
+
+
+def test_attached_between_forward_and_backward() -> None:
+    module = lstm()
+    loss = all_of(*unpacked(module(data())))
+    with watch(module) as scope:
+        loss.backward()
+    assert scope.run.frame("timesteps").empty
+
+
+def test_a_kernel_that_raises() -> None:
+    """The error is torch's own, and the next call is recorded as if nothing had been."""
+    module, x = lstm(num_layers=2, dropout=0.5), data()
+    wrong = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))  # float32 states
+    with pytest.raises(RuntimeError) as bare:
+        module(x, wrong)
+    with watch(module) as scope:
+        with pytest.raises(RuntimeError) as seen:
+            module(x, wrong)
+        built = cases.Built(Case("lstm", 2, dropout=0.5), module, x, None, all_of)
+        built.backward()
+    assert str(seen.value) == str(bare.value)
+    oracles.assert_agrees(scope.run, oracles.frames(oracles.examine(built.call())))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_detection() -> None:
+    module, x = lstm(num_layers=2), data()
+    with torch.autograd.set_detect_anomaly(True), watch(module) as scope:
+        all_of(*unpacked(module(x))).backward()
+    oracles.assert_agrees(scope.run, truth(module, x))
+
+
+def test_optimizers_of_other_parameters_make_no_step() -> None:
+    model = nn.ModuleDict({"rnn": lstm(), "head": nn.Linear(4, 1, dtype=torch.float64)})
+    of_head, of_rnn = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model["head"], model["rnn"]))
+    with watch(model) as scope:
+        for _ in range(3):
+            model["head"](model["rnn"](data())[0]).sum().backward()
+            of_head.step()
+            of_rnn.step()
+            model.zero_grad()
+    assert scope.run.frame("layers")["step"].tolist() == [0, 1, 2]
+
+
+def test_changes_of_the_module_while_attached() -> None:
+    """Another precision, parameters flattened anew, loaded weights, and a new parameter in place of one."""
+    module, x, expected = nn.LSTM(3, 4), data(), []
+    changes: list[Callable[[], Any]] = [
+        module.double,
+        module.flatten_parameters,
+        lambda: module.load_state_dict({name: 1.1 * value for name, value in module.state_dict().items()}),
+        lambda: setattr(module, "weight_hh_l0", nn.Parameter(torch.eye(4, dtype=torch.float64).repeat(4, 1))),
+    ]
+    with watch(module) as scope:
+        for step, change in enumerate(changes):
+            change()
+            module.zero_grad()
+            expected.append(truth(module, x, step=step))
+            all_of(*unpacked(module(x))).backward()
+            torch.optim.SGD(module.parameters(), lr=0.1).step()
+    oracles.assert_agrees(scope.run, *expected)
+
+
+def test_two_threads() -> None:
+    """Two models trained side by side, each with a scope of its own."""
+    models, x = [lstm(num_layers=2), lstm(num_layers=2)], data(30, 3, 3)
+
+    def train(module: nn.Module) -> None:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+        for _ in range(5):
+            module.zero_grad()
+            all_of(*unpacked(module(x))).backward()
+            optimizer.step()
+
+    scopes = [watch(module) for module in models]
+    threads = [threading.Thread(target=train, args=(module,)) for module in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for module, scope in zip(models, scopes, strict=True):
+        scope.close()
+        oracles.assert_agrees(scope.run, *[truth(module, x, step=step) for step in range(5)])
+
+
+def test_a_run_is_inert_data() -> None:
+    """It outlives pickling."""
+    module, x = lstm(), data()
+    with watch(module) as scope:
+        all_of(*unpacked(module(x))).backward()
+    oracles.assert_agrees(pickle.loads(pickle.dumps(scope.run)), truth(module, x))
+
+
+def test_strides_of_inputs_and_states() -> None:
+    """An expanded initial state and a transposed input."""
+    module, x, h = lstm(num_layers=2), data(3, 5, 3).transpose(0, 1), data(2, 1, 4).expand(2, 3, 4)
+    with watch(module) as scope:
+        all_of(*unpacked(module(x, (h, h)))).backward()
+    oracles.assert_agrees(scope.run, truth(module, x, hx=(h, h)))
 
 
 # -- calls that are none of training's
@@ -593,6 +804,19 @@ def test_hooks_that_change_gradients() -> None:
         assert len(scope.run.frame("notes")) > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_compiled() -> None:
+    """Behind `torch.compile` a layer is either seen as ever, or said not to be."""
+    module, x = lstm(), data()
+    with watch(module, strict=False) as scope:
+        output = torch.compile(lambda rows: 1.0 * module(rows)[0], backend="eager")(x)
+        cases.uneven(output).backward()
+    if scope.run.frame("notes").empty:
+        oracles.assert_agrees(scope.run, truth(module, x))
+    else:
+        assert_silent(scope.run)
+
+
 # -- precision
 
 
@@ -615,6 +839,18 @@ def test_bfloat16(family: str, how: str) -> None:
     difference = (got["p50"] - want["p50"]).abs() / want["scale"]
     assert (difference <= 0.05).all(), difference[~(difference <= 0.05)]
     assert 0 < scope.run.frame("layers")["residual"].max() < 0.05
+
+
+@pytest.mark.filterwarnings("ignore::gradscope.errors.GradscopeWarning")
+@pytest.mark.parametrize("family", CELLS)
+def test_float16(family: str) -> None:
+    module, x = CELLS[family](3, 4, dtype=torch.float16), data().half()
+    with watch(module, strict=False) as scope:
+        all_of(*unpacked(module(x))).backward()
+    want = truth(module, x)["timesteps"].set_index(["quantity", "t"])
+    got = scope.run.frame("timesteps").set_index(["quantity", "t"])
+    difference = (got["p50"] - want["p50"]).abs() / want["scale"]
+    assert (difference <= 0.01).all() or len(scope.run.frame("notes")) > 0
 
 
 def test_autocast_around_everything() -> None:
@@ -676,6 +912,16 @@ def test_gates_in_another_order_are_those_of_the_kernel() -> None:
         assert_silent(scope.run)
 
 
+class OwnKernelCall(nn.LSTM):
+    """Calls torch's kernel itself, with a list of weights that is not the module's own."""
+
+    def forward(self, x: Tensor, hx: Any = None) -> Any:
+        zeros = x.new_zeros(1, x.shape[1], self.hidden_size)
+        weights = [torch.cat([w.chunk(4)[k] for k in (3, 1, 2, 0)]) for w in self._flat_weights]
+        output, h, c = torch._VF.lstm(x, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
+        return output, (h, c)
+
+
 class Peephole(nn.LSTM):
     """An LSTM by name, with a loop of its own, whose gates look at the cell state."""
 
@@ -708,8 +954,9 @@ class OwnLoop(nn.GRU):
 
 
 @pytest.mark.filterwarnings("ignore::gradscope.errors.GradscopeWarning")
-def test_peepholes_are_never_guessed() -> None:
-    module = Peephole(3, 4, dtype=torch.float64)
+@pytest.mark.parametrize("odd", [Peephole, OwnKernelCall])
+def test_forwards_of_their_own_are_never_guessed(odd: type[nn.LSTM]) -> None:
+    module = odd(3, 4, dtype=torch.float64)
     with watch(module, strict=False) as scope:
         all_of(*unpacked(module(data()))).backward()
     assert_silent(scope.run)

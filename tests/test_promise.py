@@ -11,6 +11,7 @@ import random
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_optimizers(optimizer: str) -> None:
     case = Case("lstm", 2, True, dropout=0.5, dtype=torch.float32)
     bare = train(case, scoped=False, optimizer=optimizer)
     assert_same_bits(bare, train(case, scoped=True, optimizer=optimizer, quantities="full", every=1))
+
+
+@pytest.mark.parametrize("kind", cases.FACTORS["kind"])
+def test_wide_layers(kind: str) -> None:
+    """Beyond 64 units, where singular values and gains take probes: random numbers of their own."""
+    case = Case(kind, 2, True, dropout=0.5, hidden=66, dtype=torch.float32)
+    bare = train(case, scoped=False, steps=2)
+    assert_same_bits(bare, train(case, scoped=True, steps=2, quantities="full", every=1))
+
+
+def test_gradients_are_laid_out_as_ever() -> None:
+    """Strides, and how often they were written."""
+    built, seen = cases.build(Case("lstm", 2, True)), []
+    for scoped in (False, True):
+        built.module.zero_grad()
+        with gradscope.attach(built.module, every=1) if scoped else nullcontext():
+            built.backward()
+        seen.append([(p.grad.stride(), p.grad._version) for p in built.module.parameters()])
+    assert seen[0] == seen[1]
 
 
 def test_the_comparison_can_fail() -> None:
@@ -549,6 +569,26 @@ def test_unwatched_steps_keep_nothing() -> None:
         result, witness = through(built.module, built.input)
         del result
         assert witness() is None  # not even a cycle
+
+
+@pytest.mark.filterwarnings("ignore")  # isinstance on everything wakes lazy modules
+@pytest.mark.parametrize("every", [1, 1000])
+def test_steps_pile_up_no_tensors(every: int) -> None:
+    built = cases.build(Case("lstm", 2))
+    optimizer = torch.optim.SGD(built.module.parameters(), lr=0.0)
+
+    def tensors_after(steps: int) -> int:
+        for _ in range(steps):
+            built.module.zero_grad()
+            built.backward()
+            optimizer.step()
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
+        return sum(tensor.requires_grad or tensor.dim() > 1 for tensor in tensors)  # rows are kept, states are not
+
+    with gradscope.attach(built.module, every=every):
+        few = tensors_after(3)
+        assert tensors_after(20) <= few
 
 
 def test_a_closed_scope_and_its_run_keep_no_model_alive() -> None:

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-SEARCHED_NODES = 4096
+SEARCHED_NODES = 512
 
 
-def nearest_leaf(tensor: Tensor) -> Node | None:
-    """The node that accumulates into some `.grad` below `tensor`, found breadth first.
+def leaves_below(tensors: Iterable[Tensor]) -> tuple[Node, ...]:
+    """Nodes that accumulate into some `.grad` below the tensors, the nearest first; those within reach of a search.
 
-    Whether the engine is about to run it tells `backward()` from `torch.autograd.grad`.
+    Whether the engine is about to run one of them tells `backward()` from `torch.autograd.grad`.
     """
-    queue, seen = deque([tensor.grad_fn]), set[Node]()
+    queue = deque(get_gradient_edge(tensor).node for tensor in tensors if tensor.requires_grad)
+    seen, found = set[Node](), list[Node]()
     while queue and len(seen) < SEARCHED_NODES:
         node = queue.popleft()
-        if node is None or node in seen:
+        if node in seen:
             continue
-        if node.name() == "torch::autograd::AccumulateGrad":
-            return node
         seen.add(node)
-        queue.extend(below for below, _ in node.next_functions)
-    return None
+        if node.name() == "torch::autograd::AccumulateGrad":
+            found.append(node)
+        queue.extend(below for below, _ in node.next_functions if below is not None)
+    return tuple(found)
 
 
-def accumulates(leaf: Node | None) -> bool:
-    """Within a backward pass: is it one that accumulates into `.grad`, at `leaf` for one?"""
-    if leaf is None:
-        return True
+def accumulates(leaves: tuple[Node, ...]) -> bool:
+    """Within a backward pass: is it one that accumulates into `.grad`, at one of the leaves?"""
+    return not leaves or any(_runs(leaf) for leaf in leaves)
+
+
+def _runs(leaf: Node) -> bool:
     try:
         return torch._C._will_engine_execute_node(leaf)
     except RuntimeError:  # torch.autograd.grad with respect to this very leaf
@@ -58,7 +61,7 @@ def after_backward(queued: int, callback: Callable[[], None]) -> int:
     return current
 
 
-def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor], None]) -> RemovableHandle:
+def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand every accumulated gradient of a tensor to `receive`, until its graph is gone or the handle is removed.
 
     In-place changes that the user makes to the tensor afterwards do not matter: the hook stays with the node that
@@ -66,7 +69,7 @@ def watch_gradient(tensor: Tensor, leaf: Node | None, receive: Callable[[Tensor]
     """
 
     def hook(gradient: Tensor | None) -> None:
-        if gradient is not None and accumulates(leaf):
+        if gradient is not None and accumulates(leaves):
             receive(gradient.detach())
 
     return tensor.register_hook(hook)
@@ -82,5 +85,5 @@ def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> tuple[
     """
     if weight.grad_fn is not None:
         return weight.register_hook(lambda gradient: None if gradient is None else receive(gradient.detach())), None
-    node = torch.autograd.graph.get_gradient_edge(weight).node
+    node = get_gradient_edge(weight).node
     return node.register_prehook(lambda gradients: None if gradients[0] is None else receive(gradients[0])), node

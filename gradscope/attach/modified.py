@@ -51,12 +51,16 @@ class Reference:
         present: which of the parameters have a gradient.
         norms: the 2-norm of each gradient.
         sample: elements at fixed places of all gradients.
+        each: about how many of every gradient.
+        lengths: exactly how many.
         rounding: relative and absolute difference that rounding explains.
     """
 
     present: tuple[bool, ...]
     norms: Tensor
     sample: Tensor
+    each: int
+    lengths: tuple[int, ...]
     rounding: tuple[float, float]
 
     @property
@@ -67,6 +71,20 @@ class Reference:
     def times(self, factor: Tensor | float) -> Reference:
         """What they look like after multiplication by a positive factor."""
         return dataclasses.replace(self, norms=self.norms * factor, sample=self.sample * factor)
+
+    def only(self, chosen: Sequence[bool]) -> Reference:
+        """What those of some of the parameters look like."""
+        if all(chosen):
+            return self
+        kept = [choice for choice, present in zip(chosen, self.present, strict=True) if present]
+        norms, samples = self.norms.unbind(), self.sample.split(self.lengths)
+        return dataclasses.replace(
+            self,
+            present=tuple(present for choice, present in zip(chosen, self.present, strict=True) if choice),
+            norms=vector(torch.stack, [norm for norm, keep in zip(norms, kept, strict=True) if keep]),
+            sample=vector(torch.cat, [sample for sample, keep in zip(samples, kept, strict=True) if keep]),
+            lengths=tuple(length for length, keep in zip(self.lengths, kept, strict=True) if keep),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,21 +120,24 @@ class Comparison:
         return _classify(values.double().split([norms, norms, norms, sample, sample]), *self.now.rounding)
 
 
-def snapshot(parameters: Sequence[Tensor]) -> Reference:
+def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference:
     """Look at the gradients of parameters, some of which may have none."""
     gradients = present_gradients(parameters)
-    each = SAMPLED // max(1, len(gradients)) + 1
+    each = each or SAMPLED // max(1, len(gradients)) + 1
+    samples = [_every(gradient, gradient.numel() // each | 1) for gradient in gradients]
     return Reference(
-        present=tuple(parameter.grad is not None for parameter in parameters),
+        present=tuple(parameter.grad is not None and parameter.grad.numel() > 0 for parameter in parameters),
         norms=vector(torch.stack, two_norms(gradients)),
-        sample=vector(torch.cat, [_every(gradient, gradient.numel() // each | 1) for gradient in gradients]),
+        sample=vector(torch.cat, samples),
+        each=each,
+        lengths=tuple(map(len, samples)),
         rounding=_rounding(frozenset(gradient.dtype for gradient in gradients)),
     )
 
 
 def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     """Look at the gradients again, where they should still be as in `reference`."""
-    now = snapshot(parameters)
+    now = snapshot(parameters, reference.each)
     values = torch.empty(0)
     if now.present == reference.present and not _known_identical(reference, now):
         bounds = vector(torch.stack, largest(present_gradients(parameters)))
@@ -133,7 +154,7 @@ def glance(parameters: Sequence[Tensor]) -> Tensor:
 
 def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
     """What happened between two glances, as far as they tell: `scaled` or `changed`."""
-    if torch.equal(glanced, now):
+    if glanced.shape == now.shape and torch.allclose(glanced, now, rtol=0, atol=0, equal_nan=True):
         return None
     if glanced.shape == now.shape and glanced.any():
         factor = float(glanced.double() @ now.double() / glanced.double().square().sum())

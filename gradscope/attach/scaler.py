@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -116,3 +117,70 @@ def _kinds(kind: type) -> Iterator[type]:
 
 
 SCALER: Seam[ScalerListener] = Seam(_install)
+
+
+class Scaling:
+    """Which loss scaling is that of some optimizers, told from the events of all scalers, also other trainings'."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._factors: weakref.WeakKeyDictionary[GradScaler, Tensor | float] = weakref.WeakKeyDictionary()
+        self._ours: weakref.WeakKeyDictionary[GradScaler, bool] = weakref.WeakKeyDictionary()
+        self._unscaled: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._stepping: tuple[GradScaler, Optimizer] | None = None
+        self._scaler: GradScaler | None = None  # of this step's losses; a guess until it meets an optimizer
+
+    @property
+    def factor(self) -> Tensor | float:
+        """What the losses of this step were multiplied by; 1.0 without a scaler."""
+        return 1.0 if self._scaler is None else self._factors.get(self._scaler, 1.0)
+
+    def remaining(self, optimizer: Optimizer | None) -> Tensor | float:
+        """What the gradients are still multiplied by: an optimizer's, or those of a loop that has none."""
+        unscaled = optimizer in self._unscaled if optimizer else len(self._unscaled) > 0
+        return 1.0 if unscaled else self.factor
+
+    def scaled(self, scaler: GradScaler, factor: Tensor | float) -> None:
+        """See `ScalerListener`."""
+        self._factors[scaler] = factor
+        if self._stepping and self._stepping[0] is scaler:
+            self._stepping = None  # that step has raised
+        if self._ours.get(scaler, self._scaler is None):
+            self._scaler = scaler
+
+    def meets(self, scaler: GradScaler, ours: bool) -> None:
+        """A scaler unscales or steps an optimizer, one of ours or another."""
+        self._ours[scaler] = ours or self._ours.get(scaler, False)
+        if ours:
+            self._scaler = scaler
+        elif self._scaler is scaler and not self._ours[scaler]:
+            self._scaler = None
+
+    def unscaled(self, optimizer: Optimizer) -> None:
+        """The gradients of one of ours have been divided by the factor."""
+        self._unscaled.add(optimizer)
+
+    def is_unscaled(self, optimizer: Optimizer) -> bool:
+        """Whether that has happened since its last step."""
+        return optimizer in self._unscaled
+
+    def begin(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        """A scaler's step of one of ours begins."""
+        self._stepping = (scaler, optimizer)
+
+    def steps(self, optimizer: Optimizer) -> bool:
+        """Whether it is a scaler that makes this optimizer step."""
+        return self._stepping is not None and self._stepping[1] is optimizer
+
+    def without(self, optimizer: Optimizer) -> None:
+        """One of ours steps: what was scaled was no loss of ours, unless a scaler has to do with this optimizer."""
+        if not self.steps(optimizer) and optimizer not in self._unscaled:
+            self._scaler = None
+
+    def over(self, optimizer: Optimizer | None) -> None:
+        """The step is over."""
+        self._scaler = self._stepping = None
+        if optimizer is None:
+            self._unscaled.clear()
+        else:
+            self._unscaled.discard(optimizer)

@@ -76,7 +76,7 @@ def layout_of(call: KernelCall, limit: int | None) -> Layout:
         steps = call.input.shape[1 if call.batch_first else 0]
         return Dense(columns, torch.full((count,), steps, device=device), call.batch_first)
     sizes = call.batch_sizes
-    order = torch.arange(count) if chosen is None else torch.tensor(chosen)
+    order = torch.arange(count, device="cpu") if chosen is None else torch.tensor(chosen, device="cpu")
     valid = sizes.unsqueeze(1) > order
     rows = torch.where(valid, (sizes.cumsum(0) - sizes).unsqueeze(1) + order, 0)
     return Packed(columns, valid.sum(0).to(device), rows.to(device), valid.to(device))

@@ -35,13 +35,13 @@ class Dropout:
         """
         if self.generator_state is None or self.probability == 0:
             return ()
-        generator = torch.Generator()
+        generator = torch.Generator("cpu")
         generator.set_state(self.generator_state)
         keep = 1 - self.probability
         if keep == 0:
-            masks = [torch.zeros(self.shape)] * count
+            masks = [torch.zeros(self.shape, device="cpu")] * count
         else:
-            blank = (torch.empty(self.shape, dtype=like.dtype) for _ in range(count))
+            blank = (torch.empty(self.shape, dtype=like.dtype, device="cpu") for _ in range(count))
             masks = [noise.bernoulli_(keep, generator=generator).div_(keep) for noise in blank]
         select = layout.select if isinstance(layout, Packed) else layout.time_first
         return tuple(select(mask) for mask in masks)

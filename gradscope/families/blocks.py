@@ -73,8 +73,8 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iteratio
         iterations: size of the Krylov space.
     """
     size = min(iterations, like.shape[-1])
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(like.shape[-1], generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    start = torch.randn(like.shape[-1], generator=generator, dtype=torch.float64, device="cpu")
     basis = like.new_zeros(like.shape[0], size + 1, like.shape[1])
     basis[:, 0] = (start / start.norm()).to(like.device, like.dtype)
     projected = like.new_zeros(like.shape[0], size, size + 1)

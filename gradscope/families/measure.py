@@ -98,8 +98,8 @@ def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
 
 def sketch_matrix(width: int, like: Tensor) -> Tensor:
     """A fixed matrix of signs, [width, 8]: comparing products with it compares the factors (Freivalds 1977)."""
-    generator = torch.Generator().manual_seed(width)
-    signs = torch.randint(0, 2, (width, SKETCH_COLUMNS), generator=generator) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(width)
+    signs = torch.randint(0, 2, (width, SKETCH_COLUMNS), generator=generator, device="cpu") * 2 - 1
     return signs.to(like.device, like.dtype)
 
 

@@ -71,8 +71,8 @@ def _identity(family: Family, trace: Trace) -> State:
 def _probes(family: Family, trace: Trace) -> State:
     """Random signs, E[v v^T] = I, from a generator of their own: [8, 1, .]."""
     widths = state_widths(family, trace)
-    generator = torch.Generator().manual_seed(sum(widths))
-    signs = torch.randint(0, 2, (PROBES, 1, sum(widths)), generator=generator) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(sum(widths))
+    signs = torch.randint(0, 2, (PROBES, 1, sum(widths)), generator=generator, device="cpu") * 2 - 1
     return _split(signs.to(trace.gates.device, trace.gates.dtype), widths)
 
 
@@ -151,14 +151,19 @@ def _carry_back(family: Family, trace: Trace, lengths: Tensor, start_with: State
             total = squares.sum(0)
             scale = (total / rows).sqrt()
             gains.append((total / (width if exact else rows * width)).sqrt() * log.exp())
-            spread = squares.std(0) / (rows**0.5 * 2) / (scale * width**0.5).clamp(min=1e-300)
-            errors.append(torch.zeros_like(spread) if exact else spread * log.exp())
+            errors.append(torch.zeros_like(scale) if exact else _standard_error(squares, width) * log.exp())
             scale = torch.where(scale > 0, scale, 1)
             state = tuple((s / scale.unsqueeze(-1)).to(s.dtype) for s in state)
             log = torch.where(begins.squeeze(-1), 0, log) + scale.log()
             first = state
             state = family.pull(weights, factors[t - start], state)
     return _Carried(torch.stack(gains[::-1]), torch.stack(errors[::-1]), first, log)
+
+
+def _standard_error(squares: Tensor, width: int) -> Tensor:
+    """Of sqrt(mean(squares) / width), to first order; `squares` are [rows, B]."""
+    mean = squares.mean(0)
+    return squares.std(0) / len(squares) ** 0.5 / (2 * (mean * width).sqrt()).clamp(min=1e-300)
 
 
 def _lyapunov(family: Family, trace: Trace, lengths: Tensor, carried: _Carried, exact: bool) -> Tensor:

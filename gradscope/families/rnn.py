@@ -118,7 +118,7 @@ class ReluRNN(_Elman):
 
     @override
     def slope(self, y: Tensor) -> Tensor:
-        return (y > 0).to(y.dtype)
+        return 1 - (y <= 0).to(y.dtype)  # 1 for NaN, as in the kernel's own backward
 
     @override
     def limits(self, gate: str) -> tuple[float, float]:

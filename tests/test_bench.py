@@ -1,0 +1,122 @@
+"""The benchmarks run, in sizes and times that measure nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import gradscope
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`costs` is found as it is when `bench.py` is the program, and forgotten again."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] in ("costs", "bench", "profile_step"):
+            del sys.modules[name]
+
+
+def of(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def tiny(family: str = "lstm", **options: Any) -> Any:
+    return of("costs.workloads").Workload("tiny", family, D=3, H=4, T=6, B=5, **options)
+
+
+def test_help_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
+    bench = of("bench")
+    for arguments, status in ((["--help"], 0), (["--quick", "--write"], 2), (["--sections", "speed"], 2)):
+        with pytest.raises(SystemExit) as exit:
+            bench.arguments(arguments)
+        assert exit.value.code == status
+    assert "--sections steps memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("lstm", {}), ("lstm", {"layers": 2, "bidirectional": True, "dropout": 0.5}), ("gru", {})]
+)
+def test_fixed_intervals(family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of("costs.rounds"), "BLOCK_SECONDS", 1e-4)
+    found = of("costs.steps").measure_steps(tiny(family, **options), seconds=0)
+    assert {"last", "every"} == set(found["core, every=1"])
+    assert all(ratio.low <= ratio.median <= ratio.high for row in found.values() for ratio in row.values())
+
+
+def test_recorded_and_other_steps_are_what_they_are_called() -> None:
+    steps = of("costs.steps")
+    recorded: dict[str, int] = {}
+    for name, every in (("1", steps.timed_steps), ("16", 16), ("never", steps.NEVER)):
+        training = of("costs.workloads").Training(tiny())
+        with gradscope.attach(training.model, every=every, first_step=steps.FIRST - steps.SETTLED) as scope:
+            training.short_steps(steps.SETTLED)
+            training.steps(16)
+            frame = scope.run.frame("steps")
+        recorded[name] = int(frame.recorded[frame.step >= steps.FIRST].sum())
+    assert recorded == {"1": 16, "16": 1, "never": 0}
+
+
+def test_composition() -> None:
+    rounds = of("costs.rounds")
+    one, rest = rounds.Ratio.of([3.0, 3.0, 3.0]), rounds.Ratio.of([1.0, 1.0, 1.0])
+    assert rounds.composed(one, rest, 16).median == pytest.approx(1.125)
+
+
+def test_the_scopes_clock_stands_still_in_bare_slices() -> None:
+    found = of("costs.default").measure_default(tiny(), seconds=0.2, slice_s=0.05)
+    assert found.clock == pytest.approx(1, abs=0.3)
+    assert 1 <= found.recorded <= found.steps
+
+
+def test_peers() -> None:
+    peers = of("costs.peers")
+    with peers.available(tiny()) as (variants, skipped):
+        assert {v.name for v in variants} | set(skipped) == set(peers.PEERS)
+        for variant in variants[:2]:
+            variant.block(1)
+    assert {peers.CELLS, peers.HOOK}.isdisjoint(skipped)
+
+
+def test_unrolled_cells_compute_the_same() -> None:
+    workloads, peers = of("costs.workloads"), of("costs.peers")
+    fused, cells = workloads.Training(tiny()), workloads.Training(tiny(), make_net=peers.UnrolledNet)
+    assert fused.model(fused.x).allclose(cells.model(cells.x), atol=1e-6)
+
+
+def test_jacobians_agree() -> None:
+    found = of("costs.jacobians").measure_jacobians(tiny(), seconds=0)
+    assert found.difference < 1e-4
+
+
+def test_memory_of_one_process() -> None:
+    seen = of("costs.memory").child(tiny(), "core")
+    assert seen["before"] > 0 and seen["within"] > 0
+
+
+def test_profile_knows_the_library() -> None:
+    profile = of("profile_step")
+    table = profile.profile(tiny(), "last", "core", 1)
+    parts = {row[0] for row in table.rows}
+    assert {"capture copies", "replay GEMM", "cell scan", "factors", "sizes", "reverse scan", "norms"} <= parts
+    assert {"saturation", "weights spectra", "summary and rows", "storing"} <= parts
+    assert not table.notes, "a function of the library has another name now: see PARTS"
+
+
+def test_tables() -> None:
+    tables, targets, rounds = of("costs.tables"), of("costs.targets"), of("costs.rounds")
+    verdict = targets.verdict(rounds.Ratio(1.1, 1.0, 1.2, 0.01, 5), 1.05)
+    table = tables.Table("Title", ("variant", "verdict"), [("a|b", verdict)], ["A note."])
+    assert "a\\|b | missed by 0.050" in tables.markdown({"torch": "2"}, [table], "# Page")
+    assert "missed by 0.050" in tables.text({"torch": "2"}, [table])
+    assert "noise" in targets.verdict(rounds.Ratio(1.04, 1.0, 1.2, 0.01, 5), 1.05)
