@@ -185,6 +185,11 @@ class Observer:
             return False
         return bool(self._recording.calls) or (self.step == self._settings.first_step and bool(self._unseen()))
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Step, and gradients that have arrived in it."""
+        return self.step, 0 if self._recording is None else self._recording.arrivals
+
     def close(self) -> None:
         """Let go of what has not been analysed."""
         if self._recording is not None:
@@ -227,14 +232,16 @@ class Observer:
 
     def _unseen(self) -> list[Rows]:
         """Notes on layers of which no kernel call was seen, although they have a gradient or are not there any more."""
-        assert self._recording is not None
+        earlier, now = self._called
         found: list[Rows] = []
-        missing = [name for name in self._layers if name not in self._recording.called]
+        missing = [(k, name) for k, name in enumerate(self._layers) if name not in now]
         present = set(self._model.modules()) if missing else set[nn.Module]()
-        for name in missing:
+        for index, name in missing:
             layer = self._layers[name]
-            has_gradient = any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters())
-            reason = REPLACED if layer not in present else NOT_CALLED if has_gradient else ""
+            arrived = index in self.ledger.arrived  # in this step: what is left in `.grad` from another is no sign
+            reason = "" if layer in present else REPLACED
+            if not reason and arrived and any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters()):
+                reason = CALLED_EARLIER if name in earlier else NOT_CALLED
             if reason:
                 head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
                 found.append(Rows("notes", {**head, "reason": reason}))

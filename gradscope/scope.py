@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import platform
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,13 @@ from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.errors import AttachError, GradscopeError
 from gradscope.observer import Observer, Settings
 from gradscope.quantities import choose_quantities
-from gradscope.record import Joined, MemoryStore, ParquetStore, Run
+from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
+from gradscope.record.query import Filters
 from gradscope.record.recorder import Recorder, Sink, on_host
 from gradscope.schedule import make_schedule
 
 if TYPE_CHECKING:
+    import pandas as pd
     from typing_extensions import Self
 
 
@@ -115,6 +119,7 @@ class Scope:
         """See `attach`."""
         self._observer, self._recorder, self._store = observer, recorder, store
         self._closed = False
+        self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
             for seam in (KERNELS, OPTIMIZERS):
                 undo.callback(seam.listen(observer).remove)
@@ -137,13 +142,19 @@ class Scope:
 
     @property
     def run(self) -> Run:
-        """What was recorded so far, a step without an optimizer call included."""
+        """What is recorded, as it grows: a step that no optimizer has ended yet is part of it."""
+        return Run(_Live(self._store, weakref.ref(self)))
+
+    def source(self) -> Source:
+        """What is recorded now, with the step that is not over."""
         self._recorder.drain()
         if self._closed or not self._observer.unfinished:
-            return Run(self._store)
-        pending = MemoryStore({}, rank=self._store.ranks[0])
-        pending.write(*on_host([(self._observer.step, self._observer.rows())]))
-        return Run(Joined(self._store, pending))
+            return self._store
+        if self._pending is None or self._pending[0] != self._observer.progress:
+            pending = MemoryStore({}, rank=self._store.ranks[0])
+            pending.write(*on_host([(self._observer.step, self._observer.rows())]))
+            self._pending = self._observer.progress, pending
+        return Joined(self._store, self._pending[1])
 
     def close(self) -> None:
         """Write out what is left, and leave model and torch as they were. Closing again does nothing."""
@@ -156,6 +167,7 @@ class Scope:
             if self._observer.unfinished:
                 self._observer.finish("")
         finally:
+            self._pending = None
             self._observer.close()
             self._recorder.close()
 
@@ -170,3 +182,29 @@ class Scope:
     def _check_open(self, what: str) -> None:
         if self._closed:
             raise GradscopeError(f"{what}: this scope is closed; attach to the model again.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """The source of a scope's run: the store, and the unfinished step while the scope is there."""
+
+    store: MemoryStore | ParquetStore
+    scope: weakref.ref[Scope]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.store.meta
+
+    @property
+    def ranks(self) -> list[int]:
+        return self.store.ranks
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        return self._now().read(table, filters, columns)
+
+    def count(self, table: str) -> int:
+        return self._now().count(table)
+
+    def _now(self) -> Source:
+        scope = self.scope()
+        return self.store if scope is None else scope.source()

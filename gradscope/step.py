@@ -62,6 +62,7 @@ class Recording:
     called: set[str] = field(default_factory=set[str])
     sealed: set[str] = field(default_factory=set[str])
     closed: bool = False
+    arrivals: int = 0
     handles: list[RemovableHandle] = field(default_factory=list[RemovableHandle])
     counted: int = 0
     passes: set[int] = field(default_factory=set[int])
@@ -96,6 +97,7 @@ class Recording:
             self.calls.append(call)
             self.sealed.add(call.module)
         self.passes.add(backward_pass())
+        self.arrivals += 1
         return not self.closed
 
     def analyse(self, factor: Tensor | float = 1.0) -> list[tuple[str, int, list[Analysis]]]:

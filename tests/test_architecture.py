@@ -32,7 +32,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "step":            ("types errors attach capture families",                     "torch"),
     "ledger":          ("types errors attach record guard",                         "torch"),
     "observer":        ("types errors capture record quantities schedule guard step ledger", "torch"),
-    "scope":           ("types errors attach record quantities schedule observer",  "torch"),
+    "scope":           ("types errors attach record quantities schedule observer",  "torch pandas"),
     "__init__":        ("types errors record scope",                                ""),
     "cli":             ("PUBLIC demo",                                              "click rich"),
     "demo":            ("PUBLIC",                                                   "click rich torch pandas"),
