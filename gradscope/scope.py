@@ -22,6 +22,7 @@ from gradscope.observer import Observer, Settings
 from gradscope.quantities import choose_quantities
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.query import Filters
+from gradscope.record.reader import FolderSource
 from gradscope.record.recorder import Recorder, Sink, on_host
 from gradscope.schedule import make_schedule
 
@@ -205,6 +206,18 @@ class _Live:
     def count(self, table: str) -> int:
         return self._now().count(table)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        source = self._now()
+        if isinstance(self.store, ParquetStore):
+            self.store.flush()
+            source = FolderSource(self.store.root)
+        return _copied, (source,)
+
     def _now(self) -> Source:
         scope = self.scope()
         return self.store if scope is None else scope.source()
+
+
+def _copied(source: Source) -> Source:
+    """What a live source is when it is unpickled: what was there."""
+    return source

@@ -47,8 +47,7 @@ def test_help_and_refusals(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("family", "options"), [("lstm", {}), ("lstm", {"layers": 2, "bidirectional": True, "dropout": 0.5}), ("gru", {})]
 )
-def test_fixed_intervals(family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of("costs.rounds"), "BLOCK_SECONDS", 1e-4)
+def test_fixed_intervals(family: str, options: dict[str, Any]) -> None:
     found = of("costs.steps").measure_steps(tiny(family, **options), seconds=0)
     assert {"last", "every"} == set(found["core, every=1"])
     assert all(ratio.low <= ratio.median <= ratio.high for row in found.values() for ratio in row.values())
