@@ -270,8 +270,10 @@ class Ledger:
         return torch.where(now.any(), now, before.norms) if zeroed and now.shape == before.norms.shape else now
 
     def _explain(self, glanced: Tensor) -> Tensor:
-        norms = torch.stack(two_norms(present_gradients(self._parameters)))
-        change = explain(glanced, glance(self._recurrent), math.hypot(*norms.tolist()))
+        norms, now = torch.stack(two_norms(present_gradients(self._parameters))), glance(self._recurrent)
+        if torch.equal(glanced, now):
+            return norms
+        change = explain(glanced, now, math.hypot(*norms.tolist()))
         if change is not None:
             self._rows.append(Rows("clips", _modified(change, len(self._rows), len(self._parameters))))
             self._seen()

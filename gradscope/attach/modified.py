@@ -154,8 +154,6 @@ def glance(parameters: Sequence[Tensor]) -> Tensor:
 
 def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
     """What happened between two glances, as far as they tell: `scaled` or `changed`."""
-    if torch.equal(glanced, now):
-        return None
     if glanced.shape == now.shape and torch.allclose(glanced, now, rtol=0, atol=0, equal_nan=True):
         return None  # what is not a number is not even equal to itself
     if glanced.shape == now.shape and glanced.any():

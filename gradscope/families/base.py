@@ -148,9 +148,9 @@ class Family(ABC):
         """Total dL/dc_t, through h_t of the same step as well as through c_{t+1}: [t, B, H]; None without a cell."""
         return None
 
-    @abstractmethod
-    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
-        """Gate name -> [t, B, H], the gates of the contract, `hidden` included."""
+    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Gates in the order of `gates`, [t, B, G, H], and, unless it is one of them, the `hidden` state."""
+        return trace.gates[start:stop], piece.hidden
 
     @abstractmethod
     def limits(self, gate: str) -> tuple[float, float]:
@@ -183,6 +183,22 @@ def gram(weights: Weights, gates: int) -> tuple[Tensor, Tensor]:
     """Inner products of the rows of U, [G, G, H] with G_kl[i] = <U_k[i], U_l[i]>, and diagonals, [G, min(H, P)]."""
     blocks = weights.hh.unflatten(0, (gates, -1))
     return torch.einsum("kip,lip->kli", blocks, blocks), torch.diagonal(blocks, dim1=1, dim2=2)
+
+
+def linear_form(coefficients: Tensor, d: tuple[Tensor, ...]) -> Tensor:
+    """sum_k c_k d_k by unit, [t, B, H], of coefficients [K, H]."""
+    total = coefficients[0] * d[0]
+    for coefficient, part in zip(coefficients[1:], d[1:], strict=True):
+        total.addcmul_(coefficient, part)
+    return total
+
+
+def quadratic_form(doubled: Tensor, d: tuple[Tensor, ...]) -> Tensor:
+    """sum_kl G_kl d_k d_l by unit, [t, B, H], of inner products doubled off the diagonal: only k <= l is read."""
+    total = linear_form(doubled[0, : len(d)], d).mul_(d[0])
+    for k in range(1, len(d)):
+        total.addcmul_(linear_form(doubled[k, k : len(d)], d[k:]), d[k])
+    return total
 
 
 def flat_weights(weights: Weights) -> list[Tensor]:

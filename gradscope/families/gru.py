@@ -24,7 +24,9 @@ from gradscope.families.base import (
     Trace,
     flat_weights,
     gram,
+    linear_form,
     preactivations,
+    quadratic_form,
 )
 from gradscope.types import Weights
 
@@ -68,18 +70,15 @@ class GRU(Family):
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        return gram(weights, 3)
+        inner, diagonal = gram(weights, 3)
+        return inner * (2 - torch.eye(3, dtype=inner.dtype, device=inner.device).unsqueeze(-1)), 2 * diagonal
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
-        inner, diagonal = constants
+        doubled, diagonal = constants
         d, e, _ = piece.factors
-        d_r, d_z, d_n = d.unbind(2)
-        total = d_r * (inner[0, 0] * d_r + (2 * inner[0, 1]) * d_z + (2 * inner[0, 2]) * d_n)
-        total += d_z * (inner[1, 1] * d_z + (2 * inner[1, 2]) * d_n)
-        total += inner[2, 2] * d_n.square()
-        total += e * (e + 2 * (diagonal[0] * d_r + diagonal[1] * d_z + diagonal[2] * d_n))
-        size = total.sum(-1)
+        rows = quadratic_form(doubled, d.unbind(2))
+        size = rows.addcmul_(e, linear_form(diagonal, d.unbind(2)).add_(e)).sum(-1)
         return {"jacobian": size, "jacobian_h": size}
 
     @override
@@ -102,11 +101,6 @@ class GRU(Family):
     def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
         candidate = state[0] * piece.factors[2]
         return torch.cat([gates[:, :, :2], candidate.unsqueeze(2)], 2)
-
-    @override
-    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
-        named = dict(zip(self.gates, trace.gates[start:stop].unbind(2), strict=True))
-        return {**named, "hidden": piece.output}
 
     @override
     def limits(self, gate: str) -> tuple[float, float]:

@@ -26,6 +26,8 @@ from gradscope.families.base import (
     Trace,
     flat_weights,
     gram,
+    linear_form,
+    quadratic_form,
     total_preactivation,
 )
 from gradscope.types import Weights
@@ -76,30 +78,28 @@ class LSTM(Family):
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         inner, _ = gram(weights, 4)
+        doubled = inner * (2 - torch.eye(4, dtype=inner.dtype, device=inner.device).unsqueeze(-1))
         if weights.hr is None:
-            return (inner,)
+            return (doubled,)
         # ||R sum_k diag(d_k) U_k||_F^2 = sum_kl d_k^T [(R^T R) o (U_k U_l^T)] d_l
         projection = weights.hr.mT @ weights.hr
-        return inner, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal()
+        return doubled, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal()
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
-        inner = constants[0]
-        a_i, a_f, a_g = a.unbind(2)
-        rows = a_i * (inner[0, 0] * a_i + (2 * inner[0, 1]) * a_f + (2 * inner[0, 2]) * a_g)
-        rows += a_f * (inner[1, 1] * a_f + (2 * inner[1, 2]) * a_g)
-        rows += inner[2, 2] * a_g.square()
+        cell_rows = quadratic_form(constants[0], a.unbind(2))
+        k_f = k * f
         if len(constants) == 1:
-            cross = inner[0, 3] * a_i + inner[1, 3] * a_f + inner[2, 3] * a_g
-            block = a_o * (inner[3, 3] * a_o + 2 * k * cross)
-            h_h = block.add_(k.square() * rows).sum(-1)
-            h_c = (k * f).square().sum(-1)
+            cross = linear_form(constants[0][:3, 3], a.unbind(2))
+            rows = (constants[0][3, 3] * a_o).addcmul_(k, cross).mul_(a_o)
+            h_h = rows.addcmul_(k * k, cell_rows).sum(-1)
+            h_c = (k_f * k_f).sum(-1)
         else:
             d = torch.cat([k.unsqueeze(2) * a, a_o.unsqueeze(2)], 2).flatten(2)
             h_h = ((d @ constants[1]) * d).sum(-1)
-            h_c = (k * f).square() @ constants[2]
-        c_c, c_h = f.square().sum(-1), rows.sum(-1)
+            h_c = (k_f * k_f) @ constants[2]
+        c_c, c_h = (f * f).sum(-1), cell_rows.sum(-1)
         return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
 
     @override
@@ -130,11 +130,6 @@ class LSTM(Family):
     def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:
         q = state[0] if weights.hr is None else state[0] @ weights.hr
         return torch.addcmul(state[1], q, piece.factors[2])
-
-    @override
-    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
-        named = dict(zip(self.gates, trace.gates[start:stop].unbind(2), strict=True))
-        return {**named, "hidden": piece.hidden}
 
     @override
     def limits(self, gate: str) -> tuple[float, float]:

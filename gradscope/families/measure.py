@@ -131,7 +131,7 @@ class _Pass:
     values: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     carried: list[Tensor] = field(default_factory=list[Tensor])
     inputs: list[Tensor] = field(default_factory=list[Tensor])
-    saturation: dict[str, _Saturation] = field(default_factory=dict[str, "_Saturation"])
+    saturation: dict[tuple[str, ...], _Saturation] = field(default_factory=dict[tuple[str, ...], "_Saturation"])
     difference: list[Tensor] = field(default_factory=list[Tensor])
     sketches: list[Tensor] = field(default_factory=list[Tensor])
     constants: tuple[Tensor, ...] = ()
@@ -174,10 +174,17 @@ class _Pass:
         if self.trace.cells is not None:
             self._put("cell", norm(self.trace.cells[start + 1 : stop + 1]) / hidden**0.5)
         valid = self.valid[start:stop]
-        for gate, x in self.family.activations(self.trace, piece, start, stop).items():
-            limits = self.family.limits(gate)
-            self.saturation.setdefault(gate, _Saturation(*limits)).add(x, valid)
+        gates, state = self.family.activations(self.trace, piece, start, stop)
+        self._saturate(self.family.gates, gates, valid)
+        if state is not None:
+            self._saturate(("hidden",), state.unsqueeze(2), valid)
         self.difference.append(relative_parts(piece.output, output, valid if self.padded else None))
+
+    def _saturate(self, gates: tuple[str, ...], x: Tensor, valid: Tensor) -> None:
+        if gates not in self.saturation:
+            low, high = zip(*(self.family.limits(gate) for gate in gates), strict=True)
+            self.saturation[gates] = _Saturation(x.new_tensor(low).unsqueeze(1), x.new_tensor(high).unsqueeze(1))
+        self.saturation[gates].add(x, valid)
 
     def _scan(self, piece: Piece, start: int, stop: int) -> _Cotangents:
         """Carry the cotangents back through the piece."""
@@ -232,7 +239,7 @@ class _Pass:
             values={name: torch.cat(parts[::-1]) for name, parts in self.values.items()},
             reach=reach,
             reached=reached,
-            gates={name: s.finish() for name, s in self.saturation.items()},
+            gates={g: gate for gs, s in self.saturation.items() for g, gate in zip(gs, s.finish(), strict=True)},
             residual=relative(torch.stack(self.difference).sum(0)),
             grad_input=torch.cat(self.inputs[::-1]) if self.below else None,
             sketch=torch.stack(self.sketches).sum(0) if self.sketch else None,
@@ -241,31 +248,31 @@ class _Pass:
 
 
 class _Saturation:
-    """Counts of one gate's units beyond its limits, over timesteps and over units."""
+    """Counts the units of some gates beyond their limits, [G, 1] each, over timesteps and over units."""
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: Tensor, high: Tensor) -> None:
         self.limits = low, high
         self.by_time: list[Tensor] = []
-        self.by_unit: Tensor | None = None
-        self.count: Tensor | None = None
+        self.by_unit: list[Tensor] = []
+        self.count: list[Tensor] = []
 
     def add(self, x: Tensor, valid: Tensor) -> None:
-        """Count a piece, [t, B, H], where `valid`, [t, B]."""
+        """Count a piece, [t, B, G, H], where `valid`, [t, B]."""
         low, high = torch.empty_like(x), torch.empty_like(x)
         torch.lt(x, self.limits[0], out=low)  # into floats: sums of booleans are ten times slower
         torch.gt(x, self.limits[1], out=high)
         self.by_time.append(torch.stack([low.mean(-1), high.mean(-1), x.mean(-1)]))
         rows = valid.to(x.dtype).flatten()
-        units = torch.stack([rows @ low.flatten(0, 1), rows @ high.flatten(0, 1)])
-        self.by_unit = units if self.by_unit is None else self.by_unit + units
-        count = rows.sum()
-        self.count = count if self.count is None else self.count + count
+        self.by_unit.append(torch.stack([rows @ y.flatten(0, 1).flatten(1) for y in (low, high)]))
+        self.count.append(rows.sum())
 
-    def finish(self) -> Gate:
-        assert self.by_unit is not None and self.count is not None
-        low, high, mean = torch.cat(self.by_time[::-1], 1)
-        unit_low, unit_high = self.by_unit / self.count
-        return Gate(low, high, mean, unit_low, unit_high)
+    def finish(self) -> list[Gate]:
+        """The gates in order."""
+        low, high, mean = torch.cat(self.by_time[::-1], 1).unbind(0)
+        units = torch.stack(self.by_unit).sum(0) / torch.stack(self.count).sum()
+        unit_low, unit_high = units.unflatten(1, (low.shape[-1], -1)).unbind(0)
+        parts = (low.unbind(-1), high.unbind(-1), mean.unbind(-1), unit_low, unit_high)
+        return [Gate(*gate) for gate in zip(*parts, strict=True)]
 
 
 def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -65,8 +65,8 @@ class _Elman(Family):
         return ((state[0] @ weights.hh.mT) * factors[0],)
 
     @override
-    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> dict[str, Tensor]:
-        return {"hidden": piece.hidden}
+    def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        return piece.hidden.unsqueeze(2), None
 
     @abstractmethod
     def activate(self, a: Tensor) -> Tensor:
