@@ -6,7 +6,10 @@ import functools
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import torch
 
 from gradscope.errors import AnalysisError, GradscopeWarning
 
@@ -14,15 +17,38 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What gradscope took of a step.
+
+    Attributes:
+        host_s: seconds in our callbacks by the host's clock, waiting for the device included.
+        events: pairs around the same callbacks in the device's own order of work; empty on the CPU.
+    """
+
+    host_s: float
+    events: tuple[torch.cuda.Event, ...] = ()
+
+    def seconds(self) -> float:
+        """By the device's clock where there are events; waits for the last of them."""
+        if not self.events:
+            return self.host_s
+        self.events[-1].synchronize()
+        pairs = zip(self.events[::2], self.events[1::2], strict=True)
+        return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
+
+
 class Guard:
     """Counts the time spent in our callbacks, and takes what fails in them.
 
     Args:
         strict: raise failures instead of keeping them for the notes.
+        cuda: count the device's time as well, by events.
     """
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, *, cuda: bool = False) -> None:
         """See the class."""
+        self._events: list[torch.cuda.Event] | None = [] if cuda else None
         self._spent = 0.0
         self._since = 0.0
         self._strict = strict
@@ -34,6 +60,7 @@ class Guard:
         """Call a function of ours; None if it fails."""
         if not self._depth:
             self._since = time.perf_counter()
+            self._mark()
         self._depth += 1
         try:
             return function(*args, **kwargs)
@@ -45,14 +72,29 @@ class Guard:
         finally:
             self._depth -= 1
             if not self._depth:
+                self._mark()
                 self._spent += time.perf_counter() - self._since
 
-    def take_overhead(self) -> float:
-        """Seconds spent in our callbacks since the last time, the running one included."""
+    def take_overhead(self) -> Overhead:
+        """What our callbacks have taken since the last time, the running one included."""
         now = time.perf_counter()
-        spent = self._spent + (now - self._since if self._depth else 0.0)
+        host = self._spent + (now - self._since if self._depth else 0.0)
         self._spent, self._since = 0.0, now
-        return spent
+        if self._events is None:
+            return Overhead(host)
+        if self._depth:
+            self._mark()
+        events, self._events = tuple(self._events), []
+        if self._depth:
+            self._mark()  # the rest of what is running counts next time
+        return Overhead(host, events)
+
+    def _mark(self) -> None:
+        """Note where the device is in its work; nothing waits for it."""
+        if self._events is not None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
 
     def note(self, reason: str) -> None:
         """Keep something for the notes of this step, and warn about it the first time."""

@@ -29,7 +29,7 @@ from gradscope.attach.modified import (
     two_norms,
 )
 from gradscope.attach.scaler import SCALER, Scaling
-from gradscope.guard import Guard, guarded
+from gradscope.guard import Guard, Overhead, guarded
 from gradscope.record.recorder import Later
 from gradscope.types import Rows
 
@@ -54,7 +54,7 @@ class Gradients:
     norms: Tensor
     factor: Tensor | float
 
-    def row(self, columns: dict[str, Any], skipped: Tensor | bool) -> Later:
+    def row(self, columns: dict[str, Any], skipped: Tensor | bool, overhead: Overhead) -> Later:
         """The row of `steps`, once the norms are on the host."""
         extra = [x for x in (self.factor, skipped) if isinstance(x, Tensor)]
 
@@ -64,7 +64,7 @@ class Gradients:
             factor = numbers.pop() if isinstance(self.factor, Tensor) else self.factor
             bad = sum(not math.isfinite(norm) for norm in numbers)
             found = {"grad_norm": math.hypot(*numbers) / factor, "nonfinite": bad, "skipped": skip}
-            return Rows("steps", {**columns, **found})
+            return Rows("steps", {**columns, **found, "overhead_s": overhead.seconds()})
 
         return Later(
             torch.cat([self.norms, *(x.to(self.norms).reshape(1) for x in extra)]) if extra else self.norms, rows

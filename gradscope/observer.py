@@ -67,7 +67,8 @@ class Observer:
         self._schedule, self._settings = schedule, settings
         self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
         self._since: float | None = None
-        self.guard = Guard(settings.strict)
+        on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
+        self.guard = Guard(settings.strict, cuda=on_cuda)
         self.ledger = Ledger(model, list(layers.values()), self.guard, self._owns, self._scaler_stepped)
         self.paused = False
         self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
@@ -151,12 +152,13 @@ class Observer:
             "nonfinite": 0,
             "recorded": recorded,
             "skipped": skipped,
-            "overhead_s": overhead,
+            "overhead_s": overhead.host_s,
             "step_s": duration,
         }
-        ending = Rows("steps", row) if gradients is None else gradients.row(row, skipped)
+        ending = Rows("steps", row) if gradients is None else gradients.row(row, skipped, overhead)
         self.guard.call(self._recorder.add, self.step, [*rows, *clips, ending], now=recorded)
-        self._schedule.spent(recorded=recorded, overhead_s=overhead, step_s=duration)
+        cost = overhead.seconds() if recorded else overhead.host_s  # a recorded step has waited for the device anyway
+        self._schedule.spent(recorded=recorded, overhead_s=cost, step_s=duration)
         self._since = ended
         self.step += 1
         self._recording = self._begin()

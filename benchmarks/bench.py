@@ -1,0 +1,134 @@
+"""Measure what gradscope costs, here and now, as ratios to the same training without it.
+
+Every figure is a ratio, measured side by side in this process: bare and variants take turns, block by block, round
+after round; medians of the ratios of each round, with their range. Absolute times say more about the machine than us.
+
+    python benchmarks/bench.py                            everything, 12 minutes at most
+    python benchmarks/bench.py --quick                    a minute, small sizes: whether it works, not what it costs
+    python benchmarks/bench.py --workloads lstm-256 --sections steps memory
+    python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well
+
+Run it on a machine that does nothing else: the load is printed before and after.
+
+workloads  lstm-256, lstm-128, bilstm, gru-256, rnn-784
+sections   default    attach(model, logdir) over a long run, in alternating slices with the bare training
+           steps      every=1, 16, 64 and never; core and full; the loss on the last step and on every step
+           peers      LSTMCell loop, output hook, TensorBoard histograms, wandb.watch (where installed)
+           jacobians  vmap(jacrev) against the closed form
+           memory     peak resident set, in processes of their own
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from costs import machine, tables
+from costs.sections import PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, memory_section
+from costs.tables import Table
+from costs.workloads import WORKLOADS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+READING = """
+# What gradscope costs
+
+Ratios of the time of a training step with gradscope to the same step without it. To measure it on your machine:
+
+    make bench                                   # as text
+    .venv/bin/python benchmarks/bench.py --write # and to this page
+    .venv/bin/python benchmarks/profile_step.py  # where the time of a recorded step goes
+
+How it is measured: bare and variants take turns in one process, each a fresh model from the same seed, after a warm-up,
+with the garbage collector held back; every figure is the median over the rounds of the ratio to the bare block of the
+same round, with the smallest and largest in brackets. A scope is attached before its block and closed after it, outside
+the timing, and 40 short steps go before what is timed, for it looks more closely at its first ones. While a bare block
+is timed no scope is attached anywhere; but in *Default* one scope lives through the whole run: it hears of the bare
+slices' calls, which are not its model's, and its clock stands still in them.
+
+* **composed**: recorded steps and steps of an attached scope that records nothing are measured apart, and the ratio at
+  interval N is (recorded + (N - 1) other) / N. **whole blocks**: 16 steps of which the first is recorded, measured
+  directly.
+* **finely**: what a scope that never records adds to a step of the same model at T = 1, B = 1, over the bare step in
+  full size: it does the same work there, without the noise of a large step.
+* **noise**: two standard errors of the median, where they reach across the target.
+"""
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes and short runs, to see that it works")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.parent.name}/{PAGE.name} as well")
+    parser.add_argument("--threads", type=int, help="torch threads (default: 2, and 1 with --quick)")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="S")
+    chosen = parser.parse_args(argv)
+    chosen.threads = chosen.threads or (1 if chosen.quick else 2)
+    if chosen.write and chosen.quick:
+        parser.error("--quick says nothing about cost: leave it out to --write")
+    return chosen
+
+
+def measure(chosen: argparse.Namespace) -> Iterator[Table]:
+    """The sections, workload by workload."""
+    budget = QUICK if chosen.quick else Budget()
+    workloads = [WORKLOADS[key].smaller() if chosen.quick else WORKLOADS[key] for key in chosen.workloads]
+    for workload in workloads:
+        for name in chosen.sections:
+            if name in PER_WORKLOAD and applies(name, workload):
+                say(f"measuring {name}: {workload.title}")
+                yield PER_WORKLOAD[name](workload, budget)
+    if "memory" in chosen.sections:
+        say("measuring memory")
+        yield memory_section(workloads[:1] if chosen.quick else workloads, budget)
+
+
+def missed(found: Sequence[Table]) -> Table:
+    """Every verdict that is not `met`."""
+    table = Table("Targets missed", ("where", "what", "verdict"))
+    for source in found:
+        for row in source.rows:
+            said = [cell for cell in row if "missed by" in cell]
+            if said:
+                table.rows.append((source.title, row[0], "; ".join(said)))
+    if not table.rows:
+        table.rows.append(("none", "", ""))
+    return table
+
+
+def say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write if asked to."""
+    chosen = arguments(argv)
+    torch.set_num_threads(chosen.threads)
+    warnings.simplefilter("ignore", UserWarning)  # torch's, of dropout and the like
+    header = machine.describe()
+    before, began = machine.load(), time.perf_counter()
+    if chosen.quick:
+        header["quick"] = "small sizes, short runs: these figures say nothing about cost"
+    found = list(measure(chosen))
+    found.append(missed(found))
+    header["took"] = f"{time.perf_counter() - began:.0f} s"
+    if before is not None:
+        header["load"] = (
+            f"{before:.1f} before, {machine.load():.1f} after (the run itself makes about {chosen.threads})"
+        )
+    sys.stdout.write(tables.text(header, found) + "\n")
+    if chosen.write:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(tables.markdown(header, found, READING), encoding="utf-8")
+        say(f"written to {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What gradscope costs: the parts of `bench.py` and `profile_step.py`."""

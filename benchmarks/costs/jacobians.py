@@ -1,0 +1,141 @@
+"""Frobenius sizes of step Jacobians: autograd's Jacobians against the closed form, for the same (t, b)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from costs.rounds import LEAST_ROUNDS, Ratio, now, without_gc
+from costs.workloads import ANALYSED, Training, Workload
+from gradscope.families.base import Layer, Piece, Trace
+from gradscope.families.lstm import LSTM
+from gradscope.families.measure import pieces
+from gradscope.types import Weights
+
+SIZES = "sizes, of factors that the reverse scan needs anyway"
+CLOSED = "factors and sizes"
+REBUILT = "gates rebuilt, factors and sizes"
+
+CALLS = 5
+AT_ONCE = 16  # pairs in one vmap: their Jacobians fit the memory, and more at once is not faster
+
+
+@dataclass(frozen=True, slots=True)
+class Jacobians:
+    """Cost of the sizes of all T x 16 step Jacobians of an LSTM.
+
+    Attributes:
+        pairs: how many (t, b) there are.
+        sampled: how many of them `vmap(jacrev)` was run on.
+        factors: its time per pair over the closed form's, by what of that is counted.
+        training_steps: time of `vmap(jacrev)` for all pairs, in bare training steps.
+        closed_steps: time of the closed form for all pairs, in bare training steps.
+        difference: largest relative difference between the two on the sampled pairs.
+    """
+
+    pairs: int
+    sampled: int
+    factors: dict[str, Ratio]
+    training_steps: float
+    closed_steps: float
+    difference: float
+
+
+@torch.no_grad()
+def observed_layer(training: Training) -> Layer:
+    """The layer of a training, with 16 of its sequences."""
+    rnn, x = training.model.rnn, training.x[:, :ANALYSED]
+    weights = Weights(*(p.detach() for p in (rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)))
+    zeros = x.new_zeros(x.shape[1], rnn.hidden_size)
+    return Layer(weights, x, zeros, zeros, rnn(x)[0])
+
+
+@torch.no_grad()
+def linearised(family: LSTM, trace: Trace) -> list[Piece]:
+    """All timesteps, the first piece first."""
+    return [family.piece(trace, start, stop) for start, stop in pieces(trace.layer, len(family.gates))][::-1]
+
+
+@torch.no_grad()
+def sizes(family: LSTM, trace: Trace, given: Iterable[Piece]) -> Tensor:
+    """`jacobian` of all (t, b) in closed form, [T, B]."""
+    constants = family.constants(trace.layer.weights)
+    squares = [family.sizes(constants, piece)["jacobian"] for piece in given]
+    return (torch.cat(squares) / (2 * trace.gates.shape[-1])).sqrt()
+
+
+def by_autograd(trace: Trace, t: Tensor, b: Tensor) -> Tensor:
+    """`jacobian` of the pairs (t, b) by `vmap(jacrev)` of one step, [N]."""
+    layer, cells = trace.layer, trace.cells
+    assert cells is not None
+    w, width = layer.weights, trace.gates.shape[-1]
+
+    def step(state: Tensor, x: Tensor) -> Tensor:
+        h, c = state.split(width)
+        gates = torch.nn.functional.linear(x, w.ih, w.b_ih) + torch.nn.functional.linear(h, w.hh, w.b_hh)
+        i, f, g, o = gates.chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return torch.cat([o.sigmoid() * c.tanh(), c])
+
+    states = torch.cat([trace.previous[t, b], cells[t, b]], -1)
+    found = vmap(jacrev(step))(states, layer.input[t, b])
+    return found.square().sum((1, 2)).div(2 * width).sqrt()
+
+
+def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
+    """Time both, in turn.
+
+    Args:
+        workload: an LSTM of one layer and direction.
+        seconds: for all of it, roughly; it sets how many pairs `vmap(jacrev)` is run on.
+    """
+    training, family = Training(workload), LSTM()
+    layer = observed_layer(training)
+    trace = family.replay(layer)
+    given = linearised(family, trace)
+    known = sizes(family, trace, given)
+    generator = torch.Generator().manual_seed(0)
+    steps, batch = layer.output.shape[:2]
+    training.step()
+    by_autograd(trace, torch.arange(2), torch.arange(2))
+    forms: dict[str, Callable[[], object]] = {
+        SIZES: lambda: sizes(family, trace, given),
+        CLOSED: lambda: sizes(family, trace, linearised(family, trace)),
+        REBUILT: lambda: sizes(family, rebuilt := family.replay(layer), linearised(family, rebuilt)),
+    }
+    auto: list[float] = []
+    bare: list[float] = []
+    closed: dict[str, list[float]] = {name: [] for name in forms}
+    difference, began = 0.0, now()
+    while len(auto) < LEAST_ROUNDS or now() - began < seconds:
+        t = torch.randint(steps, (AT_ONCE,), generator=generator)
+        b = torch.randint(batch, (AT_ONCE,), generator=generator)
+        found: list[Tensor] = []
+        auto.append(timed(lambda t=t, b=b, found=found: found.append(by_autograd(trace, t, b))))
+        for name, form in forms.items():
+            closed[name].append(timed(form, CALLS))
+        bare.append(timed(training.step))
+        difference = max(difference, float(((found[0] - known[t, b]) / found[0]).abs().max()))
+    scale = steps * batch / AT_ONCE
+    return Jacobians(
+        pairs=steps * batch,
+        sampled=AT_ONCE * len(auto),
+        factors={n: Ratio.of([scale * a / c for a, c in zip(auto, closed[n], strict=True)]) for n in forms},
+        training_steps=scale * statistics.median(a / s for a, s in zip(auto, bare, strict=True)),
+        closed_steps=statistics.median(c / s for c, s in zip(closed[CLOSED], bare, strict=True)),
+        difference=difference,
+    )
+
+
+def timed(call: Callable[[], object], times: int = 1) -> float:
+    """Seconds of one call, the mean of several."""
+    with without_gc():
+        started = now()
+        for _ in range(times):
+            call()
+        return (now() - started) / times

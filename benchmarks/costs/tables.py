@@ -1,0 +1,43 @@
+"""Tables as text and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+WIDTH = 118
+
+
+@dataclass(slots=True)
+class Table:
+    """A table with notes under it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        widths = [max(len(row[i]) for row in [self.columns, *self.rows]) for i in range(len(self.columns))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [self.columns, tuple("-" * width for width in widths), *self.rows]
+        ]
+        notes = [textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="  ") for note in self.notes]
+        return "\n".join([self.title, "", *lines, *notes])
+
+    def markdown(self) -> str:
+        rows = [self.columns, ("---",) * len(self.columns), *self.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        return "\n\n".join([f"## {self.title}", "\n".join(lines), *self.notes])
+
+
+def text(header: Mapping[str, str], tables: list[Table]) -> str:
+    head = "\n".join(f"{name:<10}{value}" for name, value in header.items())
+    return "\n\n".join([head, *(table.text() for table in tables)])
+
+
+def markdown(header: Mapping[str, str], tables: list[Table], introduction: str) -> str:
+    head = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in header.items())])
+    return "\n\n".join([introduction.strip(), head, *(table.markdown() for table in tables)]) + "\n"

@@ -1,0 +1,151 @@
+"""Where the time of one recorded step goes, as shares of a bare training step.
+
+    python benchmarks/profile_step.py                            LSTM, H 256, core
+    python benchmarks/profile_step.py --workload bilstm --full
+    python benchmarks/profile_step.py --loss every --steps 20
+
+Stopwatches are put around functions of the library while it records; each counts its own time, less that of others
+within it. Bare and recorded steps take turns; medians over the steps. The stopwatches cost about a microsecond a call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+
+import torch
+from costs import machine, tables
+from costs.rounds import SETTLED, now, without_gc
+from costs.stopwatches import Stopwatches, placed
+from costs.tables import Table
+from costs.workloads import WORKLOADS, Training, Workload
+
+import gradscope
+
+FAMILY_PARTS = {
+    "run": "lower layers run again",
+    "replay": "replay GEMM",
+    "piece": "factors",
+    "constants": "sizes",
+    "sizes": "sizes",
+    "scan": "reverse scan",
+    "cell_cotangent": "norms",
+    "activations": "saturation",
+    "input_cotangents": "gradient for the layer below",
+    "push": "full: products",
+}
+CLASSES = ("base:Family", "lstm:LSTM", "gru:GRU", "rnn:TanhRNN", "rnn:ReluRNN", "rnn:_Elman")
+
+# Function -> part; `the rest` is what a function spends outside of the others.
+PARTS = {
+    "gradscope.guard:Guard.call": "hooks, and the rest",
+    "gradscope.observer:Observer._finish": "the rest of the step's end",
+    "gradscope.step:Recording.observe": "capture copies",
+    "gradscope.capture.layout:Dense.select": "capture copies",
+    "gradscope.capture.layout:Dense.time_first": "capture copies",
+    "gradscope.capture.snapshot:select_final": "capture copies",
+    "gradscope.step:Recording.analyse": "the rest of the analysis",
+    "gradscope.capture.snapshot:Snapshot.stack": "the rest of the analysis",
+    "gradscope.capture.snapshot:Dropout.masks": "dropout masks drawn again",
+    "gradscope.families.lstm:_cell_path": "cell scan",
+    "gradscope.families.measure:measure": "the rest of the pass over time",
+    "gradscope.families.measure:_Pass._entering": "reverse scan",
+    "gradscope.families.measure:norm": "norms",
+    "gradscope.families.measure:relative_parts": "certificate",
+    "gradscope.families.measure:sketch_matrix": "certificate",
+    "gradscope.families.stack:certify": "certificate",
+    "gradscope.families.measure:_Saturation.add": "saturation",
+    "gradscope.families.measure:_Saturation.finish": "saturation",
+    "gradscope.families.reach:pick_anchors": "reach",
+    "gradscope.families.reach:reach_by_lag": "reach",
+    "gradscope.families.blocks:measure_blocks": "weights spectra",
+    "gradscope.families.products:measure_products": "full: products",
+    "gradscope.record.summary:summarise": "summary and rows",
+    "gradscope.record.recorder:Recorder.add": "storing",
+    "gradscope.ledger:Ledger._backward_over": "norms and ledger of the gradients",
+    "gradscope.ledger:Ledger.look": "norms and ledger of the gradients",
+    "gradscope.ledger:Ledger.close_step": "norms and ledger of the gradients",
+    **{f"gradscope.families.{c}.{method}": part for c in CLASSES for method, part in FAMILY_PARTS.items()},
+}
+EXPECTED = [name for name in PARTS if not name.startswith(tuple(f"gradscope.families.{c}." for c in CLASSES))]
+
+
+def settled(step: int) -> bool:
+    """A schedule that records after the short steps."""
+    return step >= SETTLED
+
+
+def profile(workload: Workload, loss: str, quantities: str, steps: int) -> Table:
+    """Take bare and recorded steps in turn."""
+    bare, mine, watches = Training(workload, loss), Training(workload, loss), Stopwatches()
+    bare_s: list[float] = []
+    mine_s: list[float] = []
+    parts: list[tuple[dict[str, float], dict[str, int]]] = []
+    with placed(watches, PARTS) as unknown:
+        for index in range(-1, steps):
+            with without_gc():
+                marks = [now()]
+                bare.step()
+                marks.append(now())
+            scope = gradscope.attach(mine.model, every=settled, quantities=quantities, strict=True)
+            with scope, without_gc():
+                mine.short_steps(SETTLED)
+                watches.clear()
+                marks.append(now())
+                mine.step()
+                marks.append(now())
+                taken = dict(watches.seconds), dict(watches.calls)
+            if index >= 0:  # the first is the warm-up
+                bare_s.append(marks[1] - marks[0])
+                mine_s.append(marks[3] - marks[2])
+                parts.append(taken)
+    table = _table(bare_s, mine_s, parts)
+    if quantities == "full":
+        table.notes.append("Scans and factors that the products need are counted with the scans and factors.")
+    missing = [name for name in unknown if name in EXPECTED]
+    if missing:
+        table.notes.append(f"Not found in the library, so counted with what calls them: {', '.join(missing)}.")
+    return table
+
+
+def _table(bare_s: list[float], mine_s: list[float], parts: list[tuple[dict[str, float], dict[str, int]]]) -> Table:
+    bare = statistics.median(bare_s)
+    table = Table("One recorded step by part", ("part", "calls", "ms", "share of a bare step"))
+    names = dict.fromkeys(PARTS.values())
+    rows = [(name, parts[0][1].get(name, 0), statistics.median(s.get(name, 0.0) for s, _ in parts)) for name in names]
+    for name, calls, seconds in sorted(rows, key=lambda row: -row[2]):
+        if calls:
+            table.rows.append((name, str(calls), f"{1e3 * seconds:.2f}", f"{seconds / bare:.1%}"))
+    total = statistics.median(sum(s.values()) for s, _ in parts)
+    extra = statistics.median(m - b for m, b in zip(mine_s, bare_s, strict=True))
+    for name, seconds in (
+        ("sum of the parts", total),
+        ("recorded less bare step, measured", extra),
+        ("not in any part", extra - total),
+        ("bare step", bare),
+    ):
+        table.rows.append((name, "", f"{1e3 * seconds:.2f}", f"{seconds / bare:.1%}"))
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profile and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=WORKLOADS, default="lstm-256")
+    parser.add_argument("--loss", choices=("last", "every"), default="last")
+    parser.add_argument("--full", action="store_true", help="the full set of quantities")
+    parser.add_argument("--steps", type=int, default=10, help="recorded steps (default: 10)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+    chosen = parser.parse_args(argv)
+    torch.set_num_threads(chosen.threads)
+    workload = WORKLOADS[chosen.workload]
+    table = profile(workload, chosen.loss, "full" if chosen.full else "core", chosen.steps)
+    header = {**machine.describe(), "workload": f"{workload.title}, loss on {chosen.loss}"}
+    sys.stdout.write(tables.text(header, [table]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
