@@ -7,7 +7,8 @@ memory at about one copy of the gates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -150,12 +151,14 @@ class _Pass:
         back = self._scan(piece, start, stop)
         total: State = tuple(s[:, 0] for s in back.state)
         weights = self.trace.layer.weights
-        self._put("grad_h", norm(total[0]))
-        self._put("weight_grad", norm(back.gates.flatten(-2)) * norm(piece.previous))
+        sizes = [norm(part) for part in (total if self.total_alone else total[:1])]
+        self._put("grad_h", sizes[0])
+        before = torch.cat([norm(piece.previous[:1]), self.values["state"][-1][:-1] * piece.output.shape[-1] ** 0.5])
+        self._put("weight_grad", norm(back.gates.flatten(-2)) * before)
         cell = self.family.cell_cotangent(weights, piece, total)
         if cell is not None:
             self._put("grad_c", norm(cell))
-        self._carried(back.state)
+        self._carried(sizes if self.total_alone else [norm(part[:, 1:]) for part in back.state])
         if self.below:
             self.inputs.append(self.family.input_cotangents(piece, total, back.gates).flatten(-2) @ weights.ih)
         if self.sketch:
@@ -218,16 +221,17 @@ class _Pass:
             states[1][place] = entering.c_last[b[final]] * scale[final]
         return states
 
-    def _carried(self, state: State) -> None:
-        """Norms of the anchors' cotangents, relative to what they started with, [t, A, B]."""
-        rows = slice(0, 1) if self.total_alone else slice(1, None)
-        sizes = norm(state[0][:, rows])
-        for part in state[1:]:
-            sizes = sizes.hypot(norm(part[:, rows]))
+    def _carried(self, sizes: Sequence[Tensor]) -> None:
+        """Norms of the anchors' cotangents, relative to what they started with, [t, A, B].
+
+        Args:
+            sizes: of h and of c: [t, A, B] of the anchors active here, or [t, B] of the total where it is the anchor's.
+        """
+        joint = functools.reduce(torch.hypot, sizes)
         if self.total_alone:
-            sizes = sizes / self.anchors.sizes[:1]
-        padding = sizes.new_zeros(sizes.shape[0], len(self.anchors.times) - sizes.shape[1], sizes.shape[2])
-        self.carried.append(torch.cat([sizes, padding], 1))
+            joint = (joint / self.anchors.sizes[0]).unsqueeze(1)
+        padding = joint.new_zeros(joint.shape[0], len(self.anchors.times) - joint.shape[1], joint.shape[2])
+        self.carried.append(torch.cat([joint, padding], 1))
 
     def _put(self, name: str, value: Tensor) -> None:
         self.values.setdefault(name, []).append(value)
