@@ -28,7 +28,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "record.recorder": ("types errors",                                             "numpy torch"),
     "quantities":      ("types errors",                                             ""),
     "schedule":        ("types errors",                                             ""),
-    "guard":           ("types errors",                                             ""),
+    "guard":           ("types errors",                                             "torch"),
     "step":            ("types errors attach capture families",                     "torch"),
     "ledger":          ("types errors attach record guard",                         "torch"),
     "observer":        ("types errors capture record quantities schedule guard step ledger", "torch"),
