@@ -6,6 +6,8 @@ Step Jacobian: dh_t/dh_{t-1} = diag(d_t) U with d = f'(a).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,12 @@ from gradscope.types import Weights
 
 class _Elman(Family):
     gates = ("hidden",)
+    kernel: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
+
+    @override
+    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
+        flat = flat_weights(weights)
+        return self.kernel(x, h_0.unsqueeze(0), flat, weights.b_ih is not None, 1, 0.0, False, False, False)[0]
 
     @override
     def replay(self, layer: Layer) -> Trace:
@@ -81,12 +89,7 @@ class TanhRNN(_Elman):
     """`nn.RNN(nonlinearity="tanh")`."""
 
     name = "rnn_tanh"
-
-    @override
-    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
-        return torch.rnn_tanh(
-            x, h_0.unsqueeze(0), flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False
-        )[0]
+    kernel = staticmethod(torch.rnn_tanh)
 
     @override
     def activate(self, a: Tensor) -> Tensor:
@@ -105,12 +108,7 @@ class ReluRNN(_Elman):
     """`nn.RNN(nonlinearity="relu")`. A unit is `low` where it is exactly 0, and never `high`."""
 
     name = "rnn_relu"
-
-    @override
-    def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
-        return torch.rnn_relu(
-            x, h_0.unsqueeze(0), flat_weights(weights), weights.b_ih is not None, 1, 0.0, False, False, False
-        )[0]
+    kernel = staticmethod(torch.rnn_relu)
 
     @override
     def activate(self, a: Tensor) -> Tensor:
