@@ -114,7 +114,7 @@ class Family(ABC):
 
     @abstractmethod
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        """What `sizes` needs to know of the weights: inner products of the rows of U, O(H^2) once per record."""
+        """What `sizes` needs: inner products of the rows of U, O(H^2) once per record; last, a tensor to work in."""
 
     @abstractmethod
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
@@ -182,23 +182,27 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def gram(weights: Weights, gates: int) -> tuple[Tensor, Tensor]:
     """Inner products of the rows of U, [G, G, H] with G_kl[i] = <U_k[i], U_l[i]>, and diagonals, [G, min(H, P)]."""
     blocks = weights.hh.unflatten(0, (gates, -1))
-    return torch.einsum("kip,lip->kli", blocks, blocks), torch.diagonal(blocks, dim1=1, dim2=2)
+    inner = torch.einsum("kip,lip->kli", blocks, blocks)
+    return inner.contiguous(), torch.diagonal(blocks, dim1=1, dim2=2).contiguous()  # rows to run along, not to jump
 
 
-def linear_form(coefficients: Tensor, d: tuple[Tensor, ...]) -> Tensor:
-    """sum_k c_k d_k by unit, [t, B, H], of coefficients [K, H]."""
-    total = coefficients[0] * d[0]
+def linear_form(coefficients: Tensor, d: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """sum_k c_k d_k by unit, [t, B, H], of coefficients [K, H]; into `out`."""
+    torch.mul(coefficients[0], d[0], out=out)
     for coefficient, part in zip(coefficients[1:], d[1:], strict=True):
-        total.addcmul_(coefficient, part)
-    return total
+        out.addcmul_(coefficient, part)
+    return out
 
 
-def quadratic_form(doubled: Tensor, d: tuple[Tensor, ...]) -> Tensor:
-    """sum_kl G_kl d_k d_l by unit, [t, B, H], of inner products doubled off the diagonal: only k <= l is read."""
-    total = linear_form(doubled[0, : len(d)], d).mul_(d[0])
+def quadratic_form(doubled: Tensor, d: tuple[Tensor, ...], out: Tensor, spare: Tensor) -> Tensor:
+    """sum_kl G_kl d_k d_l by unit, [t, B, H], of inner products doubled off the diagonal: only k <= l is read.
+
+    Into `out`; memory that is asked for anew costs several times what the operation does, hence `spare`.
+    """
+    linear_form(doubled[0, : len(d)], d, out).mul_(d[0])
     for k in range(1, len(d)):
-        total.addcmul_(linear_form(doubled[k, k : len(d)], d[k:]), d[k])
-    return total
+        out.addcmul_(linear_form(doubled[k, k : len(d)], d[k:], spare), d[k])
+    return out
 
 
 def flat_weights(weights: Weights) -> list[Tensor]:

@@ -71,14 +71,16 @@ class GRU(Family):
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         inner, diagonal = gram(weights, 3)
-        return inner * (2 - torch.eye(3, dtype=inner.dtype, device=inner.device).unsqueeze(-1)), 2 * diagonal
+        doubled = inner * (2 - torch.eye(3, dtype=inner.dtype, device=inner.device).unsqueeze(-1))
+        return doubled, 2 * diagonal, inner.new_empty(0)
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
-        doubled, diagonal = constants
+        doubled, diagonal, scratch = constants
         d, e, _ = piece.factors
-        rows = quadratic_form(doubled, d.unbind(2))
-        size = rows.addcmul_(e, linear_form(diagonal, d.unbind(2)).add_(e)).sum(-1)
+        rows, spare = scratch.resize_(2, *e.shape).unbind(0)
+        quadratic_form(doubled, d.unbind(2), rows, spare)
+        size = rows.addcmul_(e, linear_form(diagonal, d.unbind(2), spare).add_(e)).sum(-1)
         return {"jacobian": size, "jacobian_h": size}
 
     @override

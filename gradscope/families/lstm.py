@@ -79,27 +79,30 @@ class LSTM(Family):
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         inner, _ = gram(weights, 4)
         doubled = inner * (2 - torch.eye(4, dtype=inner.dtype, device=inner.device).unsqueeze(-1))
+        scratch = inner.new_empty(0)
         if weights.hr is None:
-            return (doubled,)
+            return doubled, scratch
         # ||R sum_k diag(d_k) U_k||_F^2 = sum_kl d_k^T [(R^T R) o (U_k U_l^T)] d_l
         projection = weights.hr.mT @ weights.hr
-        return doubled, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal()
+        return doubled, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal(), scratch
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
-        cell_rows = quadratic_form(constants[0], a.unbind(2))
-        k_f = k * f
-        if len(constants) == 1:
-            cross = linear_form(constants[0][:3, 3], a.unbind(2))
-            rows = (constants[0][3, 3] * a_o).addcmul_(k, cross).mul_(a_o)
-            h_h = rows.addcmul_(k * k, cell_rows).sum(-1)
-            h_c = (k_f * k_f).sum(-1)
-        else:
+        doubled, *projected, scratch = constants
+        cell_rows, rows, spare = scratch.resize_(3, *a_o.shape).unbind(0)
+        quadratic_form(doubled, a.unbind(2), cell_rows, spare)
+        c_h = cell_rows.sum(-1)
+        if projected:
             d = torch.cat([k.unsqueeze(2) * a, a_o.unsqueeze(2)], 2).flatten(2)
-            h_h = ((d @ constants[1]) * d).sum(-1)
-            h_c = (k_f * k_f) @ constants[2]
-        c_c, c_h = (f * f).sum(-1), cell_rows.sum(-1)
+            h_h = ((d @ projected[0]) * d).sum(-1)
+            h_c = torch.mul(k, f, out=spare).square_() @ projected[1]
+        else:
+            linear_form(doubled[:3, 3], a.unbind(2), spare)
+            torch.mul(doubled[3, 3], a_o, out=rows).addcmul_(k, spare).mul_(a_o)
+            h_h = rows.addcmul_(torch.mul(k, k, out=spare), cell_rows).sum(-1)
+            h_c = torch.mul(k, f, out=spare).square_().sum(-1)
+        c_c = torch.mul(f, f, out=spare).sum(-1)
         return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
 
     @override

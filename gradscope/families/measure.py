@@ -256,13 +256,14 @@ class _Saturation:
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         self.limits = low, high
+        self.scratch = low.new_empty(0)
         self.by_time: list[Tensor] = []
         self.by_unit: list[Tensor] = []
         self.count: list[Tensor] = []
 
     def add(self, x: Tensor, valid: Tensor) -> None:
         """Count a piece, [t, B, G, H], where `valid`, [t, B]."""
-        low, high = torch.empty_like(x), torch.empty_like(x)
+        low, high = self.scratch.resize_(2, *x.shape).unbind(0)
         torch.lt(x, self.limits[0], out=low)  # into floats: sums of booleans are ten times slower
         torch.gt(x, self.limits[1], out=high)
         self.by_time.append(torch.stack([low.mean(-1), high.mean(-1), x.mean(-1)]))

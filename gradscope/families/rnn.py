@@ -51,13 +51,13 @@ class _Elman(Family):
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         inner, _ = gram(weights, 1)
-        return (inner[0, 0],)
+        return inner[0, 0], inner.new_empty(0)
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
-        (rows,) = constants
+        rows, scratch = constants
         (d,) = piece.factors
-        size = d.square() @ rows
+        size = torch.mul(d, d, out=scratch.resize_(d.shape)) @ rows
         return {"jacobian": size, "jacobian_h": size}
 
     @override
