@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.attach.find import Recurrent, is_call_of
 from gradscope.capture.snapshot import Dropout, begin_dropout
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
@@ -19,7 +20,7 @@ from gradscope.quantities import keep, needs_full
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import summarise
 from gradscope.schedule import Schedule
-from gradscope.step import Recording
+from gradscope.step import CARRIED, Recording
 from gradscope.types import KernelCall, LayerKey, Rows
 
 NOT_CALLED = (
@@ -57,7 +58,7 @@ class Observer:
     def __init__(
         self,
         model: nn.Module,
-        layers: dict[str, nn.RNNBase],
+        layers: dict[str, Recurrent],
         recorder: Recorder,
         schedule: Schedule,
         settings: Settings,
@@ -73,6 +74,8 @@ class Observer:
         self.paused = False
         self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
         self.step = settings.first_step
+        self._carried: dict[str, int] = {}  # since which step a module's state has been carried over: said once
+        self._recording: Recording | None = None
         self._recording = self._begin()
 
     # --- kernel calls
@@ -90,7 +93,7 @@ class Observer:
             return None
         if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
             return None
-        name = next((n for n, m in self._layers.items() if m.__dict__.get("_flat_weights") is call.weights), None)
+        name = next((n for n, m in self._layers.items() if is_call_of(m, call)), None)
         if name is None:
             return None
         self._called[-1].add(name)
@@ -178,7 +181,14 @@ class Observer:
             for analysis in analyses:
                 key = LayerKey(module, analysis.layer, analysis.direction, chain)
                 found.extend(rows for rows in summarise(self.step, key, analysis) if keep(rows, wanted))
-        return [*found, *self._unseen()]
+        return [*found, *self._remarks(), *self._unseen()]
+
+    def _remarks(self) -> list[Rows]:
+        """Notes on what could not be followed between calls."""
+        remarks = [] if self._recording is None else list(self._recording.remarks)
+        remarks = [r for r in remarks if r[1] != CARRIED or self._carried.setdefault(r[0], self.step) == self.step]
+        key = {"layer": -1, "direction": "", "chain": -1}
+        return [Rows("notes", {"step": self.step, "module": m, **key, "reason": reason}) for m, reason in remarks]
 
     @property
     def unfinished(self) -> bool:
@@ -203,7 +213,10 @@ class Observer:
     def _begin(self) -> Recording | None:
         if not self.guard.call(self._schedule.due, self.step):
             return None
-        return Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
+        recording = Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
+        if self._recording is not None:
+            recording.before = self._recording.recent
+        return recording
 
     def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         """A gradient hook under the guard, which does not keep this observer alive."""

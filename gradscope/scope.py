@@ -104,9 +104,10 @@ def attach(
     return scope
 
 
-def _describe(layer: nn.RNNBase) -> dict[str, Any]:
-    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
-    return {"class": type(layer).__name__, "mode": layer.mode, **{name: getattr(layer, name) for name in names}}
+def _describe(layer: nn.Module) -> dict[str, Any]:
+    names = ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+    known = {name: getattr(layer, name) for name in (*names, "proj_size", "nonlinearity") if hasattr(layer, name)}
+    return {"class": type(layer).__name__, **known}
 
 
 class Scope:

@@ -6,20 +6,47 @@ them with it when its output goes. From the first gradient on the step owns them
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_parameter
-from gradscope.capture.layout import Packed
+from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
+from gradscope.attach.links import Mark, consumers, find_link, mark
+from gradscope.capture.chain import Chain, join_calls
+from gradscope.capture.join import join
+from gradscope.capture.layout import Dense, choose_sequences, layout_of
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, select_final, snapshot
 from gradscope.families import analyse, certify
-from gradscope.types import Analysis, KernelCall, Weights
+from gradscope.types import Analysis, KernelCall, Link, Weights
 
+DETACHED = (
+    "the state was detached: it is that of an earlier call of the same step, but no gradient goes back to it; a chain "
+    "begins at each such call"
+)
+CARRIED = (
+    "the state was detached: it was carried over from an earlier step, as truncated backpropagation through time does; "
+    "no gradient goes back beyond the first timestep of the chain"
+)
+MIXED = (
+    "between two calls the state passes through an operation that mixes its units, or blends the states of several "
+    "calls (as zoneout does): the chain ends there; make the cell and the operation one module and name it in cells="
+)
+CHANGED = (
+    "between two calls of the fused layer its state was changed: a chain begins at each such call; nothing is lost but "
+    "the way from one to the next"
+)
+TOO_LARGE = "the graph of one call is too large to tell what comes back from later calls: gradients are not given"
+
+OWNERS = itertools.count()
+RECENT = 4
+Finals = deque[tuple[Tensor, ...]]
 Hook = Callable[[Callable[[Tensor], None]], Callable[[Tensor], None]]
 
 
@@ -34,15 +61,54 @@ class WeightGradient:
 
 @dataclass(eq=False)
 class ObservedCall:
-    """One call of a fused layer whose loss gradients are summed up as they arrive."""
+    """One call of a fused layer or a cell, whose loss gradients are summed up as they arrive.
+
+    Attributes:
+        module: whose call it is.
+        index: number of the call within the step.
+        cell: a cell's call, of one timestep.
+        snapshot: what it was given and gave.
+        rows: number in the batch of each sequence of the snapshot.
+        link: the earlier calls that its state comes from.
+        weight_gradients: of its `weight_hh`s.
+        received: some gradient has arrived.
+        gradients: by result, summed up: output, h_n, c_n; of a cell h, c.
+        recurrent: what of them came from later calls that go on from this one, or from within the call itself.
+        inside: what came from within: torch's LSTM cell, as autograd sees it, computes h from the c that it returns.
+    """
 
     module: str
     index: int
+    cell: bool
     snapshot: Snapshot
+    rows: list[int]
+    link: Link | None
     weight_gradients: tuple[WeightGradient, ...]
     received: bool = False
-    grad_output: Tensor | None = None
-    grad_final: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    gradients: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    recurrent: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    inside: list[Tensor | None] = field(default_factory=list[Tensor | None])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Timesteps of each sequence."""
+        return [1] * len(self.rows) if self.cell else self.snapshot.layout.lengths.tolist()
+
+    def idle(self) -> list[bool]:
+        """For each sequence: no gradient arrived, or nothing but zeros."""
+        parts = [(g != 0).any(-1).any(0) for g in self.gradients if g is not None]
+        return (~torch.stack(parts).any(0)).tolist() if parts else [True] * len(self.rows)
+
+    def as_state(self, slot: int, cotangent: Tensor) -> tuple[int, Tensor] | None:
+        """Which part of a later state a result can be, and a cotangent of it as one of that part."""
+        if self.cell:
+            return slot, cotangent
+        if slot:
+            return slot - 1, cotangent
+        layout, single = self.snapshot.layout, len(self.snapshot.weights) == 1
+        if not isinstance(layout, Dense) or not single or cotangent.shape[1 if layout.batch_first else 0] != 1:
+            return None
+        return 0, cotangent.transpose(0, 1) if layout.batch_first else cotangent
 
 
 @dataclass(slots=True)
@@ -68,6 +134,10 @@ class Recording:
     passes: set[int] = field(default_factory=set[int])
     weights: dict[tuple[tuple[int, int, int], ...], tuple[Weights, ...]] = field(default_factory=dict)
     gradients: dict[int, WeightGradient] = field(default_factory=dict[int, WeightGradient])
+    remarks: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
+    recent: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
+    before: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
+    owner: int = field(default_factory=OWNERS.__next__)
 
     def takes(self, module: str) -> bool:
         """Whether a call of this module that begins now belongs to the recorded micro-batch.
@@ -80,15 +150,90 @@ class Recording:
 
     def observe(self, module: str, call: KernelCall, result: tuple[Tensor, ...], dropout: Dropout | None) -> None:
         """Copy what the analysis needs, and wait for gradients."""
-        taken = snapshot(call, result, self._copies(call), dropout, self.limit)
-        observed = ObservedCall(module, self.counted, taken, self._weight_gradients(call, taken))
-        observed.grad_final = [None] * len(taken.final)
+        link = self._link(module, call)
+        rows = self._rows(call, link)
+        taken = snapshot(call, result, self._copies(call), dropout, layout_of(call, rows))
+        kept = list(range(call.batch)) if rows is None else rows
+        weights = self._weight_gradients(call, taken)
+        observed = ObservedCall(module, self.counted, call.cell, taken, kept, link, weights)
+        observed.gradients, observed.recurrent, observed.inside = ([None] * len(result) for _ in range(3))
         self.counted += 1
         leaves = leaves_below([*call.weights, call.input, *call.state])
         for slot, tensor in enumerate(result):
             if tensor.requires_grad:
+                mark(tensor, (self.owner, module), observed, slot)
                 target, receive = _receiver(self, observed, slot, tensor)
                 self.handles.append(watch_gradient(target, leaves, self.guard(receive)))
+        if link is None and not any(state.requires_grad for state in call.state):
+            self._remark_on_start(module, taken)
+        self.recent.setdefault(module, deque(maxlen=RECENT)).append(taken.final)
+        if link is not None or (call.cell and len(result) > 1):
+            self._watch_recurrence(observed, call, result, leaves)
+
+    def _link(self, module: str, call: KernelCall) -> Link | None:
+        """Which earlier calls of the module the state comes from; what cannot be followed is remarked upon."""
+        if call.directions == 2:
+            return None
+        link = find_link(call.state, (self.owner, module), _as_state, 0 if call.cell else 1)
+        if link is not None and link.mixed:
+            self.remarks[module, MIXED] = None
+        if link is None or not link.strands:
+            return None
+        if not call.cell and not self._continues(link, call):
+            self.remarks[module, CHANGED] = None
+            return None
+        return link
+
+    def _remark_on_start(self, module: str, taken: Snapshot) -> None:
+        """Say so if a state without a graph is an earlier result, detached."""
+        if not any(bool(state.any()) for state in taken.state):
+            return
+        for reason, known in ((DETACHED, self.recent), (CARRIED, self.before)):
+            for final in known.get(module, ()):
+                if all(map(torch.equal, taken.state, final)):
+                    self.remarks[module, reason] = None
+                    return
+
+    def _continues(self, link: Link, call: KernelCall) -> bool:
+        """Whether a fused call goes on from states as they were: what is run again as one call allows no change."""
+        for strand in link.strands:
+            if any(f is not None and bool((f[strand.rows >= 0] != 1).any()) for f in strand.factors):
+                return False
+            local = {row: index for index, row in enumerate(strand.call.rows)}
+            pairs = [(r, local[s]) for r, s in enumerate(strand.rows.tolist()) if s in local]
+            here, there = [r for r, _ in pairs], [s for _, s in pairs]
+            for mine, theirs in zip(call.state, strand.call.snapshot.final, strict=True):
+                if not torch.equal(mine.detach()[:, here], theirs[:, there]):
+                    return False
+        return True
+
+    def _rows(self, call: KernelCall, link: Link | None) -> list[int] | None:
+        """Which sequences of a call are analysed: those that go on from analysed ones, and those in their places."""
+        if link is None:
+            return choose_sequences(call.batch, self.limit)
+        chosen = set[int]()
+        for strand in link.strands:
+            kept = set(strand.call.rows)
+            chosen |= {row for row, source in enumerate(strand.rows.tolist()) if source in kept}
+        fresh = torch.stack([strand.rows for strand in link.strands]).amax(0) < 0
+        newest = set(max((strand.call for strand in link.strands), key=lambda c: c.index).rows)
+        chosen |= {row for row in fresh.nonzero().flatten().tolist() if row in newest}
+        return sorted(chosen) if len(chosen) < call.batch else None
+
+    def _watch_recurrence(
+        self, observed: ObservedCall, call: KernelCall, result: tuple[Tensor, ...], leaves: tuple[Node, ...]
+    ) -> None:
+        """Tell apart what comes back through a call from what enters from outside."""
+        strands = observed.link.strands if observed.link is not None else ()
+        sources = {id(observed), *(id(strand.call) for strand in strands)}
+        places = consumers(result, [call.input, *call.weights], (self.owner, observed.module))
+        if places is None:
+            self.remarks[observed.module, TOO_LARGE] = None
+            return
+        for node, index, found in places:
+            if id(found.call) in sources and (call.cell or found.call is not observed):
+                receive = _recurrent_receiver(self, found.call, found.slot, inside=found.call is observed)
+                self.handles.append(watch_input(node, index, leaves, self.guard(receive)))
 
     def received(self, call: ObservedCall) -> bool:
         """A gradient arrives for a call: it is part of the step, unless that is over."""
@@ -101,22 +246,34 @@ class Recording:
         return not self.closed
 
     def analyse(self, factor: Tensor | float = 1.0) -> list[tuple[str, int, list[Analysis]]]:
-        """Module, chain and analyses of every call that received gradient, in the order of the calls.
+        """Module, chain and analyses of every chain of calls that received gradient, in the order of their first calls.
 
         Args:
             factor: what the loss was multiplied by.
         """
-        found: list[tuple[str, int, list[Analysis]]] = []
-        chains: dict[str, int] = {}
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            calls = sorted(self.calls, key=lambda call: call.index)
-            for call in calls:
-                chain = chains[call.module] = chains.get(call.module, -1) + 1
-                stack = call.snapshot.stack(call.grad_output, call.grad_final, factor)
-                sketch = any(g.complete and g.total is not None for g in call.weight_gradients)
-                found.append((call.module, chain, analyse(stack, full=self.full, sketch=sketch)))
-            self._certify(calls, [analyses for _, _, analyses in found], factor)
+            chains = self._chains()
+            found: list[tuple[str, int, list[Analysis]]] = []
+            for number, calls, chain in chains:
+                first = calls[chain.calls[0]]
+                if len(chain.calls) == 1 and not first.cell and len(chain.tracks) == len(first.rows):
+                    output, *final = first.gradients
+                    stack = first.snapshot.stack(output, final, factor)
+                else:
+                    stack = join(chain, calls, factor)
+                users = [g for n in chain.calls for g in calls[n].weight_gradients]
+                sketch = any(g.complete and g.total is not None for g in users)
+                found.append((first.module, number, analyse(stack, full=self.full, sketch=sketch)))
+            self._certify(chains, [analyses for _, _, analyses in found], factor)
         return found
+
+    def _chains(self) -> list[tuple[int, list[ObservedCall], Chain]]:
+        """Number within the module, calls of the module, and chain."""
+        modules: dict[str, list[ObservedCall]] = {}
+        for call in sorted(self.calls, key=lambda call: call.index):
+            modules.setdefault(call.module, []).append(call)
+        chains = [(n, calls, chain) for calls in modules.values() for n, chain in enumerate(join_calls(calls))]
+        return sorted(chains, key=lambda c: c[1][c[2].calls[0]].index)
 
     def close(self) -> None:
         """Let go of everything; gradients that arrive later are not this step's."""
@@ -159,13 +316,19 @@ class Recording:
             self.handles.append(watch_parameter(weight, self.guard(receive))[0])
         return gradient
 
-    def _certify(self, calls: Sequence[ObservedCall], analyses: list[list[Analysis]], factor: Tensor | float) -> None:
-        users: dict[int, list[tuple[int, int]]] = {}
+    def _certify(
+        self,
+        chains: Sequence[tuple[int, list[ObservedCall], Chain]],
+        analyses: list[list[Analysis]],
+        factor: Tensor | float,
+    ) -> None:
+        users: dict[int, dict[tuple[int, int], None]] = {}
         known: dict[int, WeightGradient] = {}
-        for i, call in enumerate(calls):
-            for j, gradient in enumerate(call.weight_gradients):
-                users.setdefault(id(gradient), []).append((i, j))
-                known[id(gradient)] = gradient
+        for i, (_, calls, chain) in enumerate(chains):
+            for number in chain.calls:
+                for j, gradient in enumerate(calls[number].weight_gradients):
+                    users.setdefault(id(gradient), {})[i, j] = None
+                    known[id(gradient)] = gradient
         for key, places in users.items():
             gradient = known[key]
             if gradient.complete and gradient.total is not None:
@@ -179,24 +342,44 @@ def _receiver(
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
     """Which tensor to watch for the gradient of a result, and what to do with it."""
     layout = call.snapshot.layout
-    if slot:
+    if slot or call.cell:
 
         def receive_final(gradient: Tensor) -> None:
             if recording.received(call):
-                call.grad_final[slot - 1] = _added(call.grad_final[slot - 1], select_final(gradient, layout))
+                call.gradients[slot] = _added(call.gradients[slot], select_final(gradient, layout))
 
         return tensor, receive_final
     base = tensor._base if tensor._is_view() else None
-    turned = base is not None and not isinstance(layout, Packed) and base.shape == tensor.transpose(0, 1).shape
+    turned = base is not None and isinstance(layout, Dense) and base.shape == tensor.transpose(0, 1).shape
     # Of a view that the user writes to in place the gradient passes by its own node, but not by its base's.
     target = base if turned and base is not None else tensor
-    select = layout.time_first if turned and not isinstance(layout, Packed) else layout.select
+    select = layout.time_first if turned and isinstance(layout, Dense) else layout.select
 
     def receive_output(gradient: Tensor) -> None:
         if recording.received(call):
-            call.grad_output = _added(call.grad_output, select(gradient))
+            call.gradients[0] = _added(call.gradients[0], select(gradient))
 
     return target, receive_output
+
+
+def _as_state(found: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:
+    return found.call.as_state(found.slot, cotangent)
+
+
+def _recurrent_receiver(
+    recording: Recording, call: ObservedCall, slot: int, *, inside: bool
+) -> Callable[[Tensor], None]:
+    """Take in what comes back to a result from a later call, or from within its own."""
+    layout = call.snapshot.layout
+
+    def receive(gradient: Tensor) -> None:
+        if not recording.closed:
+            part = select_final(gradient, layout) if slot or call.cell else layout.select(gradient)
+            call.recurrent[slot] = _added(call.recurrent[slot], part)
+            if inside:
+                call.inside[slot] = _added(call.inside[slot], part)
+
+    return receive
 
 
 def _added(total: Tensor | None, value: Tensor) -> Tensor:

@@ -4,16 +4,17 @@ attach -> capture: `torch.Tensor` arguments of one kernel call
 capture -> families: `Stack`, one call in canonical layout
 families -> record: `Analysis`, one layer in one direction
 record -> show: `Batch`, the rows of one optimizer step
+diagnose -> show: `Finding`
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Direction = Literal["forward", "reverse"]
 
@@ -36,19 +37,20 @@ class LayerKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """Arguments of one call of torch's fused kernel, as it was given them.
+    """Arguments of one call of torch's fused kernel, or of a cell's, as it was given them.
 
     Attributes:
         family: `"rnn_tanh"`, `"rnn_relu"`, `"lstm"` or `"gru"`.
-        input: [T, B, D], [B, T, D] if `batch_first`, or packed [N, D].
+        input: [T, B, D], [B, T, D] if `batch_first`, packed [N, D], or [B, D] for a cell.
         batch_sizes: sequences still running at each timestep if packed, [T], else None.
-        state: `(h_0,)` or `(h_0, c_0)`, [S, B, .] each.
+        state: `(h_0,)` or `(h_0, c_0)`, [S, B, .] each; for a cell (h,) or (h, c), [B, H].
         weights: the flat list of parameters; its identity tells whose call it is.
         has_biases: whether the list holds biases.
         num_layers: layers of the stack.
         dropout: probability between the layers, 0 outside training mode.
         bidirectional: two directions a layer.
         batch_first: layout of `input` and of the output.
+        cell: one timestep of one layer, called in the user's own loop.
     """
 
     family: str
@@ -61,6 +63,7 @@ class KernelCall:
     dropout: float
     bidirectional: bool
     batch_first: bool
+    cell: bool = False
 
     @property
     def directions(self) -> int:
@@ -70,7 +73,34 @@ class KernelCall:
     @property
     def batch(self) -> int:
         """Number of sequences."""
-        return self.state[0].shape[1]
+        return self.state[0].shape[0 if self.cell else 1]
+
+
+class Strand(NamedTuple):
+    """Rows of a state that come from one earlier call.
+
+    Attributes:
+        call: the earlier call, as it was marked.
+        rows: for each row of the state the row of the earlier result, -1 where it comes from elsewhere, [B].
+        factors: for each part of the state what it was multiplied by, [B, F] or [B, 1]; None where it is as it was.
+    """
+
+    call: Any
+    rows: Tensor
+    factors: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where the parts of a state come from.
+
+    Attributes:
+        strands: one for each earlier call; no row is in two of them, but where `mixed`.
+        mixed: a row comes from several calls at once, or its units were mixed on the way: the strands do not tell all.
+    """
+
+    strands: tuple[Strand, ...] = ()
+    mixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +124,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One call of a fused layer in canonical layout: the analysed sequences, time first, right-padded with zeros.
+    """One call of a fused layer, or a chain of calls, in canonical layout: time first, right-padded with zeros.
 
     S = layers * directions, in torch's order (layer 0 forward, layer 0 reverse, layer 1 forward, ...).
 
@@ -115,6 +145,7 @@ class Stack:
         dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each; empty without dropout.
         hidden_dropout: the kernel applied a dropout mask that cannot be recovered.
         tolerance: largest relative difference that the kernel's arithmetic explains.
+        joined: what only a chain of calls has; None for a single call of a fused layer.
     """
 
     family: str
@@ -133,6 +164,32 @@ class Stack:
     dropout: tuple[Tensor, ...] = ()
     hidden_dropout: bool = False
     tolerance: float = 1e-4
+    joined: Joined | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a chain of calls has beside a single call: what happened to the state between them.
+
+    Attributes:
+        starts: timestep of the chain at which each sequence begins, [B].
+        grad_h: direct loss gradient of every h_t but through the output, [S, T, B, P]; in place of `grad_h_n`.
+        grad_c: that of every c_t for an LSTM, [S, T, B, H].
+        cells: c_t as it was returned, [T, B, H]; None where the calls are of fused layers.
+        given: h_{t-1} and c_{t-1} as they were given to the step, [T, B, .] each; None where they are what the step
+            before returned.
+        factors: what the loop multiplied them by, [T, B, .] each; None with `given`.
+        totals: total loss gradients of h_t and c_t as autograd had them, [T, B, .] each (c_t without the way through
+            h_t); None where the calls are of fused layers.
+    """
+
+    starts: Tensor
+    grad_h: Tensor
+    grad_c: Tensor | None
+    cells: Tensor | None = None
+    given: tuple[Tensor, ...] | None = None
+    factors: tuple[Tensor, ...] | None = None
+    totals: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +243,7 @@ class Analysis:
         gradient_residual: relative difference between the rebuilt dL/dU and the one that was accumulated, 0-dim;
             None where they cannot be compared.
         reason: why the values cannot be given; empty if they can.
+        starts: timestep at which each sequence begins, [B]; None where all begin at 0. Everything above is from there.
     """
 
     layer: int
@@ -204,6 +262,7 @@ class Analysis:
     sketch: Tensor | None = None
     gradient_residual: Tensor | None = None
     reason: str = ""
+    starts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,3 +286,46 @@ class Batch:
 
     step: int
     rows: tuple[Rows, ...]
+
+
+Severity = Literal["info", "warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """Something to try against a finding.
+
+    Attributes:
+        title: what it does, in a few words.
+        code: what to type, in the names of the user's own model.
+        apply: does it to the module that the finding is about, in place, or gives what to put in its place; None where
+            code cannot do it.
+    """
+
+    title: str
+    code: str
+    apply: Callable[[nn.Module], nn.Module | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a run says about its training.
+
+    Attributes:
+        code: `"vanishing_gradient"`, `"exploding_gradient"`, `"saturated_gate"`, `"dead_units"`,
+            `"excessive_clipping"`, `"missing_clipping"`, `"nonfinite_gradient"`, `"detached_state"` or `"healthy"`.
+        severity: how bad it is.
+        layer_key: which recurrence; None where it is about the whole model.
+        title: one line.
+        explanation: why it is probable, with the numbers that it rests on.
+        evidence: these numbers by name, and where they are from: `gate`, `steps`, `timesteps` where they apply.
+        remedies: the most promising first.
+    """
+
+    code: str
+    severity: Severity
+    layer_key: LayerKey | None
+    title: str
+    explanation: str
+    evidence: Mapping[str, Any]
+    remedies: tuple[Remedy, ...] = ()

@@ -9,13 +9,18 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from gradscope.attach.links import nodes_below
 from gradscope.errors import AttachError
+from gradscope.types import KernelCall
+
+QUANTIZED = frozenset({"LSTM", "GRU", "RNN", "RNNBase", "RNNCell", "LSTMCell", "GRUCell"})
+Recurrent = nn.RNNBase | nn.RNNCellBase
 
 
 def find_layers(
     model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
-) -> dict[str, nn.RNNBase]:
-    """Fused recurrent layers by qualified name, in the order of `named_modules`.
+) -> dict[str, Recurrent]:
+    """Fused recurrent layers and cells by qualified name, in the order of `named_modules`.
 
     Args:
         model: searched at any depth; may be a recurrent layer itself, whose name then is `""`.
@@ -32,14 +37,15 @@ def find_layers(
     modules = dict(model.named_modules())
     for name in chosen:
         _refuse(name, modules[name])
-    layers = {name: m for name in chosen if isinstance(m := modules[name], nn.RNNBase)}
+    layers = {name: m for name in chosen if isinstance(m := modules[name], (nn.RNNBase, nn.RNNCellBase))}
     if not layers:
         raise AttachError(_none_found(model, names))
     return layers
 
 
 def _is_recurrent(module: nn.Module) -> bool:
-    return isinstance(module, nn.RNNBase) or _scripted_name(module) is not None or _is_quantized(module)
+    known = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+    return known or _scripted_name(module) is not None or _is_quantized(module)
 
 
 def _scripted_name(module: nn.Module) -> str | None:
@@ -47,12 +53,12 @@ def _scripted_name(module: nn.Module) -> str | None:
     if not isinstance(module, torch.jit.ScriptModule):
         return None
     name = getattr(module, "original_name", "")
-    return name if name in ("RNN", "LSTM", "GRU") else None
+    return name if name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell") else None
 
 
 def _is_quantized(module: nn.Module) -> bool:
     kind = type(module)
-    return ".quantized" in kind.__module__ and kind.__name__ in ("LSTM", "GRU", "RNN", "RNNBase")
+    return ".quantized" in kind.__module__ and kind.__name__ in QUANTIZED
 
 
 def _refuse(name: str, module: nn.Module) -> None:
@@ -101,13 +107,22 @@ def _no_match(argument: str, pattern: str, names: list[str]) -> str:
 def _none_found(model: nn.Module, names: list[str]) -> str:
     if names:
         return f"no layer is left to observe among {names}"
-    cells = [name for name, module in model.named_modules() if isinstance(module, nn.RNNCellBase)]
-    if cells:
-        return (
-            f"{type(model).__name__} has cells called in a Python loop ({', '.join(map(repr, cells[:5]))}) but no "
-            "nn.RNN, nn.LSTM or nn.GRU; this version observes the fused layers only. Use the fused layer."
-        )
     return (
-        f"{type(model).__name__} has no recurrent layer: no nn.RNN, nn.LSTM or nn.GRU at any depth. "
-        "Pass the model that holds them."
+        f"{type(model).__name__} has no recurrent layer: no nn.RNN, nn.LSTM or nn.GRU and none of their "
+        "cells at any depth. Pass the model that holds them; name a cell of your own in cells=."
     )
+
+
+def is_call_of(module: nn.Module, call: KernelCall) -> bool:
+    """Whether a kernel call is of this module: with its weights, as they are, or as they are made before each call."""
+    if isinstance(module, nn.RNNBase):
+        return module.__dict__.get("_flat_weights") is call.weights
+    if not call.cell or not isinstance(module, nn.RNNCellBase):
+        return False
+    weight = call.weights[1]
+    if weight is module._parameters.get("weight_hh") or weight is module.__dict__.get("weight_hh"):
+        return True
+    if weight.grad_fn is None:
+        return False
+    made_of = {id(getattr(node, "variable", None)) for node in nodes_below([weight.grad_fn], 64)}
+    return any(id(parameter) in made_of for parameter in module.parameters())

@@ -75,6 +75,17 @@ def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[
     return tensor.register_hook(hook)
 
 
+def watch_input(node: Node, index: int, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hand to `receive` every accumulated gradient that a node hands down to where its input `index` came from."""
+
+    def hook(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
+        gradient = inputs[index]
+        if gradient is not None and accumulates(leaves):
+            receive(gradient.detach())
+
+    return node.register_hook(hook)
+
+
 def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> tuple[RemovableHandle, Node | None]:
     """Hand every gradient that is accumulated into a weight to `receive`.
 

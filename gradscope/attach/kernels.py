@@ -1,9 +1,9 @@
-"""Where torch's recurrent layers enter their fused kernels: every call is seen there, however the module was called.
+"""Where torch's recurrent layers and cells enter their kernels: every call is seen there, whoever made it.
 
 `nn.RNN`, `nn.LSTM` and `nn.GRU` call `torch._VF.rnn_tanh`, `.rnn_relu`, `.lstm` and `.gru` with the flat list of
-weights as they stand at that moment. Watching these four functions sees keyword calls, `module.forward(...)`, packed
-input and weights that were replaced before the call, and puts nothing on the user's modules: copies and pickles stay
-clean.
+weights as they stand at that moment, and the cells `torch._VF.lstm_cell` and its like. Watching these functions sees
+keyword calls, `module.forward(...)`, packed input and weights that were replaced before the call, and puts nothing on
+the user's modules: copies and pickles stay clean.
 """
 
 from __future__ import annotations
@@ -21,35 +21,38 @@ FAMILIES = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 
 class KernelListener(Protocol):
-    """Hears of the fused calls."""
+    """Hears of the calls."""
 
     def before_kernel(self, call: KernelCall) -> Any:
         """A call begins; what is returned, if not None, is handed to `after_kernel`."""
         ...
 
     def after_kernel(self, token: Any, result: tuple[Tensor, ...]) -> None:
-        """The call that `token` stands for returned output, h_n and, for an LSTM, c_n."""
+        """The call that `token` stands for returned output, h_n and, for an LSTM, c_n; a cell h and c."""
         ...
 
 
 def _install() -> Restore:
-    return replace(*((torch._VF, name, _around(name)) for name in FAMILIES))
+    layers = ((torch._VF, name, _around(name, _parse)) for name in FAMILIES)
+    cells = ((torch._VF, f"{name}_cell", _around(name, _parse_cell)) for name in FAMILIES)
+    return replace(*layers, *cells)
 
 
 KERNELS: Seam[KernelListener] = Seam(_install)
 
 
-def _around(family: str) -> Callable[..., Any]:
+def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any) -> Any:
         if torch._C._get_tracing_state() is not None:
             return original(*args)
-        call = _parse(family, args)
+        call = parse(family, args)
         tokens = [(listener, listener.before_kernel(call)) for listener in KERNELS]
-        result = original(*args)
+        returned = original(*args)
+        result = returned if isinstance(returned, tuple) else (returned,)
         for listener, token in tokens:
             if token is not None:
                 listener.after_kernel(token, result)
-        return result
+        return returned
 
     return around
 
@@ -71,4 +74,21 @@ def _parse(family: str, args: tuple[Any, ...]) -> KernelCall:
         dropout=dropout if train else 0.0,
         bidirectional=bidirectional,
         batch_first=not packed and rest[7],
+    )
+
+
+def _parse_cell(family: str, args: tuple[Any, ...]) -> KernelCall:
+    data, state, *weights = args
+    return KernelCall(
+        family=family,
+        input=data,
+        batch_sizes=None,
+        state=tuple(state) if family == "lstm" else (state,),
+        weights=[w for w in weights if w is not None],
+        has_biases=len(weights) > 2 and weights[2] is not None,
+        num_layers=1,
+        dropout=0.0,
+        bidirectional=False,
+        batch_first=False,
+        cell=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,24 @@ class Packed:
         return x[self.rows].masked_fill_(~self.valid.unsqueeze(-1), 0)
 
 
-Layout = Dense | Packed
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One timestep of a cell, [B, .].
+
+    Attributes:
+        columns: indices of the chosen sequences, [n]; None for all.
+        lengths: ones, [n].
+    """
+
+    columns: Tensor | None
+    lengths: Tensor
+
+    def select(self, x: Tensor) -> Tensor:
+        """The chosen sequences, a copy, [1, n, .]."""
+        return (x.clone() if self.columns is None else x[self.columns]).unsqueeze(0)
+
+
+Layout = Dense | Packed | Single
 
 
 def choose_sequences(batch: int, limit: int | None) -> list[int] | None:
@@ -66,12 +84,18 @@ def choose_sequences(batch: int, limit: int | None) -> list[int] | None:
     return [int(i * (batch - 1) / (limit - 1) + 0.5) for i in range(limit)]
 
 
-def layout_of(call: KernelCall, limit: int | None) -> Layout:
-    """The layout of a call's tensors and the sequences to analyse, evenly spaced over the batch by length."""
+def layout_of(call: KernelCall, chosen: Sequence[int] | None) -> Layout:
+    """The layout of a call's tensors and the sequences to analyse.
+
+    Args:
+        call: what the kernel was given.
+        chosen: numbers of the sequences; None for all.
+    """
     device = call.input.device
-    chosen = choose_sequences(call.batch, limit)
-    columns = None if chosen is None else torch.tensor(chosen, device=device)
+    columns = None if chosen is None else torch.tensor(chosen, device=device, dtype=torch.long)
     count = call.batch if chosen is None else len(chosen)
+    if call.cell:
+        return Single(columns, torch.ones(count, dtype=torch.long, device=device))
     if call.batch_sizes is None:
         steps = call.input.shape[1 if call.batch_first else 0]
         return Dense(columns, torch.full((count,), steps, device=device), call.batch_first)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.capture.layout import Layout, Packed, layout_of
+from gradscope.capture.layout import Dense, Layout, Single
 from gradscope.types import KernelCall, Stack, Weights
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -43,13 +43,13 @@ class Dropout:
         else:
             blank = (torch.empty(self.shape, dtype=like.dtype, device="cpu") for _ in range(count))
             masks = [noise.bernoulli_(keep, generator=generator).div_(keep) for noise in blank]
-        select = layout.select if isinstance(layout, Packed) else layout.time_first
+        select = layout.time_first if isinstance(layout, Dense) else layout.select
         return tuple(select(mask) for mask in masks)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a call was given and gave, for the sequences that are analysed.
+    """What a call was given and gave, for the sequences that are analysed; a cell's is one of one timestep.
 
     Attributes:
         call: which call, without its tensors.
@@ -131,18 +131,17 @@ def snapshot(
     result: tuple[Tensor, ...],
     weights: tuple[Weights, ...],
     dropout: Dropout | None,
-    limit: int | None,
+    layout: Layout,
 ) -> Snapshot:
     """Copy the analysed sequences of a call.
 
     Args:
         call: what the kernel was given.
-        result: output, h_n and, for an LSTM, c_n.
+        result: output, h_n and, for an LSTM, c_n; of a cell h and c.
         weights: copies of its weights, see `copy_weights`.
         dropout: see `begin_dropout`.
-        limit: how many sequences at most; None for all.
+        layout: of the call's tensors, with the sequences to take.
     """
-    layout = layout_of(call, limit)
     with torch.no_grad():
         return Snapshot(
             family=call.family,
@@ -152,7 +151,7 @@ def snapshot(
             input=layout.select(call.input.detach()),
             state=tuple(_columns(s, layout) for s in call.state),
             output=layout.select(result[0].detach()),
-            final=tuple(_columns(s, layout) for s in result[1:]),
+            final=tuple(_columns(s, layout) for s in (result if call.cell else result[1:])),
             dropout=dropout,
             precision=_precision(call, result[0]),
         )
@@ -178,6 +177,8 @@ def _named(flat: list[Tensor], has_biases: bool) -> Weights:
 
 
 def _columns(x: Tensor, layout: Layout) -> Tensor:
+    if isinstance(layout, Single):
+        return layout.select(x.detach())
     return x.detach().clone() if layout.columns is None else x.detach()[:, layout.columns]
 
 

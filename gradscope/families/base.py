@@ -12,6 +12,7 @@ path of an LSTM needs a scan forward, and the Jacobian of a step is never formed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -33,6 +34,9 @@ class Layer:
         h_0: [B, P].
         c_0: [B, H] for an LSTM.
         output: h_t as the kernel gave it, [T, B, P].
+        given: h_{t-1} and c_{t-1} as they were given to the step, [T, B, .] each, where a loop has changed what the
+            step before returned; else None.
+        links: what the loop has multiplied them by, [T, B, .] each; None with `given`.
     """
 
     weights: Weights
@@ -40,10 +44,14 @@ class Layer:
     h_0: Tensor
     c_0: Tensor | None
     output: Tensor
+    given: State | None = None
+    links: State | None = None
 
     @property
     def previous(self) -> Tensor:
         """h_{t-1}, [T, B, P]."""
+        if self.given is not None:
+            return self.given[0]
         return torch.cat([self.h_0.unsqueeze(0), self.output[:-1]])
 
 
@@ -54,8 +62,10 @@ class Trace:
     Attributes:
         layer: what it was rebuilt from.
         previous: h_{t-1}, [T, B, P].
-        gates: gates after their nonlinearity, [T, B, G, H], in the order of the blocks of `weight_hh`.
+        gates: gates after their nonlinearity, [T, B, G, H], in the order of the blocks of `weight_hh`; each gate in one
+            stretch of memory, which makes everything elementwise faster.
         cells: c_{-1}, c_0, ..., c_{T-1}, [T + 1, B, H] (LSTM).
+        before: c_{t-1} as given, [T, B, H], where a loop has changed it.
         inner: the candidate's recurrent part U_n h_{t-1} + b_hn, [T, B, H] (GRU).
     """
 
@@ -64,6 +74,7 @@ class Trace:
     gates: Tensor
     cells: Tensor | None = None
     inner: Tensor | None = None
+    before: Tensor | None = None
 
 
 class Piece(NamedTuple):
@@ -161,47 +172,73 @@ TANH_LIMITS = (-0.9, 0.9)
 SIGMOID_LIMITS = (0.1, 0.9)
 
 
-def preactivations(layer: Layer, previous: Tensor) -> tuple[Tensor, Tensor]:
-    """W x_t + b_ih and U h_{t-1} + b_hh of all timesteps: two GEMMs over T * B rows, [T * B, G * H] each."""
+def preactivations(layer: Layer, previous: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """W x_t + b_ih and U h_{t-1} + b_hh of all timesteps: GEMMs over T * B rows, [G, T, B, H] each."""
     w = layer.weights
-    return _affine(layer.input, w.ih, w.b_ih), _affine(previous, w.hh, w.b_hh)
+    return _affine(layer.input, w.ih, w.b_ih, gates), _affine(previous, w.hh, w.b_hh, gates)
 
 
-def total_preactivation(layer: Layer, previous: Tensor) -> Tensor:
-    """W x_t + b_ih + U h_{t-1} + b_hh of all timesteps, [T * B, G * H]."""
+def total_preactivation(layer: Layer, previous: Tensor, gates: int) -> Tensor:
+    """W x_t + b_ih + U h_{t-1} + b_hh of all timesteps, [G, T, B, H]."""
     w = layer.weights
     bias = None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
-    return _affine(layer.input, w.ih, bias).addmm_(previous.flatten(0, 1), w.hh.mT)
+    total = _affine(layer.input, w.ih, bias, gates)
+    total.flatten(1, 2).baddbmm_(*_rows_and_blocks(previous, w.hh, gates))
+    return total
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows = x.flatten(0, 1)
-    return rows @ weight.mT if bias is None else torch.addmm(bias, rows, weight.mT)
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, gates: int) -> Tensor:
+    rows, blocks = _rows_and_blocks(x, weight, gates)
+    product = torch.bmm(rows, blocks) if bias is None else torch.baddbmm(bias.view(gates, 1, -1), rows, blocks)
+    return product.unflatten(1, x.shape[:2])
 
 
-def gram(weights: Weights, gates: int) -> tuple[Tensor, Tensor]:
-    """Inner products of the rows of U, [G, G, H] with G_kl[i] = <U_k[i], U_l[i]>, and diagonals, [G, min(H, P)]."""
-    blocks = weights.hh.unflatten(0, (gates, -1))
-    inner = torch.einsum("kip,lip->kli", blocks, blocks)
-    return inner.contiguous(), torch.diagonal(blocks, dim1=1, dim2=2).contiguous()  # rows to run along, not to jump
+def _rows_and_blocks(x: Tensor, weight: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """The factors of x W^T gate by gate: [G, T * B, D] and [G, D, H]."""
+    return x.flatten(0, 1).expand(gates, -1, -1), weight.unflatten(0, (gates, -1)).mT
 
 
-def linear_form(coefficients: Tensor, d: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """sum_k c_k d_k by unit, [t, B, H], of coefficients [K, H]; into `out`."""
+def sigmoid_backward(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """What autograd carries back through y = sigmoid(.), x y (1 - y), in one pass over memory; `out` may be x."""
+    return _SIGMOID_BACKWARD(x, y, grad_input=torch.empty_like(x) if out is None else out)
+
+
+def tanh_backward(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """What autograd carries back through y = tanh(.), x (1 - y^2), in one pass over memory; `out` may be x."""
+    return _TANH_BACKWARD(x, y, grad_input=torch.empty_like(x) if out is None else out)
+
+
+_SIGMOID_BACKWARD = torch.ops.aten.sigmoid_backward.grad_input
+_TANH_BACKWARD = torch.ops.aten.tanh_backward.grad_input
+
+
+def gram(weights: Weights, gates: int) -> list[Tensor]:
+    """What `quadratic_form` takes: G_kl[i] = <U_k[i], U_l[i]>, doubled for k < l, [H] each, for (k, l) row by row."""
+    units = weights.hh.unflatten(0, (gates, -1)).transpose(0, 1)
+    inner = torch.bmm(units, units.mT).mul_(2)
+    inner.diagonal(dim1=1, dim2=2).div_(2)
+    rows = inner.flatten(1).mT.contiguous().unbind(0)  # rows to run along, not to jump
+    return [rows[k * gates + other] for k in range(gates) for other in range(k, gates)]
+
+
+def linear_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor) -> Tensor:
+    """sum_k c_k d_k by unit, [t, B, H], of coefficients [H] each; into `out`."""
     torch.mul(coefficients[0], d[0], out=out)
     for coefficient, part in zip(coefficients[1:], d[1:], strict=True):
         out.addcmul_(coefficient, part)
     return out
 
 
-def quadratic_form(doubled: Tensor, d: tuple[Tensor, ...], out: Tensor, spare: Tensor) -> Tensor:
-    """sum_kl G_kl d_k d_l by unit, [t, B, H], of inner products doubled off the diagonal: only k <= l is read.
+def quadratic_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor, spare: Tensor) -> Tensor:
+    """sum_{k <= l} c_kl d_k d_l by unit, [t, B, H], of coefficients [H] each, row by row.
 
     Into `out`; memory that is asked for anew costs several times what the operation does, hence `spare`.
     """
-    linear_form(doubled[0, : len(d)], d, out).mul_(d[0])
-    for k in range(1, len(d)):
-        out.addcmul_(linear_form(doubled[k, k : len(d)], d[k:], spare), d[k])
+    count = len(d)
+    linear_form(coefficients[:count], d, out).mul_(d[0])
+    for k in range(1, count):
+        coefficients = coefficients[count - k + 1 :]
+        out.addcmul_(linear_form(coefficients[: count - k], d[k:], spare), d[k])
     return out
 
 

@@ -27,6 +27,8 @@ from gradscope.families.base import (
     linear_form,
     preactivations,
     quadratic_form,
+    sigmoid_backward,
+    tanh_backward,
 )
 from gradscope.types import Weights
 
@@ -45,42 +47,39 @@ class GRU(Family):
     @override
     def replay(self, layer: Layer) -> Trace:
         previous = layer.previous
-        steps, batch = layer.output.shape[:2]
-        gates, recurrent = (a.view(steps, batch, 3, -1) for a in preactivations(layer, previous))
-        gates[:, :, :2] += recurrent[:, :, :2]
-        gates[:, :, :2].sigmoid_()
-        inner = recurrent[:, :, 2].clone()
-        gates[:, :, 2].addcmul_(gates[:, :, 0], inner).tanh_()
-        return Trace(layer, previous, gates, inner=inner)
+        gates, recurrent = preactivations(layer, previous, 3)
+        gates[:2].add_(recurrent[:2]).sigmoid_()
+        inner = recurrent[2].clone()
+        gates[2].addcmul_(gates[0], inner).tanh_()
+        return Trace(layer, previous, gates.movedim(0, 2), inner=inner)
 
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.inner is not None
-        gates, previous, inner = trace.gates[start:stop], trace.previous[start:stop], trace.inner[start:stop]
-        r, z, n = gates.unbind(2)
-        through = torch.addcmul(torch.ones((), dtype=n.dtype, device=n.device), n, n, value=-1)
-        through = torch.addcmul(through, through, z, value=-1)
-        factors = torch.addcmul(gates, gates, gates, value=-1)
-        factors[:, :, 0] *= inner * through
+        previous, inner = trace.previous[start:stop], trace.inner[start:stop]
+        r, z, n = trace.gates[start:stop].unbind(2)
+        through = 1 - z
+        tanh_backward(through, n, out=through)
+        d = n.new_empty(3, *n.shape)
+        sigmoid_backward(torch.mul(through, inner, out=d[0]), r, out=d[0])
         difference = previous - n
-        factors[:, :, 1] *= difference
-        torch.mul(through, r, out=factors[:, :, 2])
-        output = torch.addcmul(n, z, difference)
-        return Piece((factors, z, through), output, output, previous)
+        sigmoid_backward(difference, z, out=d[1])
+        torch.mul(through, r, out=d[2])
+        output = torch.addcmul(n, z, difference, out=difference)
+        return Piece((d.movedim(0, 2), z, through), output, output, previous)
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        inner, diagonal = gram(weights, 3)
-        doubled = inner * (2 - torch.eye(3, dtype=inner.dtype, device=inner.device).unsqueeze(-1))
-        return doubled, 2 * diagonal, inner.new_empty(0)
+        diagonals = 2 * torch.diagonal(weights.hh.unflatten(0, (3, -1)), dim1=1, dim2=2)
+        return *gram(weights, 3), *diagonals.unbind(0), weights.hh.new_empty(0)
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
-        doubled, diagonal, scratch = constants
         d, e, _ = piece.factors
-        rows, spare = scratch.resize_(2, *e.shape).unbind(0)
-        quadratic_form(doubled, d.unbind(2), rows, spare)
-        size = rows.addcmul_(e, linear_form(diagonal, d.unbind(2), spare).add_(e)).sum(-1)
+        parts = d.unbind(2)
+        rows, spare = constants[-1].resize_(2, *e.shape).unbind(0)
+        quadratic_form(constants[:6], parts, rows, spare)
+        size = rows.addcmul_(e, linear_form(constants[6:9], parts, spare).add_(e)).sum(-1)
         return {"jacobian": size, "jacobian_h": size}
 
     @override

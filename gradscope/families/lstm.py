@@ -28,6 +28,8 @@ from gradscope.families.base import (
     gram,
     linear_form,
     quadratic_form,
+    sigmoid_backward,
+    tanh_backward,
     total_preactivation,
 )
 from gradscope.types import Weights
@@ -50,59 +52,62 @@ class LSTM(Family):
     def replay(self, layer: Layer) -> Trace:
         assert layer.c_0 is not None
         previous = layer.previous
-        steps, batch = layer.output.shape[:2]
-        gates = total_preactivation(layer, previous).view(steps, batch, 4, -1)
-        gates[:, :, :2].sigmoid_()
-        gates[:, :, 2].tanh_()
-        gates[:, :, 3].sigmoid_()
-        return Trace(layer, previous, gates, _cell_path(gates, layer.c_0))
+        gates = total_preactivation(layer, previous, 4)
+        gates[:2].sigmoid_()
+        gates[2].tanh_()
+        gates[3].sigmoid_()
+        if layer.given is not None:
+            before = layer.given[1]
+            cells = torch.cat([before[:1], torch.addcmul(gates[0] * gates[2], gates[1], before)])
+            return Trace(layer, previous, gates.movedim(0, 2), cells, before=before)
+        return Trace(layer, previous, gates.movedim(0, 2), _cell_path(gates, layer.c_0))
 
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.cells is not None
-        gates = trace.gates[start:stop]
-        i, f, g, o = gates.unbind(2)
+        i, f, g, o = trace.gates[start:stop].unbind(2)
+        before = (trace.cells if trace.before is None else trace.before)[start:stop]
         tc = trace.cells[start + 1 : stop + 1].tanh()
-        factors = torch.addcmul(gates, gates, gates, value=-1)
-        torch.addcmul(torch.ones((), dtype=g.dtype, device=g.device), g, g, value=-1, out=factors[:, :, 2])
-        factors[:, :, 0] *= g
-        factors[:, :, 1] *= trace.cells[start:stop]
-        factors[:, :, 2] *= i
-        a_o = factors[:, :, 3] * tc
-        q = o * tc
-        k = torch.addcmul(o, q, tc, value=-1)
+        a = g.new_empty(3, *g.shape)
+        a_i, a_f, a_g = a.unbind(0)
+        sigmoid_backward(g, i, out=a_i)
+        sigmoid_backward(before, f, out=a_f)
+        tanh_backward(i, g, out=a_g)
+        a_o, k = sigmoid_backward(tc, o), tanh_backward(o, tc)
+        q = tc.mul_(o)
         hr = trace.layer.weights.hr
         output = q if hr is None else q @ hr.mT
-        return Piece((factors[:, :, :3], a_o, k, f), q, output, trace.previous[start:stop])
+        return Piece((a.movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        inner, _ = gram(weights, 4)
-        doubled = inner * (2 - torch.eye(4, dtype=inner.dtype, device=inner.device).unsqueeze(-1))
-        scratch = inner.new_empty(0)
+        i_i, i_f, i_g, i_o, f_f, f_g, f_o, g_g, g_o, o_o = gram(weights, 4)
+        inner = (i_i, i_f, i_g, f_f, f_g, g_g, i_o, f_o, g_o, o_o)
+        scratch = o_o.new_empty(0)
         if weights.hr is None:
-            return doubled, scratch
+            return *inner, scratch
         # ||R sum_k diag(d_k) U_k||_F^2 = sum_kl d_k^T [(R^T R) o (U_k U_l^T)] d_l
         projection = weights.hr.mT @ weights.hr
-        return doubled, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal(), scratch
+        return *inner, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal(), scratch
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
-        doubled, *projected, scratch = constants
-        cell_rows, rows, spare = scratch.resize_(3, *a_o.shape).unbind(0)
-        quadratic_form(doubled, a.unbind(2), cell_rows, spare)
-        c_h = cell_rows.sum(-1)
+        parts = a.unbind(2)
+        inner, projected = constants[:10], constants[10:-1]
+        cell_rows, rows, spare = constants[-1].resize_(3, *f.shape).unbind(0)
+        c_h = quadratic_form(inner[:6], parts, cell_rows, spare).sum(-1)
+        c_c = _square(f)
+        k_f = torch.mul(k, f, out=spare)
         if projected:
             d = torch.cat([k.unsqueeze(2) * a, a_o.unsqueeze(2)], 2).flatten(2)
             h_h = ((d @ projected[0]) * d).sum(-1)
-            h_c = torch.mul(k, f, out=spare).square_() @ projected[1]
+            h_c = k_f.square_() @ projected[1]
         else:
-            linear_form(doubled[:3, 3], a.unbind(2), spare)
-            torch.mul(doubled[3, 3], a_o, out=rows).addcmul_(k, spare).mul_(a_o)
+            h_c = _square(k_f)
+            linear_form(inner[6:9], parts, spare)
+            torch.mul(inner[9], a_o, out=rows).addcmul_(k, spare).mul_(a_o)
             h_h = rows.addcmul_(torch.mul(k, k, out=spare), cell_rows).sum(-1)
-            h_c = torch.mul(k, f, out=spare).square_().sum(-1)
-        c_c = torch.mul(f, f, out=spare).sum(-1)
         return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
 
     @override
@@ -139,9 +144,14 @@ class LSTM(Family):
         return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
 
 
+def _square(x: Tensor) -> Tensor:
+    """Squared 2-norm over the last dimension."""
+    return torch.linalg.vector_norm(x, dim=-1).square_()
+
+
 def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:
     """c_{-1}, ..., c_{T-1} by the one scan that an LSTM needs: elementwise, [T + 1, B, H]."""
-    i, f, g, _ = gates.unbind(2)
+    i, f, g, _ = gates
     cells = torch.cat([c_0.unsqueeze(0), i * g])
     steps = cells.unbind(0)
     for forget, before, now in zip(f.unbind(0), steps, steps[1:], strict=False):

@@ -25,10 +25,19 @@ SKETCH_COLUMNS = 8
 
 @dataclass(frozen=True, slots=True)
 class Entering:
-    """Loss gradient that enters a layer's states from outside: of every h_t, [T, B, P], and of the last c, [B, H]."""
+    """Loss gradient that enters a layer's states from outside.
+
+    Attributes:
+        h: of every h_t, [T, B, P].
+        c_last: of the last c_t of each sequence, [B, H]; None where none enters.
+        c: of every c_t, [T, B, H], in place of `c_last`; None where none enters.
+        totals: what autograd had of the total gradients of h_t and c_t, [T, B, .] each, where it is known.
+    """
 
     h: Tensor
-    c_last: Tensor | None
+    c_last: Tensor | None = None
+    c: Tensor | None = None
+    totals: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ class Measured:
         residual: of the rebuilt states, 0-dim.
         grad_input: total dL/dx_t, [T, B, D]; None unless asked for.
         sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless asked for.
+        total_residual: of the rebuilt total gradients to autograd's, 0-dim; None where these are not known.
         trace: for the quantities of the full set.
     """
 
@@ -53,6 +63,7 @@ class Measured:
     residual: Tensor
     grad_input: Tensor | None
     sketch: Tensor | None
+    total_residual: Tensor | None
     trace: Trace
 
 
@@ -73,6 +84,8 @@ def measure(
     direct = outside = norm(entering.h)
     if entering.c_last is not None:
         outside = torch.where(steps == lengths - 1, direct.hypot(norm(entering.c_last)), direct)
+    elif entering.c is not None:
+        outside = direct.hypot(norm(entering.c))
     run = _Pass(family, family.replay(layer), steps < lengths, lengths, entering, pick_anchors(outside), below, sketch)
     run.values["grad_h_direct"] = [direct]
     for start, stop in pieces(layer, len(family.gates)):
@@ -135,6 +148,7 @@ class _Pass:
     saturation: dict[tuple[str, ...], _Saturation] = field(default_factory=dict[tuple[str, ...], "_Saturation"])
     difference: list[Tensor] = field(default_factory=list[Tensor])
     sketches: list[Tensor] = field(default_factory=list[Tensor])
+    totals: list[Tensor] = field(default_factory=list[Tensor])
     constants: tuple[Tensor, ...] = ()
     padded: bool = False
     total_alone: bool = False
@@ -152,9 +166,8 @@ class _Pass:
         total: State = tuple(s[:, 0] for s in back.state)
         weights = self.trace.layer.weights
         sizes = [norm(part) for part in (total if self.total_alone else total[:1])]
-        self._put("grad_h", sizes[0])
-        before = torch.cat([norm(piece.previous[:1]), self.values["state"][-1][:-1] * piece.output.shape[-1] ** 0.5])
-        self._put("weight_grad", norm(back.gates.flatten(-2)) * before)
+        self._put("grad_h", self._total_size(total, sizes[0], start, stop))
+        self._put("weight_grad", norm(back.gates.flatten(-2)) * self._size_before(piece))
         cell = self.family.cell_cotangent(weights, piece, total)
         if cell is not None:
             self._put("grad_c", norm(cell))
@@ -165,6 +178,24 @@ class _Pass:
             signs = sketch_matrix(weights.hh.shape[1], weights.hh)
             rows = back.gates.flatten(-2).flatten(0, 1)
             self.sketches.append(rows.mT @ (piece.previous.flatten(0, 1) @ signs))
+
+    def _total_size(self, total: State, size: Tensor, start: int, stop: int) -> Tensor:
+        """Norm of the total gradient of h_t: autograd's own where that is known, and what we make of it held to it."""
+        if self.entering.totals is None:
+            return size
+        valid = self.valid[start:stop] if self.padded else None
+        known = [part[start:stop] for part in self.entering.totals]
+        self.totals.append(
+            torch.stack([relative_parts(mine, theirs, valid) for mine, theirs in zip(total, known, strict=True)])
+        )
+        return norm(known[0])
+
+    def _size_before(self, piece: Piece) -> Tensor:
+        """Norm of h_{t-1}."""
+        if self.trace.layer.given is not None:
+            return norm(piece.previous)
+        sizes = self.values["state"][-1][:-1] * piece.output.shape[-1] ** 0.5
+        return torch.cat([norm(piece.previous[:1]), sizes])
 
     def _pointwise(self, piece: Piece, start: int, stop: int) -> None:
         """Sizes of the step Jacobians and states, saturation, and the difference to the kernel's output."""
@@ -186,7 +217,8 @@ class _Pass:
     def _saturate(self, gates: tuple[str, ...], x: Tensor, valid: Tensor) -> None:
         if gates not in self.saturation:
             low, high = zip(*(self.family.limits(gate) for gate in gates), strict=True)
-            self.saturation[gates] = _Saturation(x.new_tensor(low).unsqueeze(1), x.new_tensor(high).unsqueeze(1))
+            shape = (len(gates), 1, 1, 1)
+            self.saturation[gates] = _Saturation(x.new_tensor(low).view(shape), x.new_tensor(high).view(shape))
         self.saturation[gates].add(x, valid)
 
     def _scan(self, piece: Piece, start: int, stop: int) -> _Cotangents:
@@ -196,9 +228,22 @@ class _Pass:
         for state, carried in zip(states, self.carry, strict=False):
             state[-1, : len(carried)] += carried
         gates = piece.output.new_empty(*states[0][1:].shape[:3], len(self.family.gates), piece.hidden.shape[-1])
-        self.family.scan(weights, piece.factors, states, gates)
+        links = self.trace.layer.links
+        if links is None:
+            self.family.scan(weights, piece.factors, states, gates)
+        else:
+            self._scan_linked(piece, states, gates, tuple(link[start:stop] for link in links))
         self.carry = tuple(state[0] for state in states)
         return _Cotangents(tuple(state[1:] for state in states), gates[:, 0])
+
+    def _scan_linked(self, piece: Piece, states: State, gates: Tensor, links: State) -> None:
+        """The same step by step, where a loop has multiplied the state before it handed it on."""
+        weights = self.trace.layer.weights
+        for k in range(len(gates) - 1, -1, -1):
+            pair = tuple(torch.stack([torch.zeros_like(s[k + 1]), s[k + 1]]) for s in states)
+            self.family.scan(weights, tuple(f[k : k + 1] for f in piece.factors), pair, gates[k : k + 1])
+            for state, (back, _), link in zip(states, pair, links, strict=True):
+                state[k].addcmul_(back, link[k])
 
     def _entering(self, piece: Piece, start: int, stop: int) -> State:
         """What enters each row from outside at each timestep of the piece, behind a slot for what leaves it."""
@@ -212,6 +257,9 @@ class _Pass:
         t = times[row, b]
         scale = (1 / self.anchors.sizes[row, b]).to(piece.output.dtype).unsqueeze(-1)
         states[0][t - start + 1, row + 1, b] = entering.h[t, b] * scale
+        if entering.c is not None:
+            states[1][1:, 0] = entering.c[start:stop]
+            states[1][t - start + 1, row + 1, b] = entering.c[t, b] * scale
         if entering.c_last is not None:
             last = self.lengths - 1
             (ends,) = ((last >= start) & (last < stop)).nonzero(as_tuple=True)
@@ -236,6 +284,9 @@ class _Pass:
     def _put(self, name: str, value: Tensor) -> None:
         self.values.setdefault(name, []).append(value)
 
+    def _total_residual(self) -> Tensor | None:
+        return torch.stack([relative(p) for p in torch.stack(self.totals).sum(0)]).amax() if self.totals else None
+
     def finish(self) -> Measured:
         """Everything together, the first timestep first."""
         reach, reached = reach_by_lag(self.anchors, torch.cat(self.carried[::-1]))
@@ -247,12 +298,13 @@ class _Pass:
             residual=relative(torch.stack(self.difference).sum(0)),
             grad_input=torch.cat(self.inputs[::-1]) if self.below else None,
             sketch=torch.stack(self.sketches).sum(0) if self.sketch else None,
+            total_residual=self._total_residual(),
             trace=self.trace,
         )
 
 
 class _Saturation:
-    """Counts the units of some gates beyond their limits, [G, 1] each, over timesteps and over units."""
+    """Counts the units of some gates beyond their limits, [G, 1, 1, 1] each, over timesteps and over units."""
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         self.limits = low, high
@@ -263,21 +315,20 @@ class _Saturation:
 
     def add(self, x: Tensor, valid: Tensor) -> None:
         """Count a piece, [t, B, G, H], where `valid`, [t, B]."""
-        low, high = self.scratch.resize_(2, *x.shape).unbind(0)
+        x = x.movedim(2, 0)
+        low, high = both = self.scratch.resize_(2, *x.shape)
         torch.lt(x, self.limits[0], out=low)  # into floats: sums of booleans are ten times slower
         torch.gt(x, self.limits[1], out=high)
         self.by_time.append(torch.stack([low.mean(-1), high.mean(-1), x.mean(-1)]))
         rows = valid.to(x.dtype).flatten()
-        self.by_unit.append(torch.stack([rows @ y.flatten(0, 1).flatten(1) for y in (low, high)]))
+        self.by_unit.append(torch.matmul(rows, both.flatten(2, 3)))
         self.count.append(rows.sum())
 
     def finish(self) -> list[Gate]:
         """The gates in order."""
-        low, high, mean = torch.cat(self.by_time[::-1], 1).unbind(0)
-        units = torch.stack(self.by_unit).sum(0) / torch.stack(self.count).sum()
-        unit_low, unit_high = units.unflatten(1, (low.shape[-1], -1)).unbind(0)
-        parts = (low.unbind(-1), high.unbind(-1), mean.unbind(-1), unit_low, unit_high)
-        return [Gate(*gate) for gate in zip(*parts, strict=True)]
+        by_time = torch.cat(self.by_time[::-1], 2)
+        by_unit = torch.stack(self.by_unit).sum(0) / torch.stack(self.count).sum()
+        return [Gate(*gate) for gate in zip(*by_time, *by_unit, strict=True)]
 
 
 def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -156,8 +156,14 @@ def _carry_back(family: Family, trace: Trace, lengths: Tensor, start_with: State
             state = tuple((s / scale.unsqueeze(-1)).to(s.dtype) for s in state)
             log = torch.where(begins.squeeze(-1), 0, log) + scale.log()
             first = state
-            state = family.pull(weights, factors[t - start], state)
+            state = _linked(trace, t, family.pull(weights, factors[t - start], state))
     return _Carried(torch.stack(gains[::-1]), torch.stack(errors[::-1]), first, log)
+
+
+def _linked(trace: Trace, t: int, state: State) -> State:
+    """Times what the loop has multiplied s_{t-1} by before it was given to step t."""
+    links = trace.layer.links
+    return state if links is None else tuple(s * link[t] for s, link in zip(state, links, strict=True))
 
 
 def _standard_error(squares: Tensor, width: int) -> Tensor:
@@ -191,7 +197,7 @@ def _carry_forward(family: Family, trace: Trace, lengths: Tensor, rows: Tensor) 
         factors = list(zip(*(f.unbind(0) for f in family.piece(trace, start, stop).factors), strict=True))
         for t in range(max(start, 1), stop):
             runs = t < lengths
-            pushed = family.push(weights, factors[t - start], state)
+            pushed = family.push(weights, factors[t - start], _linked(trace, t, state))
             scale = torch.stack([norm(s).square() for s in pushed]).sum(0).mean(0).sqrt()
             scale = torch.where(runs & (scale > 0), scale, 1)
             log = log + scale.log()

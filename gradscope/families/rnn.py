@@ -39,7 +39,7 @@ class _Elman(Family):
     @override
     def replay(self, layer: Layer) -> Trace:
         previous = layer.previous
-        rebuilt = self.activate(total_preactivation(layer, previous)).view_as(layer.output)
+        rebuilt = self.activate(total_preactivation(layer, previous, 1)).view_as(layer.output)
         return Trace(layer, previous, rebuilt.unsqueeze(2))
 
     @override
@@ -50,8 +50,7 @@ class _Elman(Family):
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        inner, _ = gram(weights, 1)
-        return inner[0, 0], inner.new_empty(0)
+        return *gram(weights, 1), weights.hh.new_empty(0)
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:

@@ -104,7 +104,10 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
         return list(analyses)
     expected = accumulated.to(sketches[0].dtype) @ sketch_matrix(accumulated.shape[1], sketches[0])
     residual = relative(relative_parts(torch.stack(sketches).sum(0), expected))
-    return [replace(a, gradient_residual=residual) for a in analyses]
+    return [
+        replace(a, gradient_residual=residual if (r := a.gradient_residual) is None else torch.maximum(r, residual))
+        for a in analyses
+    ]
 
 
 def _run_layers(family: Family, stack: Stack, layers: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -123,13 +126,17 @@ def _run_layers(family: Family, stack: Stack, layers: int) -> tuple[list[Tensor]
 
 
 def _layer(place: _Place, x: Tensor, output: Tensor) -> Layer:
-    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]))
+    given, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
+    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), given, links)
 
 
 def _entering(place: _Place, gradient: Tensor) -> Entering:
     """Loss gradient that enters from the output above and from h_n and c_n, in the order of the recurrence."""
-    stack = place.stack
+    stack, joined = place.stack, place.stack.joined
     direct = place.turn(gradient[..., place.columns]).clone()
+    if joined is not None:
+        c = None if joined.grad_c is None or not bool(joined.grad_c.any()) else place.turn(joined.grad_c[place.slot])
+        return Entering(direct.add_(place.turn(joined.grad_h[place.slot])), c=c, totals=joined.totals)
     if direct.shape[1]:
         direct[stack.lengths - 1, torch.arange(direct.shape[1], device=direct.device)] += stack.grad_h_n[place.slot]
     return Entering(direct, None if stack.grad_c_n is None else stack.grad_c_n[place.slot])
@@ -161,7 +168,9 @@ def _analysis(family: Family, place: _Place, measured: Measured, full: bool) -> 
         residual=_residual(place, measured),
         tolerance=stack.tolerance,
         sketch=measured.sketch,
+        gradient_residual=measured.total_residual,
         reason=HIDDEN_DROPOUT if stack.hidden_dropout else "",
+        starts=None if stack.joined is None else stack.joined.starts,
     )
 
 
@@ -172,6 +181,10 @@ def _residual(place: _Place, measured: Measured) -> Tensor:
     finals = [(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot])]
     if stack.c_n is not None and trace.cells is not None:
         finals.append((trace.cells[stack.lengths, batch], stack.c_n[place.slot]))
+    if stack.joined is not None and stack.joined.cells is not None and trace.cells is not None:
+        valid = torch.arange(len(stack.joined.cells), device=batch.device).unsqueeze(1) < stack.lengths
+        cells = relative(relative_parts(trace.cells[1:], stack.joined.cells, valid))
+        return torch.maximum(measured.residual, cells)
     differences = [relative(relative_parts(mine, theirs)) for mine, theirs in finals]
     return torch.stack([measured.residual, *differences]).amax()
 

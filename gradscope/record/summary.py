@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,8 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
 
 def _statistics(a: Analysis) -> dict[str, Tensor]:
     """Everything that goes to the host, by name."""
-    steps = next(iter(a.values.values())).shape[0]
-    valid = torch.arange(steps, device=a.lengths.device).unsqueeze(1) < a.lengths
-    found: dict[str, Tensor] = {"residual": a.residual, "lengths": a.lengths}
+    a, valid = _aligned(a)
+    found: dict[str, Tensor] = {"residual": a.residual, "timesteps": valid.any(1).sum()}
     if a.gradient_residual is not None:
         found["gradient_residual"] = a.gradient_residual
     _spread_all(found, a, valid)
@@ -77,6 +77,27 @@ def _statistics(a: Analysis) -> dict[str, Tensor]:
     if a.lyapunov is not None:
         found["lyapunov"] = _median(a.lyapunov[~a.lyapunov.isnan()])
     return found
+
+
+def _aligned(a: Analysis) -> tuple[Analysis, Tensor]:
+    """Every sequence moved to where it begins in the chain, and where there is anything, [T, B]."""
+    steps = next(iter(a.values.values())).shape[0]
+    if a.starts is None or not bool(a.starts.any()):
+        return a, torch.arange(steps, device=a.lengths.device).unsqueeze(1) < a.lengths
+    times = torch.arange(int((a.starts + a.lengths).max()), device=a.lengths.device).unsqueeze(1)
+    source = times - a.starts
+
+    def move(x: Tensor) -> Tensor:
+        return x.gather(0, source.clamp(0, steps - 1))
+
+    moved = {name: {k: move(v) for k, v in getattr(a, name).items()} for name in ("values", "measured", "errors")}
+    gates = {
+        name: replace(gate, low=move(gate.low), high=move(gate.high), mean=move(gate.mean))
+        for name, gate in a.gates.items()
+    }
+    valid = (source >= 0) & (source < a.lengths)
+    measured = {name: m & valid for name, m in moved.pop("measured").items()}
+    return replace(a, gates=gates, measured=measured, **moved), valid
 
 
 def _spread_all(found: dict[str, Tensor], a: Analysis, valid: Tensor) -> None:
@@ -156,7 +177,7 @@ def _unusable(a: Analysis, host: Values) -> dict[str, str]:
 
 def _withheld(name: str, unusable: Mapping[str, str]) -> bool:
     kind, _, rest = name.partition("/")
-    if not unusable or kind in ("residual", "gradient_residual", "lengths") or name.endswith("/sequences"):
+    if not unusable or kind in ("residual", "gradient_residual", "timesteps") or name.endswith("/sequences"):
         return False
     if "all" in unusable:
         return True
@@ -164,7 +185,7 @@ def _withheld(name: str, unusable: Mapping[str, str]) -> bool:
 
 
 def _tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
-    steps = np.arange(int(host["lengths"].max()))
+    steps = np.arange(int(host["timesteps"][0]))
     n = len(steps)
     for name in a.values:
         rows = host[f"value/{name}/sequences"][:n] > 0
@@ -214,7 +235,7 @@ def _layer_row(host: Values) -> dict[str, Any]:
         "decay": decay,
         "lyapunov": float(host["lyapunov"][0]) if "lyapunov" in host else math.nan,
         "residual": max(residuals, key=lambda r: math.inf if math.isnan(r) else r),
-        "timesteps": int(host["lengths"].max()),
+        "timesteps": int(host["timesteps"][0]),
     }
 
 

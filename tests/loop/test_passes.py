@@ -167,7 +167,7 @@ def detach(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def test_truncated_backpropagation() -> None:
-    """State carried over and detached: one step for each chunk, and nothing worth a note."""
+    """State carried over and detached: one step for each chunk, and it is said once."""
 
     def train(loop: Loop) -> None:
         optimizer, state = SGD(loop.model.parameters(), 0.1), None
@@ -177,7 +177,9 @@ def test_truncated_backpropagation() -> None:
             loop.model.top(output).backward()
             loop.step(optimizer)
 
-    outcome = observe(train)
+    outcome = observe(train, noted=True)
+    ((step, reason),) = outcome.notes
+    assert step == 1 and reason.startswith("the state was detached: it was carried over from an earlier step")
     assert outcome.steps == [(k, "SGD", True, False) for k in range(3)]
     assert outcome.rows("layers", "step", "timesteps") == [(0, 4), (1, 4), (2, 4)]
 

@@ -1,0 +1,221 @@
+"""A chain of calls in the layout of a single one: what the loop did call by call, as if one call had done it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.chain import Chain, Linked
+from gradscope.capture.snapshot import Snapshot
+from gradscope.types import Joined, Stack
+
+EPSILONS = 16
+"""A difference of so many roundings is none."""
+
+
+class Observed(Linked, Protocol):
+    """A call, and the gradients that have arrived at its results.
+
+    Attributes:
+        snapshot: what it was given and gave.
+        gradients: by result: output, h_n, c_n; of a cell h, c. None where none arrived.
+        recurrent: what of them came from later calls of the chain, or from within the call.
+        inside: what came from within.
+    """
+
+    snapshot: Snapshot
+    gradients: list[Tensor | None]
+    recurrent: list[Tensor | None]
+    inside: list[Tensor | None]
+
+    @property
+    def cell(self) -> bool:
+        """Whether it is a cell's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where each timestep of each sequence is found in the calls' tensors, laid end to end.
+
+    Attributes:
+        index: row among the calls' [T, n, .] tensors, flattened, [T, B]; 0 in the padding.
+        valid: [T, B].
+        lengths: [B].
+        ends: for each call that a sequence went through: the timestep at which it ends there, the sequence, the
+            timestep at which it began, and the row among the calls' [S, n, .] tensors, [N] each.
+        first: row of each sequence's first call among those, [B].
+        last: of its last call, [B].
+    """
+
+    index: Tensor
+    valid: Tensor
+    lengths: Tensor
+    ends: tuple[Tensor, Tensor, Tensor, Tensor]
+    first: Tensor
+    last: Tensor
+
+    def by_time(self, parts: Sequence[Tensor]) -> Tensor:
+        """Of [T, n, F] per call: [T, B, F], zeros in the padding."""
+        rows = torch.cat([part.flatten(0, 1) for part in parts])
+        return rows[self.index].masked_fill_(~self.valid.unsqueeze(-1), 0)
+
+    def at_ends(self, parts: Sequence[Tensor]) -> Tensor:
+        """Of [S, n, F] per call: where each call ends, [S, T, B, F], zeros elsewhere."""
+        rows = torch.cat(list(parts), 1)
+        end, sequence, _, row = self.ends
+        found = rows.new_zeros(rows.shape[0], *self.index.shape, rows.shape[2])
+        found[:, end, sequence] = rows[:, row]
+        return found
+
+    def at_begins(self, parts: Sequence[Tensor], blank: float) -> Tensor:
+        """Of [n, F] per call: where each call begins, [T, B, F], `blank` elsewhere."""
+        rows = torch.cat(list(parts))
+        _, sequence, begin, row = self.ends
+        found = rows.new_full((*self.index.shape, rows.shape[1]), blank)
+        found[begin, sequence] = rows[row]
+        return found
+
+
+def find_places(chain: Chain, lengths: Sequence[Sequence[int]], device: torch.device) -> Places:
+    """Lay the calls of a chain end to end.
+
+    Args:
+        chain: of calls.
+        lengths: timesteps of each row of each of its calls.
+        device: for the result.
+    """
+    flat, first = [0], [0]
+    for row in lengths:
+        flat.append(flat[-1] + max(row, default=0) * len(row))
+        first.append(first[-1] + len(row))
+    columns = list[list[int]]()
+    ends = list[tuple[int, int, int, int]]()
+    for number, track in enumerate(chain.tracks):
+        column = list[int]()
+        for place, row in track.places:
+            begin, count = len(column), len(lengths[place])
+            column += [flat[place] + t * count + row for t in range(lengths[place][row])]
+            if len(column) > begin:
+                ends.append((len(column) - 1, number, begin, first[place] + row))
+        columns.append(column)
+    spans = [len(column) for column in columns]
+    edges = [[first[place] + row for place, row in (track.places[0], track.places[-1])] for track in chain.tracks]
+
+    def tensor(x: list[Any]) -> Tensor:
+        return torch.tensor(x, device=device, dtype=torch.long)
+
+    index = tensor([column + [0] * (max(spans) - len(column)) for column in columns]).T.contiguous()
+    valid = torch.arange(len(index), device=device).unsqueeze(1) < tensor(spans)
+    end, number, begin, row = tensor(ends).unbind(1)
+    return Places(index, valid, tensor(spans), (end, number, begin, row), *tensor(edges).unbind(1))
+
+
+def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) -> Stack:
+    """The canonical form of a chain, in float32 or better, with gradients divided by `factor`.
+
+    Args:
+        chain: its calls by number.
+        calls: all of the module.
+        factor: what the loss was multiplied by.
+    """
+    mine = [calls[number] for number in chain.calls]
+    places = find_places(chain, [call.lengths for call in mine], mine[0].snapshot.output.device)
+    stacks = [call.snapshot.stack(None, [None, None], factor) for call in mine]
+    like = stacks[0]
+    cell = like.c_0 is not None
+    first = 0 if mine[0].cell else 1
+    ends = [
+        places.at_ends([_direct(c, first + p, getattr(s, name), factor) for c, s in zip(mine, stacks, strict=True)])
+        for p, name in enumerate(("h_n", "c_n")[: 1 + cell])
+    ]
+    finals = [torch.cat([getattr(s, n) for s in stacks], 1)[:, places.last] for n in ("h_n", "c_n")[: 1 + cell]]
+    entering = [_direct(c, 0, s.output, factor) for c, s in zip(mine, stacks, strict=True) if not c.cell]
+    outputs = places.by_time([s.output for s in stacks])
+    return Stack(
+        family=like.family,
+        weights=like.weights,
+        directions=like.directions,
+        lengths=places.lengths,
+        input=places.by_time([s.input for s in stacks]),
+        h_0=torch.cat([s.h_0 for s in stacks], 1)[:, places.first],
+        c_0=torch.cat([s.c_0 for s in stacks if s.c_0 is not None], 1)[:, places.first] if cell else None,
+        output=outputs,
+        h_n=finals[0],
+        c_n=finals[1] if cell else None,
+        grad_output=places.by_time(entering) if entering else torch.zeros_like(outputs),
+        grad_h_n=torch.zeros_like(finals[0]),
+        grad_c_n=None,
+        dropout=tuple(places.by_time(list(masks)) for masks in zip(*(s.dropout for s in stacks), strict=True)),
+        hidden_dropout=any(s.hidden_dropout for s in stacks),
+        tolerance=max(s.tolerance for s in stacks),
+        joined=Joined(
+            starts=torch.tensor([track.start for track in chain.tracks], device=places.lengths.device),
+            grad_h=ends[0],
+            grad_c=ends[1] if cell else None,
+            **(_of_cells(mine, stacks, places, factor) if mine[0].cell else {}),
+        ),
+    )
+
+
+def _direct(call: Observed, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
+    """Loss gradient of a result but for what came from later calls of the chain; exactly zero where that was all."""
+    total, recurrent = call.gradients[slot], call.recurrent[slot]
+    if total is None:
+        return torch.zeros_like(like)
+    if recurrent is None:
+        return total.to(like.dtype) / factor
+    direct = total.to(like.dtype) - recurrent.to(like.dtype)
+    sizes = [torch.linalg.vector_norm(x.to(like.dtype), dim=-1, keepdim=True) for x in (direct, total, recurrent)]
+    rounding = EPSILONS * torch.finfo(total.dtype).eps * (sizes[1] + sizes[2])
+    return direct.masked_fill(sizes[0] <= rounding, 0) / factor
+
+
+def _of_cells(
+    calls: Sequence[Observed], stacks: Sequence[Stack], places: Places, factor: Tensor | float
+) -> dict[str, Any]:
+    """What is known of cells beside: the states in between, and autograd's own totals."""
+    cell = stacks[0].c_0 is not None
+    results = [[s.h_n for s in stacks]] + [[s.c_n for s in stacks if s.c_n is not None]] * cell
+    states = [[s.h_0 for s in stacks]] + [[s.c_0 for s in stacks if s.c_0 is not None]] * cell
+    totals = [[_total(c, p, x, factor) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(results)]
+    returned = [places.by_time(part) for part in results]
+    given = tuple(places.by_time(part) for part in states)
+    inside = places.valid[1:].unsqueeze(-1)
+    as_returned = all(bool(((g[1:] == r[:-1]) | ~inside).all()) for g, r in zip(given, returned, strict=True))
+    factors = [[_factor(c, s, p) for c, s in zip(calls, stacks, strict=True)] for p in range(1 + cell)]
+    known = {"totals": tuple(places.by_time(part) for part in totals), "cells": returned[1] if cell else None}
+    if as_returned and all(f is None for part in factors for f in part):
+        return known
+    scales = [
+        places.at_begins([torch.ones_like(x[0]) if f is None else f for f, x in zip(part, shape, strict=True)], 1.0)
+        for part, shape in zip(factors, states, strict=True)
+    ]
+    return {**known, "given": given, "factors": tuple(scales)}
+
+
+def _total(call: Observed, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
+    total, inside = call.gradients[slot], call.inside[slot]
+    if total is None:
+        return torch.zeros_like(like)
+    return (total.to(like.dtype) - (0 if inside is None else inside.to(like.dtype))) / factor
+
+
+def _factor(call: Observed, stack: Stack, part: int) -> Tensor | None:
+    """What the loop multiplied a part of the state by before it gave it to a call, [n, F]; None for ones."""
+    found: Tensor | None = None
+    for strand in call.link.strands if call.link is not None else ():
+        scale = strand.factors[part]
+        if scale is None:
+            continue
+        width = (stack.h_0, stack.c_0)[part]
+        assert width is not None
+        found = torch.ones_like(width[0]) if found is None else found
+        rows = torch.tensor(call.rows, device=scale.device)
+        here = strand.rows[rows] >= 0
+        found[here] = scale[rows][here].to(found.dtype)
+    return found
