@@ -11,7 +11,19 @@
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record.run import Run, load
 from gradscope.scope import Scope, attach
-from gradscope.types import Batch, LayerKey, Rows
+from gradscope.types import Batch, CellSpec, Finding, LayerKey, Rows
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Batch", "GradscopeError", "GradscopeWarning", "LayerKey", "Rows", "Run", "Scope", "attach", "load"]
+__all__ = [
+    "Batch",
+    "CellSpec",
+    "Finding",
+    "GradscopeError",
+    "GradscopeWarning",
+    "LayerKey",
+    "Rows",
+    "Run",
+    "Scope",
+    "attach",
+    "load",
+]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope.attach.find import Recurrent, is_call_of
+from gradscope.attach.find import is_call_of
+from gradscope.capture.cell import Cell
 from gradscope.capture.snapshot import Dropout, begin_dropout
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
@@ -58,13 +60,15 @@ class Observer:
     def __init__(
         self,
         model: nn.Module,
-        layers: dict[str, Recurrent],
+        layers: dict[str, nn.Module],
+        cells: Sequence[Cell],
         recorder: Recorder,
         schedule: Schedule,
         settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
         self._model, self._layers, self._recorder = model, layers, recorder
+        self._cells = {id(cell.module): cell for cell in cells}
         self._schedule, self._settings = schedule, settings
         self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
         self._since: float | None = None
@@ -77,6 +81,11 @@ class Observer:
         self._carried: dict[str, int] = {}  # since which step a module's state has been carried over: said once
         self._recording: Recording | None = None
         self._recording = self._begin()
+
+    @property
+    def cells(self) -> list[nn.Module]:
+        """The observed cells that are not torch's."""
+        return [cell.module for cell in self._cells.values()]
 
     # --- kernel calls
 
@@ -107,6 +116,32 @@ class Observer:
         name, call, dropout = token
         if self._recording is not None and any(tensor.requires_grad for tensor in result):
             self._recording.observe(name, call, result, dropout)
+
+    # --- calls of cells that are not torch's
+
+    def before_cell(self, cell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `CellListener`; on steps that are not recorded, this is all that happens."""
+        if id(cell) not in self._cells or (self._recording is None and self._since is not None):
+            return None
+        return self._before_cell(self._cells[id(cell)], args, kwargs)
+
+    @guarded
+    def _before_cell(self, cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._since = self._since or time.perf_counter()
+        if self._recording is None or not torch.is_grad_enabled():
+            return None
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+            return None
+        self._called[-1].add(cell.name)
+        if self.paused or not self._recording.takes(cell.name):
+            return None
+        return cell, *cell.bind(args, kwargs)
+
+    @guarded
+    def after_cell(self, token: tuple[Cell, dict[str, Any], Any], result: Any) -> None:
+        """Copy what the analysis needs."""
+        if self._recording is not None:
+            self._recording.observe_cell(*token, result)
 
     # --- optimizer steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import platform
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from gradscope.attach.custom import default_spec, find_cells, listen_to_cells, state_argument
 from gradscope.attach.find import find_layers
 from gradscope.attach.kernels import KERNELS
 from gradscope.attach.optimizers import OPTIMIZERS
+from gradscope.capture.cell import Cell
 from gradscope.errors import AttachError, GradscopeError
 from gradscope.observer import Observer, Settings
 from gradscope.quantities import choose_quantities
@@ -25,6 +27,7 @@ from gradscope.record.query import Filters
 from gradscope.record.reader import FolderSource
 from gradscope.record.recorder import Recorder, Sink, on_host
 from gradscope.schedule import make_schedule
+from gradscope.types import CellSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,12 +46,14 @@ def attach(
     exclude: str | Sequence[str] | None = None,
     first_step: int = 0,
     sinks: Sequence[Sink] = (),
+    cells: Mapping[type[nn.Module], CellSpec] | Sequence[type[nn.Module]] | None = None,
     strict: bool = False,
 ) -> Scope:
     """Record what gradients do inside every recurrent layer of a model, while it trains as before.
 
     Args:
-        model: any module; `nn.RNN`, `nn.LSTM` and `nn.GRU` are found in it at any depth.
+        model: any module; `nn.RNN`, `nn.LSTM`, `nn.GRU`, their cells, and modules with the signature of a cell are
+            found in it at any depth.
         logdir: run folder to write; None keeps everything in memory.
         every: record optimizer steps 0, N, 2N, ..., or those for which a function of the step is true. None records
             as often as `budget` allows.
@@ -59,6 +64,7 @@ def attach(
         exclude: `fnmatch` patterns over qualified names of layers to leave out.
         first_step: number of the first step, for resumed training.
         sinks: further takers of the rows, anything with `write(batch)` and `close()`.
+        cells: classes of your own cells, and how to observe them; see `CellSpec`.
         strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
             goes on.
 
@@ -76,7 +82,11 @@ def attach(
     >>> int(scope.run.frame("layers").horizon_censored.sum())
     1
     """
-    layers = find_layers(model, include, exclude)
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
+    specs = find_cells(model, cells)
+    layers = find_layers(model, include, exclude, specs)
+    own = [_cell(name, layers[name], spec, cells) for name, spec in specs.items() if name in layers]
     wanted = choose_quantities(quantities)
     schedule = make_schedule(every, budget)
     if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
@@ -99,9 +109,14 @@ def attach(
     settings = Settings(wanted, max_sequences, first_step, strict)
     with ExitStack() as undo:
         undo.callback(store.close)
-        scope = Scope(Observer(model, layers, recorder, schedule, settings), recorder, store)
+        scope = Scope(Observer(model, layers, own, recorder, schedule, settings), recorder, store)
         undo.pop_all()
     return scope
+
+
+def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
+    known = any(isinstance(module, kind) for kind in asked or ())
+    return Cell(name, module, default_spec(module, spec), state_argument(type(module), spec), asked=known)
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
@@ -125,6 +140,8 @@ class Scope:
         with ExitStack() as undo:
             for seam in (KERNELS, OPTIMIZERS):
                 undo.callback(seam.listen(observer).remove)
+            for remove in listen_to_cells(observer.cells, observer):
+                undo.callback(remove)
             undo.push(observer.ledger.listen())
             self._undo = undo.pop_all()
         atexit.register(self.close)

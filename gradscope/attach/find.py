@@ -9,35 +9,43 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from gradscope.attach.custom import inside
 from gradscope.attach.links import nodes_below
 from gradscope.errors import AttachError
 from gradscope.types import KernelCall
 
 QUANTIZED = frozenset({"LSTM", "GRU", "RNN", "RNNBase", "RNNCell", "LSTMCell", "GRUCell"})
-Recurrent = nn.RNNBase | nn.RNNCellBase
 
 
 def find_layers(
-    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
-) -> dict[str, Recurrent]:
+    model: nn.Module,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    cells: Iterable[str] = (),
+) -> dict[str, nn.Module]:
     """Fused recurrent layers and cells by qualified name, in the order of `named_modules`.
 
     Args:
         model: searched at any depth; may be a recurrent layer itself, whose name then is `""`.
         include: `fnmatch` patterns over qualified names; only these.
         exclude: `fnmatch` patterns over qualified names; not these.
+        cells: names of cells that are not torch's; what is part of them is none of itself.
 
     Raises:
         AttachError: there is no such layer, a pattern matches nothing, or a layer is quantized or scripted.
     """
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
-    names = [name for name, module in model.named_modules() if _is_recurrent(module)]
+    own = set(cells)
+    part = inside((name for name, _ in model.named_modules()), own)
+    recurrent = {name for name, module in model.named_modules() if name not in part and _is_recurrent(module)}
+    names = [name for name, _ in model.named_modules() if name in own or name in recurrent]
     chosen = _choose(names, _patterns(include), _patterns(exclude))
     modules = dict(model.named_modules())
     for name in chosen:
         _refuse(name, modules[name])
-    layers = {name: m for name in chosen if isinstance(m := modules[name], (nn.RNNBase, nn.RNNCellBase))}
+    known = (nn.RNNBase, nn.RNNCellBase)
+    layers = {name: m for name in chosen if isinstance(m := modules[name], known) or name in own}
     if not layers:
         raise AttachError(_none_found(model, names))
     return layers

@@ -54,6 +54,11 @@ def mark(tensor: Tensor, owner: Hashable, call: Any, slot: int) -> None:
     node.metadata.setdefault(KEY, {})[owner, number] = Mark(call, slot)
 
 
+def marked(tensor: Tensor, owner: Hashable) -> Mark | None:
+    """The result that a tensor is, as it was."""
+    return _marked(*edge_of(tensor), owner) if tensor.requires_grad else None
+
+
 def edge_of(tensor: Tensor) -> Edge:
     """Where the gradient of a tensor goes: a node, and which of its outputs."""
     edge = get_gradient_edge(tensor)

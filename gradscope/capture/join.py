@@ -17,20 +17,24 @@ EPSILONS = 16
 """A difference of so many roundings is none."""
 
 
-class Observed(Linked, Protocol):
-    """A call, and the gradients that have arrived at its results.
+class Gradients(Protocol):
+    """The gradients that have arrived at the results of a call.
 
     Attributes:
-        snapshot: what it was given and gave.
         gradients: by result: output, h_n, c_n; of a cell h, c. None where none arrived.
         recurrent: what of them came from later calls of the chain, or from within the call.
         inside: what came from within.
     """
 
-    snapshot: Snapshot
     gradients: list[Tensor | None]
     recurrent: list[Tensor | None]
     inside: list[Tensor | None]
+
+
+class Observed(Linked, Gradients, Protocol):
+    """A call of one of torch's layers or cells, and what has arrived at its results."""
+
+    snapshot: Snapshot
 
     @property
     def cell(self) -> bool:
@@ -130,11 +134,13 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
     cell = like.c_0 is not None
     first = 0 if mine[0].cell else 1
     ends = [
-        places.at_ends([_direct(c, first + p, getattr(s, name), factor) for c, s in zip(mine, stacks, strict=True)])
+        places.at_ends(
+            [direct_gradient(c, first + p, getattr(s, name), factor) for c, s in zip(mine, stacks, strict=True)]
+        )
         for p, name in enumerate(("h_n", "c_n")[: 1 + cell])
     ]
     finals = [torch.cat([getattr(s, n) for s in stacks], 1)[:, places.last] for n in ("h_n", "c_n")[: 1 + cell]]
-    entering = [_direct(c, 0, s.output, factor) for c, s in zip(mine, stacks, strict=True) if not c.cell]
+    entering = [direct_gradient(c, 0, s.output, factor) for c, s in zip(mine, stacks, strict=True) if not c.cell]
     outputs = places.by_time([s.output for s in stacks])
     return Stack(
         family=like.family,
@@ -162,7 +168,7 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
     )
 
 
-def _direct(call: Observed, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
+def direct_gradient(call: Gradients, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
     """Loss gradient of a result but for what came from later calls of the chain; exactly zero where that was all."""
     total, recurrent = call.gradients[slot], call.recurrent[slot]
     if total is None:
@@ -182,12 +188,14 @@ def _of_cells(
     cell = stacks[0].c_0 is not None
     results = [[s.h_n for s in stacks]] + [[s.c_n for s in stacks if s.c_n is not None]] * cell
     states = [[s.h_0 for s in stacks]] + [[s.c_0 for s in stacks if s.c_0 is not None]] * cell
-    totals = [[_total(c, p, x, factor) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(results)]
+    totals = [
+        [total_gradient(c, p, x, factor) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(results)
+    ]
     returned = [places.by_time(part) for part in results]
     given = tuple(places.by_time(part) for part in states)
     inside = places.valid[1:].unsqueeze(-1)
     as_returned = all(bool(((g[1:] == r[:-1]) | ~inside).all()) for g, r in zip(given, returned, strict=True))
-    factors = [[_factor(c, s, p) for c, s in zip(calls, stacks, strict=True)] for p in range(1 + cell)]
+    factors = [[link_factor(c, p, x[0]) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(states)]
     known = {"totals": tuple(places.by_time(part) for part in totals), "cells": returned[1] if cell else None}
     if as_returned and all(f is None for part in factors for f in part):
         return known
@@ -198,24 +206,23 @@ def _of_cells(
     return {**known, "given": given, "factors": tuple(scales)}
 
 
-def _total(call: Observed, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
+def total_gradient(call: Gradients, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
+    """Total loss gradient of a part of the state, but for what came to it from within the call."""
     total, inside = call.gradients[slot], call.inside[slot]
     if total is None:
         return torch.zeros_like(like)
     return (total.to(like.dtype) - (0 if inside is None else inside.to(like.dtype))) / factor
 
 
-def _factor(call: Observed, stack: Stack, part: int) -> Tensor | None:
-    """What the loop multiplied a part of the state by before it gave it to a call, [n, F]; None for ones."""
+def link_factor(call: Linked, part: int, like: Tensor) -> Tensor | None:
+    """What the loop multiplied a part of the state by before it gave it to a call, [n, F] as `like`; None for ones."""
     found: Tensor | None = None
     for strand in call.link.strands if call.link is not None else ():
         scale = strand.factors[part]
         if scale is None:
             continue
-        width = (stack.h_0, stack.c_0)[part]
-        assert width is not None
-        found = torch.ones_like(width[0]) if found is None else found
+        found = torch.ones_like(like) if found is None else found
         rows = torch.tensor(call.rows, device=scale.device)
         here = strand.rows[rows] >= 0
-        found[here] = scale[rows][here].to(found.dtype)
+        found[here] = scale[rows][here].to(found.dtype).expand_as(found[here])
     return found

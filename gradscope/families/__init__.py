@@ -1,5 +1,6 @@
 """The mathematics of recurrences: each family's equations, and what is measured of every one alike."""
 
+from gradscope.families.generic import analyse_recurrence
 from gradscope.families.stack import analyse, certify
 
-__all__ = ["analyse", "certify"]
+__all__ = ["analyse", "analyse_recurrence", "certify"]

@@ -5,7 +5,7 @@ With a projection R the block that is iterated is U_k R, H by H; its eigenvalues
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,18 +27,32 @@ def measure_blocks(family: Family, weights: Weights, eigenvalues: bool) -> dict[
         eigenvalues: give the spectrum as well (and the radius exactly, whatever the width).
     """
     blocks = weights.hh.unflatten(0, (len(family.gates), -1))
+    return _describe(family.gates, blocks, blocks if weights.hr is None else blocks @ weights.hr, eigenvalues)
+
+
+def measure_square_blocks(blocks: Mapping[str, Tensor], eigenvalues: bool) -> dict[str, Block]:
+    """The same for square blocks of any recurrent weights, by gate; others are left out."""
+    found: dict[str, Block] = {}
+    for gate, block in blocks.items():
+        if block.shape[0] == block.shape[1] and not block.is_complex():
+            one = block.unsqueeze(0).to(torch.promote_types(block.dtype, torch.float32))
+            found.update(_describe((gate,), one, one, eigenvalues))
+    return found
+
+
+def _describe(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues: bool) -> dict[str, Block]:
+    """Each of some blocks, [G, H, P], and of what is iterated, [G, H, H]."""
     if not blocks.isfinite().all():
-        return {gate: _unknown(blocks, eigenvalues) for gate in family.gates}
-    square = blocks if weights.hr is None else blocks @ weights.hr
+        return {gate: _unknown(blocks, eigenvalues) for gate in gates}
     values = torch.linalg.eigvals(square) if eigenvalues or square.shape[-1] <= EXACT else None
     radius = spectral_radius(square) if values is None else values.abs().amax(-1)
     gram = blocks.mT @ blocks
     size = spectral_norm(gram)
     gram.diagonal(dim1=1, dim2=2).sub_(1)
     orthogonality = torch.linalg.matrix_norm(gram) / blocks.shape[-1] ** 0.5
-    spectra = [_ordered(v) for v in values] if eigenvalues and values is not None else [None] * len(family.gates)
+    spectra = [_ordered(v) for v in values] if eigenvalues and values is not None else [None] * len(gates)
     parts = zip(radius, size, orthogonality, spectra, strict=True)
-    return {gate: Block(*part) for gate, part in zip(family.gates, parts, strict=True)}
+    return {gate: Block(*part) for gate, part in zip(gates, parts, strict=True)}
 
 
 def spectral_radius(matrices: Tensor) -> Tensor:

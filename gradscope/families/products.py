@@ -85,12 +85,13 @@ def _exact_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tensor
         points = (stop - start) * trace.gates.shape[1]
         everywhere = tuple(e.expand(-1, points, -1) for e in eye)
         rows = family.pull(weights, tuple(f.flatten(0, 1) for f in factors), everywhere)
-        found.append(_largest_singular(torch.cat(rows, -1).transpose(0, 1)).view(stop - start, -1))
+        found.append(largest_singular(torch.cat(rows, -1).transpose(0, 1)).view(stop - start, -1))
     steps = torch.arange(trace.gates.shape[0], device=lengths.device).unsqueeze(1)
     return torch.cat(found[::-1]), steps < lengths
 
 
-def _largest_singular(matrices: Tensor) -> Tensor:
+def largest_singular(matrices: Tensor) -> Tensor:
+    """Of each of a batch of matrices; NaN where one is not finite."""
     broken = ~matrices.isfinite().all(-1).all(-1)
     gram = (matrices @ matrices.mT).masked_fill(broken[..., None, None], 0)
     return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt().masked_fill(broken, torch.nan)
@@ -151,7 +152,7 @@ def _carry_back(family: Family, trace: Trace, lengths: Tensor, start_with: State
             total = squares.sum(0)
             scale = (total / rows).sqrt()
             gains.append((total / (width if exact else rows * width)).sqrt() * log.exp())
-            errors.append(torch.zeros_like(scale) if exact else _standard_error(squares, width) * log.exp())
+            errors.append(torch.zeros_like(scale) if exact else standard_error(squares, width) * log.exp())
             scale = torch.where(scale > 0, scale, 1)
             state = tuple((s / scale.unsqueeze(-1)).to(s.dtype) for s in state)
             log = torch.where(begins.squeeze(-1), 0, log) + scale.log()
@@ -166,7 +167,7 @@ def _linked(trace: Trace, t: int, state: State) -> State:
     return state if links is None else tuple(s * link[t] for s, link in zip(state, links, strict=True))
 
 
-def _standard_error(squares: Tensor, width: int) -> Tensor:
+def standard_error(squares: Tensor, width: int) -> Tensor:
     """Of sqrt(mean(squares) / width), to first order; `squares` are [rows, B]."""
     mean = squares.mean(0)
     return squares.std(0) / len(squares) ** 0.5 / (2 * (mean * width).sqrt()).clamp(min=1e-300)
@@ -183,7 +184,7 @@ def _lyapunov(family: Family, trace: Trace, lengths: Tensor, carried: _Carried, 
     if not exact:
         rows, extra = _carry_forward(family, trace, lengths, torch.linalg.qr(rows.mT)[0].mT)
         log = extra
-    size = _largest_singular(rows.double())
+    size = largest_singular(rows.double())
     spans = lengths - 1
     return ((size.log() + log) / spans).masked_fill(spans == 0, torch.nan)
 

@@ -1,0 +1,171 @@
+"""Cells that are not torch's: found by their class or by their signature, and seen at their class's `forward`.
+
+The class is patched, not the module: calls by `cell(...)` and by `cell.forward(...)` are seen, and copies and pickles
+of the user's modules stay clean.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace as replace_fields
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.errors import AttachError
+from gradscope.types import CellSpec, GateKind
+
+STATES = frozenset(
+    """state states prev_state previous_state h hx hc hidden hiddens hidden_state hidden_states h_prev prev_h
+    prev_hidden carry""".split()
+)
+"""What the second argument of a cell is called, if it is to be known for one."""
+
+
+class CellListener(Protocol):
+    """Hears of the calls of cells."""
+
+    def before_cell(self, cell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call begins; what is returned, if not None, is handed to `after_cell`."""
+        ...
+
+    def after_cell(self, token: Any, result: Any) -> None:
+        """The call that `token` stands for returned."""
+        ...
+
+
+def find_cells(model: nn.Module, cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[str, CellSpec]:
+    """Cells in a model by qualified name: those of the given classes, and those that are known by their signature.
+
+    Raises:
+        AttachError: something else than classes of modules is given, or there is no module of a class.
+    """
+    specs = _checked(cells)
+    named = dict(model.named_modules())
+    asked = {name: specs[kind] for name, m in named.items() for kind in type(m).__mro__[:-1] if kind in specs}
+    for kind in specs:
+        if not any(isinstance(named[name], kind) for name in asked):
+            raise AttachError(f"cells: the model has no module of the class {kind.__name__}. Leave it out of cells=.")
+    alike = {name for name, module in named.items() if name not in asked and _looks_like_cell(module)}
+    alike = {name for name in alike if not any(_within(name, other) or _within(other, name) for other in asked)}
+    inner = {name: CellSpec() for name in alike if not any(_within(other, name) for other in alike)}
+    return {name: {**asked, **inner}[name] for name in named if name in asked or name in inner}
+
+
+def inside(names: Iterable[str], cells: Iterable[str]) -> set[str]:
+    """Those names of modules that are part of a cell."""
+    known = list(cells)
+    return {name for name in names if any(name == cell or _within(name, cell) for cell in known)}
+
+
+def _within(inner: str, outer: str) -> bool:
+    """Whether a module is part of another."""
+    return inner != outer and (outer == "" or inner.startswith(f"{outer}."))
+
+
+def _checked(cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[type, CellSpec]:
+    if cells is None:
+        return {}
+    pairs = list(cells.items()) if isinstance(cells, Mapping) else [(kind, CellSpec()) for kind in cells]
+    for kind, spec in pairs:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise AttachError(f"cells: {kind!r} is no class of modules. Pass {{MyCell: gradscope.CellSpec()}}.")
+        if not isinstance(spec, CellSpec):
+            raise AttachError(f"cells: {kind.__name__} needs a gradscope.CellSpec; got {type(spec).__name__}.")
+        state_argument(kind, spec)
+    return dict(pairs)
+
+
+def _looks_like_cell(module: nn.Module) -> bool:
+    """Whether a class of somebody's own has `forward(x, state)` and no recurrent layer in it."""
+    kind = type(module)
+    if kind.__module__.partition(".")[0] == "torch" or isinstance(module, (nn.RNNBase, torch.jit.ScriptModule)):
+        return False
+    if isinstance(module, nn.RNNCellBase):
+        return kind.forward not in (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward)
+    names = _arguments(kind)
+    if len(names) < 2 or names[1] not in STATES:
+        return False
+    inner = (m for m in module.modules() if m is not module)
+    return not any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in inner)
+
+
+def _arguments(kind: type) -> list[str]:
+    try:
+        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def state_argument(kind: type, spec: CellSpec) -> str:
+    """Name of the argument of `forward` that is the state.
+
+    Raises:
+        AttachError: there is none.
+    """
+    names = list(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+    if spec.state is not None and spec.state not in names:
+        raise AttachError(
+            f"cells: {kind.__name__}.forward has no argument {spec.state!r}; it has {', '.join(names) or 'none'}."
+        )
+    if spec.state is None and len(_arguments(kind)) < 2:
+        raise AttachError(
+            f"cells: {kind.__name__}.forward takes {', '.join(names) or 'nothing'}; a cell takes its state as well: "
+            "forward(x, state). Name the argument in CellSpec(state=...), or give the module that takes the state."
+        )
+    return spec.state or _arguments(kind)[1]
+
+
+def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
+    """A spec, and where it says nothing of the gates what the cell says of itself, as those of `gradscope.cells` do.
+
+    That is a method `gates(x, state)`, and the tuples `blocks`, of gates, and `recurrent`, of parameters.
+    """
+    gates, blocks = getattr(module, "gates", None), getattr(module, "blocks", None)
+    if spec.gates is not None or not callable(gates) or isinstance(gates, nn.Module):
+        return spec
+    names = getattr(module, "recurrent", ())
+    tables = {name: tuple(blocks) for name in names} if isinstance(blocks, tuple) and isinstance(names, tuple) else {}
+    kinds: dict[str, GateKind] = {"hidden": "relu"} if getattr(module, "nonlinearity", "") == "relu" else {}
+    return replace_fields(spec, gates=type(module).gates, blocks=spec.blocks or tables, kinds=spec.kinds or kinds)
+
+
+def listen_to_cells(modules: Sequence[nn.Module], listener: CellListener) -> list[Callable[[], None]]:
+    """Begin to hear of the calls of these modules' classes; what is returned ends it."""
+    kinds = dict.fromkeys(type(module) for module in modules)
+    return [_seam(kind).listen(listener).remove for kind in kinds]
+
+
+_SEAMS: weakref.WeakKeyDictionary[type, Seam[CellListener]] = weakref.WeakKeyDictionary()
+
+
+def _seam(kind: type) -> Seam[CellListener]:
+    if kind not in _SEAMS:
+        reference = weakref.ref(kind)
+
+        def install() -> Restore:
+            return replace((reference(), "forward", _around(reference)))
+
+        _SEAMS[kind] = Seam(install)
+    return _SEAMS[kind]
+
+
+def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
+    def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        kind = reference()
+        if type(self) is not kind or torch._C._get_tracing_state() is not None:  # a subclass has a seam of its own
+            return original(self, *args, **kwargs)
+        listeners = _SEAMS[kind]
+        tokens = [(listener, listener.before_cell(self, args, kwargs)) for listener in listeners]
+        result = original(self, *args, **kwargs)
+        for listener, token in tokens:
+            if token is not None:
+                listener.after_cell(token, result)
+        return result
+
+    return around
