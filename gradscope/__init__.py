@@ -8,6 +8,7 @@
 5
 """
 
+from gradscope.compare import compare
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record.run import Run, load
 from gradscope.scope import Scope, attach
@@ -25,5 +26,6 @@ __all__ = [
     "Run",
     "Scope",
     "attach",
+    "compare",
     "load",
 ]

@@ -15,14 +15,16 @@ from torch.optim import Optimizer
 
 from gradscope.attach.find import is_call_of
 from gradscope.capture.cell import Cell
+from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.snapshot import Dropout, begin_dropout
+from gradscope.following import CARRIED
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import summarise
 from gradscope.schedule import Schedule
-from gradscope.step import CARRIED, Recording
+from gradscope.step import Recording
 from gradscope.types import KernelCall, LayerKey, Rows
 
 NOT_CALLED = (
@@ -61,20 +63,23 @@ class Observer:
         self,
         model: nn.Module,
         layers: dict[str, nn.Module],
-        cells: Sequence[Cell],
+        own: Sequence[Cell | SequenceModule],
         recorder: Recorder,
         schedule: Schedule,
         settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
         self._model, self._layers, self._recorder = model, layers, recorder
-        self._cells = {id(cell.module): cell for cell in cells}
+        self._own: dict[int, list[Cell | SequenceModule]] = {}
+        for watched in own:
+            self._own.setdefault(id(watched.module), []).append(watched)
         self._schedule, self._settings = schedule, settings
         self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        self.ledger = Ledger(model, list(layers.values()), self.guard, self._owns, self._scaler_stepped)
+        parts = list(layers.values()) or [watched.module for watched in own]
+        self.ledger = Ledger(model, parts, self.guard, self._owns, self._scaler_stepped)
         self.paused = False
         self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
         self.step = settings.first_step
@@ -83,9 +88,9 @@ class Observer:
         self._recording = self._begin()
 
     @property
-    def cells(self) -> list[nn.Module]:
-        """The observed cells that are not torch's."""
-        return [cell.module for cell in self._cells.values()]
+    def own(self) -> list[nn.Module]:
+        """The observed modules that are not torch's layers and cells."""
+        return [watched[0].module for watched in self._own.values()]
 
     # --- kernel calls
 
@@ -117,31 +122,41 @@ class Observer:
         if self._recording is not None and any(tensor.requires_grad for tensor in result):
             self._recording.observe(name, call, result, dropout)
 
-    # --- calls of cells that are not torch's
+    # --- calls of modules that are not torch's layers and cells
 
-    def before_cell(self, cell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `CellListener`; on steps that are not recorded, this is all that happens."""
-        if id(cell) not in self._cells or (self._recording is None and self._since is not None):
+    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `CallListener`; on steps that are not recorded, this is all that happens."""
+        if id(module) not in self._own or (self._recording is None and self._since is not None):
             return None
-        return self._before_cell(self._cells[id(cell)], args, kwargs)
+        return [self._before_call(watched, args, kwargs) for watched in self._own[id(module)]]
 
     @guarded
-    def _before_cell(self, cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._since = self._since or time.perf_counter()
         if self._recording is None or not torch.is_grad_enabled():
             return None
         if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
             return None
-        self._called[-1].add(cell.name)
-        if self.paused or not self._recording.takes(cell.name):
+        if isinstance(watched, SequenceModule):
+            taken = not self.paused and self._recording.takes(watched.seal)
+            return watched.begin(args, kwargs) if taken else None
+        self._called[-1].add(watched.name)
+        if self.paused or not self._recording.takes(watched.name):
             return None
-        return cell, *cell.bind(args, kwargs)
+        return watched, *watched.bind(args, kwargs)
 
     @guarded
-    def after_cell(self, token: tuple[Cell, dict[str, Any], Any], result: Any) -> None:
+    def after_call(self, token: list[Any], result: Any) -> None:
         """Copy what the analysis needs."""
-        if self._recording is not None:
-            self._recording.observe_cell(*token, result)
+        recording = self._recording
+        if recording is None:
+            return
+        for part in token:
+            if isinstance(part, Given):
+                recording.observe_positions(part, result)
+            elif part is not None:
+                cell, arguments, state = part
+                recording.observe_cell(cell, arguments, state, result)
 
     # --- optimizer steps
 
@@ -172,7 +187,7 @@ class Observer:
         self.guard.call(self._finish, name, skipped, optimizer)
 
     def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
-        recorded = self._recording is not None and bool(self._recording.calls)
+        recorded = self._recording is not None and self._recording.any
         if optimizer is not None:
             self.ledger.scaling.without(optimizer)
         rows = self.rows()
@@ -220,7 +235,7 @@ class Observer:
 
     def _remarks(self) -> list[Rows]:
         """Notes on what could not be followed between calls."""
-        remarks = [] if self._recording is None else list(self._recording.remarks)
+        remarks = [] if self._recording is None else list(self._recording.following.remarks)
         remarks = [r for r in remarks if r[1] != CARRIED or self._carried.setdefault(r[0], self.step) == self.step]
         key = {"layer": -1, "direction": "", "chain": -1}
         return [Rows("notes", {"step": self.step, "module": m, **key, "reason": reason}) for m, reason in remarks]
@@ -230,7 +245,7 @@ class Observer:
         """Whether gradients have arrived since the last optimizer step."""
         if self._recording is None:
             return False
-        return bool(self._recording.calls) or (self.step == self._settings.first_step and bool(self._unseen()))
+        return self._recording.any or (self.step == self._settings.first_step and bool(self._unseen()))
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -250,7 +265,7 @@ class Observer:
             return None
         recording = Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
         if self._recording is not None:
-            recording.before = self._recording.recent
+            recording.following.before = self._recording.following.recent
         return recording
 
     def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

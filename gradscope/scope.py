@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradscope.attach.custom import default_spec, find_cells, listen_to_cells, state_argument
+from gradscope.attach.custom import default_spec, find_cells, find_sequences, listen_to_calls, state_argument
 from gradscope.attach.find import find_layers
 from gradscope.attach.kernels import KERNELS
 from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.capture.cell import Cell
+from gradscope.capture.positions import SequenceModule
 from gradscope.errors import AttachError, GradscopeError
 from gradscope.observer import Observer, Settings
 from gradscope.quantities import choose_quantities
@@ -47,6 +48,7 @@ def attach(
     first_step: int = 0,
     sinks: Sequence[Sink] = (),
     cells: Mapping[type[nn.Module], CellSpec] | Sequence[type[nn.Module]] | None = None,
+    positions: Mapping[str, int] | None = None,
     strict: bool = False,
 ) -> Scope:
     """Record what gradients do inside every recurrent layer of a model, while it trains as before.
@@ -65,6 +67,8 @@ def attach(
         first_step: number of the first step, for resumed training.
         sinks: further takers of the rows, anything with `write(batch)` and `close()`.
         cells: classes of your own cells, and how to observe them; see `CellSpec`.
+        positions: pattern over qualified names -> time dimension, 0 or 1, of the output of any other module that turns
+            a sequence into a sequence: `grad_h` is recorded at its positions, and `reach` from there to its input.
         strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
             goes on.
 
@@ -85,8 +89,12 @@ def attach(
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
     specs = find_cells(model, cells)
-    layers = find_layers(model, include, exclude, specs)
-    own = [_cell(name, layers[name], spec, cells) for name, spec in specs.items() if name in layers]
+    sequences = find_sequences(model, positions)
+    layers = find_layers(model, include, exclude, specs, optional=bool(sequences))
+    own: list[Cell | SequenceModule] = [
+        _cell(name, layers[name], spec, cells) for name, spec in specs.items() if name in layers
+    ]
+    own += [SequenceModule(name, model.get_submodule(name), dim) for name, dim in sequences.items()]
     wanted = choose_quantities(quantities)
     schedule = make_schedule(every, budget)
     if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
@@ -140,7 +148,7 @@ class Scope:
         with ExitStack() as undo:
             for seam in (KERNELS, OPTIMIZERS):
                 undo.callback(seam.listen(observer).remove)
-            for remove in listen_to_cells(observer.cells, observer):
+            for remove in listen_to_calls(observer.own, observer):
                 undo.callback(remove)
             undo.push(observer.ledger.listen())
             self._undo = undo.pop_all()

@@ -192,6 +192,28 @@ class Joined:
     totals: tuple[Tensor, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """One call of a module that turns a sequence into a sequence.
+
+    Attributes:
+        output: what came out, the whole batch, [T, B, F].
+        gradient: its loss gradient, [T, B, F].
+        columns: which sequences are analysed, [n].
+        run: runs the call again: the sequence that came in, with a graph to what comes out, [T, B, F]; None where no
+            argument is such a sequence.
+        dim: which dimension of what came in is time.
+        tolerance: largest relative difference that the arithmetic explains.
+    """
+
+    output: Tensor
+    gradient: Tensor
+    columns: Tensor
+    run: Callable[[], tuple[Tensor, Tensor]] | None
+    dim: int
+    tolerance: float
+
+
 GateKind = Literal["sigmoid", "tanh", "relu"]
 
 

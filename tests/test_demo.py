@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from rich.cells import cell_len
 
 import gradscope
 from gradscope.demo import figure
 from gradscope.demo.chart import ASCII, BRAILLE, Curve, Pen, draw
-from gradscope.demo.digits import Task, digits
 from gradscope.demo.summary import Horizon, Layer, Summary, sentence, summarise
+from gradscope.demo.tasks import ANY, TASKS, Task, digits
 from gradscope.demo.training import CELLS, CLIPPINGS, Trial, train
 
 NAN = float("nan")
@@ -110,7 +111,11 @@ def test_sentence(layer: Layer, said: str) -> None:
 @pytest.fixture(scope="module")
 def few() -> Task:
     """A little of the data, for tests that only ask whether it runs."""
-    return Task(*(part[:96] for part in digits(seed=0)))
+    return little(digits(seed=0))
+
+
+def little(task: Task) -> Task:
+    return task._replace(**{name: getattr(task, name)[:96] for name in task._fields[:4]})
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -127,6 +132,27 @@ def test_trial(cell: str, few: Task, tmp_path: Path) -> None:
     assert layer.reach["p50"].iloc[0] == pytest.approx(1)
     assert 5 < layer.before.lag < 40
     assert 0 <= summary.clipped <= 1
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_can_be_trained_on(name: str, tmp_path: Path) -> None:
+    task = TASKS[name](0)
+    assert task.train_x.shape[1] == 64 and len(task.train_x) + len(task.test_x) >= 1797
+    for y in (task.train_y, task.test_y):
+        counted = y[y != ANY]
+        assert counted.min() >= 0 and counted.max() < task.classes
+        assert counted.bincount().max() < 0.6 * len(counted)  # no answer is right by itself
+    assert 0 <= train(Trial("gru", "norm"), little(task), 1, tmp_path, seed=0, report=lambda: None) <= 1
+    assert [key.module for key in gradscope.load(tmp_path).layers] == ["rnn"]
+
+
+def test_made_tasks_are_what_they_say() -> None:
+    adding, copy, tagging = (TASKS[name](0) for name in ("adding", "copy", "tagging"))
+    values, marks = adding.train_x.unbind(2)
+    assert (marks.sum(1) == 2).all() and (marks[:, :32].sum(1) == 1).all()
+    assert torch.equal(adding.train_y, ((values * marks).sum(1) > 1).long())
+    assert torch.equal(copy.train_x[:, :4].argmax(2), copy.train_y[:, -4:]) and (copy.train_y[:, :-4] == ANY).all()
+    assert torch.equal((tagging.train_x.argmax(2) - 1).cumsum(1), tagging.train_y)
 
 
 def test_trial_repeats_itself_and_leaves_other_files_alone(few: Task, tmp_path: Path) -> None:
@@ -153,5 +179,6 @@ def test_command_on_a_terminal_that_knows_only_ascii(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (0, b"")
     assert "RNN, clipped by norm: " in out
     assert "steps back" in out
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["reach.png", "rnn-norm", "rnn-value"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["reach.png", "report.html", "rnn-norm", "rnn-value"]
+    assert f"Report: {tmp_path / 'report.html'}" in out
     assert gradscope.load(tmp_path / "rnn-norm").layers == [("rnn", 0, "forward", 0)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +56,10 @@ def observed_layer(training: Training) -> Layer:
 
 
 @torch.no_grad()
-def linearised(family: LSTM, trace: Trace) -> list[Piece]:
-    """All timesteps, the first piece first."""
-    return [family.piece(trace, start, stop) for start, stop in pieces(trace.layer, len(family.gates))][::-1]
+def linearised(family: LSTM, trace: Trace) -> Iterator[Piece]:
+    """All timesteps, the last piece first and one at a time, as a recorded step takes them."""
+    for start, stop in pieces(trace.layer, len(family.gates)):
+        yield family.piece(trace, start, stop)
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def sizes(family: LSTM, trace: Trace, given: Iterable[Piece]) -> Tensor:
     """`jacobian` of all (t, b) in closed form, [T, B]."""
     constants = family.constants(trace.layer.weights)
     squares = [family.sizes(constants, piece)["jacobian"] for piece in given]
-    return (torch.cat(squares) / (2 * trace.gates.shape[-1])).sqrt()
+    return (torch.cat(squares[::-1]) / (2 * trace.gates.shape[-1])).sqrt()
 
 
 def by_autograd(trace: Trace, t: Tensor, b: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
     training, family = Training(workload), LSTM()
     layer = observed_layer(training)
     trace = family.replay(layer)
-    given = linearised(family, trace)
+    given = list(linearised(family, trace))
     known = sizes(family, trace, given)
     generator = torch.Generator().manual_seed(0)
     steps, batch = layer.output.shape[:2]

@@ -6,10 +6,12 @@ of the user's modules stay clean.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import torch
@@ -26,14 +28,14 @@ STATES = frozenset(
 """What the second argument of a cell is called, if it is to be known for one."""
 
 
-class CellListener(Protocol):
-    """Hears of the calls of cells."""
+class CallListener(Protocol):
+    """Hears of the calls of some modules."""
 
-    def before_cell(self, cell: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call begins; what is returned, if not None, is handed to `after_cell`."""
+    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call begins; what is returned, if not None, is handed to `after_call`."""
         ...
 
-    def after_cell(self, token: Any, result: Any) -> None:
+    def after_call(self, token: Any, result: Any) -> None:
         """The call that `token` stands for returned."""
         ...
 
@@ -54,6 +56,26 @@ def find_cells(model: nn.Module, cells: Mapping[type, CellSpec] | Sequence[type]
     alike = {name for name in alike if not any(_within(name, other) or _within(other, name) for other in asked)}
     inner = {name: CellSpec() for name in alike if not any(_within(other, name) for other in alike)}
     return {name: {**asked, **inner}[name] for name in named if name in asked or name in inner}
+
+
+def find_sequences(model: nn.Module, positions: Mapping[str, int] | None) -> dict[str, int]:
+    """Modules whose output is a sequence, by qualified name, and its time dimension.
+
+    Raises:
+        AttachError: a pattern matches no module, or a dimension is neither 0 nor 1.
+    """
+    names = [name for name, _ in model.named_modules()]
+    found: dict[str, int] = {}
+    for pattern, dim in (positions or {}).items():
+        if dim not in (0, 1):
+            raise AttachError(f"positions: {pattern!r} -> {dim!r}: the time dimension of the output is 0 or 1.")
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise AttachError(f"positions: {pattern!r} matches no module of the model.{hint}")
+        found.update(dict.fromkeys(matched, dim))
+    return found
 
 
 def inside(names: Iterable[str], cells: Iterable[str]) -> set[str]:
@@ -132,19 +154,20 @@ def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
     names = getattr(module, "recurrent", ())
     tables = {name: tuple(blocks) for name in names} if isinstance(blocks, tuple) and isinstance(names, tuple) else {}
     kinds: dict[str, GateKind] = {"hidden": "relu"} if getattr(module, "nonlinearity", "") == "relu" else {}
-    return replace_fields(spec, gates=type(module).gates, blocks=spec.blocks or tables, kinds=spec.kinds or kinds)
+    own: Any = type(module)
+    return replace_fields(spec, gates=own.gates, blocks=spec.blocks or tables, kinds=spec.kinds or kinds)
 
 
-def listen_to_cells(modules: Sequence[nn.Module], listener: CellListener) -> list[Callable[[], None]]:
+def listen_to_calls(modules: Sequence[nn.Module], listener: CallListener) -> list[Callable[[], None]]:
     """Begin to hear of the calls of these modules' classes; what is returned ends it."""
     kinds = dict.fromkeys(type(module) for module in modules)
     return [_seam(kind).listen(listener).remove for kind in kinds]
 
 
-_SEAMS: weakref.WeakKeyDictionary[type, Seam[CellListener]] = weakref.WeakKeyDictionary()
+_SEAMS: weakref.WeakKeyDictionary[type, Seam[CallListener]] = weakref.WeakKeyDictionary()
 
 
-def _seam(kind: type) -> Seam[CellListener]:
+def _seam(kind: type) -> Seam[CallListener]:
     if kind not in _SEAMS:
         reference = weakref.ref(kind)
 
@@ -158,14 +181,15 @@ def _seam(kind: type) -> Seam[CellListener]:
 def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = reference()
-        if type(self) is not kind or torch._C._get_tracing_state() is not None:  # a subclass has a seam of its own
+        inherited = type(self) is not kind  # a subclass has a seam of its own
+        if kind is None or inherited or torch._C._get_tracing_state() is not None:
             return original(self, *args, **kwargs)
         listeners = _SEAMS[kind]
-        tokens = [(listener, listener.before_cell(self, args, kwargs)) for listener in listeners]
+        tokens = [(listener, listener.before_call(self, args, kwargs)) for listener in listeners]
         result = original(self, *args, **kwargs)
         for listener, token in tokens:
             if token is not None:
-                listener.after_cell(token, result)
+                listener.after_call(token, result)
         return result
 
     return around

@@ -22,6 +22,8 @@ def find_layers(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     cells: Iterable[str] = (),
+    *,
+    optional: bool = False,
 ) -> dict[str, nn.Module]:
     """Fused recurrent layers and cells by qualified name, in the order of `named_modules`.
 
@@ -30,6 +32,7 @@ def find_layers(
         include: `fnmatch` patterns over qualified names; only these.
         exclude: `fnmatch` patterns over qualified names; not these.
         cells: names of cells that are not torch's; what is part of them is none of itself.
+        optional: a model without any will do.
 
     Raises:
         AttachError: there is no such layer, a pattern matches nothing, or a layer is quantized or scripted.
@@ -45,6 +48,8 @@ def find_layers(
     for name in chosen:
         _refuse(name, modules[name])
     known = (nn.RNNBase, nn.RNNCellBase)
+    if not names and optional:
+        return {}
     layers = {name: m for name in chosen if isinstance(m := modules[name], known) or name in own}
     if not layers:
         raise AttachError(_none_found(model, names))

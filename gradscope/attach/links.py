@@ -51,7 +51,12 @@ AsState = Callable[[Mark, Tensor], "tuple[int, Tensor] | None"]
 def mark(tensor: Tensor, owner: Hashable, call: Any, slot: int) -> None:
     """Say that this result is that of a call; for whoever asks with the same owner."""
     node, number = edge_of(tensor)
-    node.metadata.setdefault(KEY, {})[owner, number] = Mark(call, slot)
+    _metadata(node).setdefault(KEY, {})[owner, number] = Mark(call, slot)
+
+
+def _metadata(node: Node) -> dict[str, Any]:
+    """What is kept with a node; torch's stubs take it for a method."""
+    return node.metadata  # type: ignore[return-value]
 
 
 def marked(tensor: Tensor, owner: Hashable) -> Mark | None:
@@ -137,12 +142,12 @@ def _trace(state: Tensor, owner: Hashable, view: Callable[[Mark, Tensor], Tensor
     for found, plain in first.found.items():
         parts = [_by_row(view(found, x), state, rows) for x in (plain, *(r[found] for r in rest if found in r))]
         known = [p for p in parts if p is not None]
-        one = _rows_of(*known, by_row(probes[1], rows)) if len(known) == 3 else None
+        one = _rows_of(known[0], known[1], known[2], by_row(probes[1], rows)) if len(known) == 3 else None
         if one is None and known:
             one = _row_by_row(edge, owner, found, view, state, rows)
         if one is None:
             return _Part(sources, True)
-        sources.append((found.call, *one))
+        sources.append((found.call, one[0], one[1]))
     return _Part(sources, first.blocked)
 
 
@@ -257,7 +262,8 @@ class _Walk:
             self.blocked |= any(_leads_to_mark(below, self.owner) for below, _ in node.next_functions if below)
             return
         outputs = len(node._input_metadata)
-        result = node(*(arrived.get(i) for i in range(outputs)))
+        run: Any = node  # calling a node computes, and fires no hook
+        result = run(*(arrived.get(i) for i in range(outputs)))
         below = result if isinstance(result, tuple) else (result,)
         for (target, number), cotangent in zip(node.next_functions, below, strict=False):
             if target is not None and cotangent is not None:
@@ -278,7 +284,7 @@ def _carry(edge: Edge, cotangent: Tensor, owner: Hashable) -> _Walk:
 
 
 def _marked(node: Node, number: int, owner: Hashable) -> Mark | None:
-    marks = node.metadata.get(KEY)
+    marks = _metadata(node).get(KEY)
     return None if marks is None else marks.get((owner, number))
 
 
@@ -290,7 +296,7 @@ def _elementwise(node: Node) -> bool:
 
 def _leads_to_mark(node: Node, owner: Hashable) -> bool:
     """Whether some marked result is among the nodes below, within reach of a search."""
-    return any(owner == key[0] for below in nodes_below([node]) for key in below.metadata.get(KEY, ()))
+    return any(owner == key[0] for below in nodes_below([node]) for key in _metadata(below).get(KEY, ()))
 
 
 def nodes_below(start: Sequence[Node], limit: int = VISITED) -> Iterator[Node]:
@@ -325,15 +331,15 @@ def consumers(
     seen, found = set(stack), list[tuple[Node, int, Mark]]()
     while stack:
         node = stack.pop()
-        for index, edge in enumerate(node.next_functions):
-            if edge[0] is None:
+        for index, (below, number) in enumerate(node.next_functions):
+            if below is None:
                 continue
-            marked = _marked(*edge, owner)
-            if marked is not None:
-                found.append((node, index, marked))
-            elif edge not in stop and edge[0] not in seen:
-                seen.add(edge[0])
-                stack.append(edge[0])
+            known = _marked(below, number, owner)
+            if known is not None:
+                found.append((node, index, known))
+            elif (below, number) not in stop and below not in seen:
+                seen.add(below)
+                stack.append(below)
         if len(seen) > SEARCHED:
             return None
     return found

@@ -108,6 +108,11 @@ class Results(NamedTuple):
     form: pytree.TreeSpec
     certain: bool
 
+    @property
+    def state(self) -> list[Tensor]:
+        """The parts of the new state."""
+        return [self.results[p] for p in self.parts]
+
 
 @dataclass(eq=False)
 class Cell:
@@ -173,15 +178,7 @@ class Cell:
     def double(self) -> nn.Module:
         """The cell without its hooks, beside the original."""
         if self._double is None:
-            shared = {id(t): t for m in self.module.modules() for t in _tensors(m)}
-            try:
-                double = copy.deepcopy(self.module, dict(shared))
-            except Exception:  # what cannot be copied is shared
-                double = copy.copy(self.module)
-            for module in double.modules():
-                module._forward_hooks, module._backward_hooks = type(module._forward_hooks)(), {}  # type: ignore[assignment]
-                module._backward_pre_hooks = {}  # type: ignore[assignment]
-            self._double = double
+            self._double = double_of(self.module)
         return self._double
 
     def run(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> list[Tensor]:
@@ -189,7 +186,7 @@ class Cell:
         arguments = snapshot.arguments.put_together(rows)
         arguments[self.argument] = self._state(snapshot, state)
         with ExitStack() as quiet:
-            _quietly(quiet, state[0].device)
+            quietly(quiet, state[0].device)
             result = functional_call(self.double(), dict(snapshot.weights), (), arguments)
         new = result if self.spec.result is None else self.spec.result(result)
         leaves = [x for x in pytree.tree_leaves(new) if isinstance(x, Tensor)]
@@ -201,7 +198,7 @@ class Cell:
         arguments[self.argument] = self._state(snapshot, state)
         gates = self.spec.gates
         with ExitStack() as quiet:
-            _quietly(quiet, state[0].device)
+            quietly(quiet, state[0].device)
             if callable(gates):
                 return dict(_call(self.double(), gates, snapshot.weights, arguments))
             return self._outputs_of(gates or {}, snapshot.weights, arguments)
@@ -232,6 +229,19 @@ class Cell:
         return pytree.tree_unflatten(parts, snapshot.form)
 
 
+def double_of(original: nn.Module) -> nn.Module:
+    """A module beside another, with its parameters but without its hooks: running it leaves the other as it is."""
+    shared = {id(t): t for m in original.modules() for t in _tensors(m)}
+    try:
+        double = copy.deepcopy(original, dict(shared))
+    except Exception:  # what cannot be copied is shared
+        double = copy.copy(original)
+    for module in double.modules():
+        module._forward_hooks, module._backward_hooks = type(module._forward_hooks)(), {}  # type: ignore[assignment]
+        module._backward_pre_hooks = {}  # type: ignore[assignment]
+    return double
+
+
 class _Within(nn.Module):
     """Runs a function of a cell where its parameters are replaced."""
 
@@ -250,6 +260,48 @@ def _call(cell: nn.Module, function: Any, weights: Mapping[str, Tensor], argumen
 def real(x: Tensor) -> Tensor:
     """A complex tensor as pairs; others as they are."""
     return torch.view_as_real(x) if x.is_complex() else x
+
+
+def tensors_in(x: Any) -> list[Tensor]:
+    """All tensors in a structure."""
+    return [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+
+
+def take_call(
+    arguments: dict[str, Any],
+    given: Sequence[Tensor],
+    results: Results,
+    rows: list[int] | None,
+    weights: Mapping[str, Tensor],
+) -> CellSnapshot:
+    """Copy a call.
+
+    Args:
+        arguments: by name, without the state.
+        given: the parts of the state; empty where none was given.
+        results: what the call returned.
+        rows: which sequences to take; None for all.
+        weights: copies of the cell's parameters and buffers.
+    """
+    batch, device = len(results.state[0]), results.state[0].device
+    columns = None if rows is None else torch.tensor(rows, device=device)
+    layout = Single(columns, torch.ones(batch if rows is None else len(rows), dtype=torch.long, device=device))
+
+    def take(x: Tensor) -> Tensor:
+        return layout.select(real(x.detach())).squeeze(0)
+
+    with torch.no_grad():
+        return CellSnapshot(
+            layout=layout,
+            arguments=take_arguments(arguments, batch, layout),
+            state=[take(x) for x in given] if given else None,
+            results=[take(x) if x.dim() and len(x) == batch else x.detach().clone() for x in results.results],
+            parts=results.parts,
+            form=results.form,
+            weights=weights,
+            precision=precision([*given, *results.state]),
+            complex=tuple(x.is_complex() for x in results.state),
+        )
 
 
 def take_arguments(arguments: dict[str, Any], batch: int, layout: Single) -> Arguments:
@@ -298,7 +350,7 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-def _quietly(quiet: ExitStack, device: torch.device) -> None:
+def quietly(quiet: ExitStack, device: torch.device) -> None:
     """Random numbers that a cell draws when it is run again are not the user's."""
     devices = [device] if device.type == "cuda" else []
     quiet.enter_context(torch.random.fork_rng(devices=devices))

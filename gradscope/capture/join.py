@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradscope.capture.chain import Chain, Linked
+from gradscope.capture.chain import Chain, Linked, Place
 from gradscope.capture.snapshot import Snapshot
 from gradscope.types import Joined, Stack
 
@@ -17,21 +18,21 @@ EPSILONS = 16
 """A difference of so many roundings is none."""
 
 
-class Gradients(Protocol):
-    """The gradients that have arrived at the results of a call.
+class Gradients(Linked, Protocol):
+    """A call, and the gradients that have arrived at its results.
 
     Attributes:
         gradients: by result: output, h_n, c_n; of a cell h, c. None where none arrived.
-        recurrent: what of them came from later calls of the chain, or from within the call.
-        inside: what came from within.
+        inside: what of them came from within the call.
+        back: by part of the state that the call was given: what came back to it through the call.
     """
 
     gradients: list[Tensor | None]
-    recurrent: list[Tensor | None]
     inside: list[Tensor | None]
+    back: list[Tensor | None]
 
 
-class Observed(Linked, Gradients, Protocol):
+class Observed(Gradients, Protocol):
     """A call of one of torch's layers or cells, and what has arrived at its results."""
 
     snapshot: Snapshot
@@ -132,15 +133,13 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
     stacks = [call.snapshot.stack(None, [None, None], factor) for call in mine]
     like = stacks[0]
     cell = like.c_0 is not None
-    first = 0 if mine[0].cell else 1
+    names = ("h_n", "c_n")[: 1 + cell]
+    entering, totals = _arrived(mine, stacks)
     ends = [
-        places.at_ends(
-            [direct_gradient(c, first + p, getattr(s, name), factor) for c, s in zip(mine, stacks, strict=True)]
-        )
-        for p, name in enumerate(("h_n", "c_n")[: 1 + cell])
+        places.at_ends(direct_gradients(chain, mine, p, totals[p], [getattr(s, n) for s in stacks], factor))
+        for p, n in enumerate(names)
     ]
-    finals = [torch.cat([getattr(s, n) for s in stacks], 1)[:, places.last] for n in ("h_n", "c_n")[: 1 + cell]]
-    entering = [direct_gradient(c, 0, s.output, factor) for c, s in zip(mine, stacks, strict=True) if not c.cell]
+    finals = [torch.cat([getattr(s, n) for s in stacks], 1)[:, places.last] for n in names]
     outputs = places.by_time([s.output for s in stacks])
     return Stack(
         family=like.family,
@@ -153,7 +152,7 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
         output=outputs,
         h_n=finals[0],
         c_n=finals[1] if cell else None,
-        grad_output=places.by_time(entering) if entering else torch.zeros_like(outputs),
+        grad_output=places.by_time(entering).div_(factor) if entering else torch.zeros_like(outputs),
         grad_h_n=torch.zeros_like(finals[0]),
         grad_c_n=None,
         dropout=tuple(places.by_time(list(masks)) for masks in zip(*(s.dropout for s in stacks), strict=True)),
@@ -168,17 +167,83 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
     )
 
 
-def direct_gradient(call: Gradients, slot: int, like: Tensor, factor: Tensor | float) -> Tensor:
-    """Loss gradient of a result but for what came from later calls of the chain; exactly zero where that was all."""
-    total, recurrent = call.gradients[slot], call.recurrent[slot]
-    if total is None:
+def _arrived(
+    calls: Sequence[Observed], stacks: Sequence[Stack]
+) -> tuple[list[Tensor], list[list[tuple[Tensor | None, ...]]]]:
+    """What arrived at each call: by timestep, [T, n, .]; and by part of the state at its end, [S, n, .]."""
+    if calls[0].cell:
+        return [], [[(g,) for g in part] for part in zip(*(c.gradients for c in calls), strict=True)]
+    found, ends = list[Tensor](), list[list[tuple[Tensor | None, ...]]]()
+    for call, stack in zip(calls, stacks, strict=True):
+        output, h_n, *c_n = call.gradients
+        own = torch.zeros_like(stack.output) if output is None else output.to(stack.output.dtype, copy=True)
+        last = None
+        if output is not None and len(stack.weights) == 1:  # the last output may have been handed on in place of h_n
+            at = stack.lengths - 1, torch.arange(len(stack.lengths), device=stack.lengths.device)
+            last = output[at].unsqueeze(0)
+            own[at] = 0
+        found.append(own)
+        ends.append([(h_n, last), *((c,) for c in c_n)])
+    return found, [list(part) for part in zip(*ends, strict=True)]
+
+
+def direct_gradients(
+    chain: Chain,
+    calls: Sequence[Gradients],
+    part: int,
+    arrived: Sequence[tuple[Tensor | None, ...]],
+    like: Sequence[Tensor],
+    factor: Tensor | float,
+) -> list[Tensor]:
+    """Loss gradient of a part of the state at the end of every call, but for what came from the next call.
+
+    Args:
+        chain: of these calls.
+        calls: in their order in the chain.
+        part: of the state.
+        arrived: what arrived at each of them, in parts to be added up.
+        like: the state at the end of each, [S, n, F].
+        factor: what the loss was multiplied by.
+
+    Returns:
+        [S, n, F] each, exactly zero where all came from the next call.
+    """
+    back = _back(chain, calls, part, like)
+    return [_difference(*pair, x) / factor for *pair, x in zip(arrived, back, like, strict=True)]
+
+
+def _back(chain: Chain, calls: Sequence[Gradients], part: int, like: Sequence[Tensor]) -> list[list[Tensor]]:
+    """What came to each call's part of the state from the next call of each sequence, and from within itself."""
+    steps: dict[Place, list[Place]] = {}
+    for track in chain.tracks:
+        for (place, row), (later, there) in itertools.pairwise(track.places):
+            steps.setdefault((place, later), []).append((row, there))
+    found: list[list[Tensor]] = [[] for _ in calls]
+    for (place, later), rows in steps.items():
+        back = calls[later].back[part]
+        if back is not None:
+            here, there = torch.tensor(rows, device=back.device).unbind(1)
+            scale = link_factor(calls[later], part, like[later][0])
+            value = back[:, there].to(like[place].dtype)
+            total = torch.zeros_like(like[place])
+            total[:, here] = value if scale is None else value * scale[there]
+            found[place].append(total)
+    return found
+
+
+def _difference(arrived: Sequence[Tensor | None], back: Sequence[Tensor], like: Tensor) -> Tensor:
+    """What arrived but did not come back; exactly zero where the difference is rounding."""
+    known = [g for g in arrived if g is not None]
+    if not known:
         return torch.zeros_like(like)
-    if recurrent is None:
-        return total.to(like.dtype) / factor
-    direct = total.to(like.dtype) - recurrent.to(like.dtype)
-    sizes = [torch.linalg.vector_norm(x.to(like.dtype), dim=-1, keepdim=True) for x in (direct, total, recurrent)]
-    rounding = EPSILONS * torch.finfo(total.dtype).eps * (sizes[1] + sizes[2])
-    return direct.masked_fill(sizes[0] <= rounding, 0) / factor
+    total = torch.stack([g.to(like.dtype) for g in known]).sum(0)
+    if not back:
+        return total
+    recurrent = torch.stack(list(back)).sum(0)
+    direct = total - recurrent
+    sizes = [torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (direct, total, recurrent)]
+    rounding = EPSILONS * max(torch.finfo(g.dtype).eps for g in known) * (sizes[1] + sizes[2])
+    return direct.masked_fill(sizes[0] <= rounding, 0)
 
 
 def _of_cells(

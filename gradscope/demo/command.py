@@ -9,36 +9,41 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from gradscope.demo.digits import Task
     from gradscope.demo.summary import Summary
+    from gradscope.demo.tasks import Task
     from gradscope.demo.training import Trial
 
 SEED = 0
 
 
 @click.command()
-@click.option("--task", type=click.Choice(["digits"]), default="digits", show_default=True, help="What to learn.")
+@click.option(
+    "--task", type=click.Choice(["digits", "adding", "copy", "tagging"]), default="digits", show_default=True,
+    help="What to learn.",
+)  # fmt: skip
 @click.option(
     "--cell", type=click.Choice(["rnn", "lstm", "gru", "all"]), default="all", show_default=True, help="Which network."
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=15, show_default=True, help="Passes over the data.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), default="runs/demo", show_default=True,
-    help="Folder for the runs and the picture; an earlier demo in it is replaced.",
+    help="Folder for the runs, the report and the picture; an earlier demo in it is replaced.",
 )  # fmt: skip
 def demo(task: str, cell: str, epochs: int, output: Path) -> None:
     r"""Train small networks on real data and say what their gradients did.
 
     An RNN, an LSTM and a GRU read 1,797 handwritten digits pixel by pixel, 64 steps each, and name the digit after the
-    last one. Each is trained twice, with its gradients clipped by norm and by value. It takes about a minute.
+    last one. Each is trained twice, with its gradients clipped by norm and by value. It takes about a minute. The other
+    tasks are made up, of 64 steps as well: add two marked numbers far apart, copy symbols after a long pause, and tag
+    every bracket with its depth.
 
     \b
     What was recorded can be read afterwards, for example:
         run = gradscope.load("runs/demo/lstm-norm")
         run.frame("timesteps", quantity="grad_h")
     """
-    from gradscope.demo.digits import digits
     from gradscope.demo.show import show
+    from gradscope.demo.tasks import TASKS
     from gradscope.demo.training import CELLS, CLIPPINGS, Trial
 
     try:
@@ -48,10 +53,10 @@ def demo(task: str, cell: str, epochs: int, output: Path) -> None:
     cells = list(CELLS) if cell == "all" else [cell]
     trials = [Trial(name, clipping) for name in cells for clipping in CLIPPINGS]
     console = Console(highlight=False)
-    data = digits(SEED)
+    data = TASKS[task](SEED)
     console.print(
-        f"{len(data.train_x):,} handwritten digits to learn, {len(data.test_x)} held back; "
-        f"{data.train_x.shape[1]} pixels each, one per step"
+        f"{len(data.train_x):,} {data.what} to learn, {len(data.test_x)} held back; "
+        f"{data.train_x.shape[1]} {data.step} each, one per step"
     )
     summaries = _train_all(trials, data, epochs, output, console)
     show(summaries, console)
@@ -80,13 +85,19 @@ def _train_all(trials: list[Trial], data: Task, epochs: int, output: Path, conso
 
 
 def _written(summaries: list[Summary], output: Path) -> str:
-    """Draw the picture where that is possible, and say what lies where."""
+    """Draw the picture and write the report where that is possible, and say what lies where."""
+    import gradscope
+    from gradscope.compare import compare
     from gradscope.demo import figure
 
     runs = f"Runs: {output / summaries[0].trial.name} and its neighbours; read one with gradscope.load(...)"
-    picture = output / "reach.png"
+    picture, report = output / "reach.png", output / "report.html"
     try:
         figure.save(summaries, picture)
+        found = {summary.trial.name: gradscope.load(output / summary.trial.name) for summary in summaries}
+        compare(found).report().save(report)
     except ModuleNotFoundError as error:
-        return f"{runs}\nNo picture, as {error.name} is not installed: pip install 'gradscope-rnn[report]'"
-    return f"{runs}\nPicture: {picture}"
+        return (
+            f"{runs}\nNo picture and no report, as {error.name} is not installed: pip install 'gradscope-rnn[report]'"
+        )
+    return f"{runs}\nPicture: {picture}\nReport: {report}"

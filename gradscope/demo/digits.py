@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 
-class Task(NamedTuple):
-    """Sequences to classify, split for training and testing.
+def load(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The 1,797 images of 8 x 8 pixels that come with scikit-learn; a fifth is held back, evenly over the digits.
 
-    Attributes:
-        train_x: sequences to learn from, (images, 64, 1), pixel values in 0 to 1.
-        train_y: their digits.
-        test_x: sequences held back.
-        test_y: their digits.
+    Returns:
+        Images to learn from, (images, 64, 1), their digits, and images and digits held back; pixels lie in 0 to 1.
     """
-
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-
-def digits(seed: int) -> Task:
-    """The 1,797 images of 8 x 8 pixels that come with scikit-learn; a fifth is held back, evenly over the digits."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, labels, test_size=0.2, stratify=labels, random_state=seed)
     train_x, test_x = (torch.tensor(part, dtype=torch.float32).unsqueeze(-1) for part in parts[:2])
     train_y, test_y = (torch.tensor(part, dtype=torch.int64) for part in parts[2:])
-    return Task(train_x, train_y, test_x, test_y)
+    return train_x, train_y, test_x, test_y

@@ -55,7 +55,7 @@ class Summary:
 
     Attributes:
         trial: which one.
-        accuracy: share of held-back images named rightly.
+        accuracy: share of held-back things named rightly.
         clipped: share of optimizer steps at which clipping changed the gradients.
         overhead: gradscope's own share of the training time.
         layers: its recurrent layers, by name.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gradscope
-from gradscope.demo.digits import Task
+from gradscope.demo.tasks import ANY, Task
 
 HIDDEN = 64
 BATCH = 32
@@ -46,28 +46,29 @@ class Trial:
 
 
 class Classifier(nn.Module):
-    """A recurrent layer, and a linear one that names the digit from the last step's output."""
+    """A recurrent layer, and a linear one that names things from its output, after the last step or at every one."""
 
-    def __init__(self, cell: str, classes: int = 10) -> None:
+    def __init__(self, cell: str, channels: int = 1, classes: int = 10, every_step: bool = False) -> None:
         super().__init__()
-        self.rnn = CELLS[cell](1, HIDDEN, batch_first=True)
+        self.rnn = CELLS[cell](channels, HIDDEN, batch_first=True)
         self.classify = nn.Linear(HIDDEN, classes)
+        self.every_step = every_step
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Scores (images, classes) for pixels (images, steps, 1)."""
-        output, _ = self.rnn(pixels)
-        return self.classify(output[:, -1])
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (sequences, classes), or (sequences, classes, steps), for (sequences, steps, channels)."""
+        output, _ = self.rnn(x)
+        return self.classify(output).mT if self.every_step else self.classify(output[:, -1])
 
 
 def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, report: Callable[[], object]) -> float:
     """Train one network, with its run in `logdir`; `report` is called after every epoch.
 
     Returns:
-        The share of held-back images that it names rightly.
+        The share of held-back things that it names rightly.
     """
     _forget_earlier(logdir)
     torch.manual_seed(seed)
-    model = Classifier(trial.cell)
+    model = Classifier(trial.cell, task.train_x.shape[2], task.classes, task.train_y.dim() > 1)
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     clip = CLIPPINGS[trial.clipping]
@@ -80,7 +81,8 @@ def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, report
                 optimizer.step()
             report()
     with torch.no_grad():
-        return (model(task.test_x).argmax(1) == task.test_y).float().mean().item()
+        counts = task.test_y != ANY
+        return (model(task.test_x).argmax(1) == task.test_y)[counts].float().mean().item()
 
 
 def _forget_earlier(logdir: Path) -> None:

@@ -19,7 +19,7 @@ from gradscope.families.base import Family, Layer, Piece, State, Trace
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.types import Gate
 
-PIECE_ELEMENTS = 1 << 18
+PIECE_ELEMENTS = 1 << 19
 SKETCH_COLUMNS = 8
 
 

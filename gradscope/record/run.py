@@ -15,10 +15,12 @@ from gradscope.record import meta
 from gradscope.record.query import Filters
 from gradscope.record.reader import FolderSource
 from gradscope.record.schema import TABLES, lookup
-from gradscope.types import LayerKey
+from gradscope.types import Finding, LayerKey
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    from gradscope.report import Report
 
 
 class Source(Protocol):
@@ -105,6 +107,18 @@ class Run:
             del found["rank"]
         return found.sort_values(lookup(table).order, kind="stable", ignore_index=True)
 
+    def findings(self) -> list[Finding]:
+        """What the run says about its training, the most probable cause first; `healthy` where nothing is wrong."""
+        from gradscope.diagnose import diagnose
+
+        return diagnose(self)
+
+    def report(self) -> Report:
+        """Findings, figures and numbers, for HTML, Markdown, text or JSON: `run.report().save("report.html")`."""
+        from gradscope.report import report
+
+        return report(self)
+
     def _sizes(self) -> dict[str, int]:
         return {name: rows for name in TABLES if (rows := self.source.count(name))}
 
@@ -114,13 +128,11 @@ class Run:
         return f"<Run: {self.source.count('steps'):,} steps, {len(self.layers)} layers; rows: {sizes or 'none yet'}>"
 
     def _repr_html_(self) -> str:
-        layers = "".join(f"<li>{escape(_called(key))}</li>" for key in self.layers)
-        sizes = "".join(f"<tr><th>{escape(name)}</th><td>{rows:,}</td></tr>" for name, rows in self._sizes().items())
-        return f"<p><b>Run</b> of {self.source.count('steps'):,} steps</p><ul>{layers}</ul><table>{sizes}</table>"
-
-
-def _called(key: LayerKey) -> str:
-    return f"{key.module or '(the model)'}, layer {key.layer}, {key.direction}, chain {key.chain}"
+        try:
+            from gradscope.report import short
+        except ModuleNotFoundError:  # jinja2 and its like come with an extra
+            return f"<p>{escape(repr(self))}</p>"
+        return short(self)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

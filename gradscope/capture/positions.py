@@ -1,0 +1,140 @@
+"""A frozen copy of one call of a module that turns a sequence into a sequence, and how to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from gradscope.capture.cell import double_of, precision, quietly, take_weights, tensors_in
+from gradscope.capture.layout import choose_sequences
+from gradscope.capture.snapshot import TOLERANCE
+from gradscope.types import Positions
+
+
+@dataclass(eq=False)
+class SequenceModule:
+    """A module whose output has a time dimension.
+
+    Attributes:
+        name: qualified name.
+        module: the user's.
+        dim: which dimension of the output is time, 0 or 1; the other of the two is the batch.
+    """
+
+    name: str
+    module: nn.Module
+    dim: int
+    _double: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def seal(self) -> str:
+        """Its name among those whose micro-batch is over: a layer may be observed under the same name."""
+        return f"{self.name} (positions)"
+
+    def double(self) -> nn.Module:
+        """The module without its hooks, beside the original."""
+        if self._double is None:
+            self._double = double_of(self.module)
+        return self._double
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
+        """Before the call: copies of its arguments, and where the random numbers stood."""
+        leaves, form = pytree.tree_flatten((args, kwargs))
+        copies = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+        return Given(self, copies, form, take_weights(self.module), states, self.module.training)
+
+    def by_time(self, x: Tensor) -> Tensor:
+        """[T, B, F] of an output."""
+        return x.transpose(0, self.dim).flatten(2)
+
+
+@dataclass(slots=True)
+class Given:
+    """What a call was given.
+
+    Attributes:
+        module: whose call it is.
+        leaves: the arguments taken apart.
+        form: how to put them together.
+        weights: parameters and buffers.
+        generators: states of the generators, of the CPU and of CUDA.
+        training: the module's mode.
+    """
+
+    module: SequenceModule
+    leaves: list[Any]
+    form: pytree.TreeSpec
+    weights: dict[str, Tensor]
+    generators: list[Tensor]
+    training: bool
+
+    def source(self, steps: int) -> int | None:
+        """Which leaf is the sequence that comes in: the first with as many timesteps."""
+        dim = self.module.dim
+        for index, leaf in enumerate(self.leaves):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 2 and leaf.shape[dim] == steps:
+                return index
+        return None
+
+    def run(self, index: int) -> tuple[Tensor, Tensor]:
+        """Run the module again: what came in, with a graph to what comes out."""
+        leaves = [x.clone() if isinstance(x, Tensor) else x for x in self.leaves]
+        source = leaves[index] = leaves[index].detach().requires_grad_()
+        args, kwargs = pytree.tree_unflatten(leaves, self.form)
+        with ExitStack() as quiet, torch.enable_grad():
+            quietly(quiet, source.device)
+            torch.set_rng_state(self.generators[0])
+            if len(self.generators) > 1:
+                torch.cuda.set_rng_state(self.generators[1])
+            double = self.module.double().train(self.training)
+            result = functional_call(double, dict(self.weights), args, kwargs)
+        return source, tensors_in(result)[0]
+
+
+@dataclass(eq=False)
+class SequenceCall:
+    """One call, and the loss gradient that arrives at its output.
+
+    Attributes:
+        given: what it was given.
+        index: number of the call within the step.
+        output: what came out, [T, B, F].
+        gradient: summed up, [T, B, F]; None where none has arrived.
+    """
+
+    given: Given
+    index: int
+    output: Tensor
+    gradient: Tensor | None = None
+
+    def positions(self, limit: int | None, factor: Tensor | float) -> Positions:
+        """What is measured: see `Positions`."""
+        assert self.gradient is not None
+        kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
+        index = self.given.source(len(self.output))
+        chosen = choose_sequences(self.output.shape[1], limit)
+        columns = torch.arange(self.output.shape[1]) if chosen is None else torch.tensor(chosen)
+        return Positions(
+            output=self.output.to(kind),
+            gradient=self.gradient.to(kind) / factor,
+            columns=columns.to(self.output.device),
+            run=None if index is None else self._runner(index),
+            dim=self.given.module.dim,
+            tolerance=TOLERANCE.get(precision([self.output, *tensors_in(self.given.leaves)]), 1e-3),
+        )
+
+    def _runner(self, index: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        def run() -> tuple[Tensor, Tensor]:
+            source, output = self.given.run(index)
+            with torch.enable_grad():
+                return source, self.given.module.by_time(output)
+
+        return run

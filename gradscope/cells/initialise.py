@@ -1,0 +1,162 @@
+"""Initialisers of recurrent weights and gate biases, in place, for torch's recurrent modules and for ours."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.cells.blocks import Recurrence, recurrences
+from gradscope.errors import GradscopeError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@torch.no_grad()
+def orthogonal_(rnn: Module) -> Module:
+    """Make every gate's block of `weight_hh` a random orthogonal matrix: all its singular values are 1.
+
+    A linear network then carries gradients back with their norm unchanged (Saxe et al. 2014; Arjovsky et al. 2016).
+
+    Args:
+        rnn: `nn.RNN`, `nn.LSTM`, `nn.GRU`, one of their cells, a `Cell` or a `Recurrent`: all layers and directions.
+
+    Returns:
+        The same module.
+
+    Raises:
+        GradscopeError: it is none of these, or its weights are computed from others.
+
+    >>> cell = orthogonal_(nn.RNNCell(3, 4))
+    >>> torch.dist(cell.weight_hh @ cell.weight_hh.T, torch.eye(4)).item() < 1e-5
+    True
+    """
+    for recurrence in recurrences(rnn, "orthogonal_"):
+        for block in recurrence.weight_hh.chunk(len(recurrence.gates)):
+            exact = torch.promote_types(block.dtype, torch.float32)  # there is no QR in half precision
+            block.copy_(nn.init.orthogonal_(torch.empty_like(block, dtype=exact)))
+    return rnn
+
+
+@torch.no_grad()
+def identity_(rnn: Module, scale: float = 1.0) -> Module:
+    """Start a simple RNN from `weight_hh` = scale * I and biases 0, the IRNN of Le, Jaitly & Hinton (2015).
+
+    Meant for ReLU: without input, the state and the gradient are then carried on as they are.
+
+    Args:
+        rnn: `nn.RNN`, `nn.RNNCell`, `LinearCell`, `RNNCell`, `LayerNormRNNCell`, or a `Recurrent` of these.
+        scale: below 1, gradients decay as scale^k over k steps.
+
+    Returns:
+        The same module.
+
+    Raises:
+        GradscopeError: it is none of these, or its weights are computed from others.
+
+    >>> identity_(nn.RNNCell(3, 2, nonlinearity="relu"), scale=0.5).weight_hh.tolist()
+    [[0.5, 0.0], [0.0, 0.5]]
+    """
+    found = recurrences(rnn, "identity_")
+    if any(recurrence.gates != ("hidden",) for recurrence in found):
+        raise GradscopeError(
+            f"identity_ is for RNNs without gates, and {type(rnn).__name__} has gates: "
+            "use orthogonal_ for its weights, or chrono_ (for an LSTM also forget_bias_) for its biases"
+        )
+    for recurrence in found:
+        nn.init.eye_(recurrence.weight_hh).mul_(scale)
+        for bias in recurrence.biases:
+            bias.zero_()
+    return rnn
+
+
+@torch.no_grad()
+def forget_bias_(lstm: Module, value: float = 1.0) -> Module:
+    """Start the forget gate of an LSTM open, at sigmoid(1) = 0.73 rather than 0.5 (Jozefowicz et al. 2015).
+
+    torch's LSTM adds two biases, so that setting both to `value` gives twice that. Here `value` is their sum.
+
+    Args:
+        lstm: `nn.LSTM`, `nn.LSTMCell`, `LSTMCell`, `LayerNormLSTMCell` or a `Recurrent` of these: all layers and
+            directions.
+        value: sum of `bias_ih` and `bias_hh` of the forget gate.
+
+    Returns:
+        The same module.
+
+    Raises:
+        GradscopeError: it has no forget gate or no biases, or these are computed from others.
+
+    >>> cell = forget_bias_(nn.LSTMCell(3, 2))
+    >>> (cell.bias_ih + cell.bias_hh)[2:4].tolist()
+    [1.0, 1.0]
+    """
+    found = recurrences(lstm, "forget_bias_")
+    if any("forget" not in recurrence.gates for recurrence in found):
+        raise GradscopeError(
+            f"forget_bias_ is for LSTMs, and {type(lstm).__name__} has no forget gate: "
+            "for a GRU use chrono_, for an RNN orthogonal_ or identity_"
+        )
+    _require_biases(found, lstm, "forget_bias_")
+    for recurrence in found:
+        set_bias(recurrence, "forget", torch.full_like(bias_block(recurrence, 0, "forget"), value))
+    return lstm
+
+
+@torch.no_grad()
+def chrono_(rnn: Module, t_max: float) -> Module:
+    """Start gates with memories of 1 to `t_max` steps, spread over the units (Tallec & Ollivier 2018).
+
+    With u drawn from the uniform distribution on [1, t_max - 1], the sums of `bias_ih` and `bias_hh` become
+
+        LSTM: b_f = log u, b_i = -log u;    GRU: b_z = log u, where z = 1 keeps the state, as in torch
+
+    Args:
+        rnn: `nn.LSTM`, `nn.GRU`, one of their cells, their counterparts here, or a `Recurrent` of these: all layers and
+            directions.
+        t_max: longest range of the dependencies to be learnt, in timesteps; at least 2.
+
+    Returns:
+        The same module.
+
+    Raises:
+        GradscopeError: it has no such gates or no biases, or these are computed from others; `t_max` is below 2.
+
+    >>> cell = chrono_(nn.GRUCell(3, 2), t_max=2)
+    >>> (cell.bias_ih + cell.bias_hh)[2:4].tolist()
+    [0.0, 0.0]
+    """
+    if not t_max >= 2:
+        raise GradscopeError(f"chrono_: t_max={t_max}; it is a number of timesteps, at least 2")
+    found = recurrences(rnn, "chrono_")
+    if not all({"forget", "input"} <= {*recurrence.gates} or "update" in recurrence.gates for recurrence in found):
+        raise GradscopeError(
+            f"chrono_ is for LSTMs and GRUs, and {type(rnn).__name__} has no gate that keeps its state: "
+            "for an RNN use orthogonal_ or identity_"
+        )
+    _require_biases(found, rnn, "chrono_")
+    for recurrence in found:
+        keep = "forget" if "forget" in recurrence.gates else "update"
+        log_u = torch.empty_like(bias_block(recurrence, 0, keep)).uniform_(1, t_max - 1).log_()
+        set_bias(recurrence, keep, log_u)
+        if keep == "forget":
+            set_bias(recurrence, "input", -log_u)
+    return rnn
+
+
+def bias_block(recurrence: Recurrence, which: int, gate: str) -> Tensor:
+    """One gate's part of one of the biases, [H]."""
+    return recurrence.biases[which].chunk(len(recurrence.gates))[recurrence.gates.index(gate)]
+
+
+def set_bias(recurrence: Recurrence, gate: str, total: Tensor) -> None:
+    """Make the biases of one gate sum to a total: all of it in `bias_ih`, or half in each if they are one parameter."""
+    tied = recurrence.biases[0] is recurrence.biases[1]
+    bias_block(recurrence, 1, gate).zero_()
+    bias_block(recurrence, 0, gate).copy_(total / 2 if tied else total)
+
+
+def _require_biases(found: list[Recurrence], module: nn.Module, asked: str) -> None:
+    if not all(recurrence.biases for recurrence in found):
+        raise GradscopeError(f"{asked} sets biases, and {type(module).__name__} has none: build it with bias=True")

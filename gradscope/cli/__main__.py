@@ -1,0 +1,7 @@
+"""`python -m gradscope.cli`, where the command itself is not on the path."""
+
+import sys
+
+from gradscope.cli import main
+
+sys.exit(main())

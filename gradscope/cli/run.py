@@ -1,0 +1,60 @@
+"""`gradscope run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+import gradscope
+from gradscope.cli.script import Script, execute
+from gradscope.cli.watch import Watch
+
+SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=SETTINGS, options_metavar="[--logdir D] [--every N]")
+@click.option("-m", "--module", "as_module", is_flag=True, help="SCRIPT is a module, as for `python -m`.")
+@click.option(
+    "--logdir", type=click.Path(file_okay=False, path_type=Path),
+    help="Run folder to write; without it runs/NAME, after the script, with a number if that is taken.",
+)  # fmt: skip
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    help="Record every N-th step; without it as often as 1.5 % of the time allows.",
+)
+@click.argument("script")
+@click.argument("arguments", metavar="[ARGS...]", nargs=-1, type=click.UNPROCESSED)
+def run(
+    as_module: bool, logdir: Path | None, every: int | None, script: str, arguments: tuple[str, ...]
+) -> Callable[[], int]:
+    r"""Run a training script as it is, with every recurrent network in it watched.
+
+    The script gets its arguments, and the command has its output, its exit status and its tracebacks, as if python had
+    run it; gradscope adds one line on stderr at the end. A model is attached when an optimizer takes its parameters:
+    the first is recorded in D itself, further ones in folders within it.
+
+    \b
+        gradscope run train.py --epochs 3
+        gradscope run --logdir runs/exp1 --every 10 -m package.train --lr 0.1
+
+    Torch is loaded before the script begins: what it reads from the environment at that moment, such as
+    OMP_NUM_THREADS, must be set outside of the script.
+    """
+    found = Script.find(script, arguments, as_module)
+    if logdir is not None and (logdir / "gradscope" / "run.json").exists():
+        raise gradscope.GradscopeError(f"{logdir} holds a run already: pass another --logdir, or remove it")
+    watch = Watch((logdir or _free(Path("runs") / found.name)).absolute(), every)
+    return lambda: execute(found, watch)
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of its numbered neighbours that holds no run."""
+    number = 1
+    candidate = folder
+    while (candidate / "gradscope").exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate

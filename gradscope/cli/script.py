@@ -1,0 +1,126 @@
+"""Running somebody's script in this process as python would: with its `sys.argv`, `sys.path` and `__main__`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradscope.cli.traces import hide_ours
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What is to be run.
+
+    Attributes:
+        target: the file, the folder, or the module, as it was given.
+        arguments: what the script finds in `sys.argv[1:]`.
+        as_module: `target` is a module.
+    """
+
+    target: str
+    arguments: tuple[str, ...]
+    as_module: bool
+
+    @classmethod
+    def find(cls, target: str, arguments: tuple[str, ...], as_module: bool) -> Script:
+        """The script, if it is there.
+
+        Raises:
+            ClickException: it is not.
+        """
+        if not as_module and not os.path.exists(target):
+            hint = "; for a module, give -m" if "/" not in target and not target.endswith(".py") else ""
+            raise click.ClickException(f"there is no file {target!r}{hint}")
+        if as_module and importlib.util.find_spec(target.partition(".")[0]) is None and not _beside(target):
+            raise click.ClickException(f"there is no module {target!r}")
+        return cls(target, arguments, as_module)
+
+    @property
+    def name(self) -> str:
+        """What its run is called."""
+        if not self.as_module:
+            return Path(self.target).resolve().stem
+        return self.target.removesuffix(".__main__").rpartition(".")[2]
+
+
+def execute(script: Script, around: AbstractContextManager[object]) -> int:
+    """Run a script to its end. What it raises, `SystemExit` included, comes out as it is.
+
+    Args:
+        script: what to run.
+        around: entered before the script begins, and left when it has ended.
+    """
+    try:
+        with around:
+            main, code = _module(script) if script.as_module else _file(script)
+            exec(code(), main.__dict__)
+    except BaseException:
+        hide_ours()
+        raise
+    return 0
+
+
+def _beside(module: str) -> bool:
+    """Whether a module begins in the folder that one is in, where `python -m` looks first."""
+    return PathFinder.find_spec(module.partition(".")[0], [os.getcwd()]) is not None
+
+
+def _main(**attributes: Any) -> types.ModuleType:
+    """A fresh `__main__`; it stays, for whatever runs at exit."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update({"__builtins__": sys.modules["builtins"], "__spec__": None, "__package__": None, **attributes})
+    sys.modules["__main__"] = main
+    return main
+
+
+def _put_first(folder: str) -> None:
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder
+
+
+def _file(script: Script) -> tuple[types.ModuleType, Any]:
+    path = os.path.abspath(script.target)
+    sys.argv = [script.target, *script.arguments]
+    spec = None if os.path.isfile(path) and path.endswith(".py") else PathFinder.find_spec("__main__", [path])
+    if spec is not None:  # a folder or an archive with a __main__.py in it
+        sys.path[0] = path
+        return _of(spec)
+    _put_first(os.path.dirname(os.path.realpath(path)))
+    loader = SourceFileLoader("__main__", path)
+    return _main(__file__=path, __loader__=loader, __cached__=None), lambda: compile(
+        loader.get_data(path), path, "exec", dont_inherit=True
+    )
+
+
+def _module(script: Script) -> tuple[types.ModuleType, Any]:
+    _put_first(os.getcwd())
+    sys.argv = ["-m", *script.arguments]
+    spec = _spec(script.target)
+    sys.argv = [spec.origin or script.target, *script.arguments]
+    return _of(spec)
+
+
+def _spec(name: str) -> ModuleSpec:
+    """The module, or the `__main__` of the package, of that name."""
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{name}.__main__")
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}, or it cannot be run", name=name)
+    return spec
+
+
+def _of(spec: ModuleSpec) -> tuple[types.ModuleType, Any]:
+    loader: Any = spec.loader
+    told = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
+    return _main(**told, __spec__=spec), lambda: loader.get_code(spec.name)

@@ -1,0 +1,118 @@
+"""What the rules look at: the tables of a run, cut down to a bounded number of recorded steps, and who is who in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from gradscope.types import LayerKey
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+KEY = list(LayerKey._fields)
+RECORDS = 40
+ROWS = 1_000_000
+QUANTITIES = ("grad_h", "grad_h_direct", "state")
+
+
+class Recorded(Protocol):
+    """What is diagnosed: a `Run`, or anything that gives its tables."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Says `layers`: class and sizes by qualified name."""
+        ...
+
+    def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
+        """One table."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Tables of some recorded steps, the first and the last among them; `steps`, `clips` and `notes` of all steps.
+
+    Attributes:
+        tables: frame by name.
+        modules: what `attach` knew of each layer (class, sizes), by qualified name.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
+
+    def __getitem__(self, table: str) -> pd.DataFrame:
+        """A table."""
+        return self.tables[table]
+
+    def of(self, table: str, key: LayerKey) -> pd.DataFrame:
+        """The rows of one recurrence, sorted by step."""
+        frame = self.tables[table]
+        same = np.ones(len(frame), dtype=bool)
+        for name, value in key._asdict().items():
+            same &= (frame[name] == value).to_numpy()
+        return frame[same]
+
+    @property
+    def keys(self) -> list[LayerKey]:
+        """Every recurrence, of each module the lowest layer first; later chains of a step stand behind the first."""
+        found = self.tables["layers"][KEY].drop_duplicates()
+        return sorted(LayerKey(str(m), int(n), d, int(c)) for m, n, d, c in found.itertuples(index=False))
+
+    @property
+    def first_chains(self) -> list[LayerKey]:
+        """Every recurrence once, by its first chain."""
+        return [key for key in self.keys if key.chain == 0]
+
+    @property
+    def modules_seen(self) -> Iterator[tuple[str, list[LayerKey]]]:
+        """The recurrences of each module."""
+        keys = self.first_chains
+        for module in dict.fromkeys(key.module for key in keys):
+            yield module, [key for key in keys if key.module == module]
+
+    @property
+    def records(self) -> list[int]:
+        """The recorded steps that are looked at."""
+        return sorted({int(step) for step in self.tables["layers"]["step"]})
+
+    def family(self, module: str) -> str:
+        """`"lstm"`, `"gru"`, `"rnn_relu"`, `"rnn_tanh"` or, of a cell that is none of these, empty."""
+        gates = {*self.tables["gates"].loc[self.tables["gates"]["module"] == module, "gate"]}
+        if "forget" in gates:
+            return "lstm"
+        if "update" in gates:
+            return "gru"
+        if gates != {"hidden"}:
+            return ""
+        known = self.modules.get(module, {})
+        relu = "relu" in (str(known.get("mode", "")) + str(known.get("nonlinearity", ""))).lower()
+        return "rnn_relu" if relu else "rnn_tanh"
+
+
+def look_at(run: Recorded) -> Seen:
+    """Read what the rules need: at most `RECORDS` recorded steps, fewer where a step has very many timesteps."""
+    layers = run.frame("layers")
+    chosen = _spread(layers)
+    recorded: dict[str, Any] = {"step": chosen}
+    tables = {name: run.frame(name, **recorded) for name in ("reach", "gates", "units", "weights")}
+    tables["layers"] = layers[layers["step"].isin(chosen)].reset_index(drop=True)
+    tables["timesteps"] = run.frame("timesteps", quantity=list(QUANTITIES), **recorded)
+    for name in ("steps", "clips", "notes"):
+        tables[name] = run.frame(name)
+    return Seen(tables, run.meta.get("layers", {}))
+
+
+def _spread(layers: pd.DataFrame) -> list[int]:
+    """Recorded steps, evenly spaced over all there are."""
+    steps = sorted({int(step) for step in layers["step"]})
+    if not steps:
+        return []
+    rows = len(QUANTITIES) * float(layers["timesteps"].sum()) / len(steps)
+    count = int(min(RECORDS, max(8.0, ROWS / max(rows, 1.0))))
+    if len(steps) <= count:
+        return steps
+    return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, count)]

@@ -1,0 +1,141 @@
+"""What to try, in the user's own names, and as code that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.words import MODEL, number, parameter, typed
+from gradscope.types import LayerKey, Remedy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Change = Callable[["nn.Module"], "nn.Module | None"]
+
+
+def orthogonal(seen: Seen, key: LayerKey, layers: int) -> Remedy:
+    """Orthogonal recurrent weights, of the one recurrence or of the whole module."""
+
+    def apply(module: nn.Module) -> None:
+        from gradscope.cells import orthogonal_
+
+        orthogonal_(module)
+
+    one = f"torch.nn.init.orthogonal_({parameter(key, 'weight_hh', seen.modules)})"
+    every = f"gradscope.cells.orthogonal_({typed(key.module)})"
+    gated = seen.family(key.module) in ("lstm", "gru")
+    return Remedy("start from orthogonal recurrent weights", every if gated or layers > 1 else one, apply)
+
+
+def identity(key: LayerKey) -> Remedy:
+    """Identity recurrence and zero biases for ReLU."""
+
+    def apply(module: nn.Module) -> None:
+        from gradscope.cells import identity_
+
+        identity_(module)
+
+    code = f"gradscope.cells.identity_({typed(key.module)})"
+    return Remedy("start from the identity and zero biases", code, apply)
+
+
+def start_again(key: LayerKey, family: str, timesteps: int) -> Remedy:
+    """torch's own initialisation, then a gate that keeps the state."""
+
+    def apply(module: nn.Module) -> None:
+        from gradscope.cells import chrono_, forget_bias_
+
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        if family == "lstm":
+            forget_bias_(module, FORGET_BIAS)
+        elif family == "gru":
+            chrono_(module, max(2, timesteps))
+
+    lines = [f"{typed(key.module)}.reset_parameters()"]
+    if family == "lstm":
+        lines.append(f"gradscope.cells.forget_bias_({typed(key.module)}, {FORGET_BIAS})")
+    elif family == "gru":
+        lines.append(f"gradscope.cells.chrono_({typed(key.module)}, t_max={max(2, timesteps)})")
+    return Remedy("start again from small weights and open memory", "\n".join(lines), apply)
+
+
+FORGET_BIAS = 2.0
+
+
+def chrono(key: LayerKey, timesteps: int) -> Remedy:
+    """Gate biases for memories up to the length of the sequences."""
+
+    def apply(module: nn.Module) -> None:
+        from gradscope.cells import chrono_
+
+        chrono_(module, max(2, timesteps))
+
+    code = f"gradscope.cells.chrono_({typed(key.module)}, t_max={max(2, timesteps)})"
+    return Remedy("start with gates that remember for as long as the sequences last", code, apply)
+
+
+def forget_bias(key: LayerKey) -> Remedy:
+    """An open forget gate."""
+
+    def apply(module: nn.Module) -> None:
+        from gradscope.cells import forget_bias_
+
+        forget_bias_(module, FORGET_BIAS)
+
+    code = f"gradscope.cells.forget_bias_({typed(key.module)}, {FORGET_BIAS})"
+    return Remedy("start with an open forget gate", code, apply)
+
+
+def gated(seen: Seen, key: LayerKey) -> Remedy:
+    """An LSTM of the same sizes in place of an Elman network."""
+    known = seen.modules.get(key.module, {})
+    cell = str(known.get("class", "")).endswith("Cell")
+    sizes = [f"{known.get('input_size', 'input_size')}", f"{known.get('hidden_size', 'hidden_size')}"]
+    for name, default in (("num_layers", 1), ("batch_first", False), ("dropout", 0.0), ("bidirectional", False)):
+        if known.get(name, default) != default:
+            sizes.append(f"{name}={known[name]}")
+    code = f"{typed(key.module)} = torch.nn.{'LSTMCell' if cell else 'LSTM'}({', '.join(sizes)})"
+    return Remedy("use an LSTM or GRU, whose gates carry gradients over long ranges", code)
+
+
+def layer_norm(key: LayerKey) -> Remedy:
+    """Normalised pre-activations."""
+    code = f"{typed(key.module)} = gradscope.cells.Recurrent(gradscope.cells.LayerNormRNNCell, ...)"
+    return Remedy("normalise the pre-activations (layer normalisation)", code)
+
+
+def clip(norm: float) -> Remedy:
+    """Clipping by norm at a threshold from the run's own records."""
+    code = f"torch.nn.utils.clip_grad_norm_({MODEL}.parameters(), max_norm={number(norm)})"
+    return Remedy("clip by norm, between backward() and the optimizer's step", code)
+
+
+def pack() -> Remedy:
+    """Sequences without their padding."""
+    code = "torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)"
+    return Remedy("if sequences are padded, pack them, so that the last state is that of the last real step", code)
+
+
+def lower_rate() -> Remedy:
+    """Smaller steps."""
+    return Remedy("lower the learning rate", 'for group in optimizer.param_groups: group["lr"] *= 0.1')
+
+
+def find_nonfinite() -> Remedy:
+    """Where it begins."""
+    return Remedy("let torch name the operation in which it begins", "torch.autograd.set_detect_anomaly(True)")
+
+
+def keep_graph(key: LayerKey) -> Remedy:
+    """The state handed on as it is."""
+    code = f"output, state = {typed(key.module)}(x, state)  # the state as it came, without .detach() or .data"
+    return Remedy("hand the state on without detaching it within a training step", code)
+
+
+def longer_window() -> Remedy:
+    """More timesteps before the state is detached."""
+    return Remedy("if the truncation is meant, detach less often: use a longer window", "window = 4 * window")

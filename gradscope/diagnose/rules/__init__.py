@@ -1,0 +1,1 @@
+"""One rule a file: what was seen goes in, findings come out."""

@@ -1,0 +1,93 @@
+"""Carried-back gradients grow far beyond what entered, in a training that gets nowhere for it."""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.trend import loss_left, peak_reach, severity, spectral_radius, stalled
+from gradscope.diagnose.words import number, percent, place
+from gradscope.types import Finding, LayerKey, Remedy
+
+GROWN = 10.0
+"""With a spectral radius of `LARGE`, growth by this much is no memory."""
+LARGE = 2.0
+HUGE = 1e4
+"""Growth by this much is a fault whatever the weights are."""
+LEFT = 0.6
+
+
+def exploding_gradient(seen: Seen) -> list[Finding]:
+    """Find recurrences whose `reach` grows, early or late, by their own weights, where the loss gradient does not fall.
+
+    Growth alone is no fault: a network that remembers well can be sensitive to its oldest inputs.
+    """
+    found: list[Finding] = []
+    for module, keys in seen.modules_seen:
+        growing = [key for key in keys if _explodes(seen, key)]
+        if growing and stalled(seen, module, LEFT):
+            found.append(_finding(seen, max(growing, key=lambda key: _size(seen, key)), len(keys)))
+    return found
+
+
+def _explodes(seen: Seen, key: LayerKey) -> bool:
+    size, radius = _size(seen, key), max(_finite(r) for r in spectral_radius(seen, key))
+    return size >= HUGE or (size >= GROWN and radius >= LARGE)
+
+
+def _size(seen: Seen, key: LayerKey) -> float:
+    """Peak of `reach`, early or late; infinite where states or gradients overflowed at the very start."""
+    if _overflows(seen, key):
+        return math.inf
+    return max(_finite(peak) for peak in peak_reach(seen, key))
+
+
+def _overflows(seen: Seen, key: LayerKey) -> bool:
+    """Whether the first recorded step already has values that are not finite, and weights that explain them."""
+    frame = seen.of("timesteps", key)
+    first = frame[frame["step"] == frame["step"].min()]
+    return bool((first["nonfinite"] > 0).any()) and _finite(spectral_radius(seen, key)[0]) >= LARGE
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
+    size, left = _size(seen, key), loss_left(seen, key.module)
+    radius = spectral_radius(seen, key)
+    where = place(key, count == 1)
+    grows = "beyond what numbers can hold" if math.isinf(size) else f"to {number(size)} times its size"
+    why = (
+        f"Carried back through {where}, the loss gradient grows {grows}. The spectral radius of its recurrent weights "
+        f"is {number(radius[0])} early and {number(radius[1])} late in the training; above 1 they can make every step "
+        "back larger than the last."
+    )
+    if math.isfinite(left):
+        why += f" The loss gradient is {percent(left)} of that of the beginning, so nothing has come of it."
+    return Finding(
+        code="exploding_gradient",
+        severity=severity(seen, size >= HUGE),
+        layer_key=key,
+        title=f"{where}: the gradient grows {grows} on its way back",
+        explanation=why,
+        evidence={
+            "steps": (seen.records[0], seen.records[-1]),
+            "reach": size,
+            "spectral_radius_early": radius[0],
+            "spectral_radius_late": radius[1],
+            "loss_gradient_left": left,
+        },
+        remedies=_remedies(seen, key, count),
+    )
+
+
+def _remedies(seen: Seen, key: LayerKey, count: int) -> tuple[Remedy, ...]:
+    clip = remedies.clip(1.0)
+    family = seen.family(key.module)
+    if family in ("lstm", "gru"):
+        timesteps = int(seen.of("layers", key)["timesteps"].max())
+        return remedies.start_again(key, family, timesteps), remedies.orthogonal(seen, key, count), clip
+    start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
+    return start, clip, remedies.gated(seen, key), remedies.lower_rate()

@@ -1,0 +1,128 @@
+"""Gates, or the state of a tanh network, that stand at their limits whatever comes in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.trend import by_step, early_and_late, loss_left, severity, stalled
+from gradscope.diagnose.words import number, percent, place
+from gradscope.types import Finding, LayerKey
+
+NEARLY_ALL = 0.95
+SATURATED = 0.9
+"""Share of a tanh state at its limits."""
+TWO_SIDED = 0.82
+"""Share of all sigmoid gates of a recurrence at one limit or the other."""
+LEFT = {"shut": 0.08, "limits": 0.5}
+
+SHUT = {
+    ("lstm", "forget"): 0.02,
+    ("lstm", "input"): 1e-3,
+    ("lstm", "output"): 1e-3,
+    ("gru", "update"): 0.02,
+}
+"""A gate is shut below this mean activation; some gates may rest near 0 for a good reason, but not so near."""
+STUCK = {("gru", "update"): 1 - 1e-4}
+"""And stuck open above this one: the state never changes."""
+
+MEANS = {
+    ("lstm", "forget", "low"): "the cell state is forgotten at every step",
+    ("lstm", "input", "low"): "nothing is written to the cell state",
+    ("lstm", "output", "low"): "nothing of the cell state is seen outside",
+    ("gru", "update", "low"): "the state is replaced at every step and nothing is kept",
+    ("gru", "update", "high"): "the state never changes",
+}
+
+
+class Saturation(NamedTuple):
+    """A gate at its limits: which, how much of it, its mean activation, at which limit and since when."""
+
+    gate: str
+    share: float
+    mean: float
+    side: str
+
+
+def saturated_gate(seen: Seen) -> list[Finding]:
+    """Find gates that are saturated early as well as late, in modules whose loss gradient does not fall.
+
+    That a forget gate stands open, or that units of a tanh network are at their limits now and then, is no fault.
+    """
+    found: list[Finding] = []
+    for module, keys in seen.modules_seen:
+        cases = [(key, case) for key in keys for case in _cases(seen, key)]
+        shut = [(key, case) for key, case in cases if case.side in ("low", "high")]
+        chosen = shut if shut and stalled(seen, module, LEFT["shut"]) else []
+        if not chosen and stalled(seen, module, LEFT["limits"]):
+            chosen = [pair for pair in cases if pair not in shut]
+        if chosen:
+            key, case = max(chosen, key=lambda pair: pair[1].share)
+            found.append(_finding(seen, key, case, len(keys)))
+    return found
+
+
+def _cases(seen: Seen, key: LayerKey) -> Iterator[Saturation]:
+    family, gates = seen.family(key.module), seen.of("gates", key)
+    both: list[float] = []
+    for gate, rows in gates.groupby("gate", sort=False):
+        gate = str(gate)
+        low, high = _always(rows, "low"), _always(rows, "high")
+        sides = gates_sides(rows)
+        mean = early_and_late(by_step(rows, "mean").to_numpy())[1]
+        if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
+            yield Saturation(gate, low, mean, "low")
+        if high >= NEARLY_ALL and mean >= STUCK.get((family, gate), math.inf):
+            yield Saturation(gate, high, mean, "high")
+        if family == "rnn_tanh" and gate == "hidden" and sides >= SATURATED:
+            yield Saturation(gate, sides, mean, "both")
+        if gate not in ("hidden", "candidate"):
+            both.append(sides)
+    if both and sum(both) / len(both) >= TWO_SIDED and min(both) >= TWO_SIDED - 0.12:
+        yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
+
+
+def _always(rows: object, column: str) -> float:
+    """The smaller of the early and the late share."""
+    return min(early_and_late(by_step(rows, column).to_numpy()))  # type: ignore[arg-type]
+
+
+def gates_sides(rows: object) -> float:
+    """Share at either limit, the smaller of early and late."""
+    both = by_step(rows, "low") + by_step(rows, "high")  # type: ignore[arg-type]
+    return min(early_and_late(both.to_numpy()))
+
+
+def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding:
+    family, left = seen.family(key.module), loss_left(seen, key.module)
+    where = place(key, count == 1)
+    meaning = MEANS.get((family, case.gate, case.side), "what comes in hardly changes them, and hardly any gradient passes")
+    name = "the state" if case.gate == "hidden" else case.gate if case.gate == "all gates" else f"the {case.gate} gate"
+    limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
+    why = f"{percent(case.share)} of the units of {name} are {limit}, early and late in the training: {meaning}."
+    if math.isfinite(case.mean) and case.side != "both":
+        why += f" Its mean activation is {number(case.mean)}."
+    if math.isfinite(left):
+        why += f" {percent(left)} of the loss gradient of the beginning is still there."
+    timesteps = int(seen.of("layers", key)["timesteps"].max())
+    start = remedies.start_again(key, family, timesteps)
+    more = (remedies.layer_norm(key), remedies.lower_rate()) if family.startswith("rnn") else (remedies.lower_rate(),)
+    return Finding(
+        code="saturated_gate",
+        severity=severity(seen, case.share >= NEARLY_ALL),
+        layer_key=key,
+        title=f"{where}: {name} is saturated" if case.gate != "all gates" else f"{where}: all gates are saturated",
+        explanation=why,
+        evidence={
+            "gate": case.gate,
+            "steps": (seen.records[0], seen.records[-1]),
+            "share": case.share,
+            "mean": case.mean,
+            "side": case.side,
+            "loss_gradient_left": left,
+        },
+        remedies=(start, *more),
+    )

@@ -1,0 +1,78 @@
+"""The loss gradient dies within a fraction of the sequence, from the beginning to the end of a training that stalls."""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.trend import horizons, loss_left, severity, spectral_radius, stalled
+from gradscope.diagnose.words import number, percent, place
+from gradscope.types import Finding, LayerKey, Remedy
+
+SHORT = 0.6
+"""A horizon below this share of the sequence is short."""
+LEAST = 4
+"""Below so many steps nothing can be said about range."""
+LEFT = 0.35
+"""A training that has less than this of its loss gradient left learns what it has to without long memory."""
+CRITICAL = 0.25
+
+
+def vanishing_gradient(seen: Seen) -> list[Finding]:
+    """Find recurrences whose `reach` is short early and late, in modules whose loss gradient does not fall.
+
+    A module vanishes where all its forward recurrences, or all its reverse ones, do: the shortest is reported.
+    """
+    found: list[Finding] = []
+    for module, keys in seen.modules_seen:
+        short = [key for key in keys if _short(seen, key)]
+        if short and stalled(seen, module, LEFT):
+            found.append(_finding(seen, min(short, key=lambda key: horizons(seen, key)[1]), len(keys)))
+    return found
+
+
+def _short(seen: Seen, key: LayerKey) -> bool:
+    early, late, longest = horizons(seen, key)
+    return longest >= LEAST and early <= SHORT * longest and late <= SHORT * longest
+
+
+def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
+    early, late, longest = horizons(seen, key)
+    left, radius = loss_left(seen, key.module), spectral_radius(seen, key)[1]
+    decay = float(seen.of("layers", key)["decay"].median())
+    where = place(key, count == 1)
+    why = (
+        f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early in "
+        f"the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral radius of its "
+        f"recurrent weights is {number(radius)}."
+    )
+    if math.isfinite(left):
+        why += f" {percent(left)} of the loss gradient of the beginning is still there, so the training has stalled."
+    return Finding(
+        code="vanishing_gradient",
+        severity=severity(seen, late <= CRITICAL * longest),
+        layer_key=key,
+        title=f"{where}: the gradient vanishes within {number(late)} of {number(longest)} steps",
+        explanation=why,
+        evidence={
+            "steps": (seen.records[0], seen.records[-1]),
+            "timesteps": int(longest) + 1,
+            "horizon_early": early,
+            "horizon_late": late,
+            "decay": decay,
+            "spectral_radius": radius,
+            "loss_gradient_left": left,
+        },
+        remedies=_remedies(seen, key, count, int(longest) + 1),
+    )
+
+
+def _remedies(seen: Seen, key: LayerKey, count: int, timesteps: int) -> tuple[Remedy, ...]:
+    family = seen.family(key.module)
+    if family == "lstm":
+        return remedies.chrono(key, timesteps), remedies.forget_bias(key), remedies.pack()
+    if family == "gru":
+        return remedies.chrono(key, timesteps), remedies.pack()
+    start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
+    return start, remedies.gated(seen, key), remedies.layer_norm(key), remedies.pack()

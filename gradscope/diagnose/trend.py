@@ -1,0 +1,98 @@
+"""What several rules ask of a training: how it began, how it ended, and whether it has got anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.diagnose.frames import Seen
+from gradscope.types import LayerKey, Severity
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+ENOUGH = 3
+"""With fewer recorded steps there is no trend, and a finding is no more than a hint."""
+
+
+def by_step(frame: pd.DataFrame, column: str, how: str = "mean") -> pd.Series[float]:
+    """One number a step."""
+    return frame.groupby("step", sort=True)[column].agg(how)
+
+
+def early_and_late(values: Sequence[float] | Array) -> tuple[float, float]:
+    """Median of the first and of the last quarter, at least one value each; NaN where nothing is finite."""
+    array = np.asarray(values, dtype=np.float64)
+    quarter = max(1, len(array) // 4)
+    return _median(array[:quarter]), _median(array[-quarter:])
+
+
+def _median(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else float("nan")
+
+
+def loss_left(seen: Seen, module: str) -> float:
+    """How much of the loss gradient that enters a module is left at the best of its later steps, relative to its start.
+
+    What enters the states of the uppermost layer from above is the error of the answers times the weights of what
+    reads them. It falls as answers become right; in a training that gets nowhere it stays. It does not depend on the
+    loss's scale. NaN where it is not known.
+    """
+    keys = [key for key in seen.keys if key.module == module]
+    top = max((key.layer for key in keys), default=0)
+    frame = seen["timesteps"]
+    chosen = (frame["module"] == module) & (frame["layer"] == top) & (frame["quantity"] == "grad_h_direct")
+    entering = frame[chosen]
+    size = (entering["mean"] * entering["sequences"]).groupby(entering["step"]).sum().to_numpy()
+    size = size[np.isfinite(size)]
+    if len(size) < 2:
+        return float("nan")
+    begin = float(np.median(size[: max(1, len(size) // 10)]))
+    window = max(1, len(size) // 8)
+    later = [float(np.median(size[i : i + window])) for i in range(len(size) // 2, len(size) - window + 1)]
+    return min(later) / begin if begin > 0 else float("nan")
+
+
+def stalled(seen: Seen, module: str, left: float) -> bool:
+    """Whether a training has got nowhere: more than `left` of its loss gradient is still there, or nobody knows."""
+    return not loss_left(seen, module) <= left
+
+
+def peak_reach(seen: Seen, key: LayerKey) -> tuple[float, float]:
+    """The largest median reach over the lags, early and late in the training."""
+    return early_and_late(by_step(seen.of("reach", key), "p50", "max").to_numpy())
+
+
+def horizons(seen: Seen, key: LayerKey) -> tuple[float, float, float]:
+    """Horizon early and late, and the longest lag that could be seen."""
+    layers = seen.of("layers", key)
+    early, late = early_and_late(layers["horizon"].to_numpy())
+    return early, late, float(layers["timesteps"].median()) - 1 if len(layers) else 0.0
+
+
+def spectral_radius(seen: Seen, key: LayerKey) -> tuple[float, float]:
+    """The largest of a recurrence's gate blocks, early and late."""
+    weights = seen.of("weights", key)
+    return early_and_late(by_step(weights, "spectral_radius", "max").to_numpy()) if len(weights) else (np.nan, np.nan)
+
+
+def weights_moved(seen: Seen) -> float:
+    """The largest relative change of the spectral norm of any gate block from the first record to the last."""
+    weights = seen["weights"]
+    if not len(weights) or weights["step"].nunique() < 2:
+        return float("nan")
+    blocks = weights.pivot_table(index="step", columns=["module", "layer", "direction", "gate"], values="spectral_norm")
+    change = (blocks.iloc[-1] / blocks.iloc[0] - 1).abs()
+    return float(change.max()) if change.notna().any() else float("nan")
+
+
+def severity(seen: Seen, critical: bool) -> Severity:
+    """Critical or a warning; no more than a hint where there are too few records for a trend."""
+    if len(seen.records) < ENOUGH:
+        return "info"
+    return "critical" if critical else "warning"

@@ -1,0 +1,142 @@
+"""Which earlier call a call goes on from, which of its sequences are analysed, and what could not be followed."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradscope.attach.links import Mark, find_link, marked
+from gradscope.capture.layout import choose_sequences
+from gradscope.observed import ObservedCall
+from gradscope.types import KernelCall, Link
+
+DETACHED = (
+    "the state was detached: it is that of an earlier call of the same step, but no gradient goes back to it; a chain "
+    "begins at each such call"
+)
+CARRIED = (
+    "the state was detached: it was carried over from an earlier step, as truncated backpropagation through time does; "
+    "no gradient goes back beyond the first timestep of the chain"
+)
+MIXED = (
+    "between two calls the state passes through an operation that mixes its units, or blends the states of several "
+    "calls (as zoneout does): the chain ends there; make the cell and the operation one module and name it in cells="
+)
+CHANGED = (
+    "between two calls of the fused layer its state was changed: a chain begins at each such call; nothing is lost but "
+    "the way from one to the next"
+)
+NO_STATE = (
+    "a call of {kind} was not recorded: its state has to be a tensor [B, ...] or a tuple of them, and the new state "
+    "has to be in what forward returns, in the same form; say where with CellSpec(state=..., result=...)"
+)
+TOO_LARGE = "the graph of one call is too large to tell what comes back from later calls: gradients are not given"
+
+OWNERS = itertools.count()
+RECENT = 4
+Finals = deque[tuple[Tensor, ...]]
+
+
+@dataclass(slots=True)
+class Following:
+    """Follows the states from call to call within one step.
+
+    Args:
+        limit: how many sequences to analyse at most.
+
+    Attributes:
+        remarks: module and reason of what could not be followed.
+        recent: by module, the states that its last calls have returned.
+        before: the same of the step before.
+        unsettled: calls of cells of which it is not known yet what in their results is the state.
+        owner: tells the marks of this step from others'.
+    """
+
+    limit: int | None
+    remarks: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
+    recent: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
+    before: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
+    unsettled: dict[str, deque[ObservedCall]] = field(default_factory=dict["str", "deque[ObservedCall]"])
+    owner: int = field(default_factory=OWNERS.__next__)
+
+    def link(self, module: str, call: KernelCall) -> Link | None:
+        """Which earlier calls of a layer or cell of torch's the state comes from."""
+        if call.directions == 2:
+            return None
+        link = self._checked(module, find_link(call.state, (self.owner, module), _as_state, 0 if call.cell else 1))
+        if link is None:
+            return None
+        if not call.cell and not self._continues(link, call):
+            self.remarks[module, CHANGED] = None
+            return None
+        return link
+
+    def link_cell(self, module: str, state: Sequence[Tensor]) -> Link | None:
+        """The same of a cell that is not torch's."""
+        if not state:
+            return None
+        owner = (self.owner, module)
+        for call in self.unsettled.pop(module, ()):
+            slots = [found.slot for x in state if (found := marked(x, owner)) is not None and found.call is call]
+            if len(slots) == len(state):
+                call.snapshot.parts = slots
+        return self._checked(module, find_link(state, owner, _as_state, 0))
+
+    def unsettle(self, call: ObservedCall) -> None:
+        """Which of a call's results is the state will be known when one of them comes back as such."""
+        self.unsettled.setdefault(call.module, deque(maxlen=RECENT)).append(call)
+
+    def passed(self, module: str, final: tuple[Tensor, ...]) -> None:
+        """Remember what a call returned."""
+        self.recent.setdefault(module, deque(maxlen=RECENT)).append(final)
+
+    def begins(self, module: str, state: tuple[Tensor, ...]) -> None:
+        """A chain begins with a state without a graph: say so if it is an earlier result, detached."""
+        if not any(bool(part.any()) for part in state):
+            return
+        for reason, known in ((DETACHED, self.recent), (CARRIED, self.before)):
+            for final in known.get(module, ()):
+                if len(state) == len(final) and all(map(torch.equal, state, final)):
+                    self.remarks[module, reason] = None
+                    return
+
+    def _continues(self, link: Link, call: KernelCall) -> bool:
+        """Whether a fused call goes on from states as they were: what is run again as one call allows no change."""
+        for strand in link.strands:
+            if any(f is not None and bool((f[strand.rows >= 0] != 1).any()) for f in strand.factors):
+                return False
+            local = {row: index for index, row in enumerate(strand.call.rows)}
+            pairs = [(r, local[s]) for r, s in enumerate(strand.rows.tolist()) if s in local]
+            here, there = [r for r, _ in pairs], [s for _, s in pairs]
+            for mine, theirs in zip(call.state, strand.call.snapshot.final, strict=True):
+                if not torch.equal(mine.detach()[:, here], theirs[:, there]):
+                    return False
+        return True
+
+    def _checked(self, module: str, link: Link | None) -> Link | None:
+        """A link that can be followed; what is lost is remarked upon."""
+        if link is not None and link.mixed:
+            self.remarks[module, MIXED] = None
+        return link if link is not None and link.strands else None
+
+    def rows(self, batch: int, link: Link | None) -> list[int] | None:
+        """Which sequences of a call are analysed: those that go on from analysed ones, and those in their places."""
+        if link is None:
+            return choose_sequences(batch, self.limit)
+        chosen = set[int]()
+        for strand in link.strands:
+            kept = set(strand.call.rows)
+            chosen |= {row for row, source in enumerate(strand.rows.tolist()) if source in kept}
+        fresh = torch.stack([strand.rows for strand in link.strands]).amax(0) < 0
+        newest = set(max((strand.call for strand in link.strands), key=lambda c: c.index).rows)
+        chosen |= {row for row in fresh.nonzero().flatten().tolist() if row in newest}
+        return sorted(chosen) if len(chosen) < batch else None
+
+
+def _as_state(found: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:
+    return found.call.as_state(found.slot, cotangent)

@@ -1,0 +1,87 @@
+"""One observed call: what it was given and gave, and the gradients that have arrived at its results."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.cell import Cell, real
+from gradscope.capture.layout import Dense
+from gradscope.capture.snapshot import select_final
+from gradscope.types import Link
+
+
+@dataclass(eq=False)
+class WeightGradient:
+    """What a `weight_hh` accumulates in the backward passes of the recorded calls, for the certificate."""
+
+    weight: weakref.ref[Tensor]
+    complete: bool = True
+    total: Tensor | None = None
+
+
+@dataclass(eq=False)
+class ObservedCall:
+    """One call of a fused layer or a cell, whose loss gradients are summed up as they arrive.
+
+    Attributes:
+        module: whose call it is.
+        index: number of the call within the step.
+        cell: a cell's call, of one timestep.
+        snapshot: what it was given and gave: a `Snapshot`, or a `CellSnapshot` of a cell that is not torch's.
+        rows: number in the batch of each sequence of the snapshot.
+        link: the earlier calls that its state comes from.
+        weight_gradients: of its `weight_hh`s.
+        custom: the cell, where it is not torch's.
+        received: some gradient has arrived.
+        gradients: by result, summed up: output, h_n, c_n; of a cell h, c.
+        recurrent: what of them came from later calls that go on from this one, or from within the call itself.
+        inside: what came from within: torch's LSTM cell, as autograd sees it, computes h from the c that it returns.
+    """
+
+    module: str
+    index: int
+    cell: bool
+    snapshot: Any
+    rows: list[int]
+    link: Link | None
+    weight_gradients: tuple[WeightGradient, ...] = ()
+    custom: Cell | None = None
+    received: bool = False
+    gradients: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    recurrent: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    inside: list[Tensor | None] = field(default_factory=list[Tensor | None])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Timesteps of each sequence."""
+        return [1] * len(self.rows) if self.cell else self.snapshot.layout.lengths.tolist()
+
+    def idle(self) -> list[bool]:
+        """For each sequence: no gradient arrived, or nothing but zeros."""
+        parts = [(g != 0).any(-1).any(0) for g in self.gradients if g is not None]
+        return (~torch.stack(parts).any(0)).tolist() if parts else [True] * len(self.rows)
+
+    def part(self, slot: int, gradient: Tensor) -> Tensor:
+        """The analysed sequences of a gradient of a result: [T, n, .] of an output, [S, n, .] of a state."""
+        layout = self.snapshot.layout
+        if self.custom is not None:
+            return layout.select(real(gradient)).flatten(2)
+        return select_final(gradient, layout) if slot or self.cell else layout.select(gradient)
+
+    def as_state(self, slot: int, cotangent: Tensor) -> tuple[int, Tensor] | None:
+        """Which part of a later state a result can be, and a cotangent of it as one of that part."""
+        if self.custom is not None:
+            return (self.snapshot.parts.index(slot), cotangent) if slot in self.snapshot.parts else None
+        if self.cell:
+            return slot, cotangent
+        if slot:
+            return slot - 1, cotangent
+        layout, single = self.snapshot.layout, len(self.snapshot.weights) == 1
+        if not isinstance(layout, Dense) or not single or cotangent.shape[1 if layout.batch_first else 0] != 1:
+            return None
+        return 0, cotangent.transpose(0, 1) if layout.batch_first else cotangent

@@ -1,0 +1,30 @@
+"""Figures of a run, for matplotlib: every function takes a run and `ax=`, draws into it, and returns the axes.
+
+    from gradscope import plot
+
+    plot.timesteps(run)                                        # into the current axes, as seaborn does
+    plot.reach(run, layer=run.layers[0], step=0, ax=ax)        # before training, into your own
+
+`layer` is a key of `run.layers` or the name of a module. `step` is what `run.frame` takes for it; without one, the last
+recorded steps are taken together, by their median. What was not recorded is said in the axes.
+"""
+
+from gradscope.plot.clips import clipping, thresholds
+from gradscope.plot.data import LATE
+from gradscope.plot.gates import gates, saturation
+from gradscope.plot.gradients import heatmap, horizon, jacobians, reach, timesteps
+from gradscope.plot.weights import spectra
+
+__all__ = [
+    "LATE",
+    "clipping",
+    "gates",
+    "heatmap",
+    "horizon",
+    "jacobians",
+    "reach",
+    "saturation",
+    "spectra",
+    "thresholds",
+    "timesteps",
+]

@@ -1,0 +1,95 @@
+"""What clipping did, and what other thresholds would have done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.plot import data, style
+from gradscope.plot.data import Frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gradscope.record.run import Run
+
+
+def clipping(run: Run, *, ax: Axes | None = None) -> Axes:
+    """The gradient's norm before and after every clipping call, with the threshold.
+
+    Where nothing clips, the norm of the recurrent layers' gradients. Runs of more than a thousand steps are drawn in
+    bins: the median, and a band from the 10th to the 90th percentile.
+
+    Args:
+        run: what was recorded.
+        ax: where to draw; the current axes by default.
+    """
+    ax = style.axes(ax)
+    frame = data.norms(run)
+    ax.set_title("Gradient norm before and after clipping", loc="left")
+    if not style.drawable(frame["before"]):
+        return style.say(ax, "no positive finite gradient norm was recorded")
+    clips = bool(frame["kind"].iloc[0])
+    if not clips:
+        ax.set_title("Gradient norm (nothing clips)", loc="left")
+    before, after = style.colours(2)
+    bins = data.binned_norms(frame)
+    _norms(ax, bins, "before", before, "before" if clips else "")
+    if len(bins) < len(frame):
+        low, high = style.positive(bins["p10"]), style.positive(bins["p90"])
+        ax.fill_between(bins["step"], low, high, color=before, alpha=0.18, linewidth=0)
+    if clips:
+        _norms(ax, bins, "after", after, "after")
+        _thresholds(ax, frame)
+    style.logarithmic(ax.yaxis, frame[["before", "after"]].to_numpy().ravel())
+    style.legend(ax)
+    ax.margins(x=0.01)
+    ax.set(xlabel="training step", ylabel="norm of the gradient")
+    return ax
+
+
+def _norms(ax: Axes, frame: Frame, column: str, colour: str, name: str) -> None:
+    values = style.positive(frame[column])
+    named: dict[str, Any] = {"label": name} if name else {}
+    ax.plot(frame["step"], values, color=colour, linewidth=1.2, marker=style.mark_lonely(values), **named)
+
+
+def _thresholds(ax: Axes, frame: Frame) -> None:
+    """The threshold of clipping by norm: values are no norms, and have no place on this axis."""
+    limits = frame[frame["kind"] == "norm"].groupby("step")["threshold"].median()
+    if len(set(limits)) == 1:
+        level = float(limits.iloc[0])
+        ax.axhline(level, color=style.muted(ax), linestyle=(0, (4, 3)), linewidth=0.9, label=f"threshold {level:g}")
+    elif len(limits):
+        ax.plot(limits.index, limits, color=style.muted(ax), linestyle=(0, (4, 3)), linewidth=0.9, label="threshold")
+
+
+def thresholds(run: Run, *, ax: Axes | None = None, **line: Any) -> Axes:
+    """The share of gradients that clipping by norm would have changed, for every threshold.
+
+    Args:
+        run: what was recorded.
+        ax: where to draw; the current axes by default.
+        **line: what matplotlib takes for a line, such as `color` and `label`.
+    """
+    ax = style.axes(ax)
+    ax.set_title("What other thresholds would have clipped", loc="left")
+    curve = data.would_clip(run)
+    if curve.empty:
+        return style.say(ax, "no positive finite gradient norm was recorded")
+    (colour,) = style.colours(1)
+    first = curve["threshold"].iloc[0] * 0.8
+    x, y = np.r_[first, curve["threshold"]], np.r_[1.0, curve["share"]]
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "drawstyle": "steps-post", **line}
+    (drawn,) = ax.plot(x, y, **look)
+    frame = data.norms(run)
+    for limit in sorted(set(frame.loc[frame["kind"] == "norm", "threshold"].dropna()))[:3]:
+        tint = drawn.get_color() if "label" in line else style.muted(ax)
+        ax.axvline(limit, color=tint, linewidth=0.9, linestyle=(0, (4, 3)))
+        ax.text(limit, 0.98, f" {limit:g}", transform=ax.get_xaxis_transform(), va="top", fontsize="small")
+    style.logarithmic(ax.xaxis, np.concatenate([np.asarray(line.get_xdata(), float) for line in ax.get_lines()]))
+    style.legend(ax)
+    ax.set(ylim=(-0.03, 1.03), xlabel="threshold (max_norm)", ylabel="share of steps clipped")
+    ax.set_yticks([0, 0.5, 1], ["0", "50%", "100%"])
+    return ax

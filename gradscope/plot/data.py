@@ -1,0 +1,187 @@
+"""The numbers behind each figure: what is drawn, as small frames. Reports show the same ones beside their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.errors import GradscopeError
+from gradscope.types import LayerKey
+
+if TYPE_CHECKING:
+    from gradscope.record.run import Run
+
+LATE = 4
+"""Recorded steps at the end that are taken together, as a single batch tells little."""
+QUANTILES = ("p10", "p50", "p90")
+MAX_CELLS = 400
+"""Columns of a heatmap and points of a line, at most; longer sequences are drawn in bins of several timesteps."""
+MAX_POINTS = 1_000
+"""Optimizer steps drawn one by one, at most."""
+
+Layer = LayerKey | str | None
+Steps = int | slice | Iterable[int] | None
+Array = np.ndarray[Any, np.dtype[Any]]
+Frame = Any
+"""A `pandas.DataFrame`: what pandas says of the types of its columns is too little to check by."""
+
+
+def read(run: Run, table: str, columns: Sequence[str], filters: dict[str, Any]) -> Frame:
+    """Some columns of some rows, and nothing else from the disk; infinite numbers become NaN."""
+    found = run.source.read(table, filters, columns)
+    return found.replace([np.inf, -np.inf], np.nan)
+
+
+def chosen(run: Run, layer: Layer) -> list[LayerKey]:
+    """The layers meant: all of them, those of a module, or one.
+
+    Raises:
+        GradscopeError: the run has no such layer.
+    """
+    keys = run.layers
+    if layer is None:
+        return keys
+    found = [key for key in keys if layer in (key, key.module)]
+    if not found:
+        names = ", ".join(sorted({repr(key.module) for key in keys})) or "none"
+        raise GradscopeError(f"the run has no layer {layer!r}; its modules with recurrent layers: {names}")
+    return found
+
+
+def one(run: Run, layer: Layer) -> LayerKey | None:
+    """The one layer meant; None in a run without any.
+
+    Raises:
+        GradscopeError: the run has no such layer, or several.
+    """
+    found = chosen(run, layer)
+    if len(found) > 1:
+        raise GradscopeError(f"this figure shows one layer, and {len(found)} are meant: pass layer=run.layers[i]")
+    return found[0] if found else None
+
+
+def label(key: LayerKey) -> str:
+    """A layer's name on a figure."""
+    chain = f" chain {key.chain}" if key.chain else ""
+    return f"{key.module or 'model'}[{key.layer}]{'' if key.direction == 'forward' else ' reverse'}{chain}"
+
+
+def recorded(run: Run, key: LayerKey) -> list[int]:
+    """The steps of which a layer has records."""
+    return sorted(set(run.source.read("layers", key._asdict(), ["step"])["step"].tolist()))
+
+
+def of(run: Run, key: LayerKey, step: Steps) -> dict[str, Any]:
+    """Filters for a layer at the steps meant, the last recorded ones by default."""
+    return {**key._asdict(), "step": recorded(run, key)[-LATE:] if step is None else step}
+
+
+def binned(positions: Array) -> tuple[Array, int]:
+    """The middle of the bin of each position, and the width of the bins: 1 for sequences of ordinary length."""
+    last = int(positions.max()) if len(positions) else 0
+    width = -(-(last + 1) // MAX_CELLS)
+    return (positions if width == 1 else positions // width * width + width // 2), width
+
+
+def spread(run: Run, key: LayerKey, quantity: str, step: Steps = None) -> Frame:
+    """A quantity by timestep: columns `t`, `p10`, `p50`, `p90`, `nonfinite`, the median over the steps."""
+    filters = {**of(run, key, step), "quantity": quantity}
+    return _gathered(read(run, "timesteps", ["t", *QUANTILES, "nonfinite"], filters), "t")
+
+
+def reached(run: Run, key: LayerKey, step: Steps = None) -> Frame:
+    """Reach by lag: columns `lag`, `p10`, `p50`, `p90`, `nonfinite`, the median over the steps."""
+    return _gathered(read(run, "reach", ["lag", *QUANTILES, "nonfinite"], of(run, key, step)), "lag")
+
+
+def _gathered(frame: Frame, over: str) -> Frame:
+    by_position = frame.groupby(over)
+    found = by_position[list(QUANTILES)].median().assign(nonfinite=by_position["nonfinite"].sum())
+    middle, width = binned(found.index.to_numpy())
+    if width > 1:  # the extremes of a bin stay visible in its band
+        found = found.groupby(middle).agg({"p10": "min", "p50": "median", "p90": "max", "nonfinite": "sum"})
+    return found.rename_axis(over).reset_index()
+
+
+def over_training(run: Run, key: LayerKey, quantity: str) -> Frame:
+    """The median of a quantity, steps x timesteps."""
+    found = read(run, "timesteps", ["step", "t", "p50"], {**key._asdict(), "quantity": quantity})
+    found["t"] = binned(found["t"].to_numpy())[0]
+    return found.pivot_table("p50", "step", "t", aggfunc="median", dropna=False)
+
+
+def saturated(run: Run, key: LayerKey, over: str, step: Steps = None) -> Frame:
+    """Gate saturation by `t` or by `step`: columns `gate`, `over`, `low`, `high`, the mean over the other."""
+    filters = of(run, key, step) if over == "t" else key._asdict()
+    frame = read(run, "gates", ["step", "t", "gate", "low", "high"], filters)
+    if over == "t":
+        frame["t"] = binned(frame["t"].to_numpy())[0]
+    return frame.groupby(["gate", over], sort=False)[["low", "high"]].mean().reset_index()
+
+
+def units(run: Run, key: LayerKey, step: Steps = None) -> Frame:
+    """Saturation of each unit: columns `gate`, `unit`, `low`, `high`, the mean over the steps."""
+    frame = read(run, "units", ["gate", "unit", "low", "high"], of(run, key, step))
+    return frame.groupby(["gate", "unit"], sort=False)[["low", "high"]].mean().reset_index()
+
+
+def horizons(run: Run, key: LayerKey) -> Frame:
+    """A layer's horizon over training: columns `step`, `horizon`, `horizon_censored`, `decay`, `timesteps`."""
+    frame = read(run, "layers", ["step", "horizon", "horizon_censored", "decay", "timesteps"], key._asdict())
+    by_step = frame.groupby("step")
+    found = by_step[["horizon", "decay", "timesteps"]].median()
+    return found.assign(horizon_censored=by_step["horizon_censored"].mean() > 0.5).reset_index()
+
+
+def eigenvalues(run: Run, key: LayerKey, step: Steps = None) -> Frame:
+    """Eigenvalues of the recurrent blocks at the last of the steps: columns `gate`, `real`, `imag`."""
+    frame = read(run, "spectra", ["step", "gate", "real", "imag"], of(run, key, step))
+    return frame[frame["step"] == frame["step"].max()][["gate", "real", "imag"]].drop_duplicates(ignore_index=True)
+
+
+def norms(run: Run) -> Frame:
+    """Gradient norms by optimizer step: columns `step`, `before`, `after`, `threshold`, `clipped`, `kind`.
+
+    One row per clipping call; where nothing clips, the norm of the recurrent gradients at every step, `kind` empty.
+    """
+    columns = ["step", "kind", "how", "threshold", "norm_before", "norm_after", "clipped"]
+    calls = read(run, "clips", columns, {})
+    calls = calls[(calls["kind"] != "modified") | (calls["how"] == "clamped")]
+    if len(calls):
+        names = {"norm_before": "before", "norm_after": "after"}
+        return calls.rename(columns=names)[["step", "before", "after", "threshold", "clipped", "kind"]]
+    steps = read(run, "steps", ["step", "grad_norm"], {})
+    blank = {"after": steps["grad_norm"], "threshold": np.nan, "clipped": False, "kind": ""}
+    return steps.rename(columns={"grad_norm": "before"})[["step", "before"]].assign(**blank)
+
+
+def binned_norms(frame: Frame) -> Frame:
+    """What `norms` gave, with steps in bins where there are many: medians, and the 10th and 90th percentile before.
+
+    Columns `step` (the first of its bin), `p10`, `before`, `p90`, `after`, `threshold`, `clipped` (share), `calls`.
+    """
+    if frame.empty:
+        return frame.assign(p10=[], p90=[], calls=[])
+    width = max(1, -(-int(frame["step"].max() - frame["step"].min() + 1) // MAX_POINTS))
+    bins = frame.groupby(frame["step"] // width * width)
+    before = bins["before"]
+    found = {"p10": before.quantile(0.1), "before": before.median(), "p90": before.quantile(0.9)}
+    found |= {name: bins[name].median() for name in ("after", "threshold")}
+    return bins["clipped"].mean().to_frame().assign(**found, calls=bins.size()).reset_index()
+
+
+def would_clip(run: Run, points: int = 101) -> Frame:
+    """What other thresholds would have done: columns `threshold`, `share` of the norms above it.
+
+    The thresholds are the percentiles of the norms that were seen before clipping.
+    """
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    seen = norms(run)["before"].to_numpy(float)
+    seen = np.sort(seen[np.isfinite(seen) & (seen > 0)])
+    if not len(seen):
+        return pd.DataFrame({"threshold": [], "share": []}, dtype=float)
+    thresholds = np.unique(np.quantile(seen, np.linspace(0, 1, points)))
+    return pd.DataFrame({"threshold": thresholds, "share": 1 - np.searchsorted(seen, thresholds, "right") / len(seen)})

@@ -1,0 +1,96 @@
+"""How often gates and units stand at their limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from gradscope.errors import GradscopeError
+from gradscope.plot import data, style
+from gradscope.plot.data import Layer, Steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gradscope.record.run import Run
+
+MARKERS = "osD^v"
+
+
+def gates(
+    run: Run,
+    over: Literal["t", "step"] = "t",
+    *,
+    layer: Layer = None,
+    step: Steps = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The share of a layer's units at their upper limit (upwards) and at their lower one (downwards), by gate.
+
+    Args:
+        run: what was recorded.
+        over: `"t"`, by timestep, or `"step"`, over the whole training.
+        layer: which layer; may be left out where there is but one.
+        step: which recorded steps are taken together, over `"t"`; the last ones by default.
+        ax: where to draw; the current axes by default.
+
+    Raises:
+        GradscopeError: the run has no such layer, several are meant, or `over` is something else.
+    """
+    if over not in ("t", "step"):
+        raise GradscopeError(f"over={over!r}: expected 't', by timestep, or 'step', over training")
+    ax = style.axes(ax)
+    key = data.one(run, layer)
+    ax.set_title("Saturated units" if over == "t" else "Saturated units over training", loc="left")
+    frame = None if key is None else data.saturated(run, key, over, step)
+    if frame is None or not frame["high"].notna().any():
+        return style.say(ax, "no gates were recorded at these steps")
+    names = list(dict.fromkeys(frame["gate"]))
+    for gate, colour in zip(names, style.colours(len(names)), strict=True):
+        rows = frame[frame["gate"] == gate].sort_values(over)
+        marker = style.mark_lonely(rows["high"].to_numpy(float))
+        ax.plot(rows[over], rows["high"], color=colour, label=gate, linewidth=1.6, marker=marker)
+        ax.plot(rows[over], -rows["low"], color=colour, linewidth=1.6, marker=marker)
+    _mirrored(ax)
+    style.legend(ax, ncols=2 if len(names) > 2 else 1)
+    ax.set(xlabel="timestep t" if over == "t" else "training step", ylabel="at the lower | upper limit")
+    return ax
+
+
+def _mirrored(ax: Axes) -> None:
+    """Shares upwards and downwards from a line in the middle."""
+    ax.axhline(0, color=style.muted(ax), linewidth=0.9)
+    ax.set_ylim(-1.03, 1.03)
+    ax.set_yticks([-1, -0.5, 0, 0.5, 1], ["100%", "50%", "0", "50%", "100%"])
+    ax.margins(x=0.01)
+
+
+def saturation(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
+    """Every unit of one layer by how often it stands at its lower and at its upper limit (Karpathy et al. 2015).
+
+    Units near the diagonal are saturated always, one way or the other; those in the lower left corner never.
+
+    Args:
+        run: what was recorded.
+        layer: which layer; may be left out where there is but one.
+        step: which recorded steps, taken together; the last ones by default.
+        ax: where to draw; the current axes by default.
+
+    Raises:
+        GradscopeError: the run has no such layer, or several are meant.
+    """
+    ax = style.axes(ax)
+    key = data.one(run, layer)
+    ax.set_title("Units at their limits", loc="left")
+    frame = None if key is None else data.units(run, key, step)
+    if frame is None or not frame["high"].notna().any():
+        return style.say(ax, "no units were recorded at these steps")
+    names = list(dict.fromkeys(frame["gate"]))
+    for gate, colour, marker in zip(names, style.colours(len(names)), MARKERS, strict=False):
+        rows = frame[frame["gate"] == gate]
+        many: dict[str, Any] = {"rasterized": len(rows) > 300}
+        ax.plot(rows["low"], rows["high"], marker, color=colour, label=gate, alpha=0.65, markersize=4, mew=0, **many)
+    ax.plot([0, 1], [1, 0], color=style.muted(ax), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
+    ax.set(xlabel="share of time at the lower limit", ylabel="at the upper limit")
+    style.legend(ax, loc="upper right")
+    return ax

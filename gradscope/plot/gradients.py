@@ -1,0 +1,195 @@
+"""Gradients and Jacobians: over timesteps, over lags, and over training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.plot import data, style
+from gradscope.plot.data import Frame, Layer, Steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gradscope.record.run import Run
+
+FLOOR = 1e-3  # where the horizon is measured
+JACOBIANS = {
+    "jacobian": "whole state",
+    "jacobian_h": "h alone",
+    "jacobian_c": "along the cell",
+    "jacobian_max": "largest singular value",
+}
+
+
+def timesteps(
+    run: Run, quantity: str = "grad_h", *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any
+) -> Axes:
+    """A quantity at every timestep: the median over the sequences, and a band from the 10th to the 90th percentile.
+
+    Args:
+        run: what was recorded.
+        quantity: of the table `timesteps`.
+        layer: which layers; all by default, one colour each.
+        step: which recorded steps, taken together; the last ones by default.
+        ax: where to draw; the current axes by default.
+        **line: what matplotlib takes for a line, such as `color` and `label`.
+
+    Raises:
+        GradscopeError: the run has no such layer.
+    """
+    ax = style.axes(ax)
+    keys = data.chosen(run, layer)
+    frames = {data.label(key): data.spread(run, key, quantity, step) for key in keys}
+    ax.set_title(style.TITLES.get(quantity, quantity), loc="left")
+    if not _curves(ax, frames, "t", line):
+        return style.say(ax, f"no positive finite {quantity} at these steps")
+    if quantity in (*JACOBIANS, "gain"):
+        style.reference(ax, 1)
+    ax.set(xlabel="timestep t", ylabel=style.UNITS.get(quantity, quantity))
+    return ax
+
+
+def reach(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any) -> Axes:
+    """How much of the loss gradient is left, by steps back: median, band, and the line at which the horizon lies.
+
+    Args:
+        run: what was recorded.
+        layer: which layers; all by default, one colour each.
+        step: which recorded steps, taken together; the last ones by default.
+        ax: where to draw; the current axes by default.
+        **line: what matplotlib takes for a line, such as `color` and `label`.
+
+    Raises:
+        GradscopeError: the run has no such layer.
+    """
+    ax = style.axes(ax)
+    frames = {data.label(key): data.reached(run, key, step) for key in data.chosen(run, layer)}
+    ax.set_title("Reach of the loss gradient", loc="left")
+    if not _curves(ax, frames, "lag", line):
+        return style.say(ax, "no positive finite reach at these steps")
+    style.reference(ax, FLOOR, "horizon")
+    ax.set(xlabel="steps back", ylabel="share of the gradient left")
+    return ax
+
+
+def jacobians(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
+    """The sizes of one layer's Jacobians by timestep; at the line of 1 a gradient keeps its size.
+
+    Their product, the gain, is `timesteps(run, "gain")`, for it spans many more decades.
+
+    Args:
+        run: what was recorded.
+        layer: which layer; may be left out where there is but one.
+        step: which recorded steps, taken together; the last ones by default.
+        ax: where to draw; the current axes by default.
+
+    Raises:
+        GradscopeError: the run has no such layer, or several are meant.
+    """
+    ax = style.axes(ax)
+    key = data.one(run, layer)
+    ax.set_title("Jacobians", loc="left")
+    frames = {} if key is None else {said: data.spread(run, key, name, step) for name, said in JACOBIANS.items()}
+    if "h alone" in frames and frames["h alone"].equals(frames["whole state"]):
+        del frames["h alone"]  # without a cell, they are the same
+    if not _curves(ax, frames, "t", {}):
+        return style.say(ax, "no Jacobian was recorded at these steps")
+    style.reference(ax, 1)
+    ax.set(xlabel="timestep t", ylabel="size of ds(t)/ds(t-1)")
+    return ax
+
+
+def _curves(ax: Axes, frames: dict[str, Frame], over: str, line: dict[str, Any]) -> bool:
+    """A curve and its band for every frame that has something to show; whether there was any."""
+    shown = {name: frame for name, frame in frames.items() if style.drawable(frame["p50"])}
+    if not shown:
+        return False
+    for (name, frame), colour in zip(shown.items(), style.colours(len(shown)), strict=True):
+        named = {"label": name} if len(shown) > 1 else {}
+        _curve(ax, frame, over, {"color": colour, **named, **line})
+    style.logarithmic(ax.yaxis, np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.get_lines()]))
+    _mark_nonfinite(ax, shown, over)
+    style.legend(ax)
+    ax.margins(x=0.01)
+    return True
+
+
+def _curve(ax: Axes, frame: Frame, over: str, line: dict[str, Any]) -> None:
+    low, middle, high = (style.positive(frame[name]) for name in data.QUANTILES)
+    look: dict[str, Any] = {"linewidth": 1.8, "marker": style.mark_lonely(middle), **line}
+    (drawn,) = ax.plot(frame[over], middle, **look)
+    floor = np.where(np.isnan(low), middle, low)  # a tenth percentile of 0 lies below any logarithmic axis
+    ax.fill_between(frame[over], floor, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
+
+
+def _mark_nonfinite(ax: Axes, frames: dict[str, Frame], over: str) -> None:
+    places = sorted({place for frame in frames.values() for place in frame.loc[frame["nonfinite"] > 0, over]})
+    if places:
+        where = ax.get_xaxis_transform()
+        ax.plot(
+            places, [0.97] * len(places), "x", transform=where, color=style.muted(ax), label="NaN or inf", markersize=5
+        )
+
+
+def heatmap(run: Run, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes | None = None) -> Axes:
+    """A quantity of one layer over timesteps and training: log10 of the median, recorded steps x timesteps.
+
+    Cells without a positive finite value stay empty.
+
+    Args:
+        run: what was recorded.
+        quantity: of the table `timesteps`.
+        layer: which layer; may be left out where there is but one.
+        ax: where to draw; the current axes by default. Its figure gets a colour bar beside it.
+
+    Raises:
+        GradscopeError: the run has no such layer, or several are meant.
+    """
+    ax = style.axes(ax)
+    key = data.one(run, layer)
+    ax.set_title(f"{style.TITLES.get(quantity, quantity)} over training", loc="left")
+    cells = None if key is None else data.over_training(run, key, quantity)
+    if cells is None or not style.drawable(cells):
+        return style.say(ax, f"no positive finite {quantity} was recorded")
+    levels = np.log10(style.positive(cells))
+    borders = style.edges(cells.columns.to_numpy()), style.edges(cells.index.to_numpy())
+    mesh = ax.pcolormesh(*borders, np.ma.masked_invalid(levels), cmap="viridis", rasterized=True)
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label(f"log10 {style.UNITS.get(quantity, quantity)}")
+    ax.grid(False)
+    ax.set(xlabel="timestep t", ylabel="training step")
+    return ax
+
+
+def horizon(run: Run, *, layer: Layer = None, ax: Axes | None = None, **line: Any) -> Axes:
+    """How far back the gradient reaches, over training; hollow points mean that it reaches further than was seen.
+
+    Args:
+        run: what was recorded.
+        layer: which layers; all by default, one colour each.
+        ax: where to draw; the current axes by default.
+        **line: what matplotlib takes for a line, such as `color` and `label`.
+
+    Raises:
+        GradscopeError: the run has no such layer.
+    """
+    ax = style.axes(ax)
+    frames = {data.label(key): data.horizons(run, key) for key in data.chosen(run, layer)}
+    frames = {name: frame for name, frame in frames.items() if frame["horizon"].notna().any()}
+    ax.set_title("Horizon over training", loc="left")
+    if not frames:
+        return style.say(ax, "no horizon was recorded")
+    for (name, frame), colour in zip(frames.items(), style.colours(len(frames)), strict=True):
+        named = {"label": name} if len(frames) > 1 else {}
+        look: dict[str, Any] = {"color": colour, "linewidth": 1.4, **named, **line}
+        (drawn,) = ax.plot(frame["step"], frame["horizon"], **look)
+        beyond = frame["horizon_censored"]
+        for rows, face in ((frame[~beyond], drawn.get_color()), (frame[beyond], "none")):
+            ax.plot(rows["step"], rows["horizon"], "o", color=drawn.get_color(), markerfacecolor=face, markersize=4)
+    ax.set_ylim(0, 1.06 * max(1.0, *(float(np.nanmax(line.get_ydata(), initial=0)) for line in ax.get_lines())))
+    style.legend(ax)
+    ax.set(xlabel="training step", ylabel="steps back to 1/1000 (○: beyond)")
+    return ax

@@ -1,0 +1,48 @@
+"""The recurrent weights themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.plot import data, style
+from gradscope.plot.data import Layer, Steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gradscope.record.run import Run
+
+
+def spectra(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
+    """Eigenvalues of one layer's recurrent blocks in the complex plane, with the unit circle.
+
+    They are recorded with `attach(..., quantities="full")`.
+
+    Args:
+        run: what was recorded.
+        layer: which layer; may be left out where there is but one.
+        step: of these steps the last is drawn; the last recorded one by default.
+        ax: where to draw; the current axes by default.
+
+    Raises:
+        GradscopeError: the run has no such layer, or several are meant.
+    """
+    ax = style.axes(ax)
+    key = data.one(run, layer)
+    ax.set_title("Eigenvalues of the recurrent weights", loc="left")
+    frame = None if key is None else data.eigenvalues(run, key, step)
+    if frame is None or not frame["real"].notna().any():
+        return style.say(ax, 'no eigenvalues: attach with quantities="full"')
+    names = list(dict.fromkeys(frame["gate"]))
+    for gate, colour in zip(names, style.colours(len(names)), strict=True):
+        rows = frame[frame["gate"] == gate]
+        many: dict[str, Any] = {"rasterized": len(rows) > 300}
+        named: dict[str, Any] = {"label": gate} if len(names) > 1 else {}
+        ax.plot(rows["real"], rows["imag"], "o", color=colour, alpha=0.7, markersize=4, mew=0, **named, **many)
+    angle = np.linspace(0, 2 * np.pi, 181)
+    ax.plot(np.cos(angle), np.sin(angle), color=style.muted(ax), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.set(aspect="equal", xlabel="real part", ylabel="imaginary part")
+    style.legend(ax, handletextpad=0.1)
+    return ax

@@ -1,0 +1,136 @@
+"""The part of a run that a report shows, read once: as much of it as the eye can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from gradscope.plot import LATE
+from gradscope.record import TABLES, Run
+from gradscope.record.query import Condition, Filters, conditions
+from gradscope.types import LayerKey
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+MAX_STEPS = 64
+"""Recorded steps that are kept of a long training, evenly spaced, beside the first and the last ones."""
+MAX_ROWS = 1_000_000
+"""Rows kept of one table; where sequences are very long or layers many, fewer steps are kept."""
+LATE_ONLY = ("reach", "units", "weights", "spectra")
+DRAWN = ("grad_h", "jacobian", "jacobian_h", "jacobian_c", "jacobian_max", "gain")
+
+Steps = np.ndarray[Any, np.dtype[np.int64]]
+Frame = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A source in memory, apart by layer.
+
+    Attributes:
+        meta: that of the run.
+        ranks: those of the run.
+        counts: rows of each table in the whole run.
+        frames: of each table, the frame of each layer key, or of `()` for a table without one.
+    """
+
+    meta: dict[str, Any]
+    ranks: list[int]
+    counts: Mapping[str, int]
+    frames: Mapping[str, Mapping[Hashable, Frame]]
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
+        """The wanted rows, of those that are here."""
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        wanted = conditions(table, filters or {})
+        names = [*(columns or TABLES[table].columns), "rank"]
+        found = [part.loc[_mask(part, wanted), names] for part in self._parts(table, filters or {})]
+        if len(found) == 1:
+            return found[0].reset_index(drop=True)
+        return pd.concat(found, ignore_index=True) if found else _empty(table)[names]
+
+    def _parts(self, table: str, filters: Filters) -> list[Frame]:
+        parts = self.frames[table]
+        key = tuple(filters.get(name) for name in LayerKey._fields)
+        if TABLES[table].keyed and all(isinstance(value, str | int) for value in key):
+            return [parts[key]] if key in parts else []
+        return list(parts.values())
+
+    def count(self, table: str) -> int:
+        """How many rows the whole run has."""
+        return self.counts[table]
+
+
+def _mask(frame: Frame, wanted: Mapping[str, Condition]) -> Frame:
+    mask = np.ones(len(frame), bool)
+    for column, condition in wanted.items():
+        values = frame[column]
+        if condition.values is not None:
+            mask &= values.isin(list(condition.values)).to_numpy()
+            continue
+        if condition.low is not None:
+            mask &= (values >= condition.low).to_numpy()
+        if condition.high is not None:
+            mask &= (values <= condition.high).to_numpy()
+    return mask
+
+
+def _empty(table: str) -> Frame:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    kinds = {name: "str" if kind == "text" else kind for name, kind in TABLES[table].columns.items()}
+    return pd.DataFrame({name: pd.Series(dtype=cast(Any, kind)) for name, kind in {**kinds, "rank": "int64"}.items()})
+
+
+def excerpt(run: Run, max_rows: int = MAX_ROWS) -> Run:
+    """What a report needs of a run, in memory; the reading skips what it can skip in a folder.
+
+    Args:
+        run: any run.
+        max_rows: how many rows of one table are kept at most, roughly.
+    """
+    if isinstance(run.source, Excerpt):
+        return run
+    counts = {name: run.source.count(name) for name in TABLES}
+    layers = run.source.read("layers")
+    late = _late(layers)
+    kept = _kept(np.unique(layers["step"].to_numpy()), late, counts, max_rows)
+    frames = {name: _split(name, _read(run, name, kept, late)) for name in TABLES}
+    return Run(Excerpt(dict(run.meta), run.source.ranks, counts, frames))
+
+
+def _late(layers: Frame) -> Steps:
+    """The last recorded steps of each layer, and the first of all."""
+    steps = layers.drop_duplicates(["step", *LayerKey._fields]).sort_values("step")
+    late = steps.groupby(list(LayerKey._fields)).tail(LATE)["step"]
+    return np.union1d(late.to_numpy(), steps["step"].head(1).to_numpy())
+
+
+def _kept(steps: Steps, late: Steps, counts: Mapping[str, int], max_rows: int) -> Steps:
+    largest = max(counts["timesteps"], counts["gates"]) / max(1, len(steps))
+    number = int(np.clip(max_rows // max(1.0, largest), LATE, MAX_STEPS))
+    spaced = steps[np.unique(np.linspace(0, len(steps) - 1, number).round().astype(int))] if len(steps) else steps
+    return np.union1d(spaced, late)
+
+
+def _read(run: Run, table: str, kept: Steps, late: Steps) -> Frame:
+    if table == "timesteps":
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        between = {"step": np.setdiff1d(kept, late), "quantity": "grad_h"}
+        parts = [run.source.read(table, {"step": late, "quantity": DRAWN}), run.source.read(table, between)]
+        return pd.concat(parts, ignore_index=True)
+    if table == "gates":
+        return run.source.read(table, {"step": kept})
+    return run.source.read(table, {"step": late} if table in LATE_ONLY else None)
+
+
+def _split(table: str, frame: Frame) -> dict[Hashable, Frame]:
+    if not TABLES[table].keyed:
+        return {(): frame}
+    return dict(iter(frame.groupby(list(LayerKey._fields), sort=False)))

@@ -1,0 +1,75 @@
+"""Pictures as SVG that stands within a page: its words and lines take the page's colours, by day and by night."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+INK, GRID = "#010203", "#040506"
+"""Colours that matplotlib draws with in the place of those of the page."""
+WIDTH, HEIGHT = 4.9, 3.1
+_LOOK = {
+    **{name: INK for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")},
+    **{"axes.edgecolor": GRID, "grid.color": GRID, "figure.facecolor": "none", "axes.facecolor": "none"},
+    **{"savefig.facecolor": "none", "legend.facecolor": "none", "patch.edgecolor": "none"},
+    **{"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "axes.grid": True, "grid.linewidth": 0.6},
+    **{"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none"},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "text.parse_math": False},
+    **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.linewidth": 0.8, "lines.solid_capstyle": "round"},
+}
+
+
+@contextmanager
+def look(salt: str) -> Generator[None]:
+    """Set matplotlib as the reports want it; `salt` keeps the names inside one picture apart from those in others."""
+    import matplotlib
+
+    plain = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    settings: dict[Any, Any] = {**plain, **_LOOK, "svg.hashsalt": salt}
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def svg(name: str, title: str, draw: Callable[[Any], object]) -> str:
+    """Draw one picture, as an `<svg>` element without a name space, a size, or anything to fetch.
+
+    Args:
+        name: an identifier, unique in its page.
+        title: what screen readers call it.
+        draw: draws it into given axes.
+    """
+    from markupsafe import escape
+    from matplotlib.figure import Figure
+
+    with look(name):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.set_title("", loc="left")  # it stands above the picture
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _within_a_page(file.getvalue(), str(escape(title)))
+
+
+def _within_a_page(text: str, title: str) -> str:
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.S)
+    body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.S)
+    head, _, rest = body.partition(">")
+    box = re.search(r'viewBox="([^"]*)"', head)
+    rest = re.sub(r'<g id="[^"]*"', "<g", rest).replace("xlink:href", "href").replace("<defs></defs>", "")
+    rest = re.sub(r"<!--.*?-->\s*", "", rest, flags=re.S)
+    rest = rest.replace("'DejaVu Sans'", "var(--sans)").replace(INK, "currentColor").replace(GRID, "var(--line)")
+    for index, colour in enumerate(palette()):
+        rest = rest.replace(colour, f"var(--c{index}, {colour})")
+    return f'<svg role="img" aria-label="{title}" viewBox="{box[1] if box else "0 0 353 223"}">{rest}'
+
+
+def palette() -> list[str]:
+    """The colours of curves, which the page may replace by lighter ones at night."""
+    from gradscope.plot.style import colours
+
+    return colours(8)

@@ -1,0 +1,94 @@
+"""What a report says of each layer in numbers, and in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gradscope.plot import data
+from gradscope.record import Run
+from gradscope.report import words
+from gradscope.types import Finding, LayerKey
+
+Frame = Any
+RANKS = {"critical": 0, "warning": 1, "info": 2}
+COLUMNS = {
+    "horizon": "steps back until 1/1000 of the loss gradient is left, at the first and at the last recorded steps",
+    "timesteps": "length of the longest sequence",
+    "decay": "decades that the loss gradient gains (+) or loses (-) per step back",
+    "gradient": "median total gradient at the first and at the last timestep",
+    "jacobian": "median size of the state Jacobian; 1 keeps a gradient as it is",
+    "saturated": "the gate most at its limits, and at what share of units and timesteps",
+    "residual": "largest relative difference between what was rebuilt and what the kernel computed",
+}
+"""What the columns of the table of layers mean."""
+
+
+def worst_first(keys: Sequence[LayerKey], findings: Sequence[Finding], run: Run) -> list[LayerKey]:
+    """Layers with findings first, the severe ones leading, then those whose horizon is short for their sequences."""
+    severity = {key: 3 for key in keys}
+    for finding in findings:
+        key = finding.layer_key
+        if key in severity and key is not None and finding.code != "healthy":
+            severity[key] = min(severity[key], RANKS[finding.severity])
+    return sorted(keys, key=lambda key: (severity[key], _seen(data.horizons(run, key)), keys.index(key)))
+
+
+def _seen(horizons: Frame) -> float:
+    """The share of its sequences that a layer's last horizon spans; 1 where it is not known."""
+    last = horizons[horizons["horizon"].notna()].tail(1)
+    if last.empty or bool(last["horizon_censored"].iloc[0]):
+        return 1.0
+    return float(last["horizon"].iloc[0] / max(1.0, last["timesteps"].iloc[0]))
+
+
+def numbers(run: Run, key: LayerKey) -> dict[str, Any]:
+    """The numbers of a layer, at the last recorded steps where nothing else is said."""
+    horizons = data.horizons(run, key)
+    late, gradient = horizons.tail(data.LATE), data.spread(run, key, "grad_h")
+    gate, saturated = _most_saturated(data.saturated(run, key, "t"))
+    residual = data.read(run, "layers", ["residual"], key._asdict())["residual"]
+    return {
+        "horizon_first": _horizon(horizons.head(1)),
+        "horizon": _horizon(late),
+        "timesteps": int(late["timesteps"].max()) if len(late) else 0,
+        "decay": _median(late["decay"]),
+        "gradient_first": _median(gradient["p50"].head(1)),
+        "gradient_last": _median(gradient["p50"].tail(1)),
+        "jacobian": _median(data.spread(run, key, "jacobian")["p50"]),
+        "gate": gate,
+        "saturated": saturated,
+        "residual": float(residual.max()),
+    }
+
+
+def _horizon(rows: Frame) -> dict[str, Any]:
+    known = rows[rows["horizon"].notna()]
+    censored = len(known) > 0 and bool(known["horizon_censored"].mean() > 0.5)
+    return {"lag": _median(known["horizon"]), "censored": censored}
+
+
+def _most_saturated(frame: Frame) -> tuple[str, float]:
+    if frame.empty:
+        return "", math.nan
+    shares = (frame["low"] + frame["high"]).groupby(frame["gate"], sort=False).mean()
+    return ("", math.nan) if shares.isna().all() else (str(shares.idxmax()), float(shares.max()))
+
+
+def _median(values: Frame) -> float:
+    return float(values.median()) if len(values) else math.nan
+
+
+def cells(found: dict[str, Any]) -> dict[str, str]:
+    """The same as text, by column of the table of layers."""
+    first, last = (words.lags(found[name]["lag"], found[name]["censored"]) for name in ("horizon_first", "horizon"))
+    return {
+        "horizon": f"{first} → {last}",
+        "timesteps": str(found["timesteps"]),
+        "decay": "–" if math.isnan(found["decay"]) else f"{found['decay']:+.3f}",
+        "gradient": f"{words.told(found['gradient_first'])} … {words.told(found['gradient_last'])}",
+        "jacobian": words.told(found["jacobian"]),
+        "saturated": f"{found['gate']} {words.percent(found['saturated'])}".strip(),
+        "residual": words.told(found["residual"]),
+    }

@@ -1,0 +1,58 @@
+"""From a run to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gradscope.record import Run
+from gradscope.record.reader import FolderSource
+from gradscope.report import render, summary
+from gradscope.report.document import Report
+from gradscope.report.excerpt import excerpt
+from gradscope.report.sidebyside import compared
+from gradscope.types import Finding
+
+QUICK = 500_000
+"""Rows of `timesteps` up to which a notebook's short form looks for findings by itself."""
+
+
+def report(run: Run, findings: Sequence[Finding] | None = None, name: str | None = None) -> Report:
+    """The report of one run.
+
+    Args:
+        run: any run.
+        findings: what to say about it; by default what `run.findings()` gives.
+        name: what to call it; by default its folder.
+    """
+    found = tuple(run.findings() if findings is None else findings)
+    told, figures = summary.summarise(excerpt(run), found, name or called(run))
+    return Report(told, found, figures)
+
+
+def comparison(runs: Mapping[str, Run], findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:
+    """The report of several runs side by side.
+
+    Args:
+        runs: by name.
+        findings: of each; by default what `run.findings()` gives.
+    """
+    found = {name: list(findings[name] if findings else run.findings()) for name, run in runs.items()}
+    told, figures = compared({name: excerpt(run) for name, run in runs.items()}, found)
+    return Report(told, tuple(finding for mine in found.values() for finding in mine), figures)
+
+
+def short(run: Run) -> str:
+    """A run in a notebook: its findings and its layers, in a few lines of HTML."""
+    found = run.findings() if run.source.count("timesteps") <= QUICK else []
+    told, _ = summary.summarise(excerpt(run), found, called(run))
+    return render.short(told)
+
+
+def called(run: Run) -> str:
+    """The name of a run's folder, as the user gave it."""
+    source = run.source
+    if not isinstance(source, FolderSource):
+        return "run"
+    root = Path(source.root)
+    return str(root.parent) if root.name == "gradscope" else str(root)

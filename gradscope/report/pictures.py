@@ -1,0 +1,161 @@
+"""Every picture of a report: what is drawn, the numbers behind it, and what it says in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradscope.plot as plot
+from gradscope.plot import data
+from gradscope.record import Run
+from gradscope.report import words
+from gradscope.types import LayerKey
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Frame = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a layer, or of a whole run (whose key is ignored).
+
+    Attributes:
+        name: what it is called in files.
+        title: what stands above it.
+        table: the numbers behind it; none, and it is left out.
+        words: what they say.
+        draw: the picture itself.
+        drawn: the part of the numbers that is drawn, where they are too many for the eye.
+    """
+
+    name: str
+    title: str
+    table: Callable[[Run, LayerKey], Frame]
+    words: Callable[[Frame], str]
+    draw: Callable[[Run, LayerKey, Axes], object]
+    drawn: Callable[[Frame], Frame] = lambda frame: frame
+
+
+def _then_and_now(draw: Callable[..., object], table: Callable[..., Frame]) -> Callable[[Run, LayerKey, Axes], object]:
+    """The same curve at the first recorded step, dashed, and at the last ones."""
+
+    def both(run: Run, key: LayerKey, ax: Axes) -> None:
+        steps = data.recorded(run, key)
+        if len(steps) > data.LATE and (table(run, key, steps[0])["p50"] > 0).any():
+            draw(run, layer=key, step=steps[0], ax=ax, label=f"step {steps[0]}", color="C7", linestyle="--")
+            draw(run, layer=key, ax=ax, label=f"steps {steps[-data.LATE]} to {steps[-1]}")
+        else:
+            draw(run, layer=key, ax=ax)
+
+    return both
+
+
+def _gradient(run: Run, key: LayerKey, step: Any = None) -> Frame:
+    return data.spread(run, key, "grad_h", step)
+
+
+def _jacobians(run: Run, key: LayerKey) -> Frame:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    names = ("jacobian", "jacobian_h", "jacobian_c", "jacobian_max")
+    parts = [data.spread(run, key, name).assign(quantity=name) for name in names]
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def _jacobian_words(frame: Frame) -> str:
+    return words.ends(frame[frame["quantity"] == "jacobian"], "t", "size of the state Jacobian")
+
+
+LAYER = (
+    Picture(
+        "timesteps",
+        "Gradient by timestep",
+        _gradient,
+        lambda frame: words.ends(frame, "t", "gradient"),
+        _then_and_now(plot.timesteps, _gradient),
+    ),
+    Picture(
+        "heatmap",
+        "Gradient over training",
+        lambda run, key: data.over_training(run, key, "grad_h"),
+        words.training,
+        lambda run, key, ax: plot.heatmap(run, layer=key, ax=ax),
+    ),
+    Picture(
+        "reach",
+        "Reach of the loss gradient",
+        data.reached,
+        lambda frame: words.ends(frame, "lag", "share of the loss gradient left"),
+        _then_and_now(plot.reach, data.reached),
+    ),
+    Picture(
+        "horizon",
+        "Horizon over training",
+        data.horizons,
+        words.horizon,
+        lambda run, key, ax: plot.horizon(run, layer=key, ax=ax),
+    ),
+    Picture(
+        "jacobians",
+        "Jacobians by timestep",
+        _jacobians,
+        _jacobian_words,
+        lambda run, key, ax: plot.jacobians(run, layer=key, ax=ax),
+    ),
+    Picture(
+        "gain",
+        "Gain to the last timestep",
+        lambda run, key: data.spread(run, key, "gain"),
+        lambda frame: words.ends(frame, "t", "gain"),
+        lambda run, key, ax: plot.timesteps(run, "gain", layer=key, ax=ax),
+    ),
+    Picture(
+        "gates",
+        "Saturation by timestep",
+        lambda run, key: data.saturated(run, key, "t"),
+        lambda frame: words.gates(frame, "t"),
+        lambda run, key, ax: plot.gates(run, layer=key, ax=ax),
+    ),
+    Picture(
+        "gates-training",
+        "Saturation over training",
+        lambda run, key: data.saturated(run, key, "step"),
+        lambda frame: words.gates(frame, "step"),
+        lambda run, key, ax: plot.gates(run, "step", layer=key, ax=ax),
+    ),
+    Picture(
+        "units",
+        "Units at their limits",
+        data.units,
+        words.units,
+        lambda run, key, ax: plot.saturation(run, layer=key, ax=ax),
+    ),
+    Picture(
+        "spectra",
+        "Eigenvalues of the recurrent weights",
+        data.eigenvalues,
+        words.spectra,
+        lambda run, key, ax: plot.spectra(run, layer=key, ax=ax),
+    ),
+)
+
+RUN = (
+    Picture(
+        "clipping",
+        "Gradient norm before and after clipping",
+        lambda run, _: data.norms(run),
+        words.norms,
+        lambda run, _, ax: plot.clipping(run, ax=ax),
+        data.binned_norms,
+    ),
+    Picture(
+        "thresholds",
+        "What other thresholds would have clipped",
+        lambda run, _: data.would_clip(run),
+        words.thresholds,
+        lambda run, _, ax: plot.thresholds(run, ax=ax),
+    ),
+)

@@ -1,0 +1,138 @@
+"""A summary, written down. Names come from users, and are escaped everywhere."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import json
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from gradscope.report import words
+from gradscope.report.layers import COLUMNS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Summary = Mapping[str, Any]
+WIDTH = 100
+SAMPLE_ROWS, SAMPLE_COLUMNS = 9, 7
+
+
+def html(summary: Summary, figures: Mapping[str, str]) -> str:
+    """The page, with its pictures by `id`."""
+    return _fill(f"{summary['kind']}.html", summary, figures=figures)
+
+
+def short(summary: Summary) -> str:
+    """A fragment for notebooks: findings and layers."""
+    return _fill("short.html", summary)
+
+
+def markdown(summary: Summary) -> str:
+    """The same in Markdown, without pictures."""
+    return _tidy(_fill(f"{summary['kind']}.md", summary))
+
+
+def text(summary: Summary) -> str:
+    """The same in plain text."""
+    return _tidy(_fill(f"{summary['kind']}.txt", summary))
+
+
+def _fill(template: str, summary: Summary, **more: Any) -> str:
+    return _templates().get_template(template).render(summary=summary, columns=COLUMNS, **more)
+
+
+def _tidy(written: str) -> str:
+    """No blanks at the ends of lines, and never two empty lines together."""
+    lines = "\n".join(line.rstrip() for line in written.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n"
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("gradscope.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {
+        **{"told": words.told, "percent": words.percent, "plainly": plainly, "md": markdown_safe, "wrap": wrap},
+        **{"aligned": aligned, "csv": csv, "codeline": codeline, "sampled": sampled, "pretty": pretty},
+    }
+    environment.filters.update(filters)
+    return environment
+
+
+def plainly(value: Any) -> str:
+    """One line without control characters, which a terminal would obey."""
+    return codeline(" ".join(str(value).split()))
+
+
+def codeline(line: str) -> str:
+    """A line of code as it is, without control characters."""
+    return "".join(letter if letter.isprintable() else "�" for letter in line)
+
+
+def markdown_safe(value: Any) -> str:
+    """One line in which nothing means anything to Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", plainly(value))
+
+
+def wrap(value: Any, indent: int = 0) -> str:
+    """A paragraph of plain text."""
+    return textwrap.fill(plainly(value), WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+
+
+def aligned(rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
+    """Rows as columns of equal width, the first as head; numbers to the right."""
+    cells = [[plainly(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(f"{cell:<{width}}" if not place else f"{cell:>{width}}" for place, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in cells)
+    ]
+    return "\n".join(" " * indent + line for line in lines)
+
+
+def sampled(picture: Summary) -> dict[str, Any]:
+    """A picture's numbers, few enough to read: evenly spaced rows and columns, the first and the last among them."""
+    across = _spaced(len(picture["columns"]), SAMPLE_COLUMNS)
+    down = _spaced(len(picture["rows"]), SAMPLE_ROWS)
+    rows = [[words.told(picture["rows"][row][column]) for column in across] for row in down]
+    return {"columns": [picture["columns"][column] for column in across], "rows": rows}
+
+
+def _spaced(length: int, most: int) -> list[int]:
+    if length <= most:
+        return list(range(length))
+    return [round(index * (length - 1) / (most - 1)) for index in range(most)]
+
+
+def csv(picture: Summary) -> str:
+    """All of a picture's numbers, as an address that holds a CSV file."""
+    file = io.StringIO()
+    writer = csv_module.writer(file, lineterminator="\n")
+    writer.writerow(picture["columns"])
+    writer.writerows([[_cell(value) for value in row] for row in picture["rows"]])
+    return "data:text/csv;charset=utf-8," + quote(file.getvalue(), safe=",.:+-_")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6g}"
+    guarded = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return f"'{value}" if guarded else value  # a spreadsheet would take it for a formula
+
+
+def pretty(value: Any) -> str:
+    """Settings as indented JSON."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str)

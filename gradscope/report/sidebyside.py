@@ -1,0 +1,161 @@
+"""Several runs as one plain dictionary: the same numbers beside each other, the same curves over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradscope.plot as plot
+from gradscope.plot import data
+from gradscope.plot.style import colours
+from gradscope.record import Run
+from gradscope.report import words
+from gradscope.report.layers import RANKS, cells, numbers
+from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, facts, settings, tell, told
+from gradscope.types import Finding, LayerKey
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Frame = Any
+Runs = Mapping[str, Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """One picture with a curve for every run.
+
+    Attributes:
+        name: what it is called in files.
+        title: what stands above it.
+        table: one run's numbers.
+        words: what they say.
+        draw: one run's curve.
+    """
+
+    name: str
+    title: str
+    table: Callable[[Run, LayerKey], Frame]
+    words: Callable[[Frame], str]
+    draw: Callable[..., object]
+
+
+LAYER = (
+    Overlay(
+        "timesteps",
+        "Gradient by timestep",
+        lambda run, key: data.spread(run, key, "grad_h"),
+        lambda frame: words.ends(frame, "t", "gradient"),
+        lambda run, key, **given: plot.timesteps(run, layer=key, **given),
+    ),
+    Overlay(
+        "reach",
+        "Reach of the loss gradient",
+        data.reached,
+        lambda frame: words.ends(frame, "lag", "share of the loss gradient left"),
+        lambda run, key, **given: plot.reach(run, layer=key, **given),
+    ),
+    Overlay(
+        "horizon",
+        "Horizon over training",
+        data.horizons,
+        words.horizon,
+        lambda run, key, **given: plot.horizon(run, layer=key, **given),
+    ),
+    Overlay(
+        "jacobian",
+        "State Jacobian by timestep",
+        lambda run, key: data.spread(run, key, "jacobian"),
+        lambda frame: words.ends(frame, "t", "size of the state Jacobian"),
+        lambda run, key, **given: plot.timesteps(run, "jacobian", layer=key, **given),
+    ),
+)
+RUN = Overlay(
+    "thresholds",
+    "What thresholds would have clipped",
+    lambda run, _: data.would_clip(run),
+    words.thresholds,
+    lambda run, _, **given: plot.thresholds(run, **given),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where pictures stand: of which runs and layer, and under what `id`. A run has one colour everywhere."""
+
+    runs: Runs
+    tints: Mapping[str, str]
+    key: LayerKey
+    owner: str
+
+
+def compared(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
+    """All that a report says of several runs, and the functions that draw its pictures.
+
+    Args:
+        runs: excerpts, by name.
+        findings: what was found in each.
+    """
+    figures: Figures = {}
+    tints = dict(zip(runs, colours(len(runs)), strict=True))
+    holders: dict[LayerKey, dict[str, Run]] = {}
+    for name, run in runs.items():
+        for key in run.layers:
+            holders.setdefault(key, {})[name] = run
+    places = [Place(mine, tints, key, f"layer-{index}") for index, (key, mine) in enumerate(holders.items())]
+    whole = Place(runs, tints, WHOLE_RUN, "runs")
+    return {
+        "kind": "comparison",
+        "name": ", ".join(runs),
+        "runs": [_run(name, run, findings[name]) for name, run in runs.items()],
+        "layers": [
+            {**_layer(place), "pictures": _overlaid(place, LAYER if index < PICTURED else (), figures)}
+            for index, place in enumerate(places)
+        ],
+        "pictures": _overlaid(whole, (RUN,), figures),
+        "settings": {name: settings(run) for name, run in runs.items()},
+    }, figures
+
+
+def _run(name: str, run: Run, findings: Sequence[Finding]) -> dict[str, Any]:
+    severities = sorted((finding.severity for finding in findings), key=lambda severity: RANKS[severity])
+    return {
+        "name": name,
+        "facts": facts(run),
+        "worst": severities[0] if severities else None,
+        "findings": [tell(finding) for finding in findings],
+    }
+
+
+def _layer(place: Place) -> dict[str, Any]:
+    found = {name: numbers(run, place.key) for name, run in place.runs.items()}
+    return {
+        "id": place.owner,
+        "key": place.key._asdict(),
+        "name": words.where(place.key),
+        "runs": [{"name": name, "numbers": mine, "cells": cells(mine)} for name, mine in found.items()],
+    }
+
+
+def _overlaid(place: Place, overlays: Sequence[Overlay], figures: Figures) -> list[dict[str, Any]]:
+    made = [_picture(place, overlay, figures) for overlay in overlays]
+    return [picture for picture in made if picture]
+
+
+def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any] | None:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    tables = {name: frame for name, run in place.runs.items() if len(frame := overlay.table(run, place.key))}
+    if not tables:
+        return None
+
+    def draw(ax: Axes) -> None:
+        for name in tables:
+            overlay.draw(place.runs[name], place.key, ax=ax, label=name, color=place.tints[name])
+
+    said = "\n".join(f"{name}: {overlay.words(frame)}" for name, frame in tables.items())
+    stacked = pd.concat([frame.assign(run=name) for name, frame in tables.items()], ignore_index=True)
+    stacked = stacked[["run", *(column for column in stacked.columns if column != "run")]]
+    figures[f"{place.owner}-{overlay.name}"] = draw
+    return told(f"{place.owner}-{overlay.name}", overlay.title, said, stacked)

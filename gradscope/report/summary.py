@@ -1,0 +1,169 @@
+"""A run as a plain dictionary: everything that a report says, and nothing of how it looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from gradscope.plot import data
+from gradscope.record import Run
+from gradscope.report import words
+from gradscope.report.layers import cells, numbers, worst_first
+from gradscope.report.pictures import LAYER, RUN, Picture
+from gradscope.types import Finding, LayerKey
+
+Frame = Any
+Figures = dict[str, Callable[[Any], object]]
+"""What draws each picture of a summary into given axes, by the picture's `id`."""
+PICTURED = 6
+"""Layers that get pictures; of the others, a report has the numbers."""
+SHOWN_REASONS = 20
+WHOLE_RUN = LayerKey("", -1, "forward", -1)
+
+
+def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[str, Any], Figures]:
+    """All that a report says of a run, and the functions that draw its pictures.
+
+    Args:
+        run: an excerpt.
+        findings: what was found in it, the most probable cause first.
+        name: what to call the run.
+    """
+    figures: Figures = {}
+    keys = worst_first(run.layers, findings, run)
+    layers = [_layer(run, key, findings) for key in keys]
+    for index, (key, layer) in enumerate(zip(keys, layers, strict=True)):
+        layer["id"] = f"layer-{index}"
+        pictured = LAYER if index < PICTURED else ()
+        layer["pictures"] = _pictures(run, key, pictured, layer["id"], figures)
+    return {
+        "kind": "run",
+        "name": name,
+        "facts": facts(run),
+        "findings": [tell(finding) for finding in findings],
+        "layers": layers,
+        "clipping": {
+            "calls": clipping(run),
+            "thresholds": other_thresholds(run),
+            "pictures": _pictures(run, WHOLE_RUN, RUN, "run", figures),
+        },
+        "notes": notes(run),
+        "settings": settings(run),
+    }, figures
+
+
+def _layer(run: Run, key: LayerKey, findings: Sequence[Finding]) -> dict[str, Any]:
+    found = numbers(run, key)
+    mine = [finding for finding in findings if finding.layer_key == key and finding.code != "healthy"]
+    return {
+        "key": key._asdict(),
+        "name": words.where(key),
+        "numbers": found,
+        "cells": cells(found),
+        "codes": [{"code": finding.code, "severity": finding.severity} for finding in mine],
+    }
+
+
+def tell(finding: Finding) -> dict[str, Any]:
+    """A finding as plain values: what a remedy does by itself stays behind."""
+    return {
+        "code": finding.code,
+        "severity": finding.severity,
+        "layer": None if finding.layer_key is None else finding.layer_key._asdict(),
+        "where": "the whole model" if finding.layer_key is None else words.where(finding.layer_key),
+        "title": finding.title,
+        "explanation": finding.explanation,
+        "evidence": [{"name": k, "value": v, "text": words.told(v)} for k, v in finding.evidence.items()],
+        "remedies": [{"title": remedy.title, "code": remedy.code} for remedy in finding.remedies],
+    }
+
+
+def _pictures(
+    run: Run, key: LayerKey, pictures: Iterable[Picture], owner: str, figures: Figures
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for picture in pictures:
+        frame = picture.table(run, key)
+        if frame.empty:
+            continue
+        name = f"{owner}-{picture.name}"
+        figures[name] = partial(picture.draw, run, key)
+        found.append(told(name, picture.title, picture.words(frame), picture.drawn(frame)))
+    return found
+
+
+def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
+    """A picture in words and numbers; its drawing goes by the same `id`."""
+    shown = frame.reset_index() if frame.index.name else frame
+    columns, rows = [str(column) for column in shown.columns], shown.to_numpy(object).tolist()
+    return {"id": name, "title": title, "text": text, "columns": columns, "rows": rows}
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What the whole training was like."""
+    steps, calls = run.frame("steps"), data.norms(run)
+    recorded = run.source.read("layers", None, ["step"])["step"].nunique()
+    clipped = calls.loc[calls["clipped"], "step"].nunique()
+    whole, own = float(steps["step_s"].sum()), float(steps["overhead_s"].sum())
+    return {
+        "steps": len(steps),
+        "first_step": int(steps["step"].min()) if len(steps) else None,
+        "last_step": int(steps["step"].max()) if len(steps) else None,
+        "recorded": int(recorded),
+        "layers": len(run.layers),
+        "processes": len(run.source.ranks),
+        "clipped": clipped / len(steps) if len(steps) else math.nan,
+        "nonfinite_steps": int((steps["nonfinite"] > 0).sum()),
+        "skipped_steps": int(steps["skipped"].sum()),
+        "seconds": whole,
+        "overhead": own / whole if whole else math.nan,
+    }
+
+
+def clipping(run: Run) -> list[dict[str, Any]]:
+    """One entry per kind of clipping call and threshold, the most frequent first."""
+    calls = run.frame("clips")
+    found: list[dict[str, Any]] = []
+    groups: Any = calls.groupby(["kind", "how", "threshold"], dropna=False)
+    for (kind, how, threshold), rows in groups:
+        changed = rows["clipped"]
+        found.append(
+            {
+                "kind": kind,
+                "how": how,
+                "threshold": float(threshold),
+                "calls": len(rows),
+                "clipped": float(changed.mean()),
+                "coefficient": float(rows.loc[changed, "coefficient"].median()) if changed.any() else math.nan,
+                "nonfinite": int((rows["nonfinite"] > 0).sum()),
+            }
+        )
+    return sorted(found, key=lambda entry: -entry["calls"])[:8]
+
+
+def other_thresholds(run: Run) -> list[dict[str, float]]:
+    """What clipping by norm would have changed at the percentiles of the norms that were seen."""
+    curve = data.would_clip(run)
+    if curve.empty:
+        return []
+    rows = [words.nearest(curve, share) for share in (0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01)]
+    found = {float(row["threshold"]): float(row["share"]) for row in rows}
+    return [{"threshold": threshold, "share": share} for threshold, share in found.items()]
+
+
+def notes(run: Run) -> list[dict[str, Any]]:
+    """What could not be observed: each reason once, with how often and where."""
+    rows = run.frame("notes")
+    found: list[dict[str, Any]] = []
+    for reason, same in rows.groupby("reason", sort=False):
+        places = list(dict.fromkeys(same["module"]))
+        steps = int(same["step"].min()), int(same["step"].max())
+        found.append({"reason": reason, "modules": places, "rows": len(same), "steps": list(steps)})
+    return sorted(found, key=lambda entry: -entry["rows"])[:SHOWN_REASONS]
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What the run says of itself, as it stands in `run.json`."""
+    return {name: value for name, value in run.meta.items() if not (isinstance(value, Mapping | list) and not value)}

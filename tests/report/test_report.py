@@ -1,0 +1,249 @@
+"""Reports say what the run and its findings say, in every format, and nothing in a run can break out of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from made_runs import CLIPPING, ENCODER, HEALTHY, HOSTILE, VANISHING, layer, made, of
+
+import gradscope
+from gradscope.record import MemoryStore, Run
+from gradscope.types import Finding, LayerKey, Remedy
+
+pytest.importorskip("jinja2")
+pytest.importorskip("seaborn")
+from gradscope.report import Report, render, report, short, summary, words  # noqa: E402
+from gradscope.report.excerpt import excerpt  # noqa: E402
+
+FINDINGS = [VANISHING, CLIPPING]
+GOLDEN = Path(__file__).with_name("golden")
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks nesting while it reads, and keeps tags, attributes and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def every(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Page:
+    return Page(report(made(), FINDINGS, "runs/exp1").html())
+
+
+@pytest.mark.parametrize("suffix", ["txt", "md"])
+def test_golden(suffix: str, tmp_path: Path) -> None:
+    made_now = report(made(), FINDINGS, "runs/exp1").save(tmp_path / f"it.{suffix}").read_text(encoding="utf-8")
+    assert made_now == (GOLDEN / f"run.{suffix}").read_text(encoding="utf-8")
+
+
+def test_text_fits_a_page() -> None:
+    lines = report(made(), FINDINGS, "runs/exp1").text().splitlines()
+    assert max(map(len, lines)) <= 100
+
+
+def test_html_is_well_formed_and_needs_nothing_else(parsed: Page) -> None:
+    assert not parsed.every("script") and not parsed.every("link") and not parsed.every("img")
+    addresses = [a[k] or "" for _, a in parsed.tags for k in ("href", "src", "xlink:href") if k in a]
+    assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
+
+
+def test_html_names_no_network(parsed: Page) -> None:
+    html = report(made(), FINDINGS).html()
+    assert "http:" not in html and "https:" not in html and "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) == {"#"}
+
+
+def test_html_has_findings_first_then_layers_then_settings(parsed: Page) -> None:
+    places = [
+        parsed.text.index(what) for what in ("Findings", VANISHING.title, CLIPPING.title, "Worst first", "Settings")
+    ]
+    assert places == sorted(places)
+    assert "nn.init.orthogonal_(model.encoder.weight_hh_l0)" in parsed.text
+    assert "2.13.0" in parsed.text
+
+
+def test_every_picture_has_words_numbers_and_a_csv(parsed: Page) -> None:
+    pictures = [a for a in parsed.every("svg")]
+    assert len(pictures) == len(parsed.every("figure")) == len(parsed.every("figcaption")) == 12
+    assert all(a["role"] == "img" and a["aria-label"] for a in pictures)
+    tables = {a["download"]: a["href"] or "" for a in parsed.every("a") if "download" in a}
+    assert len(tables) == 12
+    head, _, body = tables["layer-0-timesteps.csv"].partition(",")
+    rows = list(csv.DictReader(io.StringIO(unquote(body))))
+    assert head == "data:text/csv;charset=utf-8"
+    np.testing.assert_allclose(
+        [float(row["p50"]) for row in rows], [0.01 * 10 ** (-0.5 * (11 - t)) for t in range(12)], rtol=1e-5
+    )
+
+
+def test_pictures_take_the_colours_of_the_page() -> None:
+    html = report(made(), FINDINGS).html()
+    assert "currentColor" in html and "var(--line)" in html and "var(--c0, #0173b2)" in html
+    assert not re.search(r"#010203|#040506", html)
+    assert "prefers-color-scheme: dark" in html and "@media print" in html
+
+
+def test_names_inside_pictures_do_not_clash(parsed: Page) -> None:
+    names = [a["id"] for _, a in parsed.tags if "id" in a]
+    assert len(names) == len(set(names))
+    used = set(re.findall(r"url\(#([^)]*)\)", report(made(), FINDINGS).html()))
+    assert used <= set(names)
+
+
+def test_reports_are_the_same_each_time() -> None:
+    assert report(made(), FINDINGS).html() == report(made(), FINDINGS).html()
+
+
+def test_hostile_names_stay_text() -> None:
+    key = LayerKey(HOSTILE, 0, "forward", 0)
+    finding = Finding("dead_units", "warning", key, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, (Remedy(HOSTILE, HOSTILE),))
+    found = report(made([key], meta={HOSTILE: HOSTILE}), [finding], HOSTILE)
+    page = Page(found.html())
+    assert not page.every("script")
+    assert "<script>" in page.text
+    assert "<script>" not in found._repr_html_()
+    for written in (found.text(), found.markdown()):
+        assert "\x1b" not in written
+    assert not re.search(r"(?<!\\)<script>", re.sub(r"^ {4,}.*$", "", found.markdown(), flags=re.M))
+    assert json.loads(found.json())["layers"][0]["key"]["module"] == HOSTILE
+
+
+def test_csv_cells_are_no_formulas() -> None:
+    address = render.csv({"columns": ["gate"], "rows": [["=1+1"], ["+x"], [math.nan], [1e-12]]})
+    assert unquote(address.partition(",")[2]).splitlines() == ["gate", "'=1+1", "'+x", '""', "1e-12"]
+
+
+def test_json_is_strict_and_complete() -> None:
+    odd = Finding(
+        "nonfinite_gradient", "critical", None, "t", "e", {"inf": math.inf, "nan": math.nan, "n": np.int64(3)}
+    )
+    found = json.loads(report(made(), [odd], "it").json())
+    evidence = {item["name"]: item["value"] for item in found["findings"][0]["evidence"]}
+    assert evidence == {"inf": "inf", "nan": None, "n": 3}
+    (first,) = [p for p in found["layers"][0]["pictures"] if p["id"] == "layer-0-reach"]
+    assert first["columns"] == ["lag", "p10", "p50", "p90", "nonfinite"] and len(first["rows"]) == 12
+    assert found["facts"]["clipped"] == pytest.approx(22 / 60) == found["clipping"]["calls"][0]["clipped"]
+
+
+def test_worst_layers_come_first_and_many_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "PICTURED", 2)
+    keys = [LayerKey(f"blocks.{index}.rnn", 0, "forward", 0) for index in range(50)]
+    worst = Finding("exploding_gradient", "critical", keys[31], "It explodes", "", {})
+    found = report(made(keys, recorded=[0, 10, 20]), [worst], "deep")
+    assert [entry["name"] for entry in found.summary["layers"]][0] == "blocks.31.rnn, layer 0"
+    page = Page(found.html())
+    assert len(page.every("svg")) == 2 * 10 + 2
+    assert "48 more layers without pictures" in page.text
+    assert len([a for a in page.every("details") if "layer" in (a.get("class") or "").split() and "open" in a]) == 2
+    targets = {a["id"] for _, a in page.tags if a.get("id")}
+    assert {(a["href"] or "")[1:] for a in page.every("a") if (a["href"] or "").startswith("#")} <= targets
+
+
+def test_empty_and_unclipped_runs_have_reports() -> None:
+    for run in (Run(MemoryStore()), made(clip=False), made(recorded=[0], length=1), of(*layer(ENCODER, 3, -1))):
+        found = report(run, [HEALTHY])
+        Page(found.html())
+        assert found.text() and found.markdown() and json.loads(found.json())
+
+
+def test_save_goes_by_the_suffix(tmp_path: Path) -> None:
+    found = report(made(), FINDINGS)
+    for suffix, start in {
+        "html": "<!DOCTYPE html>",
+        "md": "# gradscope",
+        "txt": "gradscope report",
+        "json": "{",
+    }.items():
+        path = found.save(tmp_path / "new" / f"report.{suffix}")
+        assert path.read_text(encoding="utf-8").startswith(start)
+    with pytest.raises(gradscope.GradscopeError, match=r"saved as one of \.html"):
+        found.save(tmp_path / "report.pdf")
+    with pytest.raises(gradscope.GradscopeError, match="cannot be written"):
+        found.save(tmp_path / "new" / "report.md" / "below.md")
+
+
+def test_progress_counts_pictures() -> None:
+    seen: list[tuple[int, int]] = []
+    report(made(), []).html(lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 12) for n in range(1, 13)]
+
+
+def test_run_report_and_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made()
+    monkeypatch.setattr(Run, "findings", lambda self: FINDINGS)
+    found = run.report()
+    assert isinstance(found, Report) and found.findings == tuple(FINDINGS)
+    for html in (run._repr_html_(), found._repr_html_(), short(run)):
+        assert "critical: vanishing_gradient" in Page(html).text and "<svg" not in html
+
+
+def test_notebook_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gradscope.report", None)
+    assert made()._repr_html_().startswith("<p>&lt;Run: 60 steps")
+
+
+def test_an_excerpt_is_read_like_the_run() -> None:
+    run = made([ENCODER, LayerKey("decoder", 0, "reverse", 0)])
+    part = excerpt(run)
+    assert excerpt(part) is part and repr(part) == repr(run) and part.layers == run.layers
+    for table in ("layers", "clips", "steps", "notes", "weights"):
+        assert len(part.frame(table)) <= len(run.frame(table))
+    wanted: dict[str, Any] = {**ENCODER._asdict(), "quantity": "grad_h", "t": slice(3, 5), "step": [0, 50]}
+    got, true = part.frame("timesteps", **wanted), run.frame("timesteps", **wanted)
+    assert got.to_dict("list") == true.to_dict("list") and len(got) == 6
+    assert part.frame("timesteps", module="nobody").empty
+
+
+def test_an_excerpt_is_bounded() -> None:
+    run = made(recorded=range(60))
+    part = excerpt(run, max_rows=48 * 10)
+    steps = part.frame("gates")["step"].unique()
+    assert {0, 56, 57, 58, 59} <= set(steps) and len(steps) <= 15
+    assert len(part.frame("layers")) == 60
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(math.nan, "–"), (None, "–"), (True, "yes"), (3.0, "3"), (1e-7, "1e-07"), (0.12345, "0.123"), ("x", "x"),
+     ([1.0, 2.0], "1, 2"), (list(range(9)), "0, 1, 2, 3, 4, 5, … (9 in all)"), ({"a": 0.5}, "a: 0.5")],
+)  # fmt: skip
+def test_told(value: Any, text: str) -> None:
+    assert words.told(value) == text

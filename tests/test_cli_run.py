@@ -1,0 +1,278 @@
+"""`gradscope run`: the script is as it would be under python, and every model that trains in it is recorded."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+import gradscope
+
+pytest.importorskip("click")
+from gradscope.cli import traces  # noqa: E402
+from gradscope.cli.watch import Watch, models  # noqa: E402
+
+SCRIPT = '''
+"""A script that knows nothing of gradscope."""
+import argparse, atexit, hashlib, pickle, signal, sys
+import torch
+from torch import nn
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(4, 8, batch_first=True, dropout=0.3, num_layers=2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][:, -1])
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--end")
+end = parser.parse_args().end
+torch.manual_seed(1)
+net = Net()
+optimizer = torch.optim.Adam(net.parameters())
+for step in range(12):
+    x = torch.randn(6, 9, 4)
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(net(x), (x.sum((1, 2)) > 0).long())
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+    print(step, loss.item(), flush=True)
+everything = [*net.parameters(), *(p.grad for p in net.parameters()), torch.get_rng_state()]
+print(hashlib.sha256(b"".join(pickle.dumps(t.detach().numpy()) for t in everything)).hexdigest())
+print(sys.argv, sys.path[0], __name__, __file__, __package__, __spec__ and __spec__.name, Net.__module__)
+print(sys.modules["__main__"].Net is Net, pickle.loads(pickle.dumps(net)) is not None)
+atexit.register(lambda: print("at exit", sys.modules["__main__"].Net is Net))
+if end == "exit":
+    sys.exit(7)
+if end == "raise":
+    def fail():
+        try:
+            net(torch.ones(1, 2, 5))  # a wrong width
+        except RuntimeError as error:
+            raise KeyError("it") from error
+    fail()
+if end == "sleep":
+    print("ready", flush=True)
+    import time
+    time.sleep(60)
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "pack").mkdir()
+    (folder / "pack" / "__init__.py").touch()
+    for name in ("train.py", "pack/__main__.py"):
+        (folder / name).write_text(SCRIPT, encoding="utf-8")
+    return folder
+
+
+def python(project: Path, *arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=project, env=_alone())
+    return done.returncode, done.stdout, done.stderr
+
+
+def watched(project: Path, logdir: str, *arguments: str) -> tuple[int, str, str]:
+    return python(project, "-m", "gradscope.cli", "run", "--logdir", logdir, "--every", "5", *arguments)
+
+
+def _alone() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+def ending(logdir: str) -> str:
+    return f"gradscope: recorded in {logdir}; see it with: gradscope report {logdir}\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [(("train.py",), 0), (("-m", "pack"), 0), (("train.py", "--end", "exit"), 7), (("train.py", "--end", "raise"), 1)],
+    ids=["file", "module", "exit", "raise"],
+)
+def test_the_script_is_as_under_python(project: Path, how: tuple[str, ...], status: int) -> None:
+    logdir = re.sub(r"\W", "", f"runs{how}")
+    plain, ours = python(project, *how), watched(project, logdir, *how)
+    assert plain[0] == ours[0] == status
+    assert ours[1] == plain[1]
+    assert ours[2] == ending(logdir) + plain[2]
+    run = gradscope.load(project / logdir)
+    assert run.frame("layers")["step"].unique().tolist() == [0, 5, 10]
+    assert [key[:2] for key in run.layers] == [("rnn", 0), ("rnn", 1)]
+    assert len(run.frame("clips")) == len(run.frame("steps")) == 12
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_interrupts_end_it_as_under_python(project: Path) -> None:
+    ends = []
+    for command in (["train.py"], ["-m", "gradscope.cli", "run", "--logdir", "interrupted", "train.py"]):
+        process = subprocess.Popen(
+            [sys.executable, *command, "--end", "sleep"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project, env=_alone(),
+        )  # fmt: skip
+        assert process.stdout
+        while process.stdout.readline() != "ready\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        ends.append((process.returncode, out, err))
+    plain, ours = ends
+    assert plain[0] == ours[0] == -signal.SIGINT
+    assert (ours[1], ours[2]) == (plain[1], ending("interrupted") + plain[2])
+    assert len(gradscope.load(project / "interrupted").frame("steps")) == 12
+
+
+def test_a_run_that_is_there_is_not_written_over(project: Path) -> None:
+    (project / "taken" / "gradscope").mkdir(parents=True)
+    (project / "taken" / "gradscope" / "run.json").write_text("{}", encoding="utf-8")
+    status, out, err = watched(project, "taken", "train.py")
+    assert (status, out) == (2, "") and "taken holds a run already" in err
+
+
+# --- which models are found
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.out = nn.GRU(2, 3), nn.GRU(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.decoder(self.encoder(x)[0])[0])
+
+
+def train(model: nn.Module, *optimizers: Optimizer, steps: int = 2) -> None:
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        found = model(torch.ones(4, 2, 2))
+        (found[0] if isinstance(found, tuple) else found).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_models_are_the_outermost_modules_around_recurrent_layers() -> None:
+    model = nn.ModuleDict({"inner": Tagger(), "other": nn.Linear(1, 1)})
+    inner = model["inner"]
+    assert isinstance(inner, Tagger)
+    mine = {id(p) for p in inner.encoder.parameters()}
+    ((top, layers),) = models(mine)
+    assert top is model and list(layers.values()) == ["inner.encoder"]
+    assert models({id(p) for p in model["other"].parameters()}) == []
+    del top
+
+
+def test_a_model_with_two_optimizers_is_one_run(tmp_path: Path) -> None:
+    with Watch(tmp_path / "it", 1):
+        model = Tagger()
+        optimizers = [SGD(layer.parameters(), 0.1) for layer in (model.encoder, model.decoder)]
+        train(model, *optimizers)
+    assert sorted(path.name for path in (tmp_path / "it").iterdir()) == ["gradscope"]
+    run = gradscope.load(tmp_path / "it")
+    assert {key.module for key in run.layers} == {"encoder", "decoder"} and len(run.frame("steps")) == 4
+
+
+def test_several_models_and_layers_that_come_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Watch(tmp_path, 1):
+        first, second = Tagger(), nn.LSTM(2, 3)
+        one, two = SGD(first.parameters(), 0.1), SGD(second.parameters(), 0.1)
+        train(first, one)
+        train(second, two)
+        first.add_module("late", nn.RNN(2, 2))
+        one.add_param_group({"params": list(first.late.parameters())})
+        first.late(torch.ones(3, 1, 2))[0].sum().backward()
+        one.step()
+    names = {name: gradscope.load(tmp_path / name).layers for name in (".", "2-LSTM", "3-Tagger")}
+    assert [{key.module for key in keys} for keys in names.values()] == [{"encoder", "decoder"}, {""}, {"late"}]
+    assert capsys.readouterr().err.startswith("gradscope: recorded in ")
+
+
+def test_models_of_earlier_folds_are_let_go(tmp_path: Path) -> None:
+    gone = []
+    with Watch(tmp_path, 1):
+        for _ in range(3):
+            model = nn.GRU(2, 3)
+            optimizer = SGD(model.parameters(), 0.1)
+            train(model, optimizer)
+            gone.append(weakref.ref(model))
+            del model, optimizer
+            gc.collect()
+        assert [reference() is None for reference in gone] == [True, True, False]
+    assert len(list(tmp_path.rglob("run.json"))) == 3
+
+
+def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    before, kernels = Optimizer.add_param_group, torch._VF.lstm
+    with Watch(tmp_path, 1):
+        assert Optimizer.add_param_group is not before
+        train(model := nn.LSTM(2, 3), SGD(model.parameters(), 0.1))
+        assert torch._VF.lstm is not kernels
+    assert Optimizer.add_param_group is before and torch._VF.lstm is kernels
+
+
+def test_what_goes_wrong_in_gradscope_does_not_reach_the_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with Watch(tmp_path / "file" / "below", None):
+        train(model := nn.LSTM(2, 3), SGD(model.parameters(), 0.1))
+    first, last = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in first and "nothing was recorded" in last
+
+
+def test_without_recurrent_layers_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Watch(tmp_path / "it", None):
+        train(model := nn.Linear(2, 1), SGD(model.parameters(), 0.1))
+    assert "no torch optimizer took the parameters of a recurrent layer" in capsys.readouterr().err
+    assert not (tmp_path / "it").exists()
+
+
+# --- tracebacks
+
+
+def frames(error: BaseException) -> list[str]:
+    names, trace = [], error.__traceback__
+    while trace is not None:
+        names.append(trace.tb_frame.f_code.co_name)
+        trace = trace.tb_next
+    return names
+
+
+def test_our_frames_are_taken_out_of_whole_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = re.escape(traces._HOUSE)
+    assert re.match(house, gradscope.__file__)
+    ours = compile("def ours(call):\n    call()\n", f"{traces._HOUSE}made_up.py", "exec")
+    space: dict[str, object] = {}
+    exec(ours, space)
+
+    def inner() -> None:
+        raise ValueError("inner")
+
+    def outer() -> None:
+        try:
+            space["ours"](inner)  # type: ignore[operator]
+        except ValueError as error:
+            raise KeyError("outer") from error
+
+    with pytest.raises(KeyError) as caught:
+        space["ours"](outer)  # type: ignore[operator]
+    error = caught.value
+    assert "ours" in frames(error) and error.__cause__ and "ours" in frames(error.__cause__)
+    traces.clean(error)
+    assert "ours" not in frames(error) and frames(error)[-1] == "outer"
+    assert frames(error.__cause__) == ["outer", "inner"]
