@@ -119,13 +119,17 @@ class Following:
         return True
 
     def _checked(self, module: str, link: Link | None) -> Link | None:
-        """A link that can be followed; what is lost is remarked upon."""
+        """A link that can be followed; one that cannot is remarked upon."""
         if link is not None and link.mixed:
             self.remarks[module, MIXED] = None
-        return link if link is not None and link.strands else None
+            return None
+        return link
 
     def rows(self, batch: int, link: Link | None) -> list[int] | None:
-        """Which sequences of a call are analysed: those that go on from analysed ones, and those in their places."""
+        """Which sequences of a call are analysed.
+
+        Those that go on from analysed ones, those that begin in their places, and others that begin while there is room.
+        """
         if link is None:
             return choose_sequences(batch, self.limit)
         chosen = set[int]()
@@ -134,7 +138,12 @@ class Following:
             chosen |= {row for row, source in enumerate(strand.rows.tolist()) if source in kept}
         fresh = torch.stack([strand.rows for strand in link.strands]).amax(0) < 0
         newest = set(max((strand.call for strand in link.strands), key=lambda c: c.index).rows)
-        chosen |= {row for row in fresh.nonzero().flatten().tolist() if row in newest}
+        begun = fresh.nonzero().flatten().tolist()
+        chosen |= {row for row in begun if row in newest}
+        rest = [row for row in begun if row not in chosen]
+        room = len(rest) if self.limit is None else max(0, self.limit - len(chosen))
+        if rest and room:
+            chosen |= {rest[i] for i in choose_sequences(len(rest), room) or range(len(rest))}
         return sorted(chosen) if len(chosen) < batch else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from gradscope.capture.cell import Cell, real
 from gradscope.capture.layout import Dense
@@ -38,9 +39,11 @@ class ObservedCall:
         weight_gradients: of its `weight_hh`s.
         custom: the cell, where it is not torch's.
         received: some gradient has arrived.
+        leaves: nodes below it that accumulate into some `.grad`.
         gradients: by result, summed up: output, h_n, c_n; of a cell h, c.
-        recurrent: what of them came from later calls that go on from this one, or from within the call itself.
-        inside: what came from within: torch's LSTM cell, as autograd sees it, computes h from the c that it returns.
+        inside: what of them came from within: torch's LSTM cell, as autograd sees it, computes h from the c that it
+            returns.
+        back: by part of the state that it was given: what came back to it through the call, summed up.
     """
 
     module: str
@@ -52,9 +55,10 @@ class ObservedCall:
     weight_gradients: tuple[WeightGradient, ...] = ()
     custom: Cell | None = None
     received: bool = False
+    leaves: tuple[Node, ...] = ()
     gradients: list[Tensor | None] = field(default_factory=list[Tensor | None])
-    recurrent: list[Tensor | None] = field(default_factory=list[Tensor | None])
     inside: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    back: list[Tensor | None] = field(default_factory=list[Tensor | None])
 
     @property
     def lengths(self) -> list[int]:
@@ -65,6 +69,10 @@ class ObservedCall:
         """For each sequence: no gradient arrived, or nothing but zeros."""
         parts = [(g != 0).any(-1).any(0) for g in self.gradients if g is not None]
         return (~torch.stack(parts).any(0)).tolist() if parts else [True] * len(self.rows)
+
+    def slot(self, part: int) -> int:
+        """Which result is a part of the new state."""
+        return self.snapshot.parts[part] if self.custom is not None else part + (not self.cell)
 
     def part(self, slot: int, gradient: Tensor) -> Tensor:
         """The analysed sequences of a gradient of a result: [T, n, .] of an output, [S, n, .] of a state."""

@@ -94,14 +94,14 @@ class Observer:
 
     # --- kernel calls
 
-    def before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
-        """Decide whether a call is recorded; on steps that are not, this is all that happens."""
-        if self._recording is None and self._since is not None:
-            return None
-        return self._before_kernel(call)
+    @property
+    def listening(self) -> bool:
+        """Whether calls are of interest: on steps that are not recorded, this is all that happens."""
+        return self._recording is not None or self._since is None
 
     @guarded
-    def _before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
+    def before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
+        """Decide whether a call is recorded."""
         self._since = self._since or time.perf_counter()
         if self._recording is None or not torch.is_grad_enabled() or call.batch == 0:
             return None
@@ -125,8 +125,8 @@ class Observer:
     # --- calls of modules that are not torch's layers and cells
 
     def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `CallListener`; on steps that are not recorded, this is all that happens."""
-        if id(module) not in self._own or (self._recording is None and self._since is not None):
+        """See `CallListener`."""
+        if id(module) not in self._own or not self.listening:
             return None
         return [self._before_call(watched, args, kwargs) for watched in self._own[id(module)]]
 

@@ -46,6 +46,7 @@ def attach(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     first_step: int = 0,
+    writer: Any = None,
     sinks: Sequence[Sink] = (),
     cells: Mapping[type[nn.Module], CellSpec] | Sequence[type[nn.Module]] | None = None,
     positions: Mapping[str, int] | None = None,
@@ -65,6 +66,8 @@ def attach(
         include: `fnmatch` patterns over qualified names of the layers to observe.
         exclude: `fnmatch` patterns over qualified names of layers to leave out.
         first_step: number of the first step, for resumed training.
+        writer: your own `SummaryWriter`, to share for TensorBoard. Without one, and with TensorBoard installed, what
+            its Gradscope tab shows is written beside the tables in `logdir`.
         sinks: further takers of the rows, anything with `write(batch)` and `close()`.
         cells: classes of your own cells, and how to observe them; see `CellSpec`.
         positions: pattern over qualified names -> time dimension, 0 or 1, of the output of any other module that turns
@@ -113,13 +116,23 @@ def attach(
         },
     }
     store = MemoryStore(meta) if logdir is None else ParquetStore(logdir, meta, first_step=first_step)
-    recorder = Recorder((store, *sinks))
     settings = Settings(wanted, max_sequences, first_step, strict)
     with ExitStack() as undo:
         undo.callback(store.close)
+        recorder = Recorder((store, *_board(logdir, writer, store), *sinks))
         scope = Scope(Observer(model, layers, own, recorder, schedule, settings), recorder, store)
         undo.pop_all()
     return scope
+
+
+def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore) -> list[Sink]:
+    """What writes for TensorBoard, where there is something to write to."""
+    if logdir is None and writer is None:
+        return []
+    from gradscope_tensorboard import make_sink
+
+    board = make_sink(logdir, writer, Run(store).findings)
+    return [] if board is None else [board]
 
 
 def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:

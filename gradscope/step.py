@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
-from gradscope.attach.links import consumers, mark
+from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights, tensors_in
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.join import join
@@ -30,6 +30,8 @@ from gradscope.following import NO_STATE, TOO_LARGE, Following
 from gradscope.observed import ObservedCall, WeightGradient
 from gradscope.types import Analysis, KernelCall, Weights
 
+SEARCHED_AGAIN = 32
+"""Nodes to search below the inputs of each call of a chain: what is below all of them is known from the first."""
 Hook = Callable[[Callable[[Tensor], None]], Callable[[Tensor], None]]
 
 
@@ -83,10 +85,11 @@ class Recording:
         if link is None and not any(state.requires_grad for state in call.state):
             following.begins(module, taken.state)
         following.passed(module, taken.final)
-        leaves = leaves_below([*call.weights, call.input, *call.state])
+        leaves = _leaves(observed, [*call.weights, call.input], call.state)
         self._watch(observed, result, leaves)
         if link is not None or (call.cell and len(result) > 1):
-            self._watch_recurrence(observed, result, [call.input, *call.weights], leaves)
+            inputs = [call.input, call.weights[0]]
+            self._watch_recurrence(observed, Inner(result, call.state, inputs), leaves)
 
     def observe_cell(self, cell: Cell, arguments: dict[str, Any], state: Any, result: Any) -> None:
         """Copy what the analysis needs of a call of a cell that is not torch's, and wait for gradients."""
@@ -110,10 +113,10 @@ class Recording:
             following.begins(cell.name, tuple(part.unsqueeze(0) for part in taken.given))
         following.passed(cell.name, taken.final)
         inputs = tensors_in(list(arguments.values()))
-        leaves = leaves_below([*cell.module.parameters(), *inputs, *given])
+        leaves = _leaves(observed, [*cell.module.parameters(), *inputs], given)
         self._watch(observed, found.results, leaves)
         if link is not None or len(found.state) > 1:
-            self._watch_recurrence(observed, found.state, inputs, leaves)
+            self._watch_recurrence(observed, Inner(found.state, given, inputs), leaves)
 
     def observe_positions(self, given: Given, result: Any) -> None:
         """Wait for the gradient of the output of a module that turns a sequence into a sequence."""
@@ -139,7 +142,7 @@ class Recording:
         """Mark the results of a call, and wait for their gradients."""
         self.counted += 1
         observed.gradients = [None for _ in results]
-        observed.recurrent, observed.inside = list(observed.gradients), list(observed.gradients)
+        observed.inside, observed.back = list(observed.gradients), list(observed.gradients)
         for slot, tensor in enumerate(results):
             if tensor.requires_grad:
                 mark(tensor, (self.following.owner, observed.module), observed, slot)
@@ -155,20 +158,20 @@ class Recording:
             known = self.cell_weights[cell.name] = (key, take_weights(cell.module))
         return known[1]
 
-    def _watch_recurrence(
-        self, observed: ObservedCall, results: Sequence[Tensor], inputs: Sequence[Tensor], leaves: tuple[Node, ...]
-    ) -> None:
+    def _watch_recurrence(self, observed: ObservedCall, inner: Inner, leaves: tuple[Node, ...]) -> None:
         """Tell apart what comes back through a call from what enters from outside."""
-        strands = observed.link.strands if observed.link is not None else ()
-        sources = {id(observed), *(id(strand.call) for strand in strands)}
-        places = consumers(results, inputs, (self.following.owner, observed.module))
+        places = consumers(inner, (self.following.owner, observed.module))
         if places is None:
             self.following.remarks[observed.module, TOO_LARGE] = None
             return
         for node, index, found in places:
-            if id(found.call) in sources and (observed.cell or found.call is not observed):
-                receive = _recurrent_receiver(self, found.call, found.slot, inside=found.call is observed)
-                self.handles.append(watch_input(node, index, leaves, self.guard(receive)))
+            if not isinstance(found, Mark):
+                receive = _back_receiver(self, observed, found)
+            elif observed.cell and found.call is observed:
+                receive = _inside_receiver(self, observed, found.slot)
+            else:
+                continue
+            self.handles.append(watch_input(node, index, leaves, self.guard(receive)))
 
     @property
     def any(self) -> bool:
@@ -316,19 +319,35 @@ def _receiver(
     return target, receive_output
 
 
-def _recurrent_receiver(
-    recording: Recording, call: ObservedCall, slot: int, *, inside: bool
-) -> Callable[[Tensor], None]:
-    """Take in what comes back to a result from a later call, or from within its own."""
+def _inside_receiver(recording: Recording, call: ObservedCall, slot: int) -> Callable[[Tensor], None]:
+    """Take in what comes back to a result from within its own call."""
 
     def receive(gradient: Tensor) -> None:
         if not recording.closed:
-            part = call.part(slot, gradient)
-            call.recurrent[slot] = _added(call.recurrent[slot], part)
-            if inside:
-                call.inside[slot] = _added(call.inside[slot], part)
+            call.inside[slot] = _added(call.inside[slot], call.part(slot, gradient))
 
     return receive
+
+
+def _back_receiver(recording: Recording, call: ObservedCall, part: int) -> Callable[[Tensor], None]:
+    """Take in what comes back through a call to a part of the state that it was given."""
+
+    def receive(gradient: Tensor) -> None:
+        if not recording.closed:
+            call.back[part] = _added(call.back[part], call.part(call.slot(part), gradient))
+
+    return receive
+
+
+def _leaves(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Node, ...]:
+    """What accumulates below a call: of one that goes on from others, what does below them and its inputs."""
+    if call.link is None:
+        call.leaves = leaves_below([*inputs, *state])
+    else:
+        near = leaves_below(inputs, SEARCHED_AGAIN)
+        far = [leaf for strand in call.link.strands for leaf in strand.call.leaves]
+        call.leaves = tuple(dict.fromkeys([*near, *far]))
+    return call.leaves
 
 
 def _added(total: Tensor | None, value: Tensor) -> Tensor:

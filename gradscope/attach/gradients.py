@@ -13,14 +13,14 @@ from torch.utils.hooks import RemovableHandle
 SEARCHED_NODES = 512
 
 
-def leaves_below(tensors: Iterable[Tensor]) -> tuple[Node, ...]:
+def leaves_below(tensors: Iterable[Tensor], limit: int = SEARCHED_NODES) -> tuple[Node, ...]:
     """Nodes that accumulate into some `.grad` below the tensors, the nearest first; those within reach of a search.
 
     Whether the engine is about to run one of them tells `backward()` from `torch.autograd.grad`.
     """
     queue = deque(get_gradient_edge(tensor).node for tensor in tensors if tensor.requires_grad)
     seen, found = set[Node](), list[Node]()
-    while queue and len(seen) < SEARCHED_NODES:
+    while queue and len(seen) < limit:
         node = queue.popleft()
         if node in seen:
             continue

@@ -21,7 +21,16 @@ FAMILIES = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 
 class KernelListener(Protocol):
-    """Hears of the calls."""
+    """Hears of the calls.
+
+    Attributes:
+        listening: whether it wants to hear of any now; a loop around a cell makes many calls.
+    """
+
+    @property
+    def listening(self) -> bool:
+        """See the class."""
+        ...
 
     def before_kernel(self, call: KernelCall) -> Any:
         """A call begins; what is returned, if not None, is handed to `after_kernel`."""
@@ -43,10 +52,11 @@ KERNELS: Seam[KernelListener] = Seam(_install)
 
 def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any) -> Any:
-        if torch._C._get_tracing_state() is not None:
+        listeners = [listener for listener in KERNELS if listener.listening]
+        if not listeners or torch._C._get_tracing_state() is not None:
             return original(*args)
         call = parse(family, args)
-        tokens = [(listener, listener.before_kernel(call)) for listener in KERNELS]
+        tokens = [(listener, listener.before_kernel(call)) for listener in listeners]
         returned = original(*args)
         result = returned if isinstance(returned, tuple) else (returned,)
         for listener, token in tokens:

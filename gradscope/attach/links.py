@@ -313,33 +313,53 @@ def nodes_below(start: Sequence[Node], limit: int = VISITED) -> Iterator[Node]:
                 stack.append(below)
 
 
-def consumers(
-    results: Sequence[Tensor], inputs: Sequence[Tensor], owner: Hashable
-) -> list[tuple[Node, int, Mark]] | None:
-    """The places in a call's graph where marked results go in: node, number of its input, and mark.
+class Inner(NamedTuple):
+    """What bounds a call's own part of the graph.
+
+    Attributes:
+        results: of the call.
+        state: what it was given as its state.
+        inputs: what it was given beside, and what that is multiplied by.
+    """
+
+    results: Sequence[Tensor]
+    state: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+
+
+def consumers(inner: Inner, owner: Hashable) -> list[tuple[Node, int, int | Mark]] | None:
+    """The places in a call's graph where the parts of its state go in, and results of its own.
 
     Args:
-        results: of the call, not marked yet.
-        inputs: what it was given beside its state: what lies beyond them is not the recurrence.
+        inner: the call.
         owner: whose marks.
 
     Returns:
-        None where the graph is too large to search.
+        Node, number of its input, and part of the state or mark; None where the graph is too large to search.
     """
-    stop = {edge_of(x) for x in inputs if x.requires_grad}
-    stack = [edge_of(r)[0] for r in results if r.requires_grad]
-    seen, found = set(stack), list[tuple[Node, int, Mark]]()
+    parts = {edge_of(x): part for part, x in enumerate(inner.state) if x.requires_grad}
+    inputs = {edge_of(x) for x in inner.inputs if x.requires_grad}
+    stack = [edge_of(r)[0] for r in inner.results if r.requires_grad]
+    seen, found = set(stack), list[tuple[Node, int, "int | Mark"]]()
     while stack:
         node = stack.pop()
         for index, (below, number) in enumerate(node.next_functions):
             if below is None:
                 continue
-            known = _marked(below, number, owner)
+            known = parts.get((below, number), _marked(below, number, owner))
             if known is not None:
-                found.append((node, index, known))
-            elif (below, number) not in stop and below not in seen:
+                if known.__class__ is Mark or (below, number) not in inputs or not _takes(node, inputs, below):
+                    found.append((node, index, known))
+            elif (below, number) not in inputs and below not in seen:
                 seen.add(below)
                 stack.append(below)
         if len(seen) > SEARCHED:
             return None
     return found
+
+
+def _takes(node: Node, inputs: set[Edge], but: Node) -> bool:
+    """Whether a node also takes one of the inputs, as it is or transposed: where the state is the input as well."""
+    others = [below for below, _ in node.next_functions if below not in (None, but)]
+    wanted = {below for below, _ in inputs if below is not but}
+    return any(below in wanted for below in nodes_below(others, 8))

@@ -82,21 +82,31 @@ class _Joining:
     def run(self) -> list[Chain]:
         numbers = {id(call): number for number, call in enumerate(self.calls)}
         for number, call in enumerate(self.calls):
-            self._place(number, _sources(call, self.calls, numbers))
+            before = [numbers[id(s.call)] for s in call.link.strands if id(s.call) in numbers] if call.link else []
+            self._place(number, _sources(call, self.calls, numbers), before)
         for chain in self.chains:
             for track in chain.tracks:
                 self._trim(chain, track)
             chain.tracks = [track for track in chain.tracks if track.places]
         return self.chains
 
-    def _place(self, number: int, sources: list[Source | None]) -> None:
-        """Give a call its chain, and each of its rows its track."""
+    def _place(self, number: int, sources: list[Source | None], before: list[int]) -> None:
+        """Give a call its chain, and each of its rows its track.
+
+        Args:
+            number: of the call.
+            sources: of its rows.
+            before: the calls that any sequence goes on from, also one that is not analysed.
+        """
         tracks = [None if source is None else self._track_after(source) for source in sources]
         homes = [self.home[source[0]][0] for source, track in zip(sources, tracks, strict=True) if source and track]
+        earlier = [source[0] for source in sources if source]
+        if not earlier:
+            earlier, homes = before, [self.home[n][0] for n in before]
         chain = homes[0] if homes else Chain()
         if not homes:
             self.chains.append(chain)
-        ends = [self._end(source[0]) for source in sources if source and self.home[source[0]][0] is chain]
+        ends = [self._end(n) for n in earlier if self.home[n][0] is chain]
         place, begin = len(chain.calls), max(ends, default=0)
         chain.calls.append(number)
         chain.begins.append(begin)

@@ -31,6 +31,10 @@ class Gradients(Linked, Protocol):
     inside: list[Tensor | None]
     back: list[Tensor | None]
 
+    def slot(self, part: int) -> int:
+        """Which result is a part of the new state."""
+        ...
+
 
 class Observed(Gradients, Protocol):
     """A call of one of torch's layers or cells, and what has arrived at its results."""
@@ -218,7 +222,8 @@ def _back(chain: Chain, calls: Sequence[Gradients], part: int, like: Sequence[Te
     for track in chain.tracks:
         for (place, row), (later, there) in itertools.pairwise(track.places):
             steps.setdefault((place, later), []).append((row, there))
-    found: list[list[Tensor]] = [[] for _ in calls]
+    inside = [call.inside[call.slot(part)] for call in calls]
+    found = [[] if own is None else [own.to(x.dtype)] for own, x in zip(inside, like, strict=True)]
     for (place, later), rows in steps.items():
         back = calls[later].back[part]
         if back is not None:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.cell import Cell, CellSnapshot
-from gradscope.capture.chain import Chain, Linked
-from gradscope.capture.join import Gradients, Places, direct_gradient, find_places, link_factor, total_gradient
+from gradscope.capture.chain import Chain
+from gradscope.capture.join import Gradients, Places, direct_gradients, find_places, link_factor, total_gradient
 from gradscope.capture.snapshot import TOLERANCE
 from gradscope.types import GateKind, Recurrence
 
 TANH = frozenset({"candidate", "hidden"})
 
 
-class ObservedCell(Linked, Gradients, Protocol):
+class ObservedCell(Gradients, Protocol):
     """A call of a cell, and the gradients that have arrived at its results."""
 
     snapshot: CellSnapshot
@@ -113,13 +113,9 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
     returned = tuple(spread([s.returned[p] for s in taken]) for p in parts)
     given = tuple(spread([s.given[p] for s in taken]) for p in parts)
     blank = [[torch.zeros_like(s.returned[p].flatten(1), dtype=kind).unsqueeze(0) for s in taken] for p in parts]
-    direct, totals = (
-        tuple(
-            places.by_time([take(c, c.snapshot.parts[p], b, factor) for c, b in zip(mine, blank[p], strict=True)])
-            for p in parts
-        )
-        for take in (direct_gradient, total_gradient)
-    )
+    arrived = [[(c.gradients[c.slot(p)],) for c in mine] for p in parts]
+    direct = [direct_gradients(chain, mine, p, arrived[p], blank[p], factor) for p in parts]
+    totals = [[total_gradient(c, c.slot(p), b, factor) for c, b in zip(mine, blank[p], strict=True)] for p in parts]
     steps = _Steps(cell, taken, places)
     return Recurrence(
         step=_Step(steps),
@@ -127,8 +123,8 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
         starts=torch.tensor([track.start for track in chain.tracks], device=device),
         given=given,
         returned=returned,
-        direct=direct,
-        totals=totals,
+        direct=tuple(map(places.by_time, direct)),
+        totals=tuple(map(places.by_time, totals)),
         links=_links(mine, places, given, returned, blank),
         gates=_gates(steps, given),
         blocks=_blocks(cell, taken[0]),

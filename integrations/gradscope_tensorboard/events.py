@@ -1,0 +1,139 @@
+"""Event files: records are framed and appended one step at a time."""
+
+# pyright: reportAttributeAccessIssue=false
+# The classes of protocol buffers are made at run time.
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+
+from gradscope import GradscopeError
+from gradscope_tensorboard.summaries import Value
+
+try:
+    from crc32c import crc32c
+
+    def masked_crc(data: bytes) -> int:
+        """CRC-32C as the record format wants it: rotated right by 15 bits, plus a constant."""
+        crc = crc32c(data)
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+except ImportError:  # the same, in Python
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as masked_crc
+
+_serial = itertools.count()
+_STATE_BYTES = 2**20  # no JSON record is larger
+
+
+class EventFile:
+    """A file of our own; every event is one write, so that a killed process leaves whole records.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{next(_serial):04}"
+        self._file = open(folder / name, "ab", buffering=0)
+        self._good = 0  # bytes of whole records
+        self._append(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(self, step: int, values: Sequence[Value]) -> int:
+        """Append one event; gives its size in bytes.
+
+        Raises:
+            OSError: it cannot be written; the file is as before.
+        """
+        return self._append(_event(step, values))
+
+    def _append(self, event: Any) -> int:
+        record = framed(event.SerializeToString())
+        try:
+            written = self._file.write(record)
+            while written < len(record):
+                written += self._file.write(memoryview(record)[written:])
+        except OSError:
+            self._file.truncate(self._good)
+            raise
+        self._good += len(record)
+        return len(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class SharedWriter:
+    """The user's own `SummaryWriter`; closing it is theirs to do.
+
+    Raises:
+        GradscopeError: it is none of torch's.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        if not callable(getattr(getattr(writer, "file_writer", None), "add_event", None)):
+            raise GradscopeError(
+                f"writer={writer!r:.80}: expected an open torch.utils.tensorboard.SummaryWriter; "
+                "with any other leave it out, and TensorBoard finds our run beside yours"
+            )
+
+    def write(self, step: int, values: Sequence[Value]) -> int:
+        """Hand one event on; gives its size in bytes.
+
+        Raises:
+            RuntimeError: the writer has been closed, and another file must not be begun in its folder.
+        """
+        file_writer = self._writer.file_writer
+        if file_writer is None:
+            raise RuntimeError("the SummaryWriter was closed before the scope: close the scope first")
+        event = _event(step, values)
+        file_writer.add_event(event, step, event.wall_time)
+        return event.ByteSize()
+
+    def close(self) -> None:
+        """See that what was handed on is in the file."""
+        if self._writer.file_writer is not None:
+            self._writer.flush()
+
+
+def framed(data: bytes) -> bytes:
+    """A record: length, CRC of the length, data, CRC of the data."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
+
+
+def last_json(folder: Path, tag: str) -> bytes | None:
+    """The last JSON record of a tag in the event files of a folder, or None."""
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        found = None
+        for data in _small_records(path):
+            for value in event_pb2.Event.FromString(data).summary.value if tag.encode() in data else ():
+                found = value.tensor.string_val[0] if value.tag == tag else found
+        if found is not None:
+            return found
+    return None
+
+
+def _small_records(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while len(length := file.read(12)) == 12:
+            size = struct.unpack("<Q", length[:8])[0]
+            if size > _STATE_BYTES:
+                file.seek(size + 4, os.SEEK_CUR)
+            elif len(data := file.read(size + 4)) == size + 4:
+                yield data[:-4]
+
+
+def _event(step: int, values: Sequence[Value]) -> Any:
+    return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))

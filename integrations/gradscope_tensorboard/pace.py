@@ -1,0 +1,55 @@
+"""How often, and how much: what keeps event files small however long a training runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Thinner:
+    """Keeps everything until a file has its size, then every second, every fourth, ... so that it grows but slowly.
+
+    From then on every doubling of the training's length adds half as much again.
+
+    >>> thinner = Thinner(limit=4)
+    >>> kept = []
+    >>> for item in range(16):
+    ...     if thinner.keeps():
+    ...         thinner.wrote(1)
+    ...         kept.append(item)
+    >>> kept
+    [0, 1, 2, 3, 4, 6, 8, 12]
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.stride = 1
+        self._limit, self._more = limit, limit // 2
+        self._seen = self._size = 0
+
+    def keeps(self) -> bool:
+        """Whether the next item is to be written."""
+        self._seen += 1
+        return (self._seen - 1) % self.stride == 0
+
+    def wrote(self, size: int) -> None:
+        """It was, and took so many bytes."""
+        self._size += size
+        while self._size >= self._limit:
+            self.stride *= 2
+            self._limit += self._more
+
+
+class Beat:
+    """Comes due every second, then ever more seldom: some 300 times while the time of training grows e-fold."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = self._last = clock()
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return self._clock() - self._last >= max(1.0, (self._last - self._began) / 300)
+
+    def struck(self) -> None:
+        """It was done."""
+        self._last = self._clock()

@@ -1,0 +1,124 @@
+"""The sink: takes a step's rows from the training in no time, and writes them from a thread of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from gradscope import Batch, GradscopeError, GradscopeWarning
+from gradscope_tensorboard.events import EventFile, SharedWriter, last_json
+from gradscope_tensorboard.names import FAMILIES, STATE
+from gradscope_tensorboard.writing import Findings, Writing
+
+WAITING = 20_000
+"""Blocks of rows that may wait for the thread; some 25 a recorded step and layer, of a few kilobytes each."""
+PATIENCE_S = 0.05
+"""How long a training step may be held up when the thread cannot keep up."""
+CLOSE_S = 120.0
+
+
+class TensorBoardSink:
+    """Writes what the Gradscope tab of TensorBoard shows, to `<logdir>/gradscope` or with the user's own writer.
+
+    `write` only puts the rows into a queue. Where the thread cannot keep up, recorded steps are left out, which the
+    tab says. A failure in the thread is warned about once, and said in the tab; training goes on.
+
+    Args:
+        logdir: run folder.
+        writer: an open `torch.utils.tensorboard.SummaryWriter`, which is then given everything instead. It computes
+            checksums in Python, which holds training up by some milliseconds per recorded step.
+        findings: says what the run shows so far. Called in the thread, after 4, 8, 16, ... recorded steps and at the
+            end, so it must be safe to call while training writes.
+
+    Raises:
+        GradscopeError: neither folder nor writer, a writer of another kind, or the folder cannot be written.
+    """
+
+    def __init__(
+        self, logdir: str | os.PathLike[str] | None = None, *, writer: Any = None, findings: Findings | None = None
+    ) -> None:
+        self._writing = Writing(*_destination(logdir, writer), findings)
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._put = self._taken = 0  # each changed by one thread only
+        self._thread: threading.Thread | None = None
+        self._owner, self._closed, self._warned = os.getpid(), False, False
+        atexit.register(self.close)
+
+    def write(self, batch: Batch) -> None:
+        """Take the rows of one optimizer step; its arrays must not be changed afterwards."""
+        if self._closed or os.getpid() != self._owner:
+            return
+        if self._writing.failure and not self._warned:
+            self._warn()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="gradscope-tensorboard", daemon=True)
+            self._thread.start()
+        if self._put - self._taken > WAITING and not self._room():
+            batch = Batch(batch.step, tuple(rows for rows in batch.rows if rows.table not in FAMILIES))
+        self._put += len(batch.rows)
+        self._queue.put(batch)
+
+    def _room(self) -> bool:
+        """Wait a little for the thread to catch up."""
+        end = time.perf_counter() + PATIENCE_S
+        while self._put - self._taken > WAITING and time.perf_counter() < end:
+            time.sleep(0.001)
+        return self._put - self._taken <= WAITING
+
+    def close(self) -> None:
+        """Write what is left. Closing again does nothing."""
+        if self._closed or os.getpid() != self._owner:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if self._thread is None:
+            self._writing.close()
+            return
+        self._queue.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self._writing.failure = self._writing.failure or f"the event file was not finished within {CLOSE_S:.0f} s"
+        if self._writing.failure and not self._warned:
+            self._warn()
+
+    def _warn(self) -> None:
+        self._warned = True
+        reason = f"TensorBoard data: {self._writing.failure}; training goes on, and other records are not affected"
+        warnings.warn(reason, GradscopeWarning, stacklevel=3)
+
+    def _run(self) -> None:
+        """The thread: writes until there is None in the queue."""
+        writing = self._writing
+        while True:
+            try:
+                batch = self._queue.get(timeout=1.0 if writing.waiting else None)
+            except queue.Empty:
+                writing.guarded(writing.flush_if_due)
+                continue
+            if batch is None:
+                break
+            writing.guarded(writing.take, batch)
+            self._taken += len(batch.rows)
+        writing.close()
+
+
+def _destination(logdir: str | os.PathLike[str] | None, writer: Any) -> tuple[EventFile | SharedWriter, bytes | None]:
+    """Where to write, and what the session before said of itself."""
+    if writer is not None:
+        return SharedWriter(writer), None
+    if logdir is None:
+        raise GradscopeError("TensorBoardSink needs a logdir to write to, or a SummaryWriter: writer=...")
+    folder = Path(logdir) / "gradscope"
+    try:
+        before = last_json(folder, STATE)
+        return EventFile(folder), before
+    except OSError as error:
+        raise GradscopeError(
+            f"TensorBoard data cannot be written to {folder} ({error}); choose another logdir"
+        ) from error

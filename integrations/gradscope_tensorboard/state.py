@@ -1,0 +1,110 @@
+"""What a run says about itself: how much was seen, how much is in the event file, and what could not be done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gradscope_tensorboard.curves import chains_left_out, key_of
+from gradscope_tensorboard.names import VERSION, Key, compact
+
+if TYPE_CHECKING:
+    from gradscope import Rows
+
+NOTES = 200
+"""Different notes that are kept."""
+
+
+class State:
+    """Counts of a run; those of earlier sessions in the same folder are added.
+
+    Args:
+        before: the last JSON record of the session before, or None.
+    """
+
+    def __init__(self, before: bytes | None = None) -> None:
+        self.counts = {"steps": 0, "recorded": 0, "written": 0, "lost": 0, "clips": 0, "chains_left_out": 0}
+        self.first_step: int | None = None
+        self.last_step: int | None = None
+        self.stride = 1
+        self.findings: int | None = None
+        self.failures: list[str] = []
+        self.closed = False
+        self._curves: dict[Key, tuple[str, ...]] = {}
+        self._notes: dict[tuple[Key, str], list[int]] = {}
+        self._notes_left_out = 0
+        if before is not None:
+            self._continue(json.loads(before))
+
+    def _continue(self, before: Mapping[str, Any]) -> None:
+        if before.get("version") == VERSION:
+            self.counts |= {name: before["state"][name] for name in self.counts}
+            self.first_step = before["state"]["first_step"]
+            for layer in before["layers"]:
+                key = Key(layer["module"], layer["layer"], layer["direction"], layer["chain"])
+                self._curves[key] = tuple(before["curves"][layer["curves"]])
+
+    def saw(self, step: int, rows: Iterable[Rows]) -> None:
+        """Count a step."""
+        self.first_step = step if self.first_step is None else self.first_step
+        self.last_step = step
+        for block in rows:
+            if block.table in ("steps", "clips"):
+                self.counts[block.table] += len(block)
+            elif block.table == "notes":
+                self._note(step, block)
+
+    @property
+    def notes(self) -> int:
+        """How many different notes there are."""
+        return len(self._notes)
+
+    def recorded(self, rows: tuple[Rows, ...]) -> None:
+        """Count a recorded step."""
+        self.counts["recorded"] += 1
+        self.counts["chains_left_out"] = max(self.counts["chains_left_out"], chains_left_out(rows))
+
+    def _note(self, step: int, block: Rows) -> None:
+        about = key_of(block.columns), str(block.columns["reason"])
+        if about not in self._notes and len(self._notes) >= NOTES:
+            self._notes_left_out += 1
+            return
+        seen = self._notes.setdefault(about, [step, step, 0])
+        seen[1:] = step, seen[2] + 1
+
+    def has_curves(self, found: Mapping[Key, Iterable[str]]) -> bool:
+        """Enter the curves of every layer; whether one of them is new."""
+        grown = {key: tuple(dict.fromkeys((*self._curves.get(key, ()), *names))) for key, names in found.items()}
+        new = any(self._curves.get(key) != names for key, names in grown.items())
+        self._curves |= grown
+        return new
+
+    def failed(self, reason: str) -> bool:
+        """Keep why something could not be done; whether that is the first time."""
+        first = not self.failures
+        if reason not in self.failures and len(self.failures) < 10:
+            self.failures.append(reason)
+        return first
+
+    def as_json(self) -> bytes:
+        """The record of the tag `run/state`."""
+        kinds = list(dict.fromkeys(self._curves.values()))
+        layers = [
+            {"key": str(key), **key._asdict(), "curves": kinds.index(names)} for key, names in self._curves.items()
+        ]
+        state = {
+            **{"first_step": self.first_step, "last_step": self.last_step, **self.counts, "stride": self.stride},
+            **{"notes": len(self._notes), "findings": self.findings, "failures": self.failures},
+            **{"closed": self.closed, "time": time.time()},
+        }
+        return compact({"version": VERSION, "curves": kinds, "layers": layers, "state": state})
+
+    def notes_as_json(self) -> bytes:
+        """The record of the tag `run/notes`."""
+        notes = [
+            {**key._asdict(), "reason": reason, "first_step": first, "last_step": last, "count": count}
+            for (key, reason), (first, last, count) in self._notes.items()
+        ]
+        return compact({"notes": notes, "left_out": self._notes_left_out})

@@ -1,0 +1,106 @@
+"""Rows of `clips`, `steps` and the one-line tables of a layer, many to a record; every record explains itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope_tensorboard.curves import key_of
+from gradscope_tensorboard.names import CHAINS, compact
+
+if TYPE_CHECKING:
+    from gradscope import Rows
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Row = Sequence[float | str]
+
+_STEPS = ("step", "optimizer", "grad_norm", "nonfinite", "recorded", "skipped", "overhead_s", "step_s")
+_CLIPS = ("step", "index", "kind", "how", "threshold", "norm_type", "parameters", "norm_before", "norm_after",
+          "coefficient", "clipped", "nonfinite")  # fmt: skip
+_LAYERS = ("step", "key", "horizon", "horizon_censored", "decay", "lyapunov", "residual", "timesteps")
+_WEIGHTS = ("spectral_radius", "spectral_norm", "orthogonality")
+_BLOCKS = ("step", "key", "gate", *_WEIGHTS, "low", "high")
+COLUMNS: Mapping[str, tuple[str, ...]] = {"layers": _LAYERS, "blocks": _BLOCKS, "clips": _CLIPS, "steps": _STEPS}
+TEXTS = frozenset({"optimizer", "kind", "how", "key", "gate"})
+
+
+def every_step(step: int, rows: Iterable[Rows]) -> Iterable[tuple[str, Row]]:
+    """The rows of `clips` and `steps` of one optimizer step, by table."""
+    for block in rows:
+        if block.table in ("clips", "steps"):
+            columns = {**block.columns, "step": step}
+            yield block.table, [columns[name] for name in COLUMNS[block.table]]
+
+
+def recorded_step(step: int, rows: Iterable[Rows]) -> Iterable[tuple[str, Row]]:
+    """The rows of `layers` and `blocks`, by table."""
+    blocks: dict[tuple[str, str], dict[str, float]] = {}
+    for block in rows:
+        columns = block.columns
+        if block.table not in ("layers", "weights", "units") or columns["chain"] >= CHAINS:
+            continue
+        key = str(key_of(columns))
+        if block.table == "layers":
+            yield "layers", [step, key, *(columns[name] for name in _LAYERS[2:])]
+        else:
+            blocks.setdefault((key, columns["gate"]), {}).update(_part(block))
+    for (key, gate), found in blocks.items():
+        yield "blocks", [step, key, gate, *(found.get(name, np.nan) for name in _BLOCKS[3:])]
+
+
+def _part(block: Rows) -> dict[str, float]:
+    if block.table == "weights":
+        return {name: block.columns[name] for name in _WEIGHTS}
+    return {name: float(np.mean(block.columns[name])) for name in ("low", "high")}
+
+
+def encode(table: str, rows: Sequence[Row]) -> list[bytes]:
+    """A record: what is in it, then its columns one after the other, float64; of text the places in a list."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    texts: dict[str, list[str]] = {}
+    for place, name in enumerate(COLUMNS[table]):
+        if name in TEXTS:
+            texts[name] = list(dict.fromkeys(columns[place]))
+            columns[place] = [texts[name].index(text) for text in columns[place]]
+    numbers = np.array(columns, np.float64)
+    return [compact({"columns": COLUMNS[table], "texts": texts}), numbers.tobytes()]
+
+
+def decode(table: str, records: Iterable[Sequence[bytes]]) -> tuple[dict[str, Array], dict[str, list[str]]]:
+    """The columns of a table from its records in the order they were written, and the texts that codes stand for.
+
+    A step that is there twice, or that a later record goes back behind, counts as it was written last: training began
+    again there.
+    """
+    wanted, texts = COLUMNS[table], {name: [] for name in COLUMNS[table] if name in TEXTS}
+    parts: list[Array] = []
+    for head, payload in records:
+        about = json.loads(head)
+        numbers = np.frombuffer(payload, "<f8").reshape(len(about["columns"]), -1)
+        found = dict(zip(about["columns"], numbers, strict=True))
+        part = np.stack([found.get(name, np.full(numbers.shape[1], np.nan)) for name in wanted])
+        for name, known in texts.items():
+            place = wanted.index(name)
+            part[place] = _merged(known, about["texts"].get(name, [""]))[np.nan_to_num(part[place]).astype(int)]
+        parts.append(part)
+    kept = np.concatenate(_restarted(parts), axis=1) if parts else np.empty((len(wanted), 0))
+    return dict(zip(wanted, kept, strict=True)), texts
+
+
+def _merged(known: list[str], texts: Sequence[str]) -> Array:
+    """Places of some texts in a growing list."""
+    known.extend(text for text in texts if text not in known)
+    return np.array([known.index(text) for text in texts], np.float64)
+
+
+def _restarted(parts: Sequence[Array]) -> list[Array]:
+    """Without rows of steps that a later part has again or goes back behind."""
+    kept: list[Array] = []
+    first = np.inf
+    for part in reversed(parts):
+        kept.append(part[:, part[0] < first])
+        first = min(first, part[0].min(initial=np.inf))
+    return kept[::-1]

@@ -1,0 +1,161 @@
+"""What becomes of a step's rows in the sink's thread: curves at once, rows of tables and counts now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, ParamSpec
+
+from gradscope_tensorboard import tables
+from gradscope_tensorboard.curves import curves
+from gradscope_tensorboard.events import EventFile, SharedWriter
+from gradscope_tensorboard.found import as_json
+from gradscope_tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
+from gradscope_tensorboard.pace import Beat, Thinner
+from gradscope_tensorboard.state import State
+from gradscope_tensorboard.stock import Stock, layer_name, layout
+from gradscope_tensorboard.summaries import Value, curve_value, scalar_value, text_value
+
+if TYPE_CHECKING:
+    from gradscope import Batch, Finding
+
+Findings = Callable[[], Sequence["Finding"]]
+P = ParamSpec("P")
+
+CURVE_BYTES = 256 * 2**20
+TABLE_BYTES = 32 * 2**20
+BATCH = 100
+"""Rows of a table in one record, unless a second is over before."""
+FIRST_LOOK = 4
+"""Recorded steps after which findings are looked for, and again after twice as many."""
+
+
+class Writing:
+    """All of this but `failure` belongs to the sink's thread.
+
+    Args:
+        out: where to.
+        before: what the session before said of itself, or None.
+        findings: see `TensorBoardSink`.
+    """
+
+    def __init__(self, out: EventFile | SharedWriter, before: bytes | None, findings: Findings | None) -> None:
+        self.failure = ""
+        self._out, self._findings, self._look_at = out, findings, FIRST_LOOK
+        self._state = State(before)
+        self._stock, self._beat = Stock(), Beat()
+        self._curve_pace, self._table_pace = Thinner(CURVE_BYTES), Thinner(TABLE_BYTES)
+        self._rows: dict[str, list[tables.Row]] = {}
+        self._seen: set[tuple[str, Key]] = set()
+        self._layout = isinstance(out, EventFile)  # a writer of the user's may have a layout of the user's
+        self._number = self._noted = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are rows that are not written."""
+        return bool(self._rows)
+
+    def guarded(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Do something; if it fails, keep why."""
+        try:
+            action(*args, **kwargs)
+        except Exception as error:  # whatever it is, training must not hear of it
+            reason = f"{type(error).__name__}: {error}"
+            self._state.failed(reason)
+            self.failure = self.failure or reason
+
+    def take(self, batch: Batch) -> None:
+        """Write, or keep for later, the rows of one step."""
+        self._state.saw(batch.step, batch.rows)
+        self._stock.saw(batch.rows)
+        if self._table_pace.keeps():
+            self._keep(tables.every_step(batch.step, batch.rows))
+        if any(rows.table == "layers" for rows in batch.rows):
+            try:
+                self._record(batch)
+            except Exception:
+                self._state.counts["lost"] += 1
+                raise
+        self.flush_if_due()
+
+    def _record(self, batch: Batch) -> None:
+        """A recorded step: curves and scalars at once."""
+        state = self._state
+        state.recorded(batch.rows)
+        if not self._curve_pace.keeps():
+            return
+        names: dict[Key, list[str]] = {}
+        values: list[Value] = []
+        for key, name, numbers in curves(batch.rows):
+            names.setdefault(key, []).append(name)
+            values.append(curve_value(f"{name}/{key}", numbers, first=self._first(name, key)))
+        self._keep(tables.recorded_step(batch.step, batch.rows))
+        if not values:  # the sink has left them out
+            state.counts["lost"] += 1
+            return
+        values += [scalar_value(tag, number) for tag, number in self._stock.scalars(batch.rows)]
+        self._curve_pace.wrote(self._out.write(batch.step, values))
+        state.counts["written"] += 1
+        state.stride = self._curve_pace.stride
+        if state.has_curves(names):
+            self._announce(sorted({layer_name(key) for key in names if key.chain == 0}))
+        if state.counts["recorded"] >= self._look_at:
+            self._look_at = 2 * state.counts["recorded"]
+            self.guarded(self._look)
+
+    def _first(self, name: str, key: Key) -> bool:
+        new = (name, key) not in self._seen
+        self._seen.add((name, key))
+        return new
+
+    def _keep(self, rows: Iterable[tuple[str, tables.Row]]) -> None:
+        for table, row in rows:
+            self._rows.setdefault(table, []).append(row)
+
+    def _announce(self, layers: Sequence[str]) -> None:
+        """Say which layers and curves there are; the first time also how the stock dashboards may show them."""
+        if self._layout:
+            self._layout = False
+            self._write([layout(layers)])
+        self.flush()
+
+    def flush_if_due(self) -> None:
+        """Write the rows that wait, if there are many or they have waited long."""
+        if self._beat.due():
+            self.flush()
+        elif full := [table for table, rows in self._rows.items() if len(rows) >= BATCH]:
+            self._write(self._encoded(full))
+
+    def flush(self) -> None:
+        """Write the rows that wait, and the state of the run."""
+        self._beat.struck()
+        values = self._encoded(list(self._rows))
+        values.append(text_value(STATE, [self._state.as_json()]))
+        if self._state.notes > self._noted:
+            self._noted = self._state.notes
+            values.append(text_value(NOTES, [self._state.notes_as_json()]))
+        self._write(values)
+
+    def close(self) -> None:
+        """Write what is left, with a last look for findings."""
+        if self._state.counts["recorded"]:
+            self.guarded(self._look)
+        self._state.closed, self._noted = True, 0
+        self.guarded(self.flush)
+        self.guarded(self._out.close)
+
+    def _look(self) -> None:
+        if self._findings is not None:
+            found = self._findings()
+            self._state.findings = len(found)
+            self._write([text_value(FINDINGS, [as_json(self._state.last_step, found)])])
+
+    def _encoded(self, names: Iterable[str]) -> list[Value]:
+        records = {table: tables.encode(table, self._rows.pop(table)) for table in names}
+        self._table_pace.wrote(sum(len(part) for t in ("clips", "steps") for part in records.get(t, ())))
+        return [text_value(TABLES[table], record) for table, record in records.items()]
+
+    def _write(self, values: Sequence[Value]) -> None:
+        """Records that are not of one step are numbered by the time, so that none hides another in any loader."""
+        self._number = max(self._number + 1, int(time.time() * 1000))
+        self._out.write(self._number, values)
