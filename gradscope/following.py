@@ -128,23 +128,22 @@ class Following:
     def rows(self, batch: int, link: Link | None) -> list[int] | None:
         """Which sequences of a call are analysed.
 
-        Those that go on from analysed ones, those that begin in their places, and others that begin while there is room.
+        First those that go on from analysed ones, then those that begin in their places, then second branches, then
+        others that begin; as many as the limit allows.
         """
         if link is None:
             return choose_sequences(batch, self.limit)
-        chosen = set[int]()
+        on, branches = list[int](), list[int]()
         for strand in link.strands:
-            kept = set(strand.call.rows)
-            chosen |= {row for row, source in enumerate(strand.rows.tolist()) if source in kept}
-        fresh = torch.stack([strand.rows for strand in link.strands]).amax(0) < 0
+            kept, taken = set(strand.call.rows), set[int]()
+            for row, source in enumerate(strand.rows.tolist()):
+                if source in kept:
+                    (branches if source in taken else on).append(row)
+                    taken.add(source)
         newest = set(max((strand.call for strand in link.strands), key=lambda c: c.index).rows)
-        begun = fresh.nonzero().flatten().tolist()
-        chosen |= {row for row in begun if row in newest}
-        rest = [row for row in begun if row not in chosen]
-        room = len(rest) if self.limit is None else max(0, self.limit - len(chosen))
-        if rest and room:
-            chosen |= {rest[i] for i in choose_sequences(len(rest), room) or range(len(rest))}
-        return sorted(chosen) if len(chosen) < batch else None
+        begun = (torch.stack([strand.rows for strand in link.strands]).amax(0) < 0).nonzero().flatten().tolist()
+        chosen = [*on, *(r for r in begun if r in newest), *branches, *(r for r in begun if r not in newest)]
+        return sorted(chosen[: self.limit]) if len(chosen[: self.limit]) < batch else None
 
 
 def _as_state(found: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:

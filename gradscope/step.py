@@ -18,7 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
 from gradscope.attach.links import Inner, Mark, consumers, mark
-from gradscope.capture.cell import Cell, take_call, take_weights, tensors_in
+from gradscope.capture.cell import Cell, take_call, take_weights
+from gradscope.capture.results import tensors_in
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.join import join
 from gradscope.capture.join_cell import join_cells
@@ -279,19 +280,28 @@ class Recording:
         analyses: list[list[Analysis]],
         factor: Tensor | float,
     ) -> None:
-        users: dict[int, dict[tuple[int, int], None]] = {}
-        known: dict[int, WeightGradient] = {}
-        for i, (_, calls, chain) in enumerate(chains):
-            for number in chain.calls:
-                for j, gradient in enumerate(calls[number].weight_gradients):
-                    users.setdefault(id(gradient), {})[i, j] = None
-                    known[id(gradient)] = gradient
-        for key, places in users.items():
-            gradient = known[key]
-            if gradient.complete and gradient.total is not None:
-                certified = certify([analyses[i][j] for i, j in places], gradient.total / factor)
+        for gradients, places in _shares(chains):
+            totals = [gradient.total for gradient in gradients if gradient.total is not None]
+            if totals and all(gradient.complete for gradient in gradients):
+                total = torch.stack(totals).sum(0) / factor
+                certified = certify([analyses[i][j] for i, j in places], total)
                 for (i, j), analysis in zip(places, certified, strict=True):
                     analyses[i][j] = analysis
+
+
+def _shares(
+    chains: Sequence[tuple[int, list[ObservedCall], Chain]],
+) -> list[tuple[list[WeightGradient], list[tuple[int, int]]]]:
+    """Weights, and the chains and layers that they took part in: what is made anew before each call goes together."""
+    found: list[tuple[dict[int, WeightGradient], dict[tuple[int, int], None]]] = []
+    for i, (_, calls, chain) in enumerate(chains):
+        for j, column in enumerate(zip(*(calls[number].weight_gradients for number in chain.calls), strict=True)):
+            mine, places = {id(gradient): gradient for gradient in column}, {(i, j): None}
+            for other in [other for other in found if other[0].keys() & mine.keys()]:
+                found.remove(other)
+                mine, places = other[0] | mine, other[1] | places
+            found.append((mine, places))
+    return [(list(mine.values()), list(places)) for mine, places in found]
 
 
 def _receiver(

@@ -1,9 +1,14 @@
 """Train the fault set, confirm it, diagnose it, and say how often the diagnosis was right.
 
+    python -m benchmarks.faults                        all of it: what is not there yet is trained, then the figures
     python -m benchmarks.faults train                  every training that is not there yet, in runs/faults
     python -m benchmarks.faults train --part tuning    of one part
     python -m benchmarks.faults train --shard 0/2      every second one: two processes share the work
     python -m benchmarks.faults train --again          also those that could not be observed the last time
+    python -m benchmarks.faults report --write         the figures, also at the end of docs/diagnosis.md
+
+The rules were tuned on the tuning part alone. The first run takes about an hour on one core, and everything is kept:
+remove runs/faults to begin anew, or --only what a name holds to look at some.
 """
 
 from __future__ import annotations
@@ -17,17 +22,21 @@ import torch
 
 from benchmarks.faults import store
 from benchmarks.faults.cases import PARTS, Case, all_cases
+from benchmarks.faults.report import report, write
 from benchmarks.faults.training import watch
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("train",))
+    parser.add_argument("command", choices=("all", "train", "report"), nargs="?", default="all")
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--shard", default="0/1", help="i/n: only cases i, i + n, ...")
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--again", action="store_true", help="train again what could not be observed")
+    parser.add_argument("--no-cures", action="store_true", help="leave out whether remedies restore learning")
+    parser.add_argument("--no-scales", action="store_true", help="leave out the scaled losses")
+    parser.add_argument("--write", action="store_true", help="the figures also to docs/diagnosis.md")
     parser.add_argument("--out", type=Path, default=store.OUT)
     return parser.parse_args(argv)
 
@@ -55,7 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what was asked for."""
     chosen = arguments(argv)
     torch.set_num_threads(1)
-    train_all(chosen)
+    if chosen.command in ("all", "train"):
+        train_all(chosen)
+    if chosen.command in ("all", "report"):
+        parts = [chosen.part] if chosen.part else list(PARTS)
+        text = report(parts, chosen.out, not chosen.no_cures, not chosen.no_scales)
+        sys.stdout.write(text + "\n")
+        if chosen.write:
+            write(text)
     return 0
 
 

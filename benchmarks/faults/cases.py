@@ -107,7 +107,9 @@ def _sound(part: str, tasks: tuple[str, ...]) -> Iterator[Case]:
 
 def _controls(part: str, tasks: tuple[str, ...]) -> Iterator[Case]:
     for control in CONTROLS:
-        for task, family, form in _drawn(control.name, part, tasks, control.families, control.forms)[: PER_CONTROL[part]]:
+        for task, family, form in _drawn(control.name, part, tasks, control.families, control.forms)[
+            : PER_CONTROL[part]
+        ]:
             yield Case(part, task, family, form, 0, control=control.name)
 
 

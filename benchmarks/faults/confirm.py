@@ -62,7 +62,9 @@ def confirm(cases: Sequence[Case], out: Path) -> Confirmed:
 def _judge(members: list[Case], results: dict[Case, Any], out: Path) -> tuple[str, list[Kept]]:
     known = [results.get(case) for case in members]
     twins = [results.get(case.twin()) if case.fault else None for case in members]
-    if any(result is None for result in known) or any(t is None for t, c in zip(twins, members, strict=True) if c.fault):
+    if any(result is None for result in known) or any(
+        t is None for t, c in zip(twins, members, strict=True) if c.fault
+    ):
         return "not trained", []
     if any("unobservable" in result for result in (*known, *twins) if result is not None):
         return "not observable", []
@@ -75,5 +77,3 @@ def _judge(members: list[Case], results: dict[Case, Any], out: Path) -> tuple[st
         return f"the fault does not prevent learning: {told}", []
     kept = zip(members, scores, goals, known, strict=True)
     return "", [Kept(case, store.folder(case, out), score, goal, result or {}) for case, score, goal, result in kept]
-
-

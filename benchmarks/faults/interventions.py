@@ -1,4 +1,4 @@
-"""What is done to a sound training to make it faulty, or to make it look faulty; each is a few lines on a network or its loop."""
+"""What is done to a sound training to make it faulty, or to make it look faulty: a few lines each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Loop:
         stateful: every batch goes on from the detached state of the last.
         noise: share of the targets that are drawn at random.
         last_only: only the last of a sequence's answers counts.
-        unsafe_loss: from a third of the training on the loss adds the square root of zero, whose gradient is not finite.
+        unsafe_loss: from a third of the training on the loss adds the square root of zero, whose gradient is not
+        finite.
     """
 
     optimizer: str = "adam"
@@ -129,6 +130,7 @@ def small_steps(loop: Loop, strength: float) -> Loop:
 
 
 SGD_LR = 0.03
+LARGE = ("saturated_gate", "exploding_gradient")  # weights so large do both
 FAULTS = (
     Fault("small recurrence", "vanishing_gradient", (0.02, 0.1), ELMAN, harm=scale_recurrence),
     Fault(
@@ -142,13 +144,27 @@ FAULTS = (
     ),
     Fault("large recurrence", "exploding_gradient", (4, 8), ("rnn_tanh",), harm=large_recurrence),
     Fault("large recurrence, ReLU", "exploding_gradient", (2.2, 3), ("rnn_relu",), harm=large_recurrence),
-    Fault("large recurrence, gated", "exploding_gradient", (8, 14), ("lstm", "gru"), harm=large_recurrence),
+    Fault(
+        "large recurrence, gated",
+        "exploding_gradient",
+        (8, 14),
+        ("lstm", "gru"),
+        harm=large_recurrence,
+        causes=LARGE,
+    ),
     Fault("forget gate shut", "saturated_gate", (-8, -12), ("lstm",), harm=gate_bias("forget")),
     Fault("input gate shut", "saturated_gate", (-20, -30), ("lstm",), harm=gate_bias("input")),
     Fault("output gate shut", "saturated_gate", (-14, -20), ("lstm",), harm=gate_bias("output")),
     Fault("update gate never keeps", "saturated_gate", (-8, -12), ("gru",), harm=gate_bias("update")),
     Fault("update gate always keeps", "saturated_gate", (18, 24), ("gru",), harm=gate_bias("update")),
-    Fault("weights saturate the gates", "saturated_gate", (40, 80), ("lstm", "gru", "rnn_tanh"), harm=scale_everything),
+    Fault(
+        "weights saturate the gates",
+        "saturated_gate",
+        (40, 80),
+        ("lstm", "gru", "rnn_tanh"),
+        harm=scale_everything,
+        causes=LARGE,
+    ),
     Fault("biases saturate the state", "saturated_gate", (4, 7), ("rnn_tanh",), harm=sink_biases),
     Fault("dead ReLU", "dead_units", (-3, -6), ("rnn_relu",), harm=sink_biases),
     Fault(

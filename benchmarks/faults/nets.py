@@ -66,7 +66,9 @@ class Net(nn.Module):
         """W_ih, W_hh, b_ih, b_hh of every layer and direction."""
         named = dict(self.encoder.named_parameters())
         for suffix in [name.removeprefix("weight_hh") for name in named if name.startswith("weight_hh")]:
-            w_ih, w_hh, b_ih, b_hh = (named[f"{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            w_ih, w_hh, b_ih, b_hh = (
+                named[f"{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
             yield w_ih, w_hh, b_ih, b_hh
 
     def gate(self, parameter: Tensor, name: str) -> Tensor:
@@ -98,7 +100,7 @@ def _cell(family: str, D: int, H: int) -> nn.RNNCellBase:
 
 @torch.no_grad()
 def start_soundly(net: Net) -> None:
-    """The usual advice: orthogonal or identity recurrence for Elman networks, gates that keep the state for the others."""
+    """The usual advice: orthogonal or identity recurrence for Elman networks, gates that keep the state else."""
     for _, w_hh, b_ih, b_hh in net.recurrences():
         if net.family == "rnn_tanh":
             nn.init.orthogonal_(w_hh)

@@ -51,5 +51,7 @@ def progress(cases: Iterable[Any], what: str, total: int) -> Iterable[Any]:
         if time.monotonic() - last > 30:
             last = time.monotonic()
             rate = (last - began) / max(done, 1)
-            sys.stderr.write(f"{what}: {done} of {total}, {rate:.1f} s each, {rate * (total - done) / 60:.0f} min left\n")
+            sys.stderr.write(
+                f"{what}: {done} of {total}, {rate:.1f} s each, {rate * (total - done) / 60:.0f} min left\n"
+            )
         yield case

@@ -27,11 +27,12 @@ KEY = "gradscope"
 VISITED = 256
 SEARCHED = 20_000
 ELEMENTWISE = frozenset(
-    """Abs Add Alias AsStrided Cat Clamp ClampMax ClampMin Clone Copy CopyBackwards CopySlices Div Expand Fill Flip
-    Gather Gelu Index IndexCopy IndexFill IndexPut IndexSelect LeakyRelu Lerp MaskedFill MaskedScatter Mul
-    NativeDropout Neg Permute Pow Relu Repeat ReshapeAlias Rsub Select SelectScatter Sigmoid Silu Slice SliceScatter
-    Split SplitWithSizes Squeeze Stack Sub T Tanh ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View Where
-    Zero""".split()
+    """Abs Add Addcdiv Addcmul Alias AsStrided Cat Clamp ClampMax ClampMin Clone ConstantPadNd Copy CopyBackwards
+    CopySlices Cos Div Elu Exp Expand Fill Flip Gather Gelu Hardsigmoid Hardswish Hardtanh Index IndexAdd IndexCopy
+    IndexFill IndexPut IndexPutImpl IndexSelect LeakyRelu Lerp MaskedFill MaskedScatter Maximum Minimum Mish Mul
+    NativeDropout Neg Permute Pow Relu Repeat ReshapeAlias Roll Rsub Scatter ScatterAdd Select SelectScatter Sigmoid
+    Silu Sin Slice SliceScatter Softplus Split SplitWithSizes Sqrt Squeeze Stack Sub T Tanh Threshold ToCopy
+    Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View Where Zero""".split()
 )
 """Operations whose derivative mixes no units: what a loop does to a state between two calls."""
 
@@ -263,7 +264,11 @@ class _Walk:
             return
         outputs = len(node._input_metadata)
         run: Any = node  # calling a node computes, and fires no hook
-        result = run(*(arrived.get(i) for i in range(outputs)))
+        try:
+            result = run(*(arrived.get(i) for i in range(outputs)))
+        except RuntimeError:  # what it had saved is gone after a backward pass: no gradient goes this way any more
+            self.blocked |= _leads_to_mark(node, self.owner)
+            return
         below = result if isinstance(result, tuple) else (result,)
         for (target, number), cotangent in zip(node.next_functions, below, strict=False):
             if target is not None and cotangent is not None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from gradscope.capture.double import Attributes, attributes_of, double_of, put_attributes, quietly
 from gradscope.capture.layout import Single
+from gradscope.capture.results import Results, StateFinder
 from gradscope.capture.snapshot import TOLERANCE
 from gradscope.types import CellSpec
+
+RANDOM = (
+    "it draws random numbers (dropout, zoneout) on which its new state depends, so that a call of it cannot be repeated"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +44,8 @@ class Arguments:
     names: tuple[str, ...]
 
     def put_together(self, rows: Sequence[Tensor]) -> dict[str, Any]:
-        """The arguments by name, with these rows."""
-        taken, kept = iter(rows), iter(self.constants)
+        """The arguments by name, with these rows; the others are copies, that a cell may write to."""
+        taken, kept = iter(rows), map(_copied, self.constants)
         leaves = [next(taken) if row else next(kept) for row in self.is_row]
         return dict(zip(self.names, pytree.tree_unflatten(leaves, self.form), strict=True))
 
@@ -59,12 +65,12 @@ class CellSnapshot:
         arguments: but for the state.
         state: parts of the state as they were given, real, [n, ...]; None where none was given.
         results: all tensors that came back, real, [n, ...].
-        final: the parts of the new state, [1, n, ...] each.
         parts: which of the results are the new state.
         form: how the state is put together.
         weights: parameters and buffers by name, shared between the calls of a step.
+        attributes: plain values that the cell kept when it was called.
         precision: the coarsest type that took part.
-        complex: which parts of the state are complex, and given as pairs.
+        complex: which of the results are complex, and given as pairs.
     """
 
     layout: Single
@@ -74,6 +80,7 @@ class CellSnapshot:
     parts: list[int]
     form: pytree.TreeSpec
     weights: Mapping[str, Tensor]
+    attributes: Attributes
     precision: torch.dtype
     complex: tuple[bool, ...] = ()
 
@@ -92,26 +99,11 @@ class CellSnapshot:
         """The same as [1, n, ...]."""
         return tuple(r.unsqueeze(0) for r in self.returned)
 
-
-class Results(NamedTuple):
-    """What a call returned.
-
-    Attributes:
-        results: its tensors.
-        parts: which of them are the new state.
-        form: how the state is put together.
-        certain: whether that is known; without a given state and with two tensors returned it is not.
-    """
-
-    results: list[Tensor]
-    parts: list[int]
-    form: pytree.TreeSpec
-    certain: bool
-
-    @property
-    def state(self) -> list[Tensor]:
-        """The parts of the new state."""
-        return [self.results[p] for p in self.parts]
+    def alike(self, other: CellSnapshot) -> bool:
+        """Whether both calls can be run again as one."""
+        shapes = [[x.shape[1:] for x in (*s.given, *s.returned)] for s in (self, other)]
+        same = self.weights is other.weights and self.attributes == other.attributes and shapes[0] == shapes[1]
+        return same and self.arguments.alike(other.arguments)
 
 
 @dataclass(eq=False)
@@ -123,6 +115,7 @@ class Cell:
         module: the user's.
         spec: how to observe it.
         argument: name of the argument that is the state.
+        asked: it was named in `cells=`.
     """
 
     name: str
@@ -130,141 +123,132 @@ class Cell:
     spec: CellSpec
     argument: str
     asked: bool = False
-    form: pytree.TreeSpec | None = None
+    finder: StateFinder = field(init=False, repr=False)
+    _attributes: Attributes = field(default_factory=dict[tuple[str, str], Any], repr=False)
     _double: nn.Module | None = field(default=None, repr=False)
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """The arguments by name, and the state."""
-        bound = inspect.signature(type(self.module).forward).bind(self.module, *args, **kwargs)
-        found = dict(list(bound.arguments.items())[1:])
-        for parameter in inspect.signature(type(self.module).forward).parameters.values():
-            if parameter.kind == parameter.VAR_KEYWORD:
-                found.update(found.pop(parameter.name, {}))
-        return found, found.pop(self.argument, None)
+    def __post_init__(self) -> None:
+        self.finder = StateFinder(self.spec.result)
 
-    def state_of(self, result: Any, state: Any) -> tuple[Any, bool]:
-        """The new state in what `forward` returned, and whether that is certain."""
-        if self.spec.result is not None:
-            return self.spec.result(result), True
-        if state is None and self.form is None:
-            if isinstance(result, (tuple, list)) and len(result) == 2:
-                if isinstance(result[1], (tuple, list)) or result[0] is result[1]:
-                    return result[1], True
-                return result, False
-            return result, True
-        wanted = pytree.tree_flatten(state)[1] if state is not None else self.form
-        for candidate in _candidates(result):
-            if pytree.tree_flatten(candidate)[1] == wanted:
-                return candidate, True
-        leaves = pytree.tree_leaves(result)
-        count = wanted.num_leaves if wanted is not None else 0
-        if wanted is None or not 0 < count <= len(leaves):
-            return None, True
-        return pytree.tree_unflatten(leaves[-count:], wanted), True
+    @property
+    def signature(self) -> inspect.Signature:
+        """Of `forward`, without the module itself."""
+        whole = inspect.signature(type(self.module).forward)
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """The arguments by name, and the state; what the cell keeps at the moment is remembered for the snapshot."""
+        found = dict(self.signature.bind(*args, **kwargs).arguments)
+        now = attributes_of(self.module)
+        self._attributes = self._attributes if self._attributes == now else now
+        return found, found.pop(self.argument, None)
 
     def results_of(self, result: Any, state: Any) -> Results | None:
         """What a call returned, with the new state found in it; None if there is none."""
-        new, certain = self.state_of(result, state)
-        leaves, form = pytree.tree_flatten(new)
-        if not leaves or not all(isinstance(x, Tensor) and x.dim() > 1 and len(x) == len(leaves[0]) for x in leaves):
-            return None
-        if not all(x.is_floating_point() or x.is_complex() for x in leaves):
-            return None
-        if state is not None:
-            self.form = form
-        tensors = leaves if self.spec.result else [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-        return Results(tensors, [next(i for i, t in enumerate(tensors) if t is x) for x in leaves], form, certain)
+        found = self.finder.find(result, state)
+        return None if found is None else found._replace(attributes=self._attributes)
 
-    def double(self) -> nn.Module:
-        """The cell without its hooks, beside the original."""
-        if self._double is None:
-            self._double = double_of(self.module)
-        return self._double
+    def renew(self) -> None:
+        """Have the double made again, from what the cell keeps now."""
+        self._double = None
 
     def run(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> list[Tensor]:
-        """The parts of the new state, real, from these rows of arguments and state."""
-        arguments = snapshot.arguments.put_together(rows)
-        arguments[self.argument] = self._state(snapshot, state)
+        """The parts of the new state, real, from these rows of arguments and state.
+
+        Raises:
+            TypeError: the cell cannot be copied.
+            RuntimeError: its new state depends on random numbers.
+        """
+
+        def forward(cell: Any, *args: Any, **kwargs: Any) -> Any:
+            return type(cell).forward(cell, *args, **kwargs)
+
         with ExitStack() as quiet:
-            quietly(quiet, state[0].device)
-            result = functional_call(self.double(), dict(snapshot.weights), (), arguments)
-        new = result if self.spec.result is None else self.spec.result(result)
-        leaves = [x for x in pytree.tree_leaves(new) if isinstance(x, Tensor)]
-        return [real(leaves[p]) for p in snapshot.parts]
+            drawn = quietly(quiet, state[0].device)
+            parts = self._parts(snapshot, self._call(forward, snapshot, rows, state))
+            if drawn():
+                again = self._parts(snapshot, self._call(forward, snapshot, rows, state))
+                if not all(map(torch.equal, parts, again)):
+                    raise RuntimeError(RANDOM)
+        return parts
 
     def gates(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> dict[str, Tensor]:
         """Activations of the gates, [n, H] each."""
-        arguments = snapshot.arguments.put_together(rows)
-        arguments[self.argument] = self._state(snapshot, state)
         gates = self.spec.gates
         with ExitStack() as quiet:
             quietly(quiet, state[0].device)
             if callable(gates):
-                return dict(_call(self.double(), gates, snapshot.weights, arguments))
-            return self._outputs_of(gates or {}, snapshot.weights, arguments)
+                return dict(self._call(gates, snapshot, rows, state))
+            return self._outputs_of(gates or {}, snapshot, rows, state)
 
     def transition(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> Tensor:
         """The factor a of `state -> a * state + b`, [n, ...]."""
-        arguments = snapshot.arguments.put_together(rows)
-        arguments[self.argument] = self._state(snapshot, state)
         assert self.spec.transition is not None
-        return _call(self.double(), self.spec.transition, snapshot.weights, arguments)
+        with ExitStack() as quiet:
+            quietly(quiet, state[0].device)
+            return self._call(self.spec.transition, snapshot, rows, state)
 
     def _outputs_of(
-        self, places: Mapping[str, str], weights: Mapping[str, Tensor], arguments: dict[str, Any]
+        self, places: Mapping[str, str], snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        double, found = self.double(), dict[str, Tensor]()
-        with ExitStack() as undo:
-            for gate, place in places.items():
+        found = dict[str, Tensor]()
 
-                def keep(module: nn.Module, args: Any, output: Tensor, gate: str = gate) -> None:
-                    found[gate] = output
+        def forward(cell: nn.Module, *args: Any, **kwargs: Any) -> None:
+            with ExitStack() as undo:
+                for gate, place in places.items():
 
-                undo.callback(double.get_submodule(place).register_forward_hook(keep).remove)
-            functional_call(double, dict(weights), (), arguments)
+                    def keep(module: nn.Module, args: Any, output: Tensor, gate: str = gate) -> None:
+                        found[gate] = output
+
+                    undo.callback(cell.get_submodule(place).register_forward_hook(keep).remove)
+                type(cell).forward(cell, *args, **kwargs)  # type: ignore[attr-defined]
+
+        self._call(forward, snapshot, rows, state)
         return found
 
+    def _parts(self, snapshot: CellSnapshot, result: Any) -> list[Tensor]:
+        tensors = self.finder.tensors(result)
+        return [real(tensors[p]) for p in snapshot.parts]
+
+    def _call(
+        self, function: Callable[..., Any], snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]
+    ) -> Any:
+        """A function of the cell and of the arguments of `forward`, in float32 or better."""
+        if self._double is None:
+            self._double = double_of(self.module)
+        put_attributes(self._double, snapshot.attributes)
+        arguments = snapshot.arguments.put_together(rows)
+        arguments[self.argument] = self._state(snapshot, state)
+        order = [name for name in self.signature.parameters if name in arguments]
+        bound = inspect.BoundArguments(self.signature, {name: arguments[name] for name in order})  # type: ignore[arg-type]
+        within = _Within(self._double, function)
+        weights = {f"cell.{name}": _frozen(weight) for name, weight in snapshot.weights.items()}
+        args, kwargs = pytree.tree_map(_widened, (bound.args, bound.kwargs))
+        return functional_call(within, pytree.tree_map(_widened, weights), (args, kwargs))
+
     def _state(self, snapshot: CellSnapshot, state: Sequence[Tensor]) -> Any:
-        parts = [torch.view_as_complex(s) if c else s for s, c in zip(state, snapshot.complex, strict=True)]
-        return pytree.tree_unflatten(parts, snapshot.form)
-
-
-def double_of(original: nn.Module) -> nn.Module:
-    """A module beside another, with its parameters but without its hooks: running it leaves the other as it is."""
-    shared = {id(t): t for m in original.modules() for t in _tensors(m)}
-    try:
-        double = copy.deepcopy(original, dict(shared))
-    except Exception:  # what cannot be copied is shared
-        double = copy.copy(original)
-    for module in double.modules():
-        module._forward_hooks, module._backward_hooks = type(module._forward_hooks)(), {}  # type: ignore[assignment]
-        module._backward_pre_hooks = {}  # type: ignore[assignment]
-    return double
+        kinds = [snapshot.complex[p] for p in snapshot.parts]
+        parts = [torch.view_as_complex(s.contiguous()) if c else s for s, c in zip(state, kinds, strict=True)]
+        form = self.finder.form if snapshot.state is None and self.finder.form is not None else snapshot.form
+        return pytree.tree_unflatten(parts, form)
 
 
 class _Within(nn.Module):
     """Runs a function of a cell where its parameters are replaced."""
 
-    def __init__(self, cell: nn.Module, function: Any) -> None:
+    def __init__(self, cell: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.cell, self.function = cell, function
 
-    def forward(self, arguments: dict[str, Any]) -> Any:
-        return self.function(self.cell, **arguments)
-
-
-def _call(cell: nn.Module, function: Any, weights: Mapping[str, Tensor], arguments: dict[str, Any]) -> Any:
-    return functional_call(_Within(cell, function), {f"cell.{n}": w for n, w in weights.items()}, (arguments,))
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for hook in self.cell._forward_pre_hooks.values():  # torch's own, that make a weight
+            hook(self.cell, args)
+        return self.function(self.cell, *args, **kwargs)
 
 
 def real(x: Tensor) -> Tensor:
     """A complex tensor as pairs; others as they are."""
     return torch.view_as_real(x) if x.is_complex() else x
-
-
-def tensors_in(x: Any) -> list[Tensor]:
-    """All tensors in a structure."""
-    return [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
 
 
 def take_call(
@@ -299,8 +283,9 @@ def take_call(
             parts=results.parts,
             form=results.form,
             weights=weights,
+            attributes=results.attributes,
             precision=precision([*given, *results.state]),
-            complex=tuple(x.is_complex() for x in results.state),
+            complex=tuple(x.is_complex() for x in results.results),
         )
 
 
@@ -320,25 +305,26 @@ def take_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def precision(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The coarsest type among these; autocast shows in the results."""
+    """The coarsest type among these, and that of autocast."""
     kinds = {real(t).dtype for t in tensors if t.is_floating_point() or t.is_complex()}
+    kinds |= {torch.get_autocast_dtype(t.device.type) for t in tensors if torch.is_autocast_enabled(t.device.type)}
     return max(kinds, key=lambda kind: TOLERANCE.get(kind, 0.0), default=torch.float32)
-
-
-def _candidates(result: Any) -> list[Any]:
-    """Parts of a result that may be the state, the likeliest first."""
-    if not isinstance(result, (tuple, list)):
-        return [result]
-    return [result, *reversed(result), *([tuple(result[1:])] if len(result) > 2 else [])]
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    own = [x for x in module.__dict__.values() if isinstance(x, Tensor)]
-    return [*own, *(p for p in module._parameters.values() if p is not None)]
 
 
 def _frozen(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+def _copied(x: Any) -> Any:
+    try:
+        return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
+    except Exception as error:
+        raise TypeError(f"an argument, of type {type(x).__name__}, cannot be copied ({error})") from error
+
+
+def _widened(x: Any) -> Any:
+    """16-bit numbers as float32: a call is run again without autocast."""
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -348,9 +334,3 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a is b or a == b)
     except Exception:  # what cannot be compared is not the same
         return False
-
-
-def quietly(quiet: ExitStack, device: torch.device) -> None:
-    """Random numbers that a cell draws when it is run again are not the user's."""
-    devices = [device] if device.type == "cuda" else []
-    quiet.enter_context(torch.random.fork_rng(devices=devices))

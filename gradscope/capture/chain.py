@@ -88,7 +88,7 @@ class _Joining:
             for track in chain.tracks:
                 self._trim(chain, track)
             chain.tracks = [track for track in chain.tracks if track.places]
-        return self.chains
+        return [chain for chain in self.chains if chain.tracks]
 
     def _place(self, number: int, sources: list[Source | None], before: list[int]) -> None:
         """Give a call its chain, and each of its rows its track.
@@ -113,7 +113,8 @@ class _Joining:
         self.home[number] = chain, place
         for row, track in enumerate(tracks):
             here = track if track in chain.tracks else None
-            self.current[number, row] = self._grow(chain, here, begin, (place, row))
+            grown = self.current[number, row] = self._grow(chain, here, begin, (place, row))
+            grown.cut |= self._thrown_away(sources[row])
 
     def _grow(self, chain: Chain, track: Track | None, begin: int, place: Place) -> Track:
         """Add a place to a track, unless it has one in this call already; to a new one without."""
@@ -132,6 +133,8 @@ class _Joining:
         """The sequence that goes on from a result; None if it went on from there already, on another branch."""
         track = self.current[source]
         chain, place = self.home[source[0]]
+        if self._thrown_away(source):
+            return None
         if track.places[-1] == (place, source[1]):
             return track
         index = track.places.index((place, source[1]))
@@ -141,6 +144,10 @@ class _Joining:
         del track.places[index + 1 :]  # computed and thrown away: `torch.where(running, new, old)`
         track.cut = True
         return track
+
+    def _thrown_away(self, source: Source | None) -> bool:
+        """Whether the loop has gone on from an earlier result in place of this one."""
+        return source is not None and (self.home[source[0]][1], source[1]) not in self.current[source].places
 
     def _idle(self, chain: Chain, place: Place) -> bool:
         number = chain.calls[place[0]]

@@ -213,7 +213,7 @@ def direct_gradients(
         [S, n, F] each, exactly zero where all came from the next call.
     """
     back = _back(chain, calls, part, like)
-    return [_difference(*pair, x) / factor for *pair, x in zip(arrived, back, like, strict=True)]
+    return [_difference(a, b, x) / factor for a, b, x in zip(arrived, back, like, strict=True)]
 
 
 def _back(chain: Chain, calls: Sequence[Gradients], part: int, like: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from gradscope.capture.cell import double_of, precision, quietly, take_weights, tensors_in
+from gradscope.capture.cell import double_of, precision, quietly, take_weights
+from gradscope.capture.results import tensors_in
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.snapshot import TOLERANCE
 from gradscope.types import Positions
@@ -47,9 +48,14 @@ class SequenceModule:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Before the call: copies of its arguments, and where the random numbers stood."""
         leaves, form = pytree.tree_flatten((args, kwargs))
-        copies = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        tensors = {id(x): x.detach().clone() for x in leaves if isinstance(x, Tensor)}
+        copies = [tensors.get(id(x), x) for x in leaves]  # one tensor given twice, as in attention(x, x, x), stays one
+        weights = take_weights(self.module)
+        for name, parameter in self.module.named_parameters():
+            weights[name].requires_grad_(parameter.requires_grad)  # torch chooses its kernels by that
+        modes = [module.training for module in self.module.modules()]
         states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
-        return Given(self, copies, form, take_weights(self.module), states, self.module.training)
+        return Given(self, copies, form, weights, states, modes)
 
     def by_time(self, x: Tensor) -> Tensor:
         """[T, B, F] of an output."""
@@ -66,7 +72,7 @@ class Given:
         form: how to put them together.
         weights: parameters and buffers.
         generators: states of the generators, of the CPU and of CUDA.
-        training: the module's mode.
+        training: modes of the module and of all in it.
     """
 
     module: SequenceModule
@@ -74,7 +80,7 @@ class Given:
     form: pytree.TreeSpec
     weights: dict[str, Tensor]
     generators: list[Tensor]
-    training: bool
+    training: list[bool]
 
     def source(self, steps: int) -> int | None:
         """Which leaf is the sequence that comes in: the first with as many timesteps."""
@@ -86,16 +92,19 @@ class Given:
 
     def run(self, index: int) -> tuple[Tensor, Tensor]:
         """Run the module again: what came in, with a graph to what comes out."""
-        leaves = [x.clone() if isinstance(x, Tensor) else x for x in self.leaves]
-        source = leaves[index] = leaves[index].detach().requires_grad_()
-        args, kwargs = pytree.tree_unflatten(leaves, self.form)
+        source = self.leaves[index].detach().requires_grad_()
+        double = self.module.double()
+        for module, training in zip(double.modules(), self.training, strict=False):
+            module.training = training
         with ExitStack() as quiet, torch.enable_grad():
+            tensors = {id(x): x.clone() for x in self.leaves if isinstance(x, Tensor)}
+            tensors[id(self.leaves[index])] = source.clone()  # no leaf: the module may write into its input
+            args, kwargs = pytree.tree_unflatten([tensors.get(id(x), x) for x in self.leaves], self.form)
             quietly(quiet, source.device)
             torch.set_rng_state(self.generators[0])
             if len(self.generators) > 1:
                 torch.cuda.set_rng_state(self.generators[1])
-            double = self.module.double().train(self.training)
-            result = functional_call(double, dict(self.weights), args, kwargs)
+            result = functional_call(double, {name: w.clone() for name, w in self.weights.items()}, args, kwargs)
         return source, tensors_in(result)[0]
 
 

@@ -1,4 +1,8 @@
-"""What the rules look at: the tables of a run, cut down to a bounded number of recorded steps, and who is who in them."""
+"""What the rules look at: the tables of a run, cut down to a bounded number of recorded steps."""
+
+# What pandas gives when it is indexed is not known to its stubs.
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+# pyright: reportInvalidTypeArguments=false
 
 from __future__ import annotations
 

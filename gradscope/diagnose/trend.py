@@ -1,5 +1,9 @@
 """What several rules ask of a training: how it began, how it ended, and whether it has got anywhere."""
 
+# What pandas gives when it is indexed is not known to its stubs.
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+# pyright: reportInvalidTypeArguments=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,97 @@ from gradscope.families.base import SIGMOID_LIMITS, TANH_LIMITS
 from gradscope.families.blocks import measure_square_blocks
 from gradscope.families.jacobians import ProbedSteps, Steps, steps_of
 from gradscope.families.measure import norm, relative, relative_parts
-from gradscope.families.products import SEQUENCES, TIMES, largest_singular, standard_error
+from gradscope.families.products import SEQUENCES, TIMES, standard_error
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.types import Analysis, Gate, Recurrence
 
 LIMITS = {"sigmoid": SIGMOID_LIMITS, "tanh": TANH_LIMITS, "relu": (1e-45, math.inf)}
 
 
+NOT_RUN = "the cell cannot be run again by itself, and so its Jacobians are not known: {error}"
+DIFFERS = (
+    "the cell, run again with the same arguments, gives another state than it gave in training (relative difference "
+    "{residual:.2g}): its new state depends on more than these, such as the other sequences of the batch (BatchNorm), "
+    "the order of calls, hooks within it, or a state of its own where none is given"
+)
+NOT_BACK = (
+    "the cell's derivative cannot be taken again ({error}); with quantities='core' only its first derivative is needed"
+)
+
+
 def analyse_recurrence(recurrence: Recurrence, *, full: bool = False) -> Analysis:
     """Measure a chain of calls of any cell: see `gradscope.families.analyse`."""
-    return _Measuring(recurrence, steps_of(recurrence), full).run()
+    residual = torch.full((), math.nan, device=recurrence.lengths.device)
+    try:  # it is the user's code that runs here
+        residual = _residual(recurrence)
+        reason = recurrence.reason
+        if not reason and not float(residual) <= recurrence.tolerance:
+            reason = DIFFERS.format(residual=float(residual))
+    except Exception as error:
+        reason = NOT_RUN.format(error=str(error) or type(error).__name__)
+    if not reason:
+        try:
+            return _Measuring(recurrence, steps_of(recurrence), full, residual).run()
+        except (RuntimeError, NotImplementedError) as error:
+            reason = NOT_BACK.format(error=error)
+    return _without_jacobians(recurrence, full, residual, reason)
+
+
+def _residual(r: Recurrence) -> Tensor:
+    """How far the cell, run again, is from what it returned."""
+    valid = _valid(r)
+    times, columns = valid.nonzero(as_tuple=True)
+    parts = r.step(times, columns, [part[times, columns] for part in r.given])
+    differences = [
+        relative(relative_parts(mine.to(theirs.dtype), theirs[times, columns]))
+        for mine, theirs in zip(parts, r.returned, strict=True)
+    ]
+    return torch.stack(differences).amax()
+
+
+def _valid(r: Recurrence) -> Tensor:
+    return torch.arange(len(r.returned[0]), device=r.lengths.device).unsqueeze(1) < r.lengths
+
+
+def _widths(r: Recurrence, part: int) -> Tensor | int:
+    """Units of a part of the state, for each [T, B] or for all."""
+    return r.returned[part].shape[-1] if r.widths is None else r.widths[part]
+
+
+def _known(r: Recurrence) -> dict[str, Tensor]:
+    """What is known without running the cell again."""
+    sizes = norm(r.totals[0]), norm(r.direct[0]), norm(r.returned[0]) / _widths(r, 0) ** 0.5
+    values: dict[str, Tensor] = dict(zip(("grad_h", "grad_h_direct", "state"), sizes, strict=True))
+    if len(r.returned) > 1:
+        values["cell"] = norm(r.returned[1]) / _widths(r, 1) ** 0.5
+    return values
+
+
+def _without_jacobians(r: Recurrence, full: bool, residual: Tensor, reason: str) -> Analysis:
+    """An analysis that says why it is none."""
+    values = _known(r)
+    names = ("jacobian", "jacobian_h", "jacobian_c")[: 1 + min(2, len(r.returned))]
+    blank = torch.full_like(values["state"], math.nan)
+    values |= dict.fromkeys((*names, *(("jacobian_max", "gain") if full else ())), blank)
+    valid, anchors = _valid(r), pick_anchors(norm(torch.cat(r.direct, -1)))
+    reach, reached = reach_by_lag(anchors, torch.zeros(len(blank), *anchors.times.shape, device=blank.device))
+    return Analysis(
+        layer=0,
+        direction="forward",
+        lengths=r.lengths,
+        values=values,
+        measured={},
+        errors={},
+        reach=reach,
+        reached=reached,
+        gates={name: saturation(x, LIMITS[kind], valid) for name, (x, kind) in r.gates.items()},
+        blocks=measure_square_blocks(r.blocks, full),
+        lyapunov=None,
+        residual=residual,
+        tolerance=r.tolerance,
+        reason=reason,
+        starts=r.starts,
+    )
 
 
 @dataclass(slots=True)
@@ -29,23 +111,19 @@ class _Measuring:
     recurrence: Recurrence
     steps: Steps
     full: bool
+    residual: Tensor
 
     def run(self) -> Analysis:
         r, joint = self.recurrence, torch.cat(self.recurrence.direct, -1)
-        anchors = pick_anchors(norm(joint))
-        back = self._scan(joint, anchors)
+        anchors, valid = pick_anchors(norm(joint)), _valid(self.recurrence)
+        back = self._scan(joint, anchors, valid)
         values, errors = self._sizes()
-        sizes = norm(r.totals[0]), norm(r.direct[0]), norm(r.returned[0]) / r.returned[0].shape[-1] ** 0.5
-        values = {**dict(zip(("grad_h", "grad_h_direct", "state"), sizes, strict=True)), **values}
-        if len(r.returned) > 1:
-            values["cell"] = norm(r.returned[1]) / r.returned[1].shape[-1] ** 0.5
         reach, reached = reach_by_lag(anchors, back.carried)
-        valid = torch.arange(len(joint), device=r.lengths.device).unsqueeze(1) < r.lengths
         analysis = Analysis(
             layer=0,
             direction="forward",
             lengths=r.lengths,
-            values=values,
+            values={**_known(r), **values},
             measured={},
             errors=errors,
             reach=reach,
@@ -53,14 +131,14 @@ class _Measuring:
             gates={name: saturation(x, LIMITS[kind], valid) for name, (x, kind) in r.gates.items()},
             blocks=measure_square_blocks(r.blocks, self.full),
             lyapunov=None,
-            residual=self._residual(valid),
+            residual=self.residual,
             tolerance=r.tolerance,
             gradient_residual=relative(relative_parts(back.total, torch.cat(r.totals, -1), valid)),
             starts=r.starts,
         )
         return self._in_full(analysis) if self.full else analysis
 
-    def _scan(self, joint: Tensor, anchors: Anchors) -> _Back:
+    def _scan(self, joint: Tensor, anchors: Anchors, valid: Tensor) -> _Back:
         """Carry the total gradient and each anchor's alone back through all steps."""
         r, steps = self.recurrence, self.steps
         count, batch = len(anchors.times), joint.shape[1]
@@ -76,34 +154,26 @@ class _Measuring:
             carried.append(norm(state[1:]))
             carry = steps.pull(t, state)
             carry = carry if links is None else carry * links[t]
+            carry = carry.masked_fill(~valid[t].unsqueeze(-1), 0)  # a cell may have no derivative in the padding
         return _Back(torch.stack(totals[::-1]), torch.stack(carried[::-1]).view(-1, count, batch))
 
     def _sizes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Sizes of the Jacobian and its blocks, [T, B] each, and their standard errors where they rest on probes."""
         names: tuple[str, ...] = ("jacobian", "jacobian_h", "jacobian_c")
-        widths: dict[str, int] = dict(zip(names, (sum(self.steps.widths), *self.steps.widths), strict=False))
+        parts = [_widths(self.recurrence, p) for p in range(len(self.steps.widths))]
+        steps = [tuple(p if isinstance(p, int) else p[t] for p in parts) for t in range(self.steps.steps)]
+        widths: list[dict[str, Any]] = [dict(zip(names, (sum(now), *now), strict=False)) for now in steps]
         found: dict[str, list[Tensor]] = {}
         errors: dict[str, list[Tensor]] = {}
         for t in range(self.steps.steps - 1, -1, -1):
             for name, squares in self.steps.squares(t).items():
-                found.setdefault(name, []).append((squares.mean(0) / widths[name]).sqrt())
+                found.setdefault(name, []).append((squares.mean(0) / widths[t][name]).sqrt())
                 if not self.steps.exact:
-                    errors.setdefault(name, []).append(standard_error(squares, widths[name]))
+                    errors.setdefault(name, []).append(standard_error(squares, widths[t][name]))
         return (
             {name: torch.stack(parts[::-1]) for name, parts in found.items()},
             {name: torch.stack(parts[::-1]) for name, parts in errors.items()},
         )
-
-    def _residual(self, valid: Tensor) -> Tensor:
-        """How far the cell, run again, is from what it returned."""
-        r = self.recurrence
-        times, columns = valid.nonzero(as_tuple=True)
-        parts = r.step(times, columns, [part[times, columns] for part in r.given])
-        differences = [
-            relative(relative_parts(mine.to(theirs.dtype), theirs[times, columns]))
-            for mine, theirs in zip(parts, r.returned, strict=True)
-        ]
-        return torch.stack(differences).amax()
 
     def _in_full(self, a: Analysis) -> Analysis:
         """With the full set: largest singular values, gain and Lyapunov exponent."""
@@ -126,36 +196,42 @@ class _Measuring:
     def _products(self, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Size of ds_T/ds_t with its error, [T, B], and ln(largest singular value of ds_T/ds_0) / T, [B]."""
         steps, r = self.steps, self.recurrence
-        width = sum(steps.widths)
-        few = isinstance(steps, ProbedSteps)
-        start = (
-            steps.probes if isinstance(steps, ProbedSteps) else torch.eye(width, dtype=r.given[0].dtype).unsqueeze(1)
-        )
-        start = start.to(r.given[0]).expand(-1, steps.batch, -1)
+        (start, width), few = self._start(lengths), isinstance(steps, ProbedSteps)
         links = None if r.links is None else torch.cat(r.links, -1)
         rows, log = torch.zeros_like(start), torch.zeros(steps.batch, dtype=torch.float64, device=lengths.device)
         first, gains, errors = rows, list[Tensor](), list[Tensor]()
         for t in range(steps.steps - 1, -1, -1):
-            begins = lengths - 1 == t
+            begins, runs = lengths - 1 == t, lengths > t
             rows = torch.where(begins.unsqueeze(-1), start, rows)
-            squares = norm(rows).square()
+            squares = norm(rows).square() * steps.share
             total = squares.sum(0)
             gains.append((total / (len(rows) * width if few else width)).sqrt() * log.exp())
             errors.append(standard_error(squares, width) * log.exp() if few else torch.zeros_like(total))
             scale = torch.where(total > 0, (total / len(rows)).sqrt(), 1)
             log = torch.where(begins, 0, log) + scale.log()
             first = rows = (rows / scale.unsqueeze(-1)).to(rows.dtype)
-            rows = steps.pull(t, rows)
+            rows = steps.pull(t, rows).masked_fill(~runs.unsqueeze(-1), 0)
             rows = rows if links is None else rows * links[t]
         if few:  # one step of subspace iteration: a lower bound, close where the product has a leading direction
             first, log = self._forward(lengths, torch.linalg.qr(first.transpose(0, 1).mT)[0].mT.transpose(0, 1))
-        size = largest_singular(first.transpose(0, 1).double())
-        spans = lengths - 1
+        size, spans = steps.largest_of(first), lengths - 1
         return (
             torch.stack(gains[::-1]),
             torch.stack(errors[::-1]),
             ((size.log() + log) / spans).masked_fill(spans == 0, math.nan),
         )
+
+    def _start(self, lengths: Tensor) -> tuple[Tensor, Tensor | int]:
+        """What the products begin with, [R, B, m], and the units of the last state of each sequence."""
+        start = self.steps.start()
+        if self.recurrence.widths is None:
+            return start, start.shape[-1]
+        last = (lengths - 1).unsqueeze(0)
+        widths = [w.gather(0, last)[0] for w in self.recurrence.widths]
+        there = [
+            torch.arange(n, device=last.device) < w.unsqueeze(1) for n, w in zip(self.steps.widths, widths, strict=True)
+        ]
+        return start * torch.cat(there, -1), torch.stack(widths).sum(0)
 
     def _forward(self, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Push tangents of s_0, [R, B, n], to each sequence's last state: the same, and the logarithm of its scale."""

@@ -28,9 +28,11 @@ class Steps(ABC):
     Attributes:
         widths: sizes of the parts of the state.
         exact: whether the sizes are.
+        share: what the squares of the rows of `start`, carried back, have to be multiplied by.
     """
 
     exact: bool = True
+    share: int = 1
 
     def __init__(self, recurrence: Recurrence) -> None:
         self.recurrence = recurrence
@@ -53,9 +55,14 @@ class Steps(ABC):
     def largest(self, times: Sequence[int], columns: Tensor) -> Tensor:
         """Largest singular value of J_t at these timesteps and sequences, [times, columns]."""
 
-    def split(self, rows: Tensor) -> list[Tensor]:
-        """The parts of a state."""
-        return list(rows.split(self.widths, -1))
+    def start(self) -> Tensor:
+        """Rows that a product of Jacobians is read from when they have been carried back, [R, B, m]."""
+        eye = torch.eye(sum(self.widths), dtype=self.recurrence.given[0].dtype, device=self.recurrence.given[0].device)
+        return eye.unsqueeze(1).expand(-1, self.batch, -1)
+
+    def largest_of(self, rows: Tensor) -> Tensor:
+        """Largest singular value of the product that they have become, [B]."""
+        return largest_singular(rows.transpose(0, 1).double())
 
 
 class DiagonalSteps(Steps):
@@ -66,6 +73,9 @@ class DiagonalSteps(Steps):
         assert recurrence.transition is not None
         self.a = recurrence.transition
         self.complex = self.a.is_complex()
+        links = [] if recurrence.links is None else recurrence.links
+        self.alone = not self.complex or all(bool((f[..., ::2] == f[..., 1::2]).all()) for f in links)
+        self.share = 1 + (self.complex and self.alone)
 
     def _times(self, t: int, rows: Tensor, a: Tensor) -> Tensor:
         if not self.complex:
@@ -88,6 +98,22 @@ class DiagonalSteps(Steps):
     @override
     def largest(self, times: Sequence[int], columns: Tensor) -> Tensor:
         return self.a[list(times)][:, columns].abs().amax(-1)
+
+    @override
+    def start(self) -> Tensor:
+        if not self.alone:
+            return super().start()
+        row = torch.ones_like(self.recurrence.given[0][:1])  # the diagonal of the product is all there is of it
+        if self.complex:
+            row[..., 1::2] = 0
+        return row
+
+    @override
+    def largest_of(self, rows: Tensor) -> Tensor:
+        if not self.alone:
+            return super().largest_of(rows)
+        row = rows[0].double()
+        return (norm(row.unflatten(-1, (-1, 2))) if self.complex else row.abs()).amax(-1)
 
 
 class FormedSteps(Steps):
@@ -145,6 +171,10 @@ class ProbedSteps(Steps):
         signs = torch.randint(0, 2, shape, generator=generator, device="cpu") * 2 - 1
         self.probes = signs.to(recurrence.returned[0]).expand(-1, self.batch, -1)
         self.graph: tuple[int, tuple[Tensor, ...], Tensor] | None = None
+
+    @override
+    def start(self) -> Tensor:
+        return self.probes
 
     def _graph(self, t: int) -> tuple[tuple[Tensor, ...], Tensor]:
         if self.graph is None or self.graph[0] != t:

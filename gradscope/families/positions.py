@@ -56,8 +56,16 @@ def _carry(p: Positions, anchors: Anchors) -> tuple[Tensor, Tensor]:
         here = times >= 0
         seed[times[here], p.columns[here]] = p.gradient[times[here], p.columns[here]]
         size = seed.abs().amax().clamp(min=torch.finfo(seed.dtype).tiny)
-        (gradient,) = torch.autograd.grad(by_time, source, (seed / size).to(by_time.dtype), retain_graph=True)
+        seed = (seed / size).to(by_time.dtype)
+        gradient = _pulled_back(by_time, source, seed)
         sizes = norm(gradient.transpose(0, p.dim).flatten(2))[:, p.columns]
         own = sizes.gather(0, times.clamp(min=0).unsqueeze(0))
         found.append(sizes / own)
     return torch.stack(found, 1), residual
+
+
+def _pulled_back(output: Tensor, source: Tensor, seed: Tensor) -> Tensor:
+    """Gradient of the input; zeros where the output does not depend on it."""
+    if not output.requires_grad:
+        return torch.zeros_like(source)
+    return torch.autograd.grad(output, source, seed, retain_graph=True, materialize_grads=True)[0]

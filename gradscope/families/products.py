@@ -167,7 +167,7 @@ def _linked(trace: Trace, t: int, state: State) -> State:
     return state if links is None else tuple(s * link[t] for s, link in zip(state, links, strict=True))
 
 
-def standard_error(squares: Tensor, width: int) -> Tensor:
+def standard_error(squares: Tensor, width: int | Tensor) -> Tensor:
     """Of sqrt(mean(squares) / width), to first order; `squares` are [rows, B]."""
     mean = squares.mean(0)
     return squares.std(0) / len(squares) ** 0.5 / (2 * (mean * width).sqrt()).clamp(min=1e-300)

@@ -32,6 +32,7 @@ class State:
         self.findings: int | None = None
         self.failures: list[str] = []
         self.closed = False
+        self.number = 0
         self._curves: dict[Key, tuple[str, ...]] = {}
         self._notes: dict[tuple[Key, str], list[int]] = {}
         self._notes_left_out = 0
@@ -42,6 +43,7 @@ class State:
         if before.get("version") == VERSION:
             self.counts |= {name: before["state"][name] for name in self.counts}
             self.first_step = before["state"]["first_step"]
+            self.number = before.get("number", 0)
             for layer in before["layers"]:
                 key = Key(layer["module"], layer["layer"], layer["direction"], layer["chain"])
                 self._curves[key] = tuple(before["curves"][layer["curves"]])
@@ -88,6 +90,14 @@ class State:
             self.failures.append(reason)
         return first
 
+    def next_number(self) -> int:
+        """A number for a record that is not of one step: the time in microseconds, and larger than any before it.
+
+        No loader then takes a record for a repetition, not even where the clock was put back between two sessions.
+        """
+        self.number = max(self.number + 1, int(time.time() * 1e6))
+        return self.number
+
     def as_json(self) -> bytes:
         """The record of the tag `run/state`."""
         kinds = list(dict.fromkeys(self._curves.values()))
@@ -99,7 +109,7 @@ class State:
             **{"notes": len(self._notes), "findings": self.findings, "failures": self.failures},
             **{"closed": self.closed, "time": time.time()},
         }
-        return compact({"version": VERSION, "curves": kinds, "layers": layers, "state": state})
+        return compact({"version": VERSION, "number": self.number, "curves": kinds, "layers": layers, "state": state})
 
     def notes_as_json(self) -> bytes:
         """The record of the tag `run/notes`."""

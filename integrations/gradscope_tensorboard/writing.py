@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 Findings = Callable[[], Sequence["Finding"]]
 P = ParamSpec("P")
 
-CURVE_BYTES = 256 * 2**20
+CURVE_BYTES = 512 * 2**20
 TABLE_BYTES = 32 * 2**20
 BATCH = 100
 """Rows of a table in one record, unless a second is over before."""
@@ -48,7 +47,7 @@ class Writing:
         self._rows: dict[str, list[tables.Row]] = {}
         self._seen: set[tuple[str, Key]] = set()
         self._layout = isinstance(out, EventFile)  # a writer of the user's may have a layout of the user's
-        self._number = self._noted = 0
+        self._noted = 0
 
     @property
     def waiting(self) -> bool:
@@ -129,12 +128,13 @@ class Writing:
     def flush(self) -> None:
         """Write the rows that wait, and the state of the run."""
         self._beat.struck()
+        number = self._state.next_number()  # first: the state says which is its own
         values = self._encoded(list(self._rows))
         values.append(text_value(STATE, [self._state.as_json()]))
         if self._state.notes > self._noted:
             self._noted = self._state.notes
             values.append(text_value(NOTES, [self._state.notes_as_json()]))
-        self._write(values)
+        self._out.write(number, values)
 
     def close(self) -> None:
         """Write what is left, with a last look for findings."""
@@ -156,6 +156,5 @@ class Writing:
         return [text_value(TABLES[table], record) for table, record in records.items()]
 
     def _write(self, values: Sequence[Value]) -> None:
-        """Records that are not of one step are numbered by the time, so that none hides another in any loader."""
-        self._number = max(self._number + 1, int(time.time() * 1000))
-        self._out.write(self._number, values)
+        """Write records that are not of one step."""
+        self._out.write(self._state.next_number(), values)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import oracles
+import pytest
 import torch
 from chains.truth import Way, frames, twin_of
 from torch import Tensor, nn
@@ -110,3 +111,14 @@ def hold(
     assert all(reason.startswith(note) for reason, note in zip(sorted(reasons), sorted(notes), strict=True)), reasons
     oracles.assert_agrees(run, *expected, rtol=rtol)
     return run
+
+
+def assert_same_tables(one: gradscope.Run, other: gradscope.Run, rel: float = 1e-9) -> None:
+    """All numbers of the layer tables but the certificate's."""
+    for table in (*oracles.ROWS, "spectra"):
+        a, b = (run.frame(table) for run in (one, other))
+        assert len(a) == len(b) > 0
+        for column in a.columns.difference(["residual"]):
+            mine, theirs = a[column].tolist(), b[column].tolist()
+            text = isinstance(mine[0], str)
+            assert mine == (theirs if text else pytest.approx(theirs, rel=rel, abs=1e-12, nan_ok=True)), column

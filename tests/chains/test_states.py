@@ -6,8 +6,9 @@ import pytest
 import torch
 from cases import uneven
 from chains.hold import CELLS, HIDDEN, INPUT, a_cell, data, each, h_of, hold, straight
-from gradscope.following import DETACHED, MIXED
 from torch import nn
+
+from gradscope.following import DETACHED, MIXED
 
 TIME, BATCH = 6, 3
 

@@ -1,8 +1,8 @@
 """The standard of truth for loops: a twin of a cell or a layer, that takes every timestep of every sequence alone.
 
-A loop runs unchanged on the twin, in float64. The twin keeps each timestep's tensors with their gradients; which of them
-make a chain is said by the test. What the loop does to a state between two timesteps is the Jacobian of the later one's
-given state with respect to the earlier one's result, formed by autograd.
+A loop runs unchanged on the twin, in float64. The twin keeps each timestep's tensors with their gradients; which of
+them make a chain is said by the test. What the loop does to a state between two timesteps is the Jacobian of the later
+one's given state with respect to the earlier one's result, formed by autograd.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ class Track:
         found = []
         for k, here in enumerate(self.visits):
             total = here.gradients["out"]
-            back = self.links[k].T @ self.visits[k + 1].gradients["given"] if k < len(self.links) else torch.zeros_like(total)
+            back = torch.zeros_like(total)
+            if k < len(self.links):
+                back = self.links[k].T @ self.visits[k + 1].gradients["given"]
             direct = total - back
             size = len(here.out[0])
             for part in (direct[:size], direct[size:]):

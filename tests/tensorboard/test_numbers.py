@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from boards import Board, board
-from gradscope_tensorboard import make_sink
 from torch import nn
 
 import gradscope
@@ -25,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, gradscope.Run]:
     logdir = tmp_path_factory.mktemp("numbers")
     model = nn.Sequential(nn.LSTM(3, 5, num_layers=2, bidirectional=True))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with gradscope.attach(model, logdir, every=3, quantities="full", sinks=[make_sink(logdir)]):
+    with gradscope.attach(model, logdir, every=3, quantities="full"):
         for step in range(30):
             optimizer.zero_grad()
             output, _ = model(torch.randn(6 + step % 5, 4, 3))

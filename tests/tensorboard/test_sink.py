@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_a_continued_run_counts_on(tmp_path: Path) -> None:
     assert counts == [0, 7, 8, 3, 3, 8]
     last = json.loads(values(tmp_path)["run/state"][-1][1].item())
     assert last["curves"] == [["grad_h"]]
+
+
+def test_records_are_numbered_upwards_over_sessions_and_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that came before would hide a record from the fast loader."""
+    now = iter(range(10_000, 0, -1))
+    monkeypatch.setattr("gradscope_tensorboard.state.time", SimpleNamespace(time=lambda: float(next(now))))
+    for session in range(3):
+        write(tmp_path, *(recorded(step + 2 * session, VALUES) for step in range(2)))
+    for tag in ("run/state", "table/clips", "table/steps"):
+        numbers = [number for number, _ in values(tmp_path)[tag]]
+        assert len(numbers) >= 3
+        assert all(np.diff(numbers) > 0)
 
 
 def test_findings_are_looked_for_ever_more_seldom_and_at_the_end(tmp_path: Path) -> None:

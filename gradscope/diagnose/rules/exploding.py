@@ -1,4 +1,4 @@
-"""Carried-back gradients grow far beyond what entered, in a training that gets nowhere for it."""
+"""Carried-back gradients grow far beyond what entered, by weights that are too large."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ import math
 
 from gradscope.diagnose import remedies
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import loss_left, peak_reach, severity, spectral_radius, stalled
+from gradscope.diagnose.trend import loss_left, peak_reach, severity, spectral_radius
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
-GROWN = 10.0
-"""With a spectral radius of `LARGE`, growth by this much is no memory."""
+GROWN = 50.0
 LARGE = 2.0
+"""Where the spectral radius is so large early in the training, growth by `GROWN` is no memory."""
 HUGE = 1e4
 """Growth by this much is a fault whatever the weights are."""
-LEFT = 0.6
 
 
 def exploding_gradient(seen: Seen) -> list[Finding]:
-    """Find recurrences whose `reach` grows, early or late, by their own weights, where the loss gradient does not fall.
+    """Find recurrences whose `reach` grows by their own weights, at the start, early or late in the training.
 
-    Growth alone is no fault: a network that remembers well can be sensitive to its oldest inputs.
+    Growth alone is no fault: a network that remembers well can be sensitive to its oldest inputs. It grows by what it
+    has learnt, though, and not by weights that were large to begin with.
     """
     found: list[Finding] = []
-    for module, keys in seen.modules_seen:
+    for _, keys in seen.modules_seen:
         growing = [key for key in keys if _explodes(seen, key)]
-        if growing and stalled(seen, module, LEFT):
+        if growing:
             found.append(_finding(seen, max(growing, key=lambda key: _size(seen, key)), len(keys)))
     return found
 
 
 def _explodes(seen: Seen, key: LayerKey) -> bool:
-    size, radius = _size(seen, key), max(_finite(r) for r in spectral_radius(seen, key))
+    size, radius = _size(seen, key), _finite(spectral_radius(seen, key)[0])
     return size >= HUGE or (size >= GROWN and radius >= LARGE)
 
 
 def _size(seen: Seen, key: LayerKey) -> float:
-    """Peak of `reach`, early or late; infinite where states or gradients overflowed at the very start."""
+    """Peak of `reach`, at the start, early or late; infinite where states or gradients overflowed at the start."""
     if _overflows(seen, key):
         return math.inf
-    return max(_finite(peak) for peak in peak_reach(seen, key))
+    reach = seen.of("reach", key)
+    first = reach.loc[reach["step"] == reach["step"].min(), "p50"].max() if len(reach) else math.nan
+    return max(_finite(peak) for peak in (float(first), *peak_reach(seen, key)))
 
 
 def _overflows(seen: Seen, key: LayerKey) -> bool:
@@ -65,7 +67,7 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
         "back larger than the last."
     )
     if math.isfinite(left):
-        why += f" The loss gradient is {percent(left)} of that of the beginning, so nothing has come of it."
+        why += f" Of the loss gradient of the beginning {percent(left)} is left."
     return Finding(
         code="exploding_gradient",
         severity=severity(seen, size >= HUGE),

@@ -1,5 +1,9 @@
 """Gates, or the state of a tanh network, that stand at their limits whatever comes in."""
 
+# What pandas gives when it is indexed is not known to its stubs.
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+# pyright: reportInvalidTypeArguments=false
+
 from __future__ import annotations
 
 import math
@@ -15,9 +19,10 @@ from gradscope.types import Finding, LayerKey
 NEARLY_ALL = 0.95
 SATURATED = 0.9
 """Share of a tanh state at its limits."""
-TWO_SIDED = 0.82
+TWO_SIDED = 0.75
 """Share of all sigmoid gates of a recurrence at one limit or the other."""
-LEFT = {"shut": 0.08, "limits": 0.5}
+LEFT = 0.08
+"""A shut gate is no fault in a training that has less than this of its loss gradient left."""
 
 SHUT = {
     ("lstm", "forget"): 0.02,
@@ -48,17 +53,16 @@ class Saturation(NamedTuple):
 
 
 def saturated_gate(seen: Seen) -> list[Finding]:
-    """Find gates that are saturated early as well as late, in modules whose loss gradient does not fall.
+    """Find gates that are saturated early as well as late.
 
-    That a forget gate stands open, or that units of a tanh network are at their limits now and then, is no fault.
+    That a forget gate stands open, or that units of a tanh network are at their limits now and then, is no fault; nor
+    is a gate that is shut in a training that goes well without it.
     """
     found: list[Finding] = []
     for module, keys in seen.modules_seen:
         cases = [(key, case) for key in keys for case in _cases(seen, key)]
         shut = [(key, case) for key, case in cases if case.side in ("low", "high")]
-        chosen = shut if shut and stalled(seen, module, LEFT["shut"]) else []
-        if not chosen and stalled(seen, module, LEFT["limits"]):
-            chosen = [pair for pair in cases if pair not in shut]
+        chosen = shut if shut and stalled(seen, module, LEFT) else [pair for pair in cases if pair not in shut]
         if chosen:
             key, case = max(chosen, key=lambda pair: pair[1].share)
             found.append(_finding(seen, key, case, len(keys)))
@@ -81,7 +85,7 @@ def _cases(seen: Seen, key: LayerKey) -> Iterator[Saturation]:
             yield Saturation(gate, sides, mean, "both")
         if gate not in ("hidden", "candidate"):
             both.append(sides)
-    if both and sum(both) / len(both) >= TWO_SIDED and min(both) >= TWO_SIDED - 0.12:
+    if both and sum(both) / len(both) >= TWO_SIDED:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
 
 
@@ -96,10 +100,25 @@ def gates_sides(rows: object) -> float:
     return min(early_and_late(both.to_numpy()))
 
 
+def _from_start(seen: Seen, key: LayerKey, case: Saturation) -> bool:
+    """Whether the first record shows it already; otherwise something else has brought it about."""
+    gates = seen.of("gates", key)
+    first = gates[gates["step"] == gates["step"].min()]
+    rows = (
+        first[~first["gate"].isin(("hidden", "candidate"))]
+        if case.gate == "all gates"
+        else first[first["gate"] == case.gate]
+    )
+    columns = {"low": ["low"], "high": ["high"], "both": ["low", "high"]}[case.side]
+    return float(rows[columns].sum(axis=1).mean()) >= TWO_SIDED
+
+
 def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding:
     family, left = seen.family(key.module), loss_left(seen, key.module)
     where = place(key, count == 1)
-    meaning = MEANS.get((family, case.gate, case.side), "what comes in hardly changes them, and hardly any gradient passes")
+    meaning = MEANS.get(
+        (family, case.gate, case.side), "what comes in hardly changes them, and hardly any gradient passes"
+    )
     name = "the state" if case.gate == "hidden" else case.gate if case.gate == "all gates" else f"the {case.gate} gate"
     limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
     why = f"{percent(case.share)} of the units of {name} are {limit}, early and late in the training: {meaning}."
@@ -122,6 +141,7 @@ def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding
             "share": case.share,
             "mean": case.mean,
             "side": case.side,
+            "from_start": _from_start(seen, key, case),
             "loss_gradient_left": left,
         },
         remedies=(start, *more),

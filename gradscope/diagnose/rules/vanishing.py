@@ -10,8 +10,8 @@ from gradscope.diagnose.trend import horizons, loss_left, severity, spectral_rad
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
-SHORT = 0.6
-"""A horizon below this share of the sequence is short."""
+SHORT_EARLY, SHORT_LATE = 0.85, 0.6
+"""A horizon below these shares of the sequence is short; a training that goes well does not make it shorter."""
 LEAST = 4
 """Below so many steps nothing can be said about range."""
 LEFT = 0.35
@@ -34,7 +34,7 @@ def vanishing_gradient(seen: Seen) -> list[Finding]:
 
 def _short(seen: Seen, key: LayerKey) -> bool:
     early, late, longest = horizons(seen, key)
-    return longest >= LEAST and early <= SHORT * longest and late <= SHORT * longest
+    return longest >= LEAST and early <= SHORT_EARLY * longest and late <= SHORT_LATE * longest
 
 
 def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
@@ -43,8 +43,10 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
     decay = float(seen.of("layers", key)["decay"].median())
     where = place(key, count == 1)
     why = (
-        f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early in "
-        f"the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral radius of its "
+        f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps "
+        f"early in "
+        f"the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral "
+        f"radius of its "
         f"recurrent weights is {number(radius)}."
     )
     if math.isfinite(left):

@@ -1,0 +1,120 @@
+"""Linear RNN: gradients are multiplied by |lambda| at every step, and training moves the eigenvalues.
+
+    h_t = U h_{t-1} + W x_t,    so that dh_{t+k}/dh_t = U^k
+
+First, U = lambda Q with an orthogonal Q: all eigenvalues have the modulus |lambda|, and the gain over k steps is
+|lambda|^k. A random U with the same largest |lambda| differs at first, as its eigenvectors are not orthogonal, and goes
+the same way in the long run. Then a linear RNN learns to ring like a bell, y_t = sum_k r^k cos(w k) x_{t-k}, which takes
+the eigenvalues r e^{+iw} and r e^{-iw}.
+
+    python examples/linear_rnn.py --out pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import gradscope
+from gradscope.cells import LinearCell, Recurrent, orthogonal_
+
+RADIUS, FREQUENCY = 0.95, 0.6  # r and w of the bell
+
+
+def watch_once(u: Tensor, steps: int) -> gradscope.Run:
+    """One backward pass through a linear RNN with this U; the loss is on the last state."""
+    rnn = Recurrent(LinearCell, 2, len(u), dtype=torch.float64)
+    rnn.cells[0].weight_hh.data = u
+    with gradscope.attach(rnn, every=1, quantities="full") as scope:
+        output, _ = rnn(torch.randn(steps, 8, 2, dtype=torch.float64))
+        output[-1].sum().backward()
+    return scope.run
+
+
+def compare(size: int, steps: int) -> None:
+    """|lambda|^k beside the measured gain and reach, and ln |lambda| beside the measured Lyapunov exponent."""
+    print(f"{'U':<10}{'|lambda|':>9}{'k':>5}{'|lambda|^k':>14}{'gain':>14}{'reach':>14}")
+    rates: list[tuple[str, float, float, str]] = []
+    for kind in ("lambda Q", "random"):
+        for modulus in (0.8, 1.0, 1.1):
+            u = orthogonal_(LinearCell(0, size, dtype=torch.float64)).weight_hh.data
+            if kind == "random":
+                u = torch.randn(size, size, dtype=torch.float64)
+            run = watch_once(u * modulus / torch.linalg.eigvals(u).abs().max(), steps)
+            gain = run.frame("timesteps", quantity="gain").set_index("t")["p50"]
+            reach = run.frame("reach").set_index("lag")["p50"]
+            for k in sorted({1, steps // 4, steps // 2, steps - 1}):
+                values = modulus**k, gain[steps - 1 - k], reach[k]
+                print(f"{kind:<10}{modulus:>9}{k:>5}" + "".join(f"{value:>14.6e}" for value in values))
+            layer = run.frame("layers").iloc[0]
+            horizon = f"{layer.horizon:.0f}{'+' if layer.horizon_censored else ''}"
+            rates.append((kind, modulus, layer.lyapunov, horizon))
+    print(f"\n{'U':<10}{'|lambda|':>9}{'ln |lambda|':>13}{'lyapunov':>11}{'horizon':>9}")
+    for kind, modulus, lyapunov, horizon in rates:
+        print(f"{kind:<10}{modulus:>9}{torch.tensor(modulus).log():>13.4f}{lyapunov:>11.4f}{horizon:>9}")
+
+
+def train(updates: int, steps: int) -> gradscope.Run:
+    """A linear RNN with two units learns to ring like the bell."""
+    torch.manual_seed(1)
+    k = torch.arange(steps)
+    response = RADIUS**k * torch.cos(FREQUENCY * k)
+    bell = torch.where(k[:, None] >= k, response[(k[:, None] - k).clamp(min=0)], 0.0)  # y = bell @ x
+    model = nn.ModuleDict({"rnn": Recurrent(LinearCell, 1, 2), "read": nn.Linear(2, 1, bias=False)})
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    with gradscope.attach(model, every=max(1, updates // 10), quantities="full") as scope:
+        for _ in range(updates + 1):
+            x = torch.randn(steps, 32, 1)
+            output, _ = model["rnn"](x)
+            optimizer.zero_grad()
+            (model["read"](output) - (bell @ x[..., 0])[..., None]).square().mean().backward()
+            optimizer.step()
+    return scope.run
+
+
+def show(run: gradscope.Run) -> None:
+    """The eigenvalues at every recorded step."""
+    spectra = run.frame("spectra")
+    print(f"\n{'step':>5}{'eigenvalues of U':>36}{'largest |lambda|':>18}{'from target':>13}")
+    target = complex(RADIUS * torch.tensor(FREQUENCY).cos(), RADIUS * torch.tensor(FREQUENCY).sin())
+    for step, rows in spectra.groupby("step"):
+        values = [complex(row.real, row.imag) for row in rows.itertuples()]
+        distance = max(min(abs(goal - value) for value in values) for goal in (target, target.conjugate()))
+        listed = "  ".join(f"{value.real:+.3f}{value.imag:+.3f}i" for value in values)
+        print(f"{step:>5}{listed:>36}{max(map(abs, values)):>18.4f}{distance:>13.4f}")
+    print(f"{'goal':>5}{f'{target.real:+.3f}±{target.imag:.3f}i':>36}{abs(target):>18.4f}")
+
+
+def draw(run: gradscope.Run, folder: Path) -> None:
+    """The eigenvalues in the complex plane: their paths over training, and where they ended."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = gradscope.plot.spectra(run, ax=figure.subplots())
+    spectra = run.frame("spectra")
+    points = axes.scatter(spectra["real"], spectra["imag"], c=spectra["step"], s=14, cmap="viridis", zorder=3)
+    figure.colorbar(points, label="training step", shrink=0.7)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "linear_rnn.png")
+    print(f"\nPicture: {folder / 'linear_rnn.png'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=8, help="hidden units of the first part")
+    parser.add_argument("--steps", type=int, default=40, help="timesteps")
+    parser.add_argument("--updates", type=int, default=500, help="optimizer steps of the second part")
+    parser.add_argument("--out", type=Path, help="folder for the picture")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    compare(args.size, args.steps)
+    run = train(args.updates, args.steps)
+    show(run)
+    if args.out:
+        draw(run, args.out)

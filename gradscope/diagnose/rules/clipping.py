@@ -1,0 +1,142 @@
+"""Clipping that takes away nearly everything, and spikes that nothing clips."""
+
+# What pandas gives when it is indexed is not known to its stubs.
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+# pyright: reportInvalidTypeArguments=false
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.trend import ENOUGH, severity, stalled, weights_moved
+from gradscope.diagnose.words import number, percent
+from gradscope.types import Finding
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+ADAPTIVE = ("adam", "adagrad", "adadelta", "adamax", "rmsprop", "rprop", "lion", "lamb", "shampoo", "adafactor")
+"""Optimizers whose steps do not shrink with the gradient, by part of their name."""
+NEARLY_ALWAYS = 0.9
+TIGHT = 0.1
+"""Share of the gradient that clipping leaves."""
+STILL = 0.05
+"""Weights that have moved less than this, relative to their norm, have not been trained."""
+LEFT = 0.5
+SELDOM = 0.01
+SPIKE = {False: 5.0, True: 30.0}
+"""Largest over median gradient norm; adaptive optimizers stand more."""
+BEGINNING = {False: 1.2, True: 30.0}
+"""The same over the median of the beginning: that late gradients are small makes no spike of early ones."""
+STEPS = 20
+"""With fewer steps there is no telling a spike from the usual spread."""
+
+
+def excessive_clipping(seen: Seen) -> list[Finding]:
+    """Find clipping that takes away nearly all of nearly every gradient, where weights stay where they are for it.
+
+    With an adaptive optimizer even tight clipping may do no harm: that the weights do not move is what counts.
+    """
+    clips = _clipping(seen)
+    if not len(clips):
+        return []
+    share, kept = float(clips["clipped"].mean()), _kept(clips)
+    moved = weights_moved(seen)
+    still = moved <= STILL if math.isfinite(moved) else len(seen.records) < ENOUGH
+    if share < NEARLY_ALWAYS or not kept <= TIGHT or not still or not _all_stalled(seen, LEFT):
+        return []
+    before = _finite(clips["norm_before"])
+    usual = float(np.quantile(before, 0.9)) if len(before) else math.nan
+    threshold = float(clips["threshold"].median())
+    why = (
+        f"{percent(share)} of the clipping calls changed the gradients, and left {percent(kept)} of their norm "
+        f"(median). "
+        f"The threshold is {number(threshold)}; the norm before clipping is {number(usual)} or less at 90 % of "
+        f"the calls. "
+    )
+    if math.isfinite(moved):
+        why += f"No recurrent weight block has moved by more than {percent(moved)} of its norm."
+    return [
+        Finding(
+            code="excessive_clipping",
+            severity=severity(seen, kept <= TIGHT / 10),
+            layer_key=None,
+            title=f"clipping leaves {percent(kept)} of the gradient, at nearly every step",
+            explanation=why.strip(),
+            evidence={
+                "steps": (int(clips["step"].min()), int(clips["step"].max())),
+                "clipped": share,
+                "kept": kept,
+                "threshold": threshold,
+                "norm_before_p90": usual,
+                "weights_moved": moved,
+            },
+            remedies=(remedies.clip(usual), remedies.lower_rate()),
+        )
+    ]
+
+
+def missing_clipping(seen: Seen) -> list[Finding]:
+    """Find trainings without effective clipping whose gradient spikes, and which get nowhere."""
+    clips, steps = _clipping(seen), seen["steps"]
+    norms = _finite(steps["grad_norm"])
+    if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or len(norms) < STEPS:
+        return []
+    median, peak = float(np.median(norms)), float(norms.max())
+    adaptive = any(name in str(steps["optimizer"].iloc[0]).lower() for name in ADAPTIVE)
+    begin = float(np.median(norms[:STEPS]))
+    spikes = peak >= SPIKE[adaptive] * median and peak >= BEGINNING[adaptive] * begin
+    if not median > 0 or not spikes or not _all_stalled(seen, LEFT):
+        return []
+    at = int(steps["step"].iloc[int(steps["grad_norm"].where(np.isfinite(steps["grad_norm"]), -1).to_numpy().argmax())])
+    early = float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
+    threshold = min(early, median)
+    return [
+        Finding(
+            code="missing_clipping",
+            severity=severity(seen, peak >= 10 * SPIKE[adaptive] * median),
+            layer_key=None,
+            title=f"gradients spike to {number(peak / median)} times their median, and nothing clips them",
+            explanation=(
+                f"The gradient's norm is {number(median)} (median over {len(norms):,} steps) and reaches "
+                f"{number(peak)} at "
+                f"step {at}; no clipping was active. One such step can throw the weights far off, and the loss "
+                f"gradient "
+                "does not fall."
+            ),
+            evidence={
+                "steps": (at, at),
+                "grad_norm_median": median,
+                "grad_norm_max": peak,
+                "grad_norm_early_p25": early,
+                "adaptive": adaptive,
+            },
+            remedies=(remedies.clip(threshold), remedies.lower_rate()),
+        )
+    ]
+
+
+def _clipping(seen: Seen) -> pd.DataFrame:
+    clips = seen["clips"]
+    return clips[(clips["kind"] != "modified") | (clips["how"] == "clamped")]
+
+
+def _kept(clips: pd.DataFrame) -> float:
+    """Share of the gradient's norm that clipping leaves, median."""
+    ratio = _finite(clips["norm_after"] / clips["norm_before"])
+    return float(np.median(ratio)) if len(ratio) else math.nan
+
+
+def _finite(values: pd.Series[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    array = values.to_numpy(dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def _all_stalled(seen: Seen, left: float) -> bool:
+    modules = [module for module, _ in seen.modules_seen]
+    return bool(modules) and all(stalled(seen, module, left) for module in modules)

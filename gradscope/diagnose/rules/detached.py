@@ -1,0 +1,74 @@
+"""A state that is handed from call to call without its gradient, within one training step."""
+
+# What pandas gives when it is indexed is not known to its stubs.
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
+# pyright: reportInvalidTypeArguments=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import KEY, Seen
+from gradscope.diagnose.trend import severity, stalled
+from gradscope.diagnose.words import percent, plural, typed
+from gradscope.types import Finding, LayerKey
+
+DETACHED = "the state was detached"
+SAME_STEP = "same step"
+OFTEN = 0.5
+"""Share of the recorded steps in which it happens."""
+TINY = 4
+"""A window of so few timesteps is no truncation that anyone means."""
+LEFT = 0.6
+
+
+def detached_state(seen: Seen) -> list[Finding]:
+    """Find modules whose calls within a step are cut off from each other, or whose windows are tiny.
+
+    That the state is detached between optimizer steps is truncated backpropagation through time, and no fault.
+    """
+    found: list[Finding] = []
+    for module, share, within in _detached(seen):
+        layers = seen["layers"][seen["layers"]["module"] == module]
+        if share < OFTEN or not len(layers):
+            continue
+        longest, chains = int(layers["timesteps"].max()), int(layers.groupby("step")["chain"].nunique().median())
+        if within or (longest <= TINY and stalled(seen, module, LEFT)):
+            found.append(_finding(seen, module, share, longest, chains))
+    return found
+
+
+def _detached(seen: Seen) -> Iterator[tuple[str, float, bool]]:
+    """Modules with notes of a detached state: in which share of the recorded steps, and whether within one step."""
+    notes, records = seen["notes"], max(1, len(seen.records))
+    told = notes[notes["reason"].str.contains(DETACHED, regex=False)]
+    for module, rows in told.groupby("module", sort=False):
+        within = rows["reason"].str.contains(SAME_STEP, regex=False)
+        share = min(1.0, rows["step"].nunique() / records)
+        yield str(module), share, bool(within.mean() >= OFTEN)
+
+
+def _finding(seen: Seen, module: str, share: float, longest: int, chains: int) -> Finding:
+    first = seen["layers"][seen["layers"]["module"] == module][KEY].iloc[0]
+    key = LayerKey(module, int(first["layer"]), str(first["direction"]), int(first["chain"]))
+    return Finding(
+        code="detached_state",
+        severity=severity(seen, longest <= TINY),
+        layer_key=key,
+        title=f"{typed(module)}: no gradient passes from call to call; it ends after "
+        f"{plural(longest, 'timestep')} at most",
+        explanation=(
+            f"In {percent(share)} of the recorded steps {typed(module)} was given a state that came from an "
+            f"earlier call "
+            f"and had been detached. The gradient was in {plural(chains, 'piece')} a step (median), the longest of "
+            f"{plural(longest, 'timestep')}: nothing that lies further back can be learnt."
+        ),
+        evidence={
+            "steps": (seen.records[0], seen.records[-1]),
+            "timesteps": longest,
+            "chains": chains,
+            "share": share,
+        },
+        remedies=(remedies.keep_graph(key), remedies.longer_window()),
+    )

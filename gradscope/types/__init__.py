@@ -1,0 +1,35 @@
+"""Plain values that travel between the rooms: they hold data, and know nobody.
+
+attach -> capture: `torch.Tensor` arguments of one kernel call
+capture -> families: `Stack`, one call in canonical layout
+families -> record: `Analysis`, one layer in one direction
+record -> show: `Batch`, the rows of one optimizer step
+diagnose -> show: `Finding`
+"""
+
+from gradscope.types.calls import Direction, Joined, KernelCall, LayerKey, Link, Stack, Strand, Weights
+from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence
+from gradscope.types.results import Analysis, Batch, Block, Finding, Gate, Remedy, Rows, Severity
+
+__all__ = [
+    "Analysis",
+    "Batch",
+    "Block",
+    "CellSpec",
+    "Direction",
+    "Finding",
+    "Gate",
+    "GateKind",
+    "Joined",
+    "KernelCall",
+    "LayerKey",
+    "Link",
+    "Positions",
+    "Recurrence",
+    "Remedy",
+    "Rows",
+    "Severity",
+    "Stack",
+    "Strand",
+    "Weights",
+]

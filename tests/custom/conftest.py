@@ -1,0 +1,5 @@
+"""Assertions of the helpers explain themselves too."""
+
+import pytest
+
+pytest.register_assert_rewrite("custom.truth", "custom.hold")
