@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench bench-report faults clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -24,6 +24,12 @@ format: $(READY)  # mend what ruff can mend
 
 bench: $(READY)  # what gradscope costs, measured here
 	$(BIN)/python benchmarks/bench.py
+
+bench-report: $(READY)  # a report on ten million rows: how long, and how much memory
+	$(BIN)/python benchmarks/long_run.py --findings
+
+faults: $(READY)  # how often findings are right, on several hundred small trainings; about an hour the first time
+	$(BIN)/python -W ignore -m benchmarks.faults
 
 clean:  # remove the environment and everything built; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,14 +1,14 @@
 """The verb must agree with a subject k words back, with other nouns in between: error by k against the horizon.
 
-Generated sentences begin like "near the door the keys behind the cabinet below the ships"; the next word is "is" or
-"are", and only the noun without a preposition says which. An RNN and an LSTM learn to choose, and gradscope measures
-how far back their gradients reach.
+Sentences begin like "near the door the keys behind the cabinet below the ships"; the next word is "is" or "are", and
+only the noun without a preposition says which. An RNN and an LSTM learn it, and gradscope measures how far back their
+gradients reach: they must reach the subject to learn from it, which is not to say that they will.
 
     python examples/agreement.py
     python examples/agreement.py --data english.tab.gz
 
-`--data` takes a table of the form of Gulordava et al., "Colorless green recurrent networks dream hierarchically"
-(2018): tab-separated, with the columns class, correct_number, prefix and len_context.
+`--data` takes a table of the form of Gulordava et al. (2018), "Colorless green recurrent networks dream
+hierarchically": tab-separated, with the columns class, correct_number, prefix and len_context.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import gradscope
 
 NOUNS = ["key", "door", "cabinet", "author", "teacher", "window", "letter", "garden", "friend", "ship"]
+MANY = [noun + "s" for noun in NOUNS]
 PLACES = ["near", "behind", "above", "below", "beside"]
 
 
@@ -38,12 +39,8 @@ class Sentence(NamedTuple):
     distance: int
 
 
-def noun_phrase(plural: bool) -> list[str]:
-    return ["the", random.choice(NOUNS) + "s" * plural]
-
-
 def places(count: int) -> list[str]:
-    return [w for _ in range(count) for w in (random.choice(PLACES), *noun_phrase(random.random() < 0.5))]
+    return [w for _ in range(count) for w in (random.choice(PLACES), "the", random.choice(NOUNS + MANY))]
 
 
 def generate(count: int, longest: int) -> list[Sentence]:
@@ -51,7 +48,7 @@ def generate(count: int, longest: int) -> list[Sentence]:
     found: list[Sentence] = []
     for _ in range(count):
         plural, between = random.random() < 0.5, random.randrange((longest - 1) // 3 + 1)
-        words = [*places(random.randrange(2)), *noun_phrase(plural), *places(between)]
+        words = [*places(random.randrange(2)), "the", random.choice(MANY if plural else NOUNS), *places(between)]
         found.append(Sentence(words, plural, 3 * between + 1))
     return found
 
@@ -85,11 +82,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", help="table of sentences instead of generated ones")
     parser.add_argument("--longest", type=int, default=40, help="distance between subject and verb, at most")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--hidden", type=int, default=32)
     options = parser.parse_args()
     random.seed(0)
-    sentences = read(options.data) if options.data else generate(6000, options.longest)
+    sentences = read(options.data) if options.data else generate(4000, options.longest)
     train, test = sentences[len(sentences) // 5 :], sentences[: len(sentences) // 5]
     numbers = {word: i for i, word in enumerate(sorted({w for s in train for w in s.words}), 1)}
     distances = pd.Series([s.distance for s in test], name="distance")
@@ -109,16 +106,13 @@ def main() -> None:
             x, plural = batch(test, numbers)
             wrong = pd.Series(((model(x) > 0) != plural.bool()).float().numpy())
         errors[rnn.__name__] = wrong.groupby(distances).mean()
-        layers = scope.run.frame("layers")
-        horizons[rnn.__name__] = layers[["step", "horizon", "horizon_censored"]]
+        layers = scope.run.frame("layers").set_index("step").iloc[::4]
+        more = layers.horizon_censored.map({True: "+", False: ""})
+        horizons[rnn.__name__] = layers.horizon.astype(int).astype(str) + more
     print("share of wrong verbs, by how many words back the subject is\n")
     print(errors.round(2).to_string())
     print("\nhorizon: steps back until a thousandth of the loss gradient is left (+: more than the sentences have)\n")
-    told = {
-        n: h.horizon.astype(int).astype(str) + h.horizon_censored.map({True: "+", False: ""})
-        for n, h in horizons.items()
-    }
-    print(pd.DataFrame(told).set_axis(horizons["RNN"].step).iloc[::4].to_string())
+    print(pd.DataFrame(horizons).to_string())
 
 
 if __name__ == "__main__":

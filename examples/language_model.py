@@ -1,7 +1,8 @@
 """A language model of characters by truncated backpropagation, clipped by norm, by value, and not at all.
 
 Clipping by norm makes a gradient shorter and keeps its direction; clipping by value bends it. The table has the norms
-as gradscope saw them at every step, and the cosine between the gradient before and after, measured here.
+as gradscope saw them at every step, and the cosine between the gradient before and after, measured here. The recurrent
+part, the norm of the gradient of the recurrent layer, is as the optimizer was given it.
 
     python examples/language_model.py
     python examples/language_model.py --data text.txt

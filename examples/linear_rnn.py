@@ -4,8 +4,8 @@
 
 First, U = lambda Q with an orthogonal Q: all eigenvalues have the modulus |lambda|, and the gain over k steps is
 |lambda|^k. A random U with the same largest |lambda| differs at first, as its eigenvectors are not orthogonal, and goes
-the same way in the long run. Then a linear RNN learns to ring like a bell, y_t = sum_k r^k cos(w k) x_{t-k}, which takes
-the eigenvalues r e^{+iw} and r e^{-iw}.
+the same way in the long run. Then a linear RNN learns to ring like a bell, y_t = sum_k r^k cos(w k) x_{t-k}, which
+takes the eigenvalues r e^{+iw} and r e^{-iw}.
 
     python examples/linear_rnn.py --out pictures
 """

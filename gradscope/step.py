@@ -19,12 +19,12 @@ from torch.utils.hooks import RemovableHandle
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
 from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights
-from gradscope.capture.results import tensors_in
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.join import join
 from gradscope.capture.join_cell import join_cells
 from gradscope.capture.layout import Dense, layout_of
 from gradscope.capture.positions import Given, SequenceCall
+from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
 from gradscope.families import analyse, analyse_positions, analyse_recurrence, certify
 from gradscope.following import NO_STATE, TOO_LARGE, Following

@@ -217,6 +217,19 @@ def test_modes_and_writes_of_the_module() -> None:
     assert model.training and model.encoder.training and not model.encoder.dropout.training
 
 
+def test_one_tensor_given_three_times() -> None:
+    """Attention of a sequence to itself: what reaches the queries, the keys and the values is one gradient."""
+    model, x = nn.ModuleDict({"encoder": nn.MultiheadAttention(SHAPE[2], 2)}).double(), batch()
+    alone = copy.deepcopy(model["encoder"])
+    asked = Attention(0).double()
+    asked.inner = alone
+    expected = truth(asked, x, some, 0)
+    with gradscope.attach(model, positions={"encoder": 0}, every=1) as scope:
+        some(first(model["encoder"](x, x, value=x))).backward()
+    assert (expected["reach"] > 0).all()
+    assert_agrees(scope.run, expected)
+
+
 def test_several_calls() -> None:
     model, a, b = Model(Convolution(0)).double(), batch(), batch()
     frozen = copy.deepcopy(model)

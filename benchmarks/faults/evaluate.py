@@ -92,7 +92,11 @@ def norm_threshold(kept: Kept) -> bool:
 
 
 def layer_ratio(kept: Kept) -> bool:
-    """AutoTrainer's rule: norm of the first layer over the last's below 1e-3, itself below 1e-4, or above 70."""
+    """AutoTrainer's rule: first over last layer's norm below 1e-3, with the first below 1e-4, or above 70.
+
+    Also gradients 70 % of which are zero, or that are not finite. Thresholds as in the authors' code
+    (https://github.com/shiningrain/AUTOTRAINER).
+    """
     for norms, zeros in zip(kept.result["norms"], kept.result["zeros"], strict=True):
         ratio = norms[0] / norms[-1] if norms[-1] else 1.0
         if any(not math.isfinite(norm) for norm in norms) or zeros >= 0.7:

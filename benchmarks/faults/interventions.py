@@ -1,4 +1,4 @@
-"""What is done to a sound training to make it faulty, or to make it look faulty: a few lines each."""
+"""What is done to a sound training to make it faulty, or to make it look faulty: to its network or to its loop."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ class Loop:
         stateful: every batch goes on from the detached state of the last.
         noise: share of the targets that are drawn at random.
         last_only: only the last of a sequence's answers counts.
-        unsafe_loss: from a third of the training on the loss adds the square root of zero, whose gradient is not
-        finite.
+        unsafe_loss: from a third of the training on the loss adds the square root of 0, whose gradient is infinite.
     """
 
     optimizer: str = "adam"
@@ -216,7 +215,7 @@ FAULTS = (
     Fault(
         "state detached by mistake",
         "detached_state",
-        (1, 3, 5),
+        (1, 2),
         forms=UNPACKED,
         change=lambda loop, window: replace(loop, window=int(window)),
     ),

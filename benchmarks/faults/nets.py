@@ -100,7 +100,7 @@ def _cell(family: str, D: int, H: int) -> nn.RNNCellBase:
 
 @torch.no_grad()
 def start_soundly(net: Net) -> None:
-    """The usual advice: orthogonal or identity recurrence for Elman networks, gates that keep the state else."""
+    """The usual advice: orthogonal or identity recurrence for Elman networks, gates that keep the state for others."""
     for _, w_hh, b_ih, b_hh in net.recurrences():
         if net.family == "rnn_tanh":
             nn.init.orthogonal_(w_hh)

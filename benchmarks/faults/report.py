@@ -62,10 +62,10 @@ def _cures(faulty: Sequence[Verdict], out: Path) -> Iterator[str]:
 def _scales(verdicts: Sequence[Verdict], out: Path) -> Iterator[str]:
     found = scaled(verdicts, out)
     changed = [(kept, scale, a, b) for kept, scale, a, b in found if sorted(a) != sorted(b)]
-    yield f"Loss times 1e-4 and 1e4: the findings stay the same in {told(len(found) - len(changed), len(found))}.\n"
-    yield from (
-        f"- {kept.case.group}, {scale:g}: {', '.join(a)} became {', '.join(b)}" for kept, scale, a, b in changed
-    )
+    same = told(len(found) - len(changed), len(found))
+    yield f"Loss multiplied by 1e-4 and 1e4: the findings stay the same in {same}.\n"
+    for kept, scale, before, after in changed:
+        yield f"- {kept.case.group}, {scale:g}: {', '.join(before) or 'healthy'} became {', '.join(after) or 'healthy'}"
     yield ""
 
 

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.cell import double_of, precision, quietly, take_weights
-from gradscope.capture.results import tensors_in
 from gradscope.capture.layout import choose_sequences
+from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import TOLERANCE
 from gradscope.types import Positions
 

@@ -1,21 +1,17 @@
 """What the rules look at: the tables of a run, cut down to a bounded number of recorded steps."""
 
-# What pandas gives when it is indexed is not known to its stubs.
-# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
-# pyright: reportInvalidTypeArguments=false
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from gradscope.types import LayerKey
 
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+Frame: TypeAlias = Any
+"""A `pandas.DataFrame`, the columns of which no type says."""
 
 KEY = list(LayerKey._fields)
 RECORDS = 40
@@ -31,7 +27,7 @@ class Recorded(Protocol):
         """Says `layers`: class and sizes by qualified name."""
         ...
 
-    def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
+    def frame(self, table: str, /, **filters: Any) -> Frame:
         """One table."""
         ...
 
@@ -45,20 +41,20 @@ class Seen:
         modules: what `attach` knew of each layer (class, sizes), by qualified name.
     """
 
-    tables: Mapping[str, pd.DataFrame]
+    tables: Mapping[str, Frame]
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
+    _places: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
-    def __getitem__(self, table: str) -> pd.DataFrame:
+    def __getitem__(self, table: str) -> Frame:
         """A table."""
         return self.tables[table]
 
-    def of(self, table: str, key: LayerKey) -> pd.DataFrame:
+    def of(self, table: str, key: LayerKey) -> Frame:
         """The rows of one recurrence, sorted by step."""
         frame = self.tables[table]
-        same = np.ones(len(frame), dtype=bool)
-        for name, value in key._asdict().items():
-            same &= (frame[name] == value).to_numpy()
-        return frame[same]
+        if table not in self._places:
+            self._places[table] = frame.groupby(KEY, sort=False).indices if len(frame) else {}
+        return frame.iloc[self._places[table].get(tuple(key), [])]
 
     @property
     def keys(self) -> list[LayerKey]:
@@ -110,7 +106,7 @@ def look_at(run: Recorded) -> Seen:
     return Seen(tables, run.meta.get("layers", {}))
 
 
-def _spread(layers: pd.DataFrame) -> list[int]:
+def _spread(layers: Frame) -> list[int]:
     """Recorded steps, evenly spaced over all there are."""
     steps = sorted({int(step) for step in layers["step"]})
     if not steps:

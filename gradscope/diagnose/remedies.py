@@ -42,7 +42,7 @@ def identity(key: LayerKey) -> Remedy:
 
 
 def start_again(key: LayerKey, family: str, timesteps: int) -> Remedy:
-    """Torch's own initialisation, then a gate that keeps the state."""
+    """The initialisation of torch, then a gate that keeps the state."""
 
     def apply(module: nn.Module) -> None:
         from gradscope.cells import chrono_, forget_bias_

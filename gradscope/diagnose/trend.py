@@ -1,21 +1,14 @@
 """What several rules ask of a training: how it began, how it ended, and whether it has got anywhere."""
 
-# What pandas gives when it is indexed is not known to its stubs.
-# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
-# pyright: reportInvalidTypeArguments=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.frames import Frame, Seen
 from gradscope.types import LayerKey, Severity
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -23,8 +16,8 @@ ENOUGH = 3
 """With fewer recorded steps there is no trend, and a finding is no more than a hint."""
 
 
-def by_step(frame: pd.DataFrame, column: str, how: str = "mean") -> pd.Series[float]:
-    """One number a step."""
+def by_step(frame: Frame, column: str, how: str = "mean") -> Frame:
+    """One number a step, a series."""
     return frame.groupby("step", sort=True)[column].agg(how)
 
 
@@ -49,11 +42,19 @@ def loss_left(seen: Seen, module: str) -> float:
     """
     keys = [key for key in seen.keys if key.module == module]
     top = max((key.layer for key in keys), default=0)
-    frame = seen["timesteps"]
-    chosen = (frame["module"] == module) & (frame["layer"] == top) & (frame["quantity"] == "grad_h_direct")
-    entering = frame[chosen]
-    size = (entering["mean"] * entering["sequences"]).groupby(entering["step"]).sum().to_numpy()
-    size = size[np.isfinite(size)]
+    size: dict[int, float] = {}
+    for key in keys:
+        if key.layer == top:
+            rows = seen.of("timesteps", key)
+            rows = rows[rows["quantity"] == "grad_h_direct"]
+            for step, entering in (rows["mean"] * rows["sequences"]).groupby(rows["step"]).sum().items():
+                size[step] = size.get(step, 0.0) + float(entering)
+    sizes = np.array([size[step] for step in sorted(size)], dtype=np.float64)
+    return _left(sizes[np.isfinite(sizes)])
+
+
+def _left(size: Array) -> float:
+    """The least that is left in the second half, of what there was in the first tenth."""
     if len(size) < 2:
         return float("nan")
     begin = float(np.median(size[: max(1, len(size) // 10)]))

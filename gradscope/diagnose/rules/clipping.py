@@ -1,24 +1,16 @@
 """Clipping that takes away nearly everything, and spikes that nothing clips."""
 
-# What pandas gives when it is indexed is not known to its stubs.
-# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
-# pyright: reportInvalidTypeArguments=false
-
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradscope.diagnose import remedies
-from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.trend import ENOUGH, severity, stalled, weights_moved
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 ADAPTIVE = ("adam", "adagrad", "adadelta", "adamax", "rmsprop", "rprop", "lion", "lamb", "shampoo", "adafactor")
 """Optimizers whose steps do not shrink with the gradient, by part of their name."""
@@ -55,9 +47,8 @@ def excessive_clipping(seen: Seen) -> list[Finding]:
     threshold = float(clips["threshold"].median())
     why = (
         f"{percent(share)} of the clipping calls changed the gradients, and left {percent(kept)} of their norm "
-        f"(median). "
-        f"The threshold is {number(threshold)}; the norm before clipping is {number(usual)} or less at 90 % of "
-        f"the calls. "
+        f"(median). The threshold is {number(threshold)}; the norm before clipping is {number(usual)} or less at 90 % "
+        "of the calls. "
     )
     if math.isfinite(moved):
         why += f"No recurrent weight block has moved by more than {percent(moved)} of its norm."
@@ -104,10 +95,8 @@ def missing_clipping(seen: Seen) -> list[Finding]:
             title=f"gradients spike to {number(peak / median)} times their median, and nothing clips them",
             explanation=(
                 f"The gradient's norm is {number(median)} (median over {len(norms):,} steps) and reaches "
-                f"{number(peak)} at "
-                f"step {at}; no clipping was active. One such step can throw the weights far off, and the loss "
-                f"gradient "
-                "does not fall."
+                f"{number(peak)} at step {at}; no clipping was active. One such step can throw the weights far off, "
+                "and the loss gradient does not fall."
             ),
             evidence={
                 "steps": (at, at),
@@ -121,18 +110,18 @@ def missing_clipping(seen: Seen) -> list[Finding]:
     ]
 
 
-def _clipping(seen: Seen) -> pd.DataFrame:
+def _clipping(seen: Seen) -> Frame:
     clips = seen["clips"]
     return clips[(clips["kind"] != "modified") | (clips["how"] == "clamped")]
 
 
-def _kept(clips: pd.DataFrame) -> float:
+def _kept(clips: Frame) -> float:
     """Share of the gradient's norm that clipping leaves, median."""
     ratio = _finite(clips["norm_after"] / clips["norm_before"])
     return float(np.median(ratio)) if len(ratio) else math.nan
 
 
-def _finite(values: pd.Series[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _finite(values: Frame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     array = values.to_numpy(dtype=np.float64)
     return array[np.isfinite(array)]
 

@@ -1,9 +1,5 @@
 """ReLU units that are zero for every input."""
 
-# What pandas gives when it is indexed is not known to its stubs.
-# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
-# pyright: reportInvalidTypeArguments=false
-
 from __future__ import annotations
 
 from gradscope.diagnose import remedies
@@ -48,9 +44,8 @@ def _finding(seen: Seen, key: LayerKey, share: float, count: int) -> Finding:
         layer_key=key,
         title=f"{where}: {percent(share)} of the units are dead",
         explanation=(
-            f"{percent(share)} of the ReLU units of {where} are zero at every timestep of every analysed "
-            f"sequence, early "
-            "and late in the training. No gradient passes a unit that is zero, so it cannot come back."
+            f"{percent(share)} of the ReLU units of {where} are zero at every timestep of every analysed sequence, "
+            "early and late in the training. No gradient passes a unit that is zero, so it cannot come back."
         ),
         evidence={
             "gate": "hidden",

@@ -1,9 +1,5 @@
 """A state that is handed from call to call without its gradient, within one training step."""
 
-# What pandas gives when it is indexed is not known to its stubs.
-# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
-# pyright: reportInvalidTypeArguments=false
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -51,18 +47,16 @@ def _detached(seen: Seen) -> Iterator[tuple[str, float, bool]]:
 
 def _finding(seen: Seen, module: str, share: float, longest: int, chains: int) -> Finding:
     first = seen["layers"][seen["layers"]["module"] == module][KEY].iloc[0]
-    key = LayerKey(module, int(first["layer"]), str(first["direction"]), int(first["chain"]))
+    key = LayerKey(module, int(first["layer"]), first["direction"], int(first["chain"]))
     return Finding(
         code="detached_state",
         severity=severity(seen, longest <= TINY),
         layer_key=key,
-        title=f"{typed(module)}: no gradient passes from call to call; it ends after "
-        f"{plural(longest, 'timestep')} at most",
+        title=f"{typed(module)}: the gradient ends after {plural(longest, 'timestep')}, where the state is detached",
         explanation=(
-            f"In {percent(share)} of the recorded steps {typed(module)} was given a state that came from an "
-            f"earlier call "
-            f"and had been detached. The gradient was in {plural(chains, 'piece')} a step (median), the longest of "
-            f"{plural(longest, 'timestep')}: nothing that lies further back can be learnt."
+            f"In {percent(share)} of the recorded steps {typed(module)} was given a state that came from an earlier "
+            f"call and had been detached. The gradient was in {plural(chains, 'piece')} a step (median), the longest "
+            f"of {plural(longest, 'timestep')}: nothing that lies further back can be learnt."
         ),
         evidence={
             "steps": (seen.records[0], seen.records[-1]),

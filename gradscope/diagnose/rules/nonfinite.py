@@ -21,14 +21,11 @@ def nonfinite_gradient(seen: Seen) -> list[Finding]:
     after = steps[steps["step"] >= first]
     forever = len(bad) == len(after)
     why = (
-        f"From step {first} on, {plural(len(bad), 'step')} of {len(steps):,} had NaN or infinite gradients in "
-        f"the recurrent "
-        f"layers ({percent(share)})."
+        f"From step {first} on, {plural(len(bad), 'step')} of {len(steps):,} had NaN or infinite gradients in the "
+        f"recurrent layers ({percent(share)})."
     )
     if forever and len(after) > 1:
-        why += (
-            " No later step was finite: the weights themselves are lost, for an optimizer that is given NaN keeps it."
-        )
+        why += " No later step was finite: the weights are lost, for an optimizer that is given NaN keeps it."
     else:
         why += " Each such step can make the weights NaN as well."
     return [

@@ -1,9 +1,5 @@
 """Gates, or the state of a tanh network, that stand at their limits whatever comes in."""
 
-# What pandas gives when it is indexed is not known to its stubs.
-# pyright: reportAttributeAccessIssue=false, reportReturnType=false, reportArgumentType=false
-# pyright: reportInvalidTypeArguments=false
-
 from __future__ import annotations
 
 import math
@@ -11,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradscope.diagnose import remedies
-from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.trend import by_step, early_and_late, loss_left, severity, stalled
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey
@@ -41,6 +37,9 @@ MEANS = {
     ("gru", "update", "low"): "the state is replaced at every step and nothing is kept",
     ("gru", "update", "high"): "the state never changes",
 }
+
+
+NOTHING_PASSES = "what comes in hardly changes them, and hardly any gradient passes"
 
 
 class Saturation(NamedTuple):
@@ -75,7 +74,7 @@ def _cases(seen: Seen, key: LayerKey) -> Iterator[Saturation]:
     for gate, rows in gates.groupby("gate", sort=False):
         gate = str(gate)
         low, high = _always(rows, "low"), _always(rows, "high")
-        sides = gates_sides(rows)
+        sides = _at_limits(rows)
         mean = early_and_late(by_step(rows, "mean").to_numpy())[1]
         if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
             yield Saturation(gate, low, mean, "low")
@@ -89,14 +88,14 @@ def _cases(seen: Seen, key: LayerKey) -> Iterator[Saturation]:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
 
 
-def _always(rows: object, column: str) -> float:
+def _always(rows: Frame, column: str) -> float:
     """The smaller of the early and the late share."""
-    return min(early_and_late(by_step(rows, column).to_numpy()))  # type: ignore[arg-type]
+    return min(early_and_late(by_step(rows, column).to_numpy()))
 
 
-def gates_sides(rows: object) -> float:
+def _at_limits(rows: Frame) -> float:
     """Share at either limit, the smaller of early and late."""
-    both = by_step(rows, "low") + by_step(rows, "high")  # type: ignore[arg-type]
+    both = by_step(rows, "low") + by_step(rows, "high")
     return min(early_and_late(both.to_numpy()))
 
 

@@ -43,11 +43,9 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
     decay = float(seen.of("layers", key)["decay"].median())
     where = place(key, count == 1)
     why = (
-        f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps "
-        f"early in "
-        f"the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral "
-        f"radius of its "
-        f"recurrent weights is {number(radius)}."
+        f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early "
+        f"in the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral radius of "
+        f"its recurrent weights is {number(radius)}."
     )
     if math.isfinite(left):
         why += f" {percent(left)} of the loss gradient of the beginning is still there, so the training has stalled."

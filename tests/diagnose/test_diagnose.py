@@ -1,0 +1,199 @@
+"""From records to findings: their order, whom they name, and trainings that are watched as they happen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from diagnose.made import Training, course
+from torch import nn
+
+import gradscope
+from gradscope.diagnose import RULES, diagnose, root_causes_first
+from gradscope.diagnose.frames import RECORDS, look_at
+from gradscope.diagnose.words import number, parameter, percent, typed
+from gradscope.types import Finding, LayerKey
+
+
+class Recorded:
+    """Frames as a run would give them."""
+
+    def __init__(self, made: Training) -> None:
+        self.tables: Mapping[str, pd.DataFrame] = made.tables()
+        self.meta: dict[str, Any] = {"layers": {"encoder": {"mode": made.family.upper()}}}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
+        self.asked.append((table, filters))
+        frame = self.tables[table]
+        for column, wanted in filters.items():
+            frame = frame[frame[column].isin(wanted if isinstance(wanted, list) else [wanted])]
+        return frame
+
+
+def codes(made: Training) -> list[str]:
+    return [finding.code for finding in diagnose(Recorded(made))]
+
+
+@pytest.mark.parametrize("family", ["rnn_tanh", "rnn_relu", "lstm", "gru"])
+def test_a_sound_training_is_healthy_and_nothing_else(family: str) -> None:
+    (finding,) = diagnose(Recorded(Training(family)))
+    assert (finding.code, finding.severity, finding.remedies) == ("healthy", "info", ())
+
+
+def test_what_vanishes_because_a_gate_is_shut_comes_after_it() -> None:
+    made = Training("lstm")
+    made.direct, made.horizon = course(1.0, 0.95), [2.0] * 8
+    made.gates["forget"] = {"low": 1.0, "high": 0.0, "mean": 0.001}
+    assert codes(made) == ["saturated_gate", "vanishing_gradient"]
+
+
+def test_weights_that_overflow_come_before_the_nan() -> None:
+    made = Training("rnn_relu")
+    made.radius, made.first_nonfinite, made.nonfinite = [20.0] * 8, 8, [1] * 120
+    assert codes(made) == ["exploding_gradient", "nonfinite_gradient"]
+
+
+def test_nan_in_a_training_that_was_sound_is_a_cause_of_its_own() -> None:
+    nan = Finding("nonfinite_gradient", "critical", None, "", "", {})
+    shut = Finding("saturated_gate", "critical", None, "", "", {"from_start": True})
+    assert root_causes_first([shut, nan]) == [nan, shut]
+
+
+def test_gates_that_spikes_have_saturated_come_after_them() -> None:
+    spikes = Finding("missing_clipping", "warning", None, "", "", {})
+    driven = Finding("saturated_gate", "critical", None, "", "", {"from_start": False})
+    shut = Finding("saturated_gate", "critical", None, "", "", {"from_start": True})
+    assert root_causes_first([driven, spikes]) == [spikes, driven]
+    assert root_causes_first([spikes, shut]) == [shut, spikes]
+
+
+def test_there_is_a_rule_for_every_code() -> None:
+    assert sorted(rule.__name__ for rule in RULES) == [
+        *("dead_units", "detached_state", "excessive_clipping", "exploding_gradient", "missing_clipping"),
+        *("nonfinite_gradient", "saturated_gate", "vanishing_gradient"),
+    ]
+
+
+def test_nothing_recorded_is_no_failure() -> None:
+    made = Training(records=0)
+    made.grad_norm, made.nonfinite, made.skipped = [], [], []
+    (finding,) = diagnose(Recorded(made))
+    assert finding.title == "nothing was recorded"
+
+
+def test_a_long_run_is_read_in_part() -> None:
+    recorded = Recorded(Training(records=500))
+    seen = look_at(recorded)
+    assert len(seen.records) == RECORDS
+    assert (seen.records[0], seen.records[-1]) == (0, 16 * 499)
+    filters = dict(recorded.asked)["timesteps"]
+    assert filters["step"] == seen.records
+    assert "jacobian_h" not in filters["quantity"]
+
+
+def test_long_sequences_are_read_in_fewer_steps() -> None:
+    made = Training(records=100)
+    made.timesteps = 20_000
+    assert len(look_at(Recorded(made)).records) == 16
+
+
+@pytest.mark.parametrize(
+    ("module", "expression"),
+    [
+        ("", "model"),
+        ("encoder", "model.encoder"),
+        ("layers.0.rnn", "model.layers[0].rnn"),
+        ("0", "model[0]"),
+        ("a-b", "model.get_submodule('a-b')"),
+    ],
+)
+def test_modules_are_called_as_the_user_types_them(module: str, expression: str) -> None:
+    assert typed(module) == expression
+
+
+def test_the_expressions_that_are_typed_give_the_parameters() -> None:
+    model = nn.ModuleDict(
+        {"layers": nn.ModuleList([nn.GRU(2, 3, num_layers=2, bidirectional=True), nn.LSTMCell(2, 3)])}
+    )
+    fused, cell = LayerKey("layers.0", 1, "reverse", 0), LayerKey("layers.1", 0, "forward", 0)
+    modules = {"layers.0": {"class": "GRU"}, "layers.1": {"class": "LSTMCell"}}
+    scope = {"model": nn.Module()}
+    scope["model"].layers = model["layers"]  # type: ignore[assignment]
+    assert eval(parameter(fused, "weight_hh", modules), scope) is model["layers"][0].weight_hh_l1_reverse  # type: ignore[index]
+    assert eval(parameter(cell, "bias_ih", modules), scope) is model["layers"][1].bias_ih  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.123456, "0.12"), (1234.5, "1.23e+03"), (float("nan"), "nan"), (12, "12")]
+)
+def test_numbers_for_people(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0, "0 %"), (0.004, "0.4 %"), (0.523, "52 %"), (1.0, "100 %")])
+def test_shares_for_people(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+# --- trainings that are watched
+
+
+def watched(model: nn.Module, steps: int, window: int = 16) -> gradscope.Run:
+    """Plain training on noise, in windows between which the state is detached."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
+    with gradscope.attach(model, every=1, max_sequences=4) as scope:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss, state = torch.zeros(()), None
+            for part in torch.randn(16, 4, 3).split(window):
+                output, state = model(part, state)
+                state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+                loss = loss + output[-1].square().sum()
+            loss.backward()
+            optimizer.step()
+        return scope.run
+
+
+@torch.no_grad()
+def filled(model: nn.LSTM, gate: int, value: float) -> nn.LSTM:
+    model.bias_ih_l0.chunk(4)[gate].fill_(value)
+    return model
+
+
+def test_a_shut_forget_gate_is_named_and_its_remedy_opens_it() -> None:
+    model = filled(nn.LSTM(3, 8), 1, -9.0)
+    first = diagnose(watched(model, 6))[0]
+    assert (first.code, first.evidence["gate"], first.layer_key) == (
+        "saturated_gate",
+        "forget",
+        LayerKey("", 0, "forward", 0),
+    )
+    apply = first.remedies[0].apply
+    assert apply is not None
+    apply(model)
+    assert (model.bias_ih_l0 + model.bias_hh_l0).chunk(4)[1].tolist() == [2.0] * 8
+
+
+def test_small_recurrent_weights_vanish_and_large_ones_explode() -> None:
+    small, large = nn.RNN(3, 8), nn.RNN(3, 8, nonlinearity="relu")
+    with torch.no_grad():
+        small.weight_hh_l0.mul_(0.05)
+        nn.init.eye_(large.weight_hh_l0).mul_(4.0)
+    assert diagnose(watched(small, 4))[0].code == "vanishing_gradient"
+    assert diagnose(watched(large, 4))[0].code == "exploding_gradient"
+
+
+def test_every_remedy_can_be_compiled() -> None:
+    model = filled(nn.LSTM(3, 8), 1, -9.0)
+    for finding in diagnose(watched(model, 4)):
+        for remedy in finding.remedies:
+            compile(remedy.code, "<remedy>", "exec")
+
+
+def test_a_state_that_is_detached_within_the_step() -> None:
+    found = diagnose(watched(nn.GRU(3, 8), 4, window=4))
+    assert found[0].code == "detached_state"

@@ -1,0 +1,351 @@
+"""Each rule on hand-made records, on both sides of its thresholds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diagnose.made import Training, clip, course, key
+
+from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
+from gradscope.diagnose.rules.dead import dead_units
+from gradscope.diagnose.rules.detached import detached_state
+from gradscope.diagnose.rules.exploding import exploding_gradient
+from gradscope.diagnose.rules.nonfinite import nonfinite_gradient
+from gradscope.diagnose.rules.saturated import saturated_gate
+from gradscope.diagnose.rules.vanishing import vanishing_gradient
+
+STALLED = course(1.0, 0.95)
+
+# --- vanishing
+
+
+def vanishing(early: float, late: float, direct: list[float] | None = None, records: int = 8) -> Training:
+    made = Training(records=records)
+    made.horizon = course(early, late, records)
+    made.direct = direct or course(1.0, 0.95, records)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "found"),
+    [(17, 12, True), (17, 13, False), (18, 12, False), (3, 3, True), (20, 20, False), (3, 20, False), (20, 3, False)],
+)
+def test_a_horizon_is_short_early_and_late(early: float, late: float, found: bool) -> None:
+    assert bool(vanishing_gradient(vanishing(early, late).seen())) is found
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.34, False), (0.36, True)])
+def test_a_short_horizon_is_no_fault_where_the_loss_gradient_falls(left: float, found: bool) -> None:
+    assert bool(vanishing_gradient(vanishing(3, 3, course(1.0, left)).seen())) is found
+
+
+def test_what_a_vanishing_finding_says() -> None:
+    (finding,) = vanishing_gradient(vanishing(4, 3).seen())
+    assert finding.severity == "critical"
+    assert finding.layer_key == ("encoder", 0, "forward", 0)
+    assert finding.evidence["horizon_early"] == 4
+    assert finding.evidence["horizon_late"] == 3
+    assert finding.evidence["steps"] == (0, 112)
+    assert "3 of 20 steps" in finding.title
+    assert finding.remedies[0].code == "torch.nn.init.orthogonal_(model.encoder.weight_hh_l0)"
+    assert "torch.nn.LSTM(3, 4)" in finding.remedies[1].code
+
+
+@pytest.mark.parametrize(("late", "severity"), [(5, "critical"), (6, "warning")])
+def test_how_bad_vanishing_is(late: float, severity: str) -> None:
+    (finding,) = vanishing_gradient(vanishing(7, late).seen())
+    assert finding.severity == severity
+
+
+def test_two_records_are_a_hint() -> None:
+    (finding,) = vanishing_gradient(vanishing(3, 3, records=2).seen())
+    assert finding.severity == "info"
+
+
+def test_too_short_sequences_say_nothing() -> None:
+    made = vanishing(1, 1)
+    made.timesteps = 4
+    assert not vanishing_gradient(made.seen())
+    made.timesteps = 5
+    assert vanishing_gradient(made.seen())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
+    assert vanishing_gradient(vanishing(3, 3, [scale * x for x in STALLED]).seen())
+    assert not vanishing_gradient(vanishing(3, 3, [scale * x for x in course(1.0, 0.1)]).seen())
+
+
+# --- exploding
+
+
+def exploding(peak: list[float], radius: list[float]) -> Training:
+    made = Training()
+    made.peak, made.radius = peak, radius
+    return made
+
+
+@pytest.mark.parametrize(
+    ("peak", "radius", "found"),
+    [
+        (49, 2.1, False),
+        (51, 2.1, True),
+        (51, 1.9, False),
+        (9.9e3, 1.0, False),
+        (1.1e4, 1.0, True),
+    ],
+)
+def test_growth_is_a_fault_with_large_weights_or_beyond_measure(peak: float, radius: float, found: bool) -> None:
+    assert bool(exploding_gradient(exploding([peak] * 8, [radius] * 8).seen())) is found
+
+
+def test_weights_that_became_large_by_learning_are_no_fault() -> None:
+    assert not exploding_gradient(exploding(course(1, 60), course(1.0, 4.0)).seen())
+
+
+def test_growth_at_the_very_start_is_seen() -> None:
+    assert exploding_gradient(exploding([1e6] + [1.0] * 7, [3.0] * 8).seen())
+
+
+@pytest.mark.parametrize(("radius", "found"), [(20.0, True), (1.0, False)])
+def test_states_that_overflow_at_the_start(radius: float, found: bool) -> None:
+    made = exploding([np.nan] * 8, [radius] * 8)
+    made.first_nonfinite = 8
+    findings = exploding_gradient(made.seen())
+    assert bool(findings) is found
+    assert all("beyond what numbers can hold" in finding.title for finding in findings)
+
+
+# --- saturated
+
+
+def gated(family: str, gate: str, low: float, high: float, mean: float) -> Training:
+    made = Training(family)
+    made.direct = STALLED
+    made.gates[gate] = {"low": low, "high": high, "mean": mean}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("family", "gate", "low", "high", "mean", "found"),
+    [
+        ("lstm", "forget", 1.0, 0.0, 0.019, True),
+        ("lstm", "forget", 1.0, 0.0, 0.021, False),
+        ("lstm", "forget", 0.94, 0.0, 0.01, False),
+        ("lstm", "forget", 0.0, 1.0, 0.9999, False),
+        ("lstm", "input", 1.0, 0.0, 0.0009, True),
+        ("lstm", "input", 1.0, 0.0, 0.0011, False),
+        ("lstm", "output", 1.0, 0.0, 0.0009, True),
+        ("lstm", "output", 1.0, 0.0, 0.0011, False),
+        ("gru", "update", 1.0, 0.0, 0.019, True),
+        ("gru", "update", 0.0, 1.0, 0.98, False),
+        ("gru", "update", 0.0, 1.0, 0.99995, True),
+        ("gru", "reset", 1.0, 0.0, 0.0, False),
+        ("rnn_tanh", "hidden", 0.45, 0.46, 0.0, True),
+        ("rnn_tanh", "hidden", 0.44, 0.45, 0.0, False),
+        ("lstm", "hidden", 0.5, 0.5, 0.0, False),
+    ],
+)
+def test_which_gates_are_saturated(family: str, gate: str, low: float, high: float, mean: float, found: bool) -> None:
+    findings = saturated_gate(gated(family, gate, low, high, mean).seen())
+    assert bool(findings) is found
+    assert all(finding.evidence["gate"] == gate for finding in findings)
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.37, False), (0.38, True)])
+def test_all_gates_at_one_limit_or_the_other(share: float, found: bool) -> None:
+    made = Training("lstm")
+    for gate in ("input", "forget", "output"):
+        made.gates[gate] = {"low": share, "high": share, "mean": 0.5}
+    findings = saturated_gate(made.seen())
+    assert [finding.evidence["gate"] for finding in findings] == ["all gates"] * found
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.07, False), (0.09, True)])
+def test_a_shut_gate_is_no_fault_where_training_goes_well_without_it(left: float, found: bool) -> None:
+    made = gated("lstm", "forget", 1.0, 0.0, 0.001)
+    made.direct = course(1.0, left)
+    assert bool(saturated_gate(made.seen())) is found
+
+
+def test_a_gate_that_opens_is_no_fault() -> None:
+    made = gated("lstm", "forget", 1.0, 0.0, 0.001)
+    shut, opened = {"low": 1.0, "high": 0.0, "mean": 0.001}, {"low": 0.2, "high": 0.0, "mean": 0.4}
+    made.gates["forget"] = {"by_record": [shut] * 4 + [opened] * 4}
+    assert not saturated_gate(made.seen())
+
+
+def test_what_a_saturated_gate_says() -> None:
+    (finding,) = saturated_gate(gated("lstm", "forget", 1.0, 0.0, 0.0003).seen())
+    assert "the cell state is forgotten" in finding.explanation
+    assert "gradscope.cells.forget_bias_(model.encoder, 2.0)" in finding.remedies[0].code
+    assert finding.evidence["from_start"] is True
+
+
+# --- dead units
+
+
+@pytest.mark.parametrize(
+    ("family", "share", "found"), [("rnn_relu", 0.84, False), ("rnn_relu", 0.86, True), ("rnn_tanh", 1.0, False)]
+)
+def test_dead_units(family: str, share: float, found: bool) -> None:
+    made = Training(family)
+    made.dead, made.direct = share, STALLED
+    assert bool(dead_units(made.seen())) is found
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
+def test_dead_units_are_no_fault_where_the_rest_learns(left: float, found: bool) -> None:
+    made = Training("rnn_relu")
+    made.dead, made.direct = 0.9, course(1.0, left)
+    assert bool(dead_units(made.seen())) is found
+
+
+# --- clipping
+
+
+def clipped(before: float, after: float, share: float = 1.0, moved: float = 0.01, optimizer: str = "SGD") -> Training:
+    made = Training()
+    made.direct, made.optimizer = STALLED, optimizer
+    made.norm = course(1.0, 1.0 + moved)
+    made.clips = [clip(i, before, after if i < 100 * share else before, threshold=after) for i in range(100)]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("after", "share", "moved", "found"),
+    [
+        (0.09, 1.0, 0.01, True),
+        (0.11, 1.0, 0.01, False),
+        (0.09, 0.91, 0.01, True),
+        (0.09, 0.89, 0.01, False),
+        (0.09, 1.0, 0.049, True),
+        (0.09, 1.0, 0.051, False),
+    ],
+)
+def test_clipping_is_excessive_where_it_keeps_the_weights_still(
+    after: float, share: float, moved: float, found: bool
+) -> None:
+    assert bool(excessive_clipping(clipped(1.0, after, share, moved).seen())) is found
+
+
+def test_tight_clipping_that_still_trains_is_no_fault() -> None:
+    made = clipped(1.0, 0.001, optimizer="Adam")
+    made.direct = course(1.0, 0.49)
+    assert not excessive_clipping(made.seen())
+
+
+def test_dividing_by_hand_is_no_clipping() -> None:
+    made = clipped(1.0, 0.01)
+    for row in made.clips:
+        row["kind"], row["how"] = "modified", "scaled"
+    assert not excessive_clipping(made.seen())
+
+
+def test_the_threshold_that_is_recommended_is_the_ledgers_own() -> None:
+    made = clipped(1.0, 0.001)
+    for i, row in enumerate(made.clips):
+        row["norm_before"] = 1.0 + i / 100
+    (finding,) = excessive_clipping(made.seen())
+    assert finding.evidence["norm_before_p90"] == pytest.approx(1.891)
+    assert finding.remedies[0].code == "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.9)"
+
+
+def spiking(peak: float, optimizer: str = "SGD", at: int = 60) -> Training:
+    made = Training()
+    made.direct, made.optimizer = STALLED, optimizer
+    made.grad_norm = [peak if i == at else 1.0 for i in range(120)]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("peak", "optimizer", "found"),
+    [(4.9, "SGD", False), (5.1, "SGD", True), (29.0, "AdamW", False), (31.0, "AdamW", True)],
+)
+def test_spikes_that_nothing_clips(peak: float, optimizer: str, found: bool) -> None:
+    findings = missing_clipping(spiking(peak, optimizer).seen())
+    assert bool(findings) is found
+    assert all(finding.evidence["steps"] == (60, 60) for finding in findings)
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.01, True), (0.02, False)])
+def test_spikes_that_are_clipped_are_no_fault(share: float, found: bool) -> None:
+    made = spiking(50.0)
+    made.clips = [clip(i, 2.0, 1.0 if i < 100 * share else 2.0) for i in range(100)]
+    assert bool(missing_clipping(made.seen())) is found
+
+
+def test_gradients_that_are_small_at_the_end_make_no_spike_of_the_first() -> None:
+    made = spiking(1.0)
+    made.grad_norm = [1.0] * 30 + [0.01] * 90
+    assert not missing_clipping(made.seen())
+
+
+@pytest.mark.parametrize(("steps", "found"), [(19, False), (20, True)])
+def test_a_spike_needs_a_number_of_steps(steps: int, found: bool) -> None:
+    made = spiking(50.0, at=10)
+    made.grad_norm = made.grad_norm[:steps]
+    made.nonfinite, made.skipped = [0] * steps, [False] * steps
+    assert bool(missing_clipping(made.seen())) is found
+
+
+# --- not finite
+
+
+def test_gradients_that_are_not_finite() -> None:
+    made = Training()
+    made.nonfinite = [int(i >= 40) for i in range(120)]
+    (finding,) = nonfinite_gradient(made.seen())
+    assert finding.severity == "critical"
+    assert finding.evidence == {"steps": (40, 119), "count": 80, "share": 80 / 120, "lasting": True}
+    assert "from step 40 on" in finding.title
+
+
+@pytest.mark.parametrize(("bad", "severity"), [(1, "warning"), (2, "critical")])
+def test_a_single_accident_is_a_warning(bad: int, severity: str) -> None:
+    made = Training()
+    made.nonfinite = [int(40 <= i < 40 + bad) for i in range(120)]
+    assert [finding.severity for finding in nonfinite_gradient(made.seen())] == [severity]
+
+
+def test_steps_that_a_scaler_skips_are_no_fault() -> None:
+    made = Training()
+    made.nonfinite = made.skipped = [i == 3 for i in range(120)]  # type: ignore[assignment]
+    assert not nonfinite_gradient(made.seen())
+
+
+# --- detached
+
+WITHIN = "the state was detached: it is that of an earlier call of the same step, but no gradient goes back to it"
+CARRIED = "the state was detached: it was carried over from an earlier step, as truncated backpropagation does"
+
+
+def detached(reason: str, share: float = 1.0, timesteps: int = 5, chains: int = 4) -> Training:
+    made = Training()
+    made.direct, made.timesteps, made.chains = STALLED, timesteps, chains
+    noted = made.records[: round(share * len(made.records))]
+    made.notes = [{"step": step, **key(), "reason": reason} for step in noted]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("reason", "share", "timesteps", "found"),
+    [
+        (WITHIN, 1.0, 5, True),
+        (WITHIN, 0.5, 5, True),
+        (WITHIN, 0.25, 5, False),
+        (CARRIED, 1.0, 5, False),
+        (CARRIED, 1.0, 4, True),
+        ("the layer was not called", 1.0, 1, False),
+    ],
+)
+def test_detached_within_a_step_or_after_every_few(reason: str, share: float, timesteps: int, found: bool) -> None:
+    findings = detached_state(detached(reason, share, timesteps).seen())
+    assert bool(findings) is found
+    assert all(finding.evidence["chains"] == 4 and finding.evidence["timesteps"] == timesteps for finding in findings)
+
+
+def test_tiny_windows_that_are_enough_are_no_fault() -> None:
+    made = detached(CARRIED, timesteps=2)
+    made.direct = course(1.0, 0.1)
+    assert not detached_state(made.seen())
