@@ -1,0 +1,32 @@
+// Numbers and counts as people read them.
+
+const RAISED = {"-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹"};
+
+// So many digits: 0.03214, 3.214e-7, NaN.
+export function number(value, digits = 4) {
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const text = size >= 1e-3 && size < 1e6 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 1);
+  return text.replace("e+", "e");
+}
+
+export function count(value) {
+  return Number.isFinite(value) ? Math.round(value).toLocaleString("en-US") : "–";
+}
+
+export function plural(value, word) {
+  return `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+}
+
+export function percent(share) {
+  if (!Number.isFinite(share)) return "–";
+  const hundred = 100 * share;
+  return `${hundred > 0 && hundred < 1 ? hundred.toPrecision(1) : hundred > 99 && hundred < 100 ? hundred.toFixed(1) : Math.round(hundred)} %`;
+}
+
+export function power(exponent) {
+  if (exponent === 0) return "1";
+  return `10${[...String(exponent)].map((digit) => RAISED[digit]).join("")}`;
+}

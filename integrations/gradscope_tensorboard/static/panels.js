@@ -1,0 +1,36 @@
+// One column per run, side by side; columns stay while their runs do.
+import {fill, h} from "./dom.js";
+import {colour} from "./theme.js";
+
+// make(column, run) fills a new column and gives what the view wants back for it; it may have drop().
+export function columns(parent, make) {
+  const kept = new Map();
+  const root = h("div", {class: "columns"});
+  parent.append(root);
+  return (runs) => {
+    for (const [name, {element, made}] of kept) {
+      if (runs.some((run) => run.run === name)) continue;
+      made.drop?.();
+      element.remove();
+      kept.delete(name);
+    }
+    root.style.setProperty("--columns", Math.min(runs.length, 4));
+    return runs.map((run, place) => {
+      if (!kept.has(run.run)) kept.set(run.run, column(run, make));
+      const {element, heading, made} = kept.get(run.run);
+      if (root.children[place] !== element) root.insertBefore(element, root.children[place] ?? null);
+      fill(heading, runName(run), h("span", {class: "soft"}, run.live ? "training" : "finished"));
+      return made;
+    });
+  };
+}
+
+export function runName(run) {
+  return h("span", {class: "run"}, h("i", {class: "dot", style: {background: colour(run.place)}}), h("b", {}, run.label));
+}
+
+function column(run, make) {
+  const heading = h("h2", {class: "run-heading"});
+  const element = h("section", {class: "column", "data-testid": "run-column", "aria-label": `Run ${run.label}`}, heading);
+  return {element, heading, made: make(element, run)};
+}

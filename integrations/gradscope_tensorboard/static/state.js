@@ -1,0 +1,77 @@
+// What is being looked at, kept in the address of TensorBoard's page so that it can be reloaded and shared.
+
+const PREFIX = "p.gradscope.";
+export const VIEWS = {overview: "Overview", flow: "Gradient flow", gates: "Gates", clipping: "Clipping", compare: "Compare"};
+const TEXTS = ["view", "layer", "curve", "row", "measure", "over", "call"];
+const NUMBERS = ["step", "t", "threshold"];
+
+const listeners = new Set();
+let current = read();
+
+export const state = () => current;
+export const onChange = (listener) => listeners.add(listener);
+
+// Change some of it; undefined takes back to what it is by default.
+export function change(some) {
+  current = {...current, ...some};
+  write();
+  listeners.forEach((listener) => listener(current));
+}
+
+// The user has typed or gone back to another address.
+export function followAddress() {
+  const page = hostWindow();
+  page?.addEventListener("hashchange", () => {
+    if (!page.location.hash.startsWith("#gradscope") || page.location.hash === hash()) return;
+    current = read();
+    listeners.forEach((listener) => listener(current));
+  });
+}
+
+function hostWindow() {
+  try {
+    return window.parent.location.hash === undefined ? null : window.parent;
+  } catch {
+    return null;
+  }
+}
+
+function read() {
+  const words = new Map((hostWindow()?.location.hash ?? "").slice(1).split("&").map((each) => each.split("=").map(decoded)));
+  const text = (name) => words.get(PREFIX + name);
+  const found = {};
+  for (const name of TEXTS) found[name] = text(name);
+  for (const name of NUMBERS) found[name] = finite(text(name));
+  found.runs = text("runs")?.split(",").map(decoded);
+  const zoom = text("zoom")?.split(",").map(Number);
+  found.zoom = zoom?.length === 4 && zoom.every(Number.isFinite) ? zoom : undefined;
+  if (!(found.view in VIEWS)) found.view = "overview";
+  return found;
+}
+
+function hash() {
+  const words = {...current, runs: current.runs?.map(encodeURIComponent).join(","), zoom: current.zoom?.join(",")};
+  if (words.view === "overview") words.view = undefined;
+  const parts = Object.entries(words).filter(([, value]) => value !== undefined);
+  return ["#gradscope", ...parts.map(([name, value]) => `${encodeURIComponent(PREFIX + name)}=${encodeURIComponent(value)}`)].join("&");
+}
+
+function write() {
+  const page = hostWindow();
+  if (page && page.location.hash.startsWith("#gradscope")) page.history.replaceState(page.history.state, "", hash());
+}
+
+// TensorBoard wipes the address when another tab is chosen; put ours back when this one is shown again.
+export const restoreAddress = write;
+
+function finite(text) {
+  return text === undefined || text === "" || !Number.isFinite(Number(text)) ? undefined : Number(text);
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}

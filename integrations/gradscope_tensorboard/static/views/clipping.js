@@ -1,0 +1,87 @@
+// What clipping does, and what other thresholds would have done.
+import * as api from "../api.js";
+import {figure, forget} from "../charts.js";
+import {select, slider} from "../controls.js";
+import {h} from "../dom.js";
+import {number, percent, plural} from "../format.js";
+import {columns} from "../panels.js";
+import {change} from "../state.js";
+import {drawCoefficients, drawNorms, drawRate, drawShare} from "./clips.js";
+
+const MOST = 20_000;
+const PLACES = 200;
+
+export function mount(parent) {
+  const call = select("call", "Clipping call", (value) => change({call: value, threshold: undefined}));
+  const threshold = slider("threshold", "What if the threshold were", (value) => change({threshold: value}), (value) => number(value, 3));
+  const answer = h("output", {class: "readout", "data-testid": "what-if", "aria-live": "polite"});
+  parent.append(h("div", {class: "row controls"}, call.root, threshold.root), answer);
+  const perRun = columns(parent, (element, run) => {
+    const [norms, rate, share, coefficients] = ["norms", "clip-rate", "what-if-share", "coefficients"].map((id) => figure(element, id, {run}));
+    const made = {norms, rate, share, coefficients};
+    return {...made, drop: () => Object.values(made).forEach(forget)};
+  });
+  return {
+    async update(context) {
+      const tables = await Promise.all(context.runs.map((run) => read(run)));
+      if (!context.current()) return;
+      const calls = new Map(tables.flatMap((table) => table.calls));
+      const now = calls.has(context.state.call) ? context.state.call : calls.keys().next().value;
+      call.set([...calls], now ?? "");
+      call.show(calls.size > 1);
+      const found = tables.map((table) => series(table, now));
+      const levels = thresholds(found);
+      const level = context.state.threshold ?? found.find((each) => each.threshold)?.threshold ?? levels[Math.floor(levels.length / 2)];
+      threshold.set(levels, level);
+      threshold.show(levels.length > 0);
+      answer.replaceChildren(...found.map((each, place) => told(each, level, context.runs[place], context.runs.length > 1)));
+      await Promise.all(perRun(context.runs).flatMap((made, place) => [drawNorms(made.norms, found[place]), drawRate(made.rate, found[place]), drawShare(made.share, found[place], level), drawCoefficients(made.coefficients, found[place])]));
+    },
+  };
+}
+
+async function read(run) {
+  const [clips, steps] = await Promise.all(["clips", "steps"].map((route) => api.table(route, {run: run.run, rows: MOST}, run.stamp)));
+  const calls = new Map();
+  clips.columns.how.forEach((how, row) => {
+    const id = `${clips.columns.index[row]} ${how}`;
+    if (!calls.has(id)) calls.set(id, `${how} (${plural(clips.columns.parameters[row], "parameter")})`);
+  });
+  return {clips, steps, calls: [...calls]};
+}
+
+// The rows of one call; where nothing clips, the gradient's norm.
+function series({clips, steps}, call) {
+  const rows = [...clips.columns.how.keys()].filter((row) => `${clips.columns.index[row]} ${clips.columns.how[row]}` === call);
+  if (!rows.length) {
+    const {step, grad_norm} = steps.columns;
+    return {clips: false, kind: "norm", steps: [...step], before: [...grad_norm], rows: steps.length, kept: steps.head.rows_kept, columns: steps.columns};
+  }
+  const columns = Object.fromEntries(Object.entries(clips.columns).map(([name, column]) => [name, rows.map((row) => column[row])]));
+  const threshold = columns.threshold[rows.length - 1];
+  return {clips: true, kind: columns.kind[0], steps: columns.step, before: columns.norm_before, after: columns.norm_after, threshold, rows: clips.length, kept: clips.head.rows_kept, columns};
+}
+
+// Places of the slider: evenly spaced in decades over the norms that were seen, and the thresholds in use.
+function thresholds(found) {
+  const usable = found.filter((each) => each.kind === "norm");
+  const norms = usable.flatMap((each) => each.before).filter((norm) => norm > 0 && Number.isFinite(norm));
+  if (!norms.length) return [];
+  const [low, high] = norms.reduce(([a, b], norm) => [Math.min(a, norm), Math.max(b, norm)], [Infinity, 0]).map(Math.log10);
+  const levels = Array.from({length: PLACES + 1}, (_, place) => Number((10 ** (low - 0.1 + ((high - low + 0.2) * place) / PLACES)).toPrecision(4)));
+  return [...new Set([...levels, ...usable.map((each) => each.threshold).filter((each) => each > 0)])].sort((a, b) => a - b);
+}
+
+// The share of steps that a threshold changes: torch scales where the norm, plus 1e-6, is above it.
+export function wouldClip(norms, threshold) {
+  const finite = norms.filter(Number.isFinite);
+  return finite.filter((norm) => threshold / (norm + 1e-6) < 1).length / finite.length;
+}
+
+function told(found, level, run, several) {
+  const name = several ? h("b", {}, run.label) : null;
+  if (found.kind !== "norm") return h("span", {}, name, "Values are limited one by one here: norms do not tell what another limit would do.");
+  if (!found.before.some(Number.isFinite)) return h("span", {}, name, "No finite norm was seen.");
+  const now = found.clips ? h("span", {class: "soft"}, `${number(found.threshold, 3)} as it is: `, h("b", {"data-testid": "clipped-now"}, percent(found.columns.clipped.filter(Boolean).length / found.steps.length))) : h("span", {class: "soft"}, "nothing clips now");
+  return h("span", {}, name, `a threshold of ${number(level, 3)} would have clipped `, h("b", {"data-testid": "would-clip"}, percent(wouldClip(found.before, level))), ` of ${plural(found.before.length, "step")}`, now);
+}

@@ -1,0 +1,116 @@
+// Where the gradient dies or blows up: training step by timestep, and the profile of one step.
+import * as api from "../api.js";
+import {adjust, figure, forget} from "../charts.js";
+import {select, slider, nearest} from "../controls.js";
+import {fill, h} from "../dom.js";
+import {count, number} from "../format.js";
+import {columns} from "../panels.js";
+import {change, state} from "../state.js";
+import {axisTitle, drawable, groupOf, quantity, rowsOf, rowTitle} from "../words.js";
+import {cursor, drawHeat, scaleOf} from "./heat.js";
+import {drawProfile} from "./profile.js";
+import {drawSpectra} from "./spectra.js";
+
+export function mount(parent) {
+  const curve = select("curve", "Quantity", (value) => change({curve: value, row: undefined, zoom: undefined, t: undefined}));
+  const row = select("row", "Statistic", (value) => change({row: value}));
+  const step = slider("step", "Training step", (value) => change({step: value}), (value) => count(value));
+  const readout = h("output", {class: "readout", "data-testid": "readout", "aria-live": "polite"});
+  parent.append(h("div", {class: "row controls"}, curve.root, row.root, step.root), readout);
+  const perRun = columns(parent, (element, run) => panel(element, run));
+  return {
+    async update(context) {
+      const view = chosen(context);
+      curve.set(view.curves.map((each) => [each, quantity(each).title, groupOf(each)]), view.curve);
+      row.set(rowsOf(view.curve).map((each) => [each, rowTitle(each)]), view.row);
+      const heats = await Promise.all(context.runs.map((run) => heat(run, view, context)));
+      if (!context.current()) return;
+      const steps = [...new Set(heats.flatMap((each) => (each ? [...each.arrays.steps] : [])))].sort((a, b) => a - b);
+      step.set(steps, context.state.step);
+      view.step = steps[nearest(steps, context.state.step)];
+      const profiles = await Promise.all(context.runs.map((run) => profile(run, view, context)));
+      if (!context.current()) return;
+      tell(readout, context, view, profiles);
+      await Promise.all(perRun(context.runs).map((made, place) => drawPanel(made, context.runs[place], heats, profiles, place, view, context)));
+    },
+  };
+}
+
+function panel(element, run) {
+  const made = {heat: figure(element, "heatmap", {run}), profile: figure(element, "profile", {run}), spectra: figure(element, "spectra", {run})};
+  const {plot} = made.heat.parts;
+  Object.entries({tabindex: "0", role: "group"}).forEach(([name, value]) => plot.setAttribute(name, value));
+  plot.addEventListener("keydown", (event) => made.walk?.(event));
+  made.heat.listeners.click = (point) => change({t: point.x, step: made.steps[nearest(made.steps, point.y)]});
+  made.profile.listeners.click = (point) => change({t: point.x});
+  made.heat.listeners.zoom = made.profile.listeners.zoom = (event) => zoomed(event, made);
+  made.heat.listeners.reset = made.profile.listeners.reset = () => change({zoom: undefined});
+  made.drop = () => [made.heat, made.profile, made.spectra].forEach(forget);
+  return made;
+}
+
+// What is looked at: what was asked for, or what there is.
+function chosen(context) {
+  const curves = drawable([...new Set(context.runs.flatMap((run) => run.layers.filter((layer) => layer.key === context.layer.key).flatMap((layer) => layer.curves)))]);
+  const asked = context.state.curve;
+  const curve = curves.includes(asked) ? asked : curves.includes("grad_h") ? "grad_h" : curves[0];
+  const row = rowsOf(curve).includes(context.state.row) ? context.state.row : rowsOf(curve)[0];
+  return {curves, curve, row, about: quantity(curve), key: context.layer.key, zoom: context.state.zoom};
+}
+
+function heat(run, {curve, row, key, zoom}, context) {
+  if (!context.has(run, curve)) return null;
+  const [t_from, t_to, from, to] = zoom ?? [];
+  return api.block("heatmap", {run: run.run, tag: `${curve}/${key}`, row, t_from, t_to, from, to}, run.stamp);
+}
+
+function profile(run, {curve, key, step}, context) {
+  return context.has(run, curve) ? api.block("profile", {run: run.run, tag: `${curve}/${key}`, step}, run.stamp) : null;
+}
+
+async function drawPanel(made, run, heats, profiles, place, view, context) {
+  const [found, line] = [heats[place], profiles[place]];
+  const scale = scaleOf(heats, view);
+  made.steps = found ? [...found.arrays.steps] : [];
+  made.walk = (event) => walk(event, made.steps, line ? [...line.arrays.positions] : [], view.step);
+  await drawHeat(made.heat, run, found, scale, view, context);
+  await drawProfile(made.profile, line, profiles, view, context);
+  await drawSpectra(made.spectra, run, view, context);
+  await adjust(made.heat, {shapes: cursor(line?.head.step, context.state.t)});
+}
+
+// Arrow keys move through steps and timesteps.
+function walk(event, steps, positions, step) {
+  const move = {ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1]}[event.key];
+  if (!move) return;
+  event.preventDefault();
+  const next = (values, at, by) => values[Math.min(values.length - 1, Math.max(0, at + by))];
+  const {t} = state();
+  if (move[0]) change({step: next(steps, nearest(steps, step), move[0])});
+  else change({t: next(positions, t === undefined ? positions.length : nearest(positions, t), move[1])});
+}
+
+// A zoom in the picture asks the server for what is between.
+function zoomed(event, made) {
+  const range = (name) => (event[`${name}.range[0]`] === undefined ? event[`${name}.range`] : [event[`${name}.range[0]`], event[`${name}.range[1]`]]);
+  const layout = made.heat.parts.plot.layout;
+  const [x, y] = [range("xaxis"), range("yaxis")];
+  if (x) change({zoom: [...x, ...(y ?? layout.yaxis.range)].map((value) => Number(value.toFixed(2)))});
+}
+
+function tell(readout, context, {about, curve, row}, profiles) {
+  const {t} = context.state;
+  const parts = context.runs.flatMap((run, place) => {
+    const found = profiles[place];
+    if (!found) return [];
+    const {positions, ...values} = found.arrays;
+    const at = t === undefined ? -1 : positions.indexOf(t);
+    const name = context.runs.length > 1 ? `${run.label}, ` : "";
+    const where = `${name}step ${count(found.head.step)}`;
+    if (at < 0) return t === undefined ? [h("span", {}, h("b", {}, where))] : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(found.head.axis)} ${t}`))];
+    const rows = rowsOf(curve).map((each) => h("span", {"data-row": each, class: each === row ? "strong" : ""}, `${rowTitle(each)} `, h("b", {}, number(values[each][at]))));
+    return [h("span", {"data-run": run.run, "data-step": found.head.step, "data-t": t}, h("b", {}, `${where}, ${found.head.axis} ${t}`), rows)];
+  });
+  const hint = t === undefined ? h("span", {class: "soft"}, "Click the picture, or focus it and use the arrow keys, to read values.") : null;
+  fill(readout, h("span", {class: "soft"}, `${about.title} (${about.unit})`), parts, hint);
+}

@@ -1,0 +1,105 @@
+// Which gates are stuck: saturation over training, and unit by unit at one step.
+import * as api from "../api.js";
+import {describe, draw, figure, say} from "../charts.js";
+import {slider} from "../controls.js";
+import {h, plain} from "../dom.js";
+import {count} from "../format.js";
+import {line, tiles, tileTitle} from "../lines.js";
+import {change} from "../state.js";
+import {axis, colour, layout, tones} from "../theme.js";
+import {capital} from "../words.js";
+import {legend, listed} from "./overview.js";
+import {axes} from "./spectra.js";
+
+const LIMITS = "A sigmoid gate is at its limits below 0.1 (closed) and above 0.9 (open), a tanh below −0.9 and above 0.9, a ReLU where it is 0.";
+
+export function mount(parent) {
+  const over = figure(parent, "saturation", {wide: true});
+  const step = slider("unit-step", "Training step", (value) => change({step: value}), (value) => count(value));
+  const units = figure(parent, "units", {wide: true});
+  units.parts.below.append(h("div", {class: "row controls"}, step.root));
+  return {
+    async update(context) {
+      const [tables, clouds] = await Promise.all([Promise.all(context.runs.map((run) => table(run, context))), Promise.all(context.runs.map((run) => cloud(run, context)))]);
+      if (!context.current()) return;
+      const steps = [...new Set(clouds.flatMap((each) => each?.head.steps ?? []))].sort((a, b) => a - b);
+      step.set(steps, context.state.step);
+      step.show(steps.length > 0);
+      await Promise.all([drawOver(over, tables, context), drawUnits(units, clouds, context)]);
+    },
+  };
+}
+
+const hasUnits = (run, context) => run.layers.some((layer) => layer.key === context.layer.key && layer.curves.some((curve) => curve.startsWith("units/")));
+const table = (run, context) => api.table("blocks", {run: run.run, key: context.layer.key, points: 600}, run.stamp);
+const cloud = (run, context) => (hasUnits(run, context) ? api.block("units", {run: run.run, key: context.layer.key, step: context.state.step}, run.stamp) : null);
+
+// One run: a colour for each limit. Several: a colour for each run, dashes for the lower limit.
+function styles(context, run) {
+  if (context.runs.length > 1) return [["low", `${run.label}, low`, colour(run.place), "dot"], ["high", `${run.label}, high`, colour(run.place), "solid"]];
+  return [["low", "at the lower limit", colour(0), "solid"], ["high", "at the upper limit", colour(1), "solid"]];
+}
+
+function drawOver(it, tables, context) {
+  describe(it, "Saturation over training", `Share of a gate's units and timesteps at its limits, where gradients hardly pass. ${LIMITS}`);
+  const gates = [...new Set(tables.flatMap(({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row]))))];
+  if (!gates.length) return say(it, "This layer has no gates that were recorded.");
+  const grid = frame(it, gates, 190, context, (first) => axis(first ? "share saturated" : "", {range: [-0.02, 1.02], tickvals: [0, 0.5, 1]}), () => axis("training step", {tickformat: ",d", nticks: 4}));
+  const traces = [];
+  const rows = {run: [], step: [], gate: [], low: [], high: []};
+  context.runs.forEach((run, at) => {
+    const {columns, length} = tables[at];
+    for (let row = 0; row < length; row++) if (!Number.isNaN(columns.low[row])) Object.entries({run: run.label, step: columns.step[row], gate: columns.gate[row], low: columns.low[row], high: columns.high[row]}).forEach(([name, value]) => rows[name].push(value));
+    gates.forEach((gate, place) => {
+      const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
+      const take = (name) => found.map((row) => columns[name][row]);
+      for (const [side, name, tint, dash] of styles(context, run)) {
+        traces.push(line(name, take("step"), take(side), tint, {...inTile(place), legendgroup: name, showlegend: place === 0, line: {dash, width: 1.6}, hovertemplate: `${plain(gate)}, ${plain(name)}<br>step %{x}: %{y:.4~g}<extra></extra>`}));
+      }
+    });
+  });
+  return draw(it, traces, grid, () => listed(rows));
+}
+
+function drawUnits(it, clouds, context) {
+  const step = clouds.find(Boolean)?.head.step;
+  describe(it, `Step ${count(step)}: how often each unit is saturated`, "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin it works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).");
+  const gates = [...new Set(clouds.flatMap((each) => each?.head.gates ?? []))];
+  if (!gates.length) return say(it, "No units were recorded for this layer.");
+  const end = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1]};
+  const grid = frame(it, gates, 230, context, (first) => axis(first ? "share at upper limit" : "", end), () => axis("share at lower limit", end));
+  gates.forEach((_, place) => {
+    const [x, y] = axes(place);
+    grid.shapes.push({type: "line", layer: "below", xref: x.short, yref: y.short, x0: 0, y0: 1, x1: 1, y1: 0, line: {color: tones().soft, width: 1, dash: "dash"}});
+  });
+  const traces = [];
+  const rows = {run: [], step: [], gate: [], unit: [], low: [], high: []};
+  context.runs.forEach((run, at) => clouds[at]?.head.gates.forEach((gate) => {
+    const [unit, low, high] = ["positions", "low", "high"].map((name) => clouds[at].arrays[`${gate}/${name}`]);
+    unit.forEach((each, place) => Object.entries({run: run.label, step: clouds[at].head.step, gate, unit: each, low: low[place], high: high[place]}).forEach(([name, value]) => rows[name].push(value)));
+    traces.push({type: "scatter", mode: "markers", name: plain(run.label), legendgroup: run.run, showlegend: gate === gates[0], x: low, y: high, customdata: unit, ...inTile(gates.indexOf(gate)), marker: {color: colour(run.place), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}}, hovertemplate: `${plain(gate)}, unit %{customdata}<br>lower %{x:.4~g}, upper %{y:.4~g}<extra></extra>`});
+  }));
+  return draw(it, traces, {...grid, showlegend: context.runs.length > 1 && legend(traces)}, () => listed(rows));
+}
+
+function inTile(place) {
+  const [x, y] = axes(place);
+  return {xaxis: x.short, yaxis: y.short};
+}
+
+// A layout of small pictures, one per gate, with the axes that two functions give.
+function frame(it, gates, side, context, yaxis, xaxis) {
+  const width = it.root.clientWidth || 900;
+  const across = Math.max(1, Math.min(gates.length, Math.floor(width / 210)));
+  const rows = Math.ceil(gates.length / across);
+  const places = tiles(gates.length, across, 0.04, 0.3 / rows);
+  const shape = layout({height: rows * (side + 40) + 60, margin: {l: 56, r: 12, t: 58, b: 42}, shapes: [], annotations: [], uirevision: it.id});
+  shape.legend.y = 1 + 24 / (rows * (side + 40));
+  gates.forEach((gate, place) => {
+    const [x, y] = axes(place);
+    shape[x.long] = {...xaxis(), domain: places[place].x, anchor: y.short, automargin: false};
+    shape[y.long] = {...yaxis(place % across === 0), domain: places[place].y, anchor: x.short, automargin: false, showticklabels: place % across === 0};
+    shape.annotations.push(tileTitle(capital(gate), places[place], tones()));
+  });
+  return shape;
+}

@@ -1,0 +1,156 @@
+// What is wrong, how far back learning reaches, and what could not be observed.
+import * as api from "../api.js";
+import {describe, draw, figure, say} from "../charts.js";
+import {h, plain} from "../dom.js";
+import {number} from "../format.js";
+import {band, line, reference} from "../lines.js";
+import {columns} from "../panels.js";
+import {axis, colour, dash, layout, tones} from "../theme.js";
+import {showFindings, showNotes} from "./findings.js";
+
+const FLOOR = 1e-3;
+const COLOURED = 8;
+
+export function mount(parent) {
+  const cards = columns(parent, (element) => {
+    const made = {cards: h("div", {class: "cards", "data-testid": "findings"}), notes: h("div")};
+    element.append(made.cards, made.notes);
+    return made;
+  });
+  const charts = h("div", {class: "charts"});
+  const reach = figure(charts, "reach");
+  const now = figure(charts, "horizon");
+  const over = figure(charts, "horizon-steps", {wide: true});
+  parent.append(charts);
+  return {
+    async update(context) {
+      const seen = await Promise.all(context.runs.map((run) => read(run)));
+      if (!context.current()) return;
+      cards(context.runs).forEach((made, place) => {
+        showFindings(made.cards, context.runs[place], seen[place].findings, context);
+        showNotes(made.notes, seen[place].notes, context);
+      });
+      const bands = await Promise.all(context.runs.map((run) => spread(run, context)));
+      if (!context.current()) return;
+      await Promise.all([drawReach(reach, seen, bands, context), drawNow(now, seen, context), drawOver(over, seen, context)]);
+    },
+  };
+}
+
+async function read(run) {
+  const hasReach = run.layers.some((layer) => layer.curves.includes("reach"));
+  const [findings, notes, layers, latest] = await Promise.all([
+    api.stamped("findings", {run: run.run}, run.stamp),
+    api.stamped("notes", {run: run.run}, run.stamp),
+    api.table("layers", {run: run.run, points: 400}, run.stamp),
+    hasReach ? api.block("latest", {run: run.run, curve: "reach"}, run.stamp) : null,
+  ]);
+  return {findings, notes, layers, latest};
+}
+
+function spread(run, context) {
+  return context.has(run, "reach") ? api.block("profile", {run: run.run, tag: `reach/${context.layer.key}`}, run.stamp) : null;
+}
+
+// Several runs: a colour each. One run: a colour for every layer, or for the chosen one of many.
+function look(context, run, key) {
+  const mine = key === context.layer.key;
+  if (context.runs.length > 1) return {colour: colour(run.place), shown: mine, dash: dash(run.place)};
+  const place = run.layers.findIndex((layer) => layer.key === key);
+  if (run.layers.length <= COLOURED) return {colour: colour(place), shown: true, dash: "solid", strong: mine};
+  return {colour: mine ? colour(run.place) : tones().soft, shown: true, faint: !mine, dash: "solid", strong: mine};
+}
+
+const named = (context, run, key) => (context.runs.length > 1 ? run.label : context.title(key));
+const which = (context) => (context.runs.length > 1 ? ` Layer ${context.title(context.layer.key)}, one line per run.` : "");
+
+function drawReach(it, seen, bands, context) {
+  describe(it, "Reach by lag", `How much of the loss gradient is left so many steps further back, at the last recorded step. The higher, the longer the memory that can be learnt.${which(context)}`);
+  const traces = [];
+  const rows = {run: [], layer: [], step: [], lag: [], p50: []};
+  context.runs.forEach((run, place) => {
+    const {latest} = seen[place];
+    for (const {key, step, array} of latest?.head.layers ?? []) {
+      const [positions, values] = halves(latest.arrays[array]);
+      values.forEach((value, at) => Object.entries({run: run.label, layer: context.title(key), step, lag: positions[at], p50: value}).forEach(([name, each]) => rows[name].push(each)));
+      const style = look(context, run, key);
+      if (!style.shown) continue;
+      if (key === context.layer.key) traces.push(band(bands[place].arrays.positions, bands[place].arrays.p10, bands[place].arrays.p90, style.colour, true));
+      const name = named(context, run, key);
+      traces.push(line(name, positions, values, style.colour, {line: {width: style.strong ? 2.6 : style.faint ? 0.8 : 1.8, dash: style.dash}, opacity: style.faint ? 0.5 : 1, showlegend: !style.faint, hovertemplate: `${plain(name)}<br>%{x} steps back: %{y:.4~g} left<extra></extra>`}));
+    }
+  });
+  if (!traces.length) return say(it, "No reach was recorded: leave quantities as they are, or add \"reach\".");
+  const shape = layout({height: 320, xaxis: axis("lag (steps back)", {rangemode: "tozero"}), yaxis: axis("gradient left", {type: "log", dtick: 1}), shapes: [reference(FLOOR, "horizon: a thousandth left", tones())], uirevision: "reach", showlegend: legend(traces)});
+  return draw(it, traces, spaced(shape, traces), () => listed(rows));
+}
+
+function drawNow(it, seen, context) {
+  describe(it, "Horizon of every layer", "Steps back until a thousandth of the gradient is left, at the last recorded step; the pale bar is all there is to reach.");
+  const traces = [];
+  const rows = {run: [], layer: [], step: [], horizon: [], "longest lag": []};
+  context.runs.forEach((run, place) => {
+    const found = lastOfEach(seen[place].layers);
+    const y = found.map((row) => shortened(context.title(row.key)));
+    const several = context.runs.length > 1;
+    const text = found.map((row) => (row.horizon_censored ? `all ${number(row.horizon)}` : number(row.horizon)));
+    const more = {orientation: "h", y, offsetgroup: String(place), textposition: "outside", cliponaxis: false};
+    const hovertemplate = found.map((row) => `${plain(several ? run.label : context.title(row.key))}<br>${row.horizon_censored ? "at least " : ""}${number(row.horizon)} of ${row.timesteps} steps<extra></extra>`);
+    traces.push({type: "bar", ...more, x: found.map((row) => row.timesteps), marker: {color: tones().line}, hoverinfo: "skip", showlegend: false, width: several ? undefined : 0.5});
+    traces.push({type: "bar", ...more, name: plain(run.label), x: found.map((row) => row.horizon), marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)}, text, hovertemplate, textfont: {color: tones().ink, size: 11}, width: several ? undefined : 0.5});
+    for (const row of found) Object.entries({run: run.label, layer: context.title(row.key), step: row.step, horizon: row.horizon, "longest lag": row.timesteps}).forEach(([name, each]) => rows[name].push(each));
+  });
+  if (!rows.layer.length) return say(it, "No layer has been recorded yet.");
+  const count = new Set(rows.layer).size;
+  const height = Math.max(200, 90 + count * (14 + 12 * context.runs.length));
+  it.parts.plot.classList.toggle("tall", height > 420);
+  const shape = layout({height, barmode: "group", bargap: 0.35, xaxis: axis("steps back", {rangemode: "tozero"}), yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}), showlegend: context.runs.length > 1, uirevision: "now", margin: {l: 60, r: 48, t: context.runs.length > 1 ? 34 : 10, b: 44}});
+  return draw(it, overlaid(traces), shape, () => listed(rows));
+}
+
+// Pale bars behind the bars they belong to.
+function overlaid(traces) {
+  return traces.map((trace, place) => ({...trace, xaxis: "x", yaxis: "y", alignmentgroup: "a", offsetgroup: trace.offsetgroup, base: 0, zorder: place % 2}));
+}
+
+function drawOver(it, seen, context) {
+  describe(it, "Horizon over training", `Does learning reach further back as training goes on? The dotted line is the longest possible.${which(context)}`);
+  const traces = [];
+  const rows = {run: [], step: [], layer: [], horizon: [], decay: []};
+  context.runs.forEach((run, place) => {
+    const {columns: table, length} = seen[place].layers;
+    for (let row = 0; row < length; row++) Object.entries({run: run.label, step: table.step[row], layer: context.title(table.key[row]), horizon: table.horizon[row], decay: table.decay[row]}).forEach(([name, each]) => rows[name].push(each));
+    for (const {key} of run.layers) {
+      const style = look(context, run, key);
+      const found = places(table.key, key);
+      if (!style.shown || !found.length) continue;
+      const name = named(context, run, key);
+      const take = (column) => found.map((at) => table[column][at]);
+      traces.push(line(name, take("step"), take("horizon"), style.colour, {line: {width: style.strong ? 2.4 : style.faint ? 0.8 : 1.8, dash: style.dash}, opacity: style.faint ? 0.5 : 1, showlegend: !style.faint, hovertemplate: `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`}));
+      if (key === context.layer.key) traces.push(line("longest", take("step"), take("timesteps"), tones().soft, {line: {dash: "dot", width: 1}, showlegend: false, hoverinfo: "skip"}));
+    }
+  });
+  if (!traces.length) return say(it, "No layer has been recorded yet.");
+  const shape = layout({height: 240, xaxis: axis("training step"), yaxis: axis("horizon (steps back)", {rangemode: "tozero"}), uirevision: "over", showlegend: legend(traces)});
+  return draw(it, traces, spaced(shape, traces), () => listed(rows));
+}
+
+// The last row of every layer of the table `layers`.
+function lastOfEach({columns: table, length}) {
+  const last = new Map();
+  for (let row = 0; row < length; row++) last.set(table.key[row], row);
+  return [...last].map(([key, row]) => ({key, step: table.step[row], horizon: table.horizon[row], horizon_censored: table.horizon_censored[row], timesteps: table.timesteps[row]}));
+}
+
+export function places(column, value) {
+  const found = [];
+  column.forEach((each, place) => each === value && found.push(place));
+  return found;
+}
+
+export const listed = (rows) => Object.entries(rows).map(([name, values]) => ({name, values}));
+export const legend = (traces) => traces.filter((trace) => trace.showlegend !== false).length > 1;
+// Room for a legend above.
+export const spaced = (shape, traces) => (legend(traces) ? {...shape, margin: {...shape.margin, t: 34}} : shape);
+const halves = (array) => [array.subarray(0, array.shape[1]), array.subarray(array.shape[1])];
+const shortened = (title) => plain(title.length > 34 ? `…${title.slice(-33)}` : title);

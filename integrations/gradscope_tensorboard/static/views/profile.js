@@ -1,0 +1,72 @@
+// One step: the chosen quantity over t, median and band, on the axis of the heatmap above.
+import {describe, draw, say} from "../charts.js";
+import {count, plural} from "../format.js";
+import {band, line, reference} from "../lines.js";
+import {axis, colour, layout, tones} from "../theme.js";
+import {axisTitle, rowTitle} from "../words.js";
+
+export function drawProfile(it, found, profiles, view, context) {
+  const {about} = view;
+  const hint = about.share ? "Shares of units at the limits, and the mean activation." : "Median over the analysed sequences; the band holds the middle 80 % of them.";
+  describe(it, `Step ${count(found?.head.step)}: ${about.title.toLowerCase()} over ${found?.head.axis ?? "t"}`, hint);
+  if (!found) return say(it, "Nothing was recorded here.");
+  const {positions, ...values} = found.arrays;
+  const range = about.share ? [profiles.some((each) => each?.arrays.mean.some((value) => value < 0)) ? -1.05 : -0.03, 1.03] : together(profiles);
+  if (!range) return say(it, "All of this step is zero or not finite.");
+  const left = [...(values.nonfinite ?? [])].filter((each) => each > 0).length;
+  const zeros = about.share ? 0 : [...values.p50].filter((each) => each === 0).length;
+  const notes = [left && `At ${plural(left, "timestep")} some sequences were not finite, and are left out.`, zeros && `The median is exactly 0 at ${plural(zeros, "timestep")}, which a logarithmic axis cannot show.`].filter(Boolean);
+  const traces = about.share ? shares(positions, values) : spread(positions, values);
+  const names = Object.keys(values);
+  return draw(it, traces, shape(found, range, view, context), () => [{name: "step", values: Array(positions.length).fill(found.head.step)}, {name: found.head.axis, values: [...positions]}, ...names.map((name) => ({name, values: [...values[name]]}))], notes);
+}
+
+const hover = (name) => ({hovertemplate: `%{x}: ${name} %{y:.4~g}<extra></extra>`});
+
+function spread(positions, {p10, p50, p90, mean}) {
+  const tint = colour(0);
+  const lone = p50.some((value, at) => Number.isFinite(value) && value > 0 && !(p50[at - 1] > 0) && !(p50[at + 1] > 0));
+  return [
+    band(positions, p10, p90, tint, true),
+    line("median", positions, p50, tint, {mode: lone ? "lines+markers" : "lines", ...hover("median")}),
+    line("mean", positions, mean, tones().soft, {line: {width: 1, dash: "dot"}, ...hover("mean")}),
+  ];
+}
+
+function shares(positions, {low, high, mean}) {
+  return [
+    line(rowTitle("low"), positions, low, colour(0), hover("low")),
+    line(rowTitle("high"), positions, high, colour(1), hover("high")),
+    line("mean activation", positions, mean, tones().soft, {line: {width: 1, dash: "dot"}, ...hover("mean")}),
+  ];
+}
+
+// The same range for all runs, so that they can be compared.
+function together(profiles) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const profile of profiles) {
+    for (const name of ["p10", "p50", "p90", "mean"]) {
+      for (const value of profile?.arrays[name] ?? []) if (value > 0 && value < Infinity) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    }
+  }
+  if (low > high) return null;
+  const [from, to] = [Math.log10(low), Math.log10(high)];
+  const margin = Math.max(0.05, (to - from) * 0.06);
+  return [from - margin, to + margin];
+}
+
+function shape({head, arrays}, range, {about, zoom}, context) {
+  const {positions} = arrays;
+  const half = positions.length > 1 ? (positions[positions.length - 1] - positions[0]) / (positions.length - 1) / 2 : 0.5;
+  const x = zoom ? zoom.slice(0, 2) : [positions[0] - half, positions[positions.length - 1] + half];
+  const mark = {type: "line", yref: "y domain", y0: 0, y1: 1, x0: context.state.t, x1: context.state.t, line: {color: tones().mark, width: 1, dash: "dot"}};
+  const shapes = context.state.t === undefined ? [] : [mark];
+  if (about.one) shapes.push(reference(1, "1: passes unchanged", tones()));
+  const levels = about.one ? [Math.min(range[0], -0.05), Math.max(range[1], 0.05)] : range;
+  const scale = about.share ? {range} : {type: "log", range: levels, dtick: levels[1] - levels[0] > 1.5 ? Math.ceil((levels[1] - levels[0]) / 6) : undefined};
+  return layout({
+    height: 250, margin: {l: 64, r: 84, t: 30, b: 42}, shapes, hovermode: "x",
+    xaxis: axis(axisTitle(head.axis), {range: x, automargin: false}),
+    yaxis: axis(about.share ? "share of units" : about.unit, {...scale, automargin: false, fixedrange: true}),
+  });
+}
