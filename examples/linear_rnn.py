@@ -2,10 +2,10 @@
 
     h_t = U h_{t-1} + W x_t,    so that dh_{t+k}/dh_t = U^k
 
-First, U = lambda Q with an orthogonal Q: all eigenvalues have the modulus |lambda|, and the gain over k steps is
-|lambda|^k. A random U with the same largest |lambda| differs at first, as its eigenvectors are not orthogonal, and goes
-the same way in the long run. Then a linear RNN learns to ring like a bell, y_t = sum_k r^k cos(w k) x_{t-k}, which
-takes the eigenvalues r e^{+iw} and r e^{-iw}.
+First, U = lambda Q with an orthogonal Q: every eigenvalue has the modulus |lambda|, and the gain over k steps is
+|lambda|^k. A random U with the same largest |lambda| follows it only in the long run: the late rate is that of the
+gain over the second half of the steps. Then a linear RNN learns to ring like a bell, y_t = sum_k r^k cos(w k) x_{t-k},
+for which it needs the eigenvalues r e^{+iw} and r e^{-iw}.
 
     python examples/linear_rnn.py --out pictures
 """
@@ -13,6 +13,8 @@ takes the eigenvalues r e^{+iw} and r e^{-iw}.
 from __future__ import annotations
 
 import argparse
+from cmath import exp
+from math import log
 from pathlib import Path
 
 import torch
@@ -35,26 +37,25 @@ def watch_once(u: Tensor, steps: int) -> gradscope.Run:
 
 
 def compare(size: int, steps: int) -> None:
-    """|lambda|^k beside the measured gain and reach, and ln |lambda| beside the measured Lyapunov exponent."""
+    """|lambda|^k beside the measured gain and reach, and ln |lambda| beside the rates at which they grow."""
     print(f"{'U':<10}{'|lambda|':>9}{'k':>5}{'|lambda|^k':>14}{'gain':>14}{'reach':>14}")
-    rates: list[tuple[str, float, float, str]] = []
-    for kind in ("lambda Q", "random"):
+    found = {"lambda Q": orthogonal_(LinearCell(0, size, dtype=torch.float64)).weight_hh.data}
+    found["random"] = torch.randn(size, size, dtype=torch.float64)
+    rates = []
+    for kind, u in found.items():
         for modulus in (0.8, 1.0, 1.1):
-            u = orthogonal_(LinearCell(0, size, dtype=torch.float64)).weight_hh.data
-            if kind == "random":
-                u = torch.randn(size, size, dtype=torch.float64)
             run = watch_once(u * modulus / torch.linalg.eigvals(u).abs().max(), steps)
-            gain = run.frame("timesteps", quantity="gain").set_index("t")["p50"]
-            reach = run.frame("reach").set_index("lag")["p50"]
+            gain = run.frame("timesteps", quantity="gain")["p50"].to_numpy()[::-1]  # now by k, as t = T - 1 - k
+            reach = run.frame("reach")["p50"]
             for k in sorted({1, steps // 4, steps // 2, steps - 1}):
-                values = modulus**k, gain[steps - 1 - k], reach[k]
-                print(f"{kind:<10}{modulus:>9}{k:>5}" + "".join(f"{value:>14.6e}" for value in values))
-            layer = run.frame("layers").iloc[0]
+                values = "".join(f"{value:>14.6e}" for value in (modulus**k, gain[k], reach[k]))
+                print(f"{kind:<10}{modulus:>9}{k:>5}{values}")
+            layer, half = run.frame("layers").iloc[0], steps // 2
+            late = log(gain[-1] / gain[half]) / (steps - 1 - half)
             horizon = f"{layer.horizon:.0f}{'+' if layer.horizon_censored else ''}"
-            rates.append((kind, modulus, layer.lyapunov, horizon))
-    print(f"\n{'U':<10}{'|lambda|':>9}{'ln |lambda|':>13}{'lyapunov':>11}{'horizon':>9}")
-    for kind, modulus, lyapunov, horizon in rates:
-        print(f"{kind:<10}{modulus:>9}{torch.tensor(modulus).log():>13.4f}{lyapunov:>11.4f}{horizon:>9}")
+            rates.append(f"{kind:<10}{modulus:>9}{log(modulus):>13.4f}{layer.lyapunov:>11.4f}{late:>11.4f}{horizon:>9}")
+    print(f"\n{'U':<10}{'|lambda|':>9}{'ln |lambda|':>13}{'lyapunov':>11}{'late rate':>11}{'horizon':>9}")
+    print(*rates, sep="\n")
 
 
 def train(updates: int, steps: int) -> gradscope.Run:
@@ -77,10 +78,9 @@ def train(updates: int, steps: int) -> gradscope.Run:
 
 def show(run: gradscope.Run) -> None:
     """The eigenvalues at every recorded step."""
-    spectra = run.frame("spectra")
     print(f"\n{'step':>5}{'eigenvalues of U':>36}{'largest |lambda|':>18}{'from target':>13}")
-    target = complex(RADIUS * torch.tensor(FREQUENCY).cos(), RADIUS * torch.tensor(FREQUENCY).sin())
-    for step, rows in spectra.groupby("step"):
+    target = RADIUS * exp(1j * FREQUENCY)
+    for step, rows in run.frame("spectra").groupby("step"):
         values = [complex(row.real, row.imag) for row in rows.itertuples()]
         distance = max(min(abs(goal - value) for value in values) for goal in (target, target.conjugate()))
         listed = "  ".join(f"{value.real:+.3f}{value.imag:+.3f}i" for value in values)
@@ -88,27 +88,25 @@ def show(run: gradscope.Run) -> None:
     print(f"{'goal':>5}{f'{target.real:+.3f}±{target.imag:.3f}i':>36}{abs(target):>18.4f}")
 
 
-def draw(run: gradscope.Run, folder: Path) -> None:
-    """The eigenvalues in the complex plane: their paths over training, and where they ended."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def draw(run: gradscope.Run, path: Path) -> None:
+    """The paths of the eigenvalues in the complex plane."""
     from matplotlib.figure import Figure
 
+    from gradscope import plot
+
     figure = Figure(figsize=(5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = gradscope.plot.spectra(run, ax=figure.subplots())
-    spectra = run.frame("spectra")
+    axes, spectra = plot.spectra(run, ax=figure.subplots()), run.frame("spectra")
     points = axes.scatter(spectra["real"], spectra["imag"], c=spectra["step"], s=14, cmap="viridis", zorder=3)
     figure.colorbar(points, label="training step", shrink=0.7)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "linear_rnn.png")
-    print(f"\nPicture: {folder / 'linear_rnn.png'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=8, help="hidden units of the first part")
     parser.add_argument("--steps", type=int, default=40, help="timesteps")
-    parser.add_argument("--updates", type=int, default=500, help="optimizer steps of the second part")
+    parser.add_argument("--updates", type=int, default=200, help="optimizer steps of the second part")
     parser.add_argument("--out", type=Path, help="folder for the picture")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -117,4 +115,4 @@ if __name__ == "__main__":
     run = train(args.updates, args.steps)
     show(run)
     if args.out:
-        draw(run, args.out)
+        draw(run, args.out / "linear_rnn.png")

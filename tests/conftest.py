@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+# Assertions of helpers explain themselves too. Said here, before any test module can have imported one.
+pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")

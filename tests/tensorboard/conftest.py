@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("tensorboard")
-pytest.register_assert_rewrite("boards")
 
 
 @pytest.fixture(scope="module", params=["rust", "python"])

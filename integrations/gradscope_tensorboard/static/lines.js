@@ -25,7 +25,19 @@ export function band(x, low, high, colour, logarithmic) {
 // A straight line behind the data, right across, with its meaning at one end.
 export function reference(value, text, tones, {axis = "y", xref = "x", yref = "y"} = {}) {
   const across = axis === "y" ? {x0: 0, x1: 1, xref: `${xref} domain`, y0: value, y1: value, yref} : {y0: 0, y1: 1, yref: `${yref} domain`, x0: value, x1: value, xref};
-  return {type: "line", layer: "below", line: {color: tones.soft, width: 1.2, dash: "dash"}, ...across, label: {text: plain(text), font: {size: 10.5, color: tones.soft}, textposition: "end", textangle: 0, yanchor: "bottom"}};
+  return {type: "line", layer: "below", line: {color: tones.soft, width: 1.2, dash: "dash"}, ...across, label: {text: plain(text), font: {size: 10.5, color: tones.soft}, textposition: "end", textangle: 0, xanchor: axis === "y" ? "right" : "left", yanchor: axis === "y" ? "bottom" : "top"}};
+}
+
+// The smallest and the largest positive finite of some lists of numbers, or null.
+export function extent(lists) {
+  let [low, high] = [Infinity, 0];
+  for (const list of lists) {
+    for (const value of list ?? []) {
+      if (value > 0 && value < low) low = value;
+      if (value > high && value < Infinity) high = value;
+    }
+  }
+  return low <= high ? [low, high] : null;
 }
 
 // Places of small pictures in a row or several: [{x: [from, to], y: [from, to]}, ...].

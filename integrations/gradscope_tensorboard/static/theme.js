@@ -60,6 +60,13 @@ export function axis(title, more = {}) {
   };
 }
 
+// A logarithmic axis for values from low to high; Plotly writes powers a quarter larger than other numbers.
+export function logAxis(title, [low, high], more = {}) {
+  const decades = Math.log10(high / low);
+  const size = decades > 1 ? 9 : 11;
+  return axis(title, {type: "log", dtick: decades > 1 ? Math.ceil(decades / 6) : undefined, minor: {showgrid: false}, ...more, tickfont: {size, color: tones().soft}});
+}
+
 export function layout(more = {}) {
   const {ink, page, line, soft} = tones();
   return {

@@ -1,8 +1,8 @@
 // The pictures of the clipping view.
 import {describe, draw, say} from "../charts.js";
 import {number, percent, plural} from "../format.js";
-import {line, reference} from "../lines.js";
-import {axis, colour, layout, tones} from "../theme.js";
+import {extent, line, reference} from "../lines.js";
+import {axis, colour, layout, logAxis, tones} from "../theme.js";
 import {listed} from "./overview.js";
 
 const RECENT = 100;
@@ -25,7 +25,7 @@ export function drawNorms(it, found) {
   const broken = found.before.flatMap((norm, place) => (Number.isFinite(norm) ? [] : [found.steps[place]]));
   if (broken.length) traces.push({type: "scatter", mode: "markers", name: "NaN or infinite", x: broken, y: broken.map(() => Math.max(...usable)), marker: {symbol: "x-thin-open", color: tones().bad, size: 8, line: {width: 1.5}}, hovertemplate: "step %{x}: not finite<extra></extra>"});
   const notes = [found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`, chosen.length < found.before.length && `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`, broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`].filter(Boolean);
-  const shape = layout({height: 290, margin: {l: 64, r: 16, t: 34, b: 44}, shapes, xaxis: axis("training step", {tickformat: ",d"}), yaxis: axis("gradient norm", {type: "log", ...decades(usable)}), uirevision: "norms"});
+  const shape = layout({height: 290, margin: {l: 64, r: 16, t: 34, b: 44}, shapes, xaxis: axis("training step", {tickformat: ",d"}), yaxis: logAxis("gradient norm", extent([usable, found.clips ? found.after : []]), ladder(extent([usable, found.after]))), uirevision: "norms"});
   return draw(it, traces, shape, () => listed(found.columns), notes);
 }
 
@@ -59,7 +59,7 @@ export function drawCoefficients(it, found) {
   const shares = counts.map((count) => count / coefficient.length);
   const range = counts.map((_, bin) => `${number(10 ** edges[bin], 2)} to ${number(10 ** edges[bin + 1], 2)}`);
   const trace = {type: "bar", x: counts.map((_, bin) => (10 ** edges[bin] + 10 ** edges[bin + 1]) / 2), width: counts.map((_, bin) => 0.94 * (10 ** edges[bin + 1] - 10 ** edges[bin])), y: shares, customdata: range, marker: {color: colour(1)}, hovertemplate: "factor %{customdata}<br>%{y:.2%} of the steps<extra></extra>"};
-  const shape = layout({height: 210, margin: {l: 64, r: 16, t: 10, b: 44}, xaxis: axis("factor on the gradient", {type: "log", range: [low, 0.01], ...ticks(10 ** low, 1)}), yaxis: axis("share of steps", {tickformat: ".0%", rangemode: "tozero"}), uirevision: "coefficients"});
+  const shape = layout({height: 210, margin: {l: 64, r: 16, t: 10, b: 44}, xaxis: logAxis("factor on the gradient", [10 ** low, 1], {range: [low, 0.01], ...ladder([10 ** low, 1])}), yaxis: axis("share of steps", {tickformat: ".0%", rangemode: "tozero"}), uirevision: "coefficients"});
   return draw(it, [trace], shape, () => listed({step, coefficient, clipped}), [`${percent(1 - factors.length / coefficient.length)} of the steps were left alone.`]);
 }
 
@@ -76,22 +76,16 @@ export function drawShare(it, found, level) {
   const traces = [line("share", x, y, colour(0), {line: {shape: "hv", width: 1.8}, hovertemplate: "threshold %{x:.4~g}: %{y:.1%} clipped<extra></extra>"})];
   const shapes = [{...reference(level, "", tones(), {axis: "x"}), line: {color: tones().mark, width: 1.2}}];
   if (found.threshold > 0) shapes.push(reference(found.threshold, `now ${number(found.threshold, 3)}`, tones(), {axis: "x"}));
-  const shape = layout({height: 230, margin: {l: 64, r: 16, t: 22, b: 44}, shapes, xaxis: axis("threshold (max_norm)", {type: "log", ...ticks(x[0], x[x.length - 1])}), yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}), uirevision: "share"});
+  const shape = layout({height: 230, margin: {l: 64, r: 16, t: 22, b: 44}, shapes, xaxis: logAxis("threshold (max_norm)", extent([x]), ladder(extent([x]))), yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}), uirevision: "share"});
   return draw(it, traces, shape, () => listed({threshold: x, share: y}));
 }
 
-// Ticks of a logarithmic axis: whole decades if there are some, else 1, 2, 5.
-function ticks(low, high) {
-  const span = Math.log10(high / low);
-  return span > 3 ? {dtick: Math.ceil(span / 6)} : {tickvals: ladder(low, high), ticktext: ladder(low, high).map((each) => number(each, 2))};
-}
-
-const decades = (values) => ticks(values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b)));
-
-function ladder(low, high) {
+// Ticks at 1, 2, 5 where few decades are shown; else as they come.
+function ladder([low, high]) {
+  if (high / low > 1000) return {};
   const found = [];
   for (let tens = Math.floor(Math.log10(low)); tens <= Math.log10(high); tens++) for (const each of [1, 2, 5]) found.push(Number((each * 10 ** tens).toPrecision(1)));
-  return found;
+  return {tickvals: found, ticktext: found.map((each) => `<span style="font-size:11px">${number(each, 2)}</span>`)};
 }
 
 // Places of the smallest and the largest of every few values, in order.

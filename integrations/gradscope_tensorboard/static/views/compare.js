@@ -4,9 +4,9 @@ import {describe, draw, figure, say} from "../charts.js";
 import {select} from "../controls.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
-import {band, line, reference} from "../lines.js";
+import {band, extent, line, reference} from "../lines.js";
 import {change} from "../state.js";
-import {axis, colour, dash, layout, tones} from "../theme.js";
+import {axis, colour, dash, layout, logAxis, tones} from "../theme.js";
 import {axisTitle, capital, drawable, groupOf, quantity, rowsOf, rowTitle} from "../words.js";
 import {listed, spaced} from "./overview.js";
 
@@ -104,9 +104,9 @@ function drawSteps(it, members, found, view, context) {
   const traces = members.map((member, at) => line(member.name, found[at].steps, found[at].values, member.colour, {line: {dash: member.dash}, hovertemplate: `${plain(member.name)}<br>step %{x}: %{y:.4~g}<extra></extra>`, showlegend: members.length > 1}));
   const values = found.flatMap((each) => [...each.values]);
   if (!values.some(Number.isFinite)) return say(it, view.table === "layers" && view.column === "lyapunov" ? 'Not recorded: attach with quantities="full".' : "Nothing of this was recorded, or nothing of it is finite.");
-  const logarithmic = view.logarithmic && values.some((value) => value > 0);
+  const logarithmic = view.logarithmic && extent([values]) !== null;
   const notes = [...left(members, found), ...missing(values, logarithmic)];
-  const shape = layout({height: 340, margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, "1", tones())] : [], xaxis: axis("training step", {tickformat: ",d"}), yaxis: axis(view.unit, logarithmic ? {type: "log"} : {}), uirevision: view.measure + view.row + view.over});
+  const shape = layout({height: 340, margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, "1", tones())] : [], xaxis: axis("training step", {tickformat: ",d"}), yaxis: logarithmic ? logAxis(view.unit, extent([values])) : axis(view.unit), uirevision: view.measure + view.row + view.over});
   const rows = {run: [], layer: [], step: [], [view.column ?? view.row]: []};
   members.forEach((member, at) => found[at].values.forEach((value, place) => [member.run.label, context.title(member.key), found[at].steps[place], value].forEach((each, column) => Object.values(rows)[column].push(each))));
   return draw(it, traces, spaced(shape, traces), () => listed(rows), notes);
@@ -129,13 +129,14 @@ function drawProfile(it, members, profiles, view, context) {
   if (!seen.length) return say(it, "Nothing was recorded here.");
   const {axis: position, step} = seen[0].head;
   describe(it, `${view.title} over ${position}, at step ${count(step)}`, `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. The step is the one chosen in Gradient flow.`);
-  const logarithmic = view.logarithmic;
+  const ends = extent(profiles.map((each) => each?.arrays[view.row]));
+  const logarithmic = view.logarithmic && ends !== null;
   const traces = members.flatMap((member, at) => {
     const {positions, ...values} = profiles[at].arrays;
     const bands = values.p10 && members.length <= 4 ? [band(positions, values.p10, values.p90, member.colour, logarithmic)] : [];
     return [...bands, line(member.name, positions, values[view.row], member.colour, {line: {dash: member.dash}, hovertemplate: `${plain(member.name)}<br>${position} %{x}: %{y:.4~g}<extra></extra>`, showlegend: members.length > 1})];
   });
-  const shape = layout({height: 300, margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, "1: passes unchanged", tones())] : [], xaxis: axis(axisTitle(position)), yaxis: axis(view.unit, logarithmic ? {type: "log"} : {range: [-0.02, 1.02]}), uirevision: view.measure});
+  const shape = layout({height: 300, margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, "1: passes unchanged", tones())] : [], xaxis: axis(axisTitle(position)), yaxis: logarithmic ? logAxis(view.unit, ends) : axis(view.unit, {rangemode: "tozero"}), uirevision: view.measure});
   const rows = {run: [], layer: [], step: [], [position]: [], [view.row]: []};
   members.forEach((member, at) => profiles[at].arrays.positions.forEach((each, place) => [member.run.label, context.title(member.key), profiles[at].head.step, each, profiles[at].arrays[view.row][place]].forEach((value, column) => Object.values(rows)[column].push(value))));
   return draw(it, traces, spaced(shape, traces), () => listed(rows));

@@ -2,6 +2,7 @@
 import {describe, draw, say} from "../charts.js";
 import {plain} from "../dom.js";
 import {count, number, power} from "../format.js";
+import {extent} from "../lines.js";
 import {axis, diverging, layout, sequential, tones} from "../theme.js";
 import {axisTitle, invalid, leftOut, rowTitle} from "../words.js";
 
@@ -11,17 +12,9 @@ const MOST_ROWS = 800;
 // One colour scale for all runs: {low, high} in log10, or of the share.
 export function scaleOf(heats, {about, row}) {
   if (about.share) return {low: row === "mean" && heats.some((heat) => heat?.arrays.values.some((value) => value < 0)) ? -1 : 0, high: 1};
-  let [low, high] = [Infinity, -Infinity];
-  for (const heat of heats) {
-    for (const value of heat?.arrays.values ?? []) {
-      if (value > 0 && value < Infinity) {
-        if (value < low) low = value;
-        if (value > high) high = value;
-      }
-    }
-  }
-  if (low > high) return {low: -1, high: 1};
-  [low, high] = [Math.log10(low), Math.log10(high)];
+  const ends = extent(heats.map((heat) => heat?.arrays.values));
+  if (!ends) return {low: -1, high: 1};
+  const [low, high] = ends.map(Math.log10);
   if (about.one) {
     const end = Math.min(DECADES / 2, Math.max(0.05, -low, high));
     return {low: -end, high: end, clamped: low < -end};

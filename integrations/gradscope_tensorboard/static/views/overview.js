@@ -3,9 +3,9 @@ import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {h, plain} from "../dom.js";
 import {number} from "../format.js";
-import {band, line, reference} from "../lines.js";
+import {band, extent, line, reference} from "../lines.js";
 import {columns} from "../panels.js";
-import {axis, colour, dash, layout, tones} from "../theme.js";
+import {axis, colour, dash, layout, logAxis, tones} from "../theme.js";
 import {showFindings, showNotes} from "./findings.js";
 
 const FLOOR = 1e-3;
@@ -81,30 +81,30 @@ function drawReach(it, seen, bands, context) {
     }
   });
   if (!traces.length) return say(it, "No reach was recorded: leave quantities as they are, or add \"reach\".");
-  const shape = layout({height: 320, xaxis: axis("lag (steps back)", {rangemode: "tozero"}), yaxis: axis("gradient left", {type: "log", dtick: 1}), shapes: [reference(FLOOR, "horizon: a thousandth left", tones())], uirevision: "reach", showlegend: legend(traces)});
+  const shape = layout({height: 320, xaxis: axis("lag (steps back)", {rangemode: "tozero"}), yaxis: logAxis("gradient left", extent([[FLOOR, 1], ...traces.map((trace) => trace.y)])), shapes: [reference(FLOOR, "horizon: a thousandth left", tones())], uirevision: "reach", showlegend: legend(traces)});
   return draw(it, traces, spaced(shape, traces), () => listed(rows));
 }
 
 function drawNow(it, seen, context) {
-  describe(it, "Horizon of every layer", "Steps back until a thousandth of the gradient is left, at the last recorded step; the pale bar is all there is to reach.");
+  describe(it, "Horizon of every layer", "Steps back until a thousandth of the gradient is left, at the last recorded step. The pale bar is the length of the sequence; ≥ where it never falls so far.");
   const traces = [];
-  const rows = {run: [], layer: [], step: [], horizon: [], "longest lag": []};
+  const rows = {run: [], layer: [], step: [], horizon: [], timesteps: []};
   context.runs.forEach((run, place) => {
     const found = lastOfEach(seen[place].layers);
     const y = found.map((row) => shortened(context.title(row.key)));
     const several = context.runs.length > 1;
-    const text = found.map((row) => (row.horizon_censored ? `all ${number(row.horizon)}` : number(row.horizon)));
-    const more = {orientation: "h", y, offsetgroup: String(place), textposition: "outside", cliponaxis: false};
+    const text = found.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon)));
+    const more = {orientation: "h", y, offsetgroup: String(place), textposition: "outside", constraintext: "none", cliponaxis: false};
     const hovertemplate = found.map((row) => `${plain(several ? run.label : context.title(row.key))}<br>${row.horizon_censored ? "at least " : ""}${number(row.horizon)} of ${row.timesteps} steps<extra></extra>`);
     traces.push({type: "bar", ...more, x: found.map((row) => row.timesteps), marker: {color: tones().line}, hoverinfo: "skip", showlegend: false, width: several ? undefined : 0.5});
     traces.push({type: "bar", ...more, name: plain(run.label), x: found.map((row) => row.horizon), marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)}, text, hovertemplate, textfont: {color: tones().ink, size: 11}, width: several ? undefined : 0.5});
-    for (const row of found) Object.entries({run: run.label, layer: context.title(row.key), step: row.step, horizon: row.horizon, "longest lag": row.timesteps}).forEach(([name, each]) => rows[name].push(each));
+    for (const row of found) Object.entries({run: run.label, layer: context.title(row.key), step: row.step, horizon: row.horizon, timesteps: row.timesteps}).forEach(([name, each]) => rows[name].push(each));
   });
   if (!rows.layer.length) return say(it, "No layer has been recorded yet.");
   const count = new Set(rows.layer).size;
   const height = Math.max(200, 90 + count * (14 + 12 * context.runs.length));
   it.parts.plot.classList.toggle("tall", height > 420);
-  const shape = layout({height, barmode: "group", bargap: 0.35, xaxis: axis("steps back", {rangemode: "tozero"}), yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}), showlegend: context.runs.length > 1, uirevision: "now", margin: {l: 60, r: 48, t: context.runs.length > 1 ? 34 : 10, b: 44}});
+  const shape = layout({height, barmode: "group", bargap: 0.35, xaxis: axis("steps back", {range: [0, 1.16 * Math.max(...rows.timesteps)]}), yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}), showlegend: context.runs.length > 1, uirevision: "now", margin: {l: 60, r: 16, t: context.runs.length > 1 ? 34 : 10, b: 44}});
   return draw(it, overlaid(traces), shape, () => listed(rows));
 }
 

@@ -1,8 +1,8 @@
 // One step: the chosen quantity over t, median and band, on the axis of the heatmap above.
 import {describe, draw, say} from "../charts.js";
 import {count, plural} from "../format.js";
-import {band, line, reference} from "../lines.js";
-import {axis, colour, layout, tones} from "../theme.js";
+import {band, extent, line, reference} from "../lines.js";
+import {axis, colour, layout, logAxis, tones} from "../theme.js";
 import {axisTitle, rowTitle} from "../words.js";
 
 export function drawProfile(it, found, profiles, view, context) {
@@ -43,14 +43,9 @@ function shares(positions, {low, high, mean}) {
 
 // The same range for all runs, so that they can be compared.
 function together(profiles) {
-  let [low, high] = [Infinity, -Infinity];
-  for (const profile of profiles) {
-    for (const name of ["p10", "p50", "p90", "mean"]) {
-      for (const value of profile?.arrays[name] ?? []) if (value > 0 && value < Infinity) [low, high] = [Math.min(low, value), Math.max(high, value)];
-    }
-  }
-  if (low > high) return null;
-  const [from, to] = [Math.log10(low), Math.log10(high)];
+  const ends = extent(profiles.flatMap((profile) => ["p10", "p50", "p90", "mean"].map((name) => profile?.arrays[name])));
+  if (!ends) return null;
+  const [from, to] = ends.map(Math.log10);
   const margin = Math.max(0.05, (to - from) * 0.06);
   return [from - margin, to + margin];
 }
@@ -63,10 +58,10 @@ function shape({head, arrays}, range, {about, zoom}, context) {
   const shapes = context.state.t === undefined ? [] : [mark];
   if (about.one) shapes.push(reference(1, "1: passes unchanged", tones()));
   const levels = about.one ? [Math.min(range[0], -0.05), Math.max(range[1], 0.05)] : range;
-  const scale = about.share ? {range} : {type: "log", range: levels, dtick: levels[1] - levels[0] > 1.5 ? Math.ceil((levels[1] - levels[0]) / 6) : undefined};
+  const fixed = {range: levels, automargin: false, fixedrange: true};
   return layout({
     height: 250, margin: {l: 64, r: 84, t: 30, b: 42}, shapes, hovermode: "x",
     xaxis: axis(axisTitle(head.axis), {range: x, automargin: false}),
-    yaxis: axis(about.share ? "share of units" : about.unit, {...scale, automargin: false, fixedrange: true}),
+    yaxis: about.share ? axis("share of units", fixed) : logAxis(about.unit, levels.map((level) => 10 ** level), fixed),
   });
 }

@@ -19,9 +19,9 @@ export async function drawSpectra(it, run, {key, step}, context) {
   describe(it, `Step ${count(found.head.step)}: eigenvalues of the recurrent weights`, "Inside the circle a direction fades from step to step, outside it grows; on it, memory lasts.");
   const {gates} = found.head;
   const across = Math.max(1, Math.min(gates.length, Math.floor((it.root.clientWidth || 600) / 190)));
-  const places = tiles(gates.length, across, 0.06, 0.2);
   const limit = 1.1 * Math.max(1, ...gates.flatMap((gate) => [...found.arrays[`${gate}/real`], ...found.arrays[`${gate}/imag`]]).map(Math.abs).filter(Number.isFinite));
   const side = Math.min(260, Math.max(150, (it.root.clientWidth || 600) / across - 30));
+  const places = squares(tiles(gates.length, across, 0.06, 0.2), (side + 34) / ((it.root.clientWidth || 600) / across));
   const shape = layout({height: Math.ceil(gates.length / across) * (side + 34) + 40, margin: {l: 44, r: 10, t: 24, b: 40}, showlegend: false, shapes: [], annotations: []});
   const traces = gates.map((gate, place) => {
     const [x, y] = axes(place);
@@ -35,6 +35,12 @@ export async function drawSpectra(it, run, {key, step}, context) {
   const list = {gate: [], index: [], real: [], imag: []};
   gates.forEach((gate) => found.arrays[`${gate}/positions`].forEach((index, at) => [gate, index, found.arrays[`${gate}/real`][at], found.arrays[`${gate}/imag`][at]].forEach((value, column) => Object.values(list)[column].push(value))));
   await draw(it, traces, shape, () => Object.entries(list).map(([name, values]) => ({name, values})));
+}
+
+// Small pictures no wider than they are high, one beside the other from the left.
+function squares(places, share) {
+  if (share >= 1) return places;
+  return places.map(({x, y}) => ({x: x.map((end) => end * share), y}));
 }
 
 // Plotly's names of the axes of small picture number `place`.

@@ -1,0 +1,122 @@
+"""Chromium and TensorBoard as processes, and the Gradscope tab as a user drives it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+WATCH = """document.addEventListener("securitypolicyviolation",
+    (event) => console.error("policy: " + event.violatedDirective + " " + event.blockedURI));"""
+PATIENCE_MS = 30_000
+
+
+@contextmanager
+def running(logdir: Path, loader: str = "python", *flags: str) -> Iterator[str]:
+    """TensorBoard on a folder; gives its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", "0", "--host", "127.0.0.1"]
+    command += ["--reload_interval", "1", "--load_fast", "true" if loader == "rust" else "false", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        said = ""
+        for said_now in process.stderr:
+            said += said_now
+            if found := re.search(r" at (http://\S+)", said_now):
+                yield found[1]
+                break
+        else:
+            raise AssertionError(f"TensorBoard did not start: {said}")
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stderr.close()
+
+
+class Tab:
+    """The tab in a page of its own; what goes wrong in the browser is in `problems`."""
+
+    def __init__(self, context: Any, base: str, folder: Path) -> None:
+        self.base, self.folder, self.problems = base, folder, list[str]()
+        context.add_init_script(WATCH)
+        self.page = context.new_page()
+        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.frame = self.page.frame_locator("iframe[src*='name=gradscope']")
+
+    def open(self, **state: Any) -> None:
+        """Load TensorBoard anew, at a deep link."""
+        self.page.goto("about:blank")
+        self.page.goto(self.base + link(**state))
+        self.ready()
+
+    def go(self, **state: Any) -> None:
+        """Change the address only, as somebody would who pastes a link."""
+        self.page.evaluate("hash => { location.hash = hash; }", link(**state))
+        if "view" in state:
+            self.ready(state["view"])
+        self.ready()
+
+    def ready(self, view: str | None = None) -> None:
+        """Wait until what was asked for is drawn."""
+        shown = f"[data-view='{view}']" if view else ""
+        self.frame.locator(f"[data-testid=gradscope]{shown}[data-state=ready]").wait_for(timeout=PATIENCE_MS)
+
+    def get(self, name: str, within: str = "") -> Any:
+        """A part of the page that is seen, by its marker."""
+        return self.frame.locator(f"{within} [data-testid='{name}']:visible")
+
+    def choose(self, control: str, value: str) -> None:
+        """Choose from a list."""
+        self.get(control).select_option(value)
+        self.ready()
+
+    def words(self) -> dict[str, str]:
+        """What the address says."""
+        pairs = [part.split("=") for part in self.page.evaluate("location.hash").split("&")[1:]]
+        return {name.removeprefix("p.gradscope."): value for name, value in pairs}
+
+    def plotted(self, figure: str, place: int = 0) -> list[dict[str, Any]]:
+        """The traces of a figure, with NaN as None."""
+        script = """plot => JSON.stringify(plot.data.map(({name, type, x, y, z}) =>
+            ({name, type, x: [...(x ?? [])], y: [...(y ?? [])], z: (z ?? []).map(row => [...row])})))"""
+        return json.loads(self.get(f"figure-{figure}").nth(place).locator(".plot").evaluate(script))
+
+    def saved(self, button: str, place: int = 0) -> Path:
+        """The file that a click on a button saves."""
+        with self.page.expect_download() as download:
+            self.get(button).nth(place).click()
+        path = self.folder / download.value.suggested_filename
+        download.value.save_as(path)
+        return path
+
+    def rows(self, figure: str) -> list[dict[str, str]]:
+        """All pages of a figure's table, as it is read."""
+        self.get(f"{figure}-table").first.click()
+        table, found = self.get(f"figure-{figure}").first.locator("[data-testid=table]"), list[dict[str, str]]()
+        names = table.locator("th").all_inner_texts()
+        following = table.locator("[data-testid=table-next]")
+        while True:
+            cells = table.locator("tbody").evaluate("b => [...b.rows].map(r => [...r.cells].map(c => c.textContent))")
+            found += [dict(zip(names, row, strict=True)) for row in cells]
+            if not following.count() or following.is_disabled():
+                return found
+            following.click()
+
+
+def link(runs: Sequence[str] = (), **state: Any) -> str:
+    """A deep link; `runs` are names of runs as TensorBoard has them."""
+    words = {**state, **({"runs": ",".join(quote(run, safe="") for run in runs)} if runs else {})}
+    return "#gradscope" + "".join(f"&p.gradscope.{name}={quote(str(value), safe='')}" for name, value in words.items())

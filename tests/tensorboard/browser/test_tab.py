@@ -1,0 +1,200 @@
+"""The tab reacts, survives, and shows hostile names as what they are: text."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from browsers import Tab, running
+from made_boards import HOSTILE, LAYERS, STEPS, Named, train
+
+VIEWS = {
+    "overview": ["reach", "horizon", "horizon-steps"],
+    "flow": ["heatmap", "profile", "spectra"],
+    "gates": ["saturation", "units"],
+    "clipping": ["norms"],
+    "compare": ["compare-steps"],
+}
+BOTH = ["first/gradscope", "second/gradscope"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_view_opens(tab: Tab, dark: bool) -> None:
+    tab.page.emulate_media(color_scheme="dark" if dark else "light")
+    tab.open(runs=BOTH)
+    for view, figures in VIEWS.items():
+        tab.get(f"tab-{view}").click()
+        tab.ready(view)
+        for figure in figures:
+            for found in tab.get(f"figure-{figure}").all():
+                assert found.get_attribute("data-state") == "ready", figure
+                assert found.locator("h3").inner_text() and found.locator(".hint").inner_text()
+    page = tab.frame.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert (page == "rgb(255, 255, 255)") is not dark
+    assert tab.get("figure-compare-steps").locator(".plot").evaluate("p => p.layout.paper_bgcolor") == (
+        "#24272b" if dark else "#ffffff"
+    )
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_opens_with_either_loader(tab: Tab, loader: str, view: str) -> None:
+    tab.open(runs=["second/gradscope"], view=view)
+    assert tab.get(f"view-{view}").count() == 1
+
+
+def test_selectors_change_what_is_shown_and_a_reload_keeps_it(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="flow")
+    before = tab.plotted("heatmap")[0]["z"]
+    tab.choose("layer", json.dumps(["rnn", 1], separators=(",", ":")))
+    tab.choose("direction", "reverse")
+    other = tab.plotted("heatmap")[0]["z"]
+    assert other != before
+    tab.choose("curve", "gates/forget")
+    tab.choose("row", "low")
+    assert tab.plotted("heatmap")[0]["z"] != other
+    tab.get("step").fill("3")
+    tab.ready()
+    shown, words = tab.plotted("profile"), tab.words()
+    assert words["layer"] == "rnn%2F1%2Freverse" and words["curve"] == "gates%2Fforget" and words["step"] == "3"
+    tab.page.reload()
+    tab.ready("flow")
+    assert tab.plotted("profile") == shown and tab.words() == words
+    assert tab.get("direction").input_value() == "reverse" and tab.get("curve").input_value() == "gates/forget"
+
+
+def test_runs_are_chosen_from_a_list(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="flow")
+    assert tab.get("run-column").count() == 1
+    tab.get("runs").click()
+    tab.frame.locator(".choices label", has_text="second").click()
+    tab.ready()
+    assert tab.get("run-column").count() == 2 and tab.get("figure-heatmap").count() == 2
+    assert tab.get("run-column").locator("h2").all_inner_texts() == ["first\nfinished", "second\nfinished"]
+
+
+def test_the_keyboard_walks_through_views_steps_and_timesteps(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"])
+    tab.get("tab-overview").focus()
+    tab.page.keyboard.press("ArrowRight")
+    tab.ready("flow")
+    assert tab.get("tab-flow").get_attribute("aria-selected") == "true"
+    tab.get("figure-heatmap").locator(".plot").focus()
+    for key in ("ArrowDown", "ArrowLeft", "ArrowLeft"):
+        tab.page.keyboard.press(key)
+        tab.ready()
+    assert (tab.words()["step"], tab.words()["t"]) == (str(STEPS - 2), "10")
+
+
+def test_a_zoom_asks_for_what_is_between_and_goes_back(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="flow", zoom="2,8,10,40")
+    drawn = tab.plotted("heatmap")[0]
+    assert len(drawn["z"]) == 31 and drawn["x"] == [2, 3, 4, 5, 6, 7, 8]
+    tab.get("figure-heatmap").get_by_text("Reset zoom").click()
+    tab.ready()
+    assert len(tab.plotted("heatmap")[0]["z"]) == STEPS and "zoom" not in tab.words()
+    box = tab.get("figure-heatmap").locator(".plot").bounding_box()
+    tab.page.mouse.move(box["x"] + 200, box["y"] + 80)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 500, box["y"] + 220, steps=4)
+    tab.page.mouse.up()
+    tab.frame.locator("[data-testid=gradscope]").evaluate("() => new Promise(done => setTimeout(done, 300))")
+    tab.ready()
+    assert "zoom" in tab.words() and len(tab.plotted("heatmap")[0]["z"]) < STEPS
+
+
+def test_findings_are_cards_whose_code_can_be_copied(tab: Tab) -> None:
+    tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.open(runs=BOTH)
+    cards = tab.get("finding")
+    assert [card.get_attribute("data-code") for card in cards.all()] == ["vanishing_gradient", "excessive_clipping"]
+    assert f"It vanishes {HOSTILE}" in cards.first.inner_text() and "Critical" in cards.first.inner_text()
+    cards.first.locator("[data-testid=copy]").first.click()
+    cards.first.get_by_text("Copied").wait_for()
+    assert tab.page.evaluate("navigator.clipboard.readText()") == "model.rnn.reset_parameters()  # <script>"
+    cards.first.get_by_text("See it in Gradient flow").click()
+    tab.ready("flow")
+
+
+def test_hostile_names_are_text(tab: Tab) -> None:
+    tab.open(runs=['a<b>&"c/gradscope', "second/gradscope"])
+    for view in VIEWS:
+        tab.get(f"tab-{view}").click()
+        tab.ready(view)
+        assert tab.frame.locator("img[src=x], i:text-is('Why')").count() == 0
+    assert tab.page.evaluate("window.hacked") is None
+    assert 'a<b>&"c' in tab.get("runs").inner_text()
+    assert HOSTILE in tab.get("layer").inner_text()
+
+
+def test_fifty_layers_stay_one_list(tab: Tab) -> None:
+    tab.open(runs=['a<b>&"c/gradscope'])
+    assert tab.get("layer").locator("option").count() == LAYERS
+    assert not tab.get("direction").count() and not tab.get("call").count()
+    assert tab.frame.locator(".chosen").bounding_box()["height"] < 80
+
+
+def test_what_is_not_finite_is_said(tab: Tab) -> None:
+    tab.open(runs=["second/gradscope"], view="flow")
+    assert "NaN" in tab.get("figure-heatmap").locator(".notes").inner_text()
+    tab.choose("curve", "grad_h_direct")
+    assert "not finite" in tab.get("figure-heatmap").locator(".notes").inner_text()
+
+
+def test_steps_that_are_left_out_are_said(tab: Tab) -> None:
+    def dropped(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        for run in body["runs"]:
+            run["state"] |= {"steps": 12_000, "recorded": 12_000, "written": 1_000, "stride": 12}
+        route.fulfill(response=answer, json=body)
+
+    tab.page.route("**/plugin/gradscope/runs", dropped)
+    tab.open(runs=["first/gradscope"], view="flow")
+    assert "1,000 of 12,000 steps shown" in tab.get("coverage").inner_text()
+    assert f"{STEPS} of 1,000 recorded steps are here" in tab.get("figure-heatmap").locator(".notes").inner_text()
+
+
+def test_pictures_are_saved(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="flow")
+    saved = tab.saved("heatmap-png")
+    assert saved.name == "heatmap-first.png"
+    assert saved.read_bytes().startswith(b"\x89PNG") and saved.stat().st_size > 5000
+    lines = tab.saved("profile-csv").read_text().splitlines()
+    assert lines[0] == "step,t,p10,p50,p90,mean,nonfinite" and len(lines) == 13
+
+
+def test_an_empty_folder_says_how_to_record(tab: Tab) -> None:
+    tab.page.route("**/plugin/gradscope/runs", lambda route: route.fulfill(json={"version": 1, "runs": []}))
+    tab.page.goto(tab.base + "#gradscope")
+    tab.frame.locator("[data-testid=gradscope][data-state=empty]").wait_for()
+    said = tab.frame.locator(".message").inner_text()
+    assert "Nothing has been recorded here yet" in said and 'gradscope.attach(model, logdir="runs/exp1")' in said
+
+
+def test_a_dark_host_makes_the_page_dark_at_once(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="flow")
+    tab.page.evaluate("document.body.classList.add('dark-mode')")
+    tab.frame.locator("html.dark").wait_for()
+    tab.ready()
+    assert tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.paper_bgcolor") == "#24272b"
+
+
+def test_it_grows_while_training_runs(browser: Any, tmp_path: Path) -> None:
+    rnn = torch.nn.RNN(2, 4, batch_first=True)
+    train(Named("rnn", rnn), tmp_path / "runs" / "now", 3)
+    with running(tmp_path / "runs") as base:
+        context = browser.new_context()
+        tab = Tab(context, base, tmp_path)
+        tab.open(view="compare")
+        assert len(tab.plotted("compare-steps")[0]["x"]) == 3
+        train(Named("rnn", rnn), tmp_path / "runs" / "later", 5)
+        end = time.monotonic() + 30
+        while len(tab.plotted("compare-steps")) < 2 and time.monotonic() < end:
+            tab.page.wait_for_timeout(200)
+        assert [len(trace["x"]) for trace in tab.plotted("compare-steps")] == [5, 3]
+        context.close()
+    assert tab.problems == []
