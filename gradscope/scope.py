@@ -18,6 +18,7 @@ from gradscope.attach.custom import default_spec, find_cells, find_sequences, li
 from gradscope.attach.find import find_layers
 from gradscope.attach.kernels import KERNELS
 from gradscope.attach.optimizers import OPTIMIZERS
+from gradscope.attach.split import SPLITS, Splitter
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
 from gradscope.errors import AttachError, GradscopeError
@@ -50,6 +51,7 @@ def attach(
     sinks: Sequence[Sink] = (),
     cells: Mapping[type[nn.Module], CellSpec] | Sequence[type[nn.Module]] | None = None,
     positions: Mapping[str, int] | None = None,
+    split_layers: bool = False,
     strict: bool = False,
 ) -> Scope:
     """Record what gradients do inside every recurrent layer of a model, while it trains as before.
@@ -72,6 +74,9 @@ def attach(
         cells: classes of your own cells, and how to observe them; see `CellSpec`.
         positions: pattern over qualified names -> time dimension, 0 or 1, of the output of any other module that turns
             a sequence into a sequence: `grad_h` is recorded at its positions, and `reach` from there to its input.
+        split_layers: run a stack of layers layer by layer where its inside is otherwise hidden, in a kernel that draws
+            its own dropout (cuDNN). The training is then not the same as without the scope, for it draws other random
+            numbers: a warning and a note say so.
         strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
             goes on.
 
@@ -113,6 +118,7 @@ def attach(
             "quantities": sorted(wanted),
             "max_sequences": max_sequences,
             "first_step": first_step,
+            "split_layers": split_layers,
         },
     }
     store = MemoryStore(meta) if logdir is None else ParquetStore(logdir, meta, first_step=first_step)
@@ -120,7 +126,9 @@ def attach(
     with ExitStack() as undo:
         undo.callback(store.close)
         recorder = Recorder((store, *_board(logdir, writer, store), *sinks))
-        scope = Scope(Observer(model, layers, own, recorder, schedule, settings), recorder, store)
+        observer = Observer(model, layers, own, recorder, schedule, settings)
+        splitter = Splitter(layers, observer.guard.note) if split_layers else None
+        scope = Scope(observer, recorder, store, splitter)
         undo.pop_all()
     return scope
 
@@ -153,7 +161,13 @@ class Scope:
     never closed is closed when Python exits.
     """
 
-    def __init__(self, observer: Observer, recorder: Recorder, store: MemoryStore | ParquetStore) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        recorder: Recorder,
+        store: MemoryStore | ParquetStore,
+        splitter: Splitter | None = None,
+    ) -> None:
         """See `attach`."""
         self._observer, self._recorder, self._store = observer, recorder, store
         self._closed = False
@@ -161,6 +175,8 @@ class Scope:
         with ExitStack() as undo:
             for seam in (KERNELS, OPTIMIZERS):
                 undo.callback(seam.listen(observer).remove)
+            if splitter is not None:
+                undo.callback(SPLITS.listen(splitter).remove)
             for remove in listen_to_calls(observer.own, observer):
                 undo.callback(remove)
             undo.push(observer.ledger.listen())

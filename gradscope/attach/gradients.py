@@ -51,13 +51,16 @@ def backward_pass() -> int:
 def after_backward(queued: int, callback: Callable[[], None]) -> int:
     """Within a backward pass: call `callback` when it is over, unless that was asked for in the same pass.
 
+    It is the last to be called: what others have queued is done by then, such as a reduction over processes.
+
     Args:
         queued: what the last call returned.
         callback: without arguments.
     """
     current = backward_pass()
     if current != queued:
-        torch.autograd.Variable._execution_engine.queue_callback(callback)  # type: ignore[attr-defined]
+        queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+        queue(lambda: queue(callback))
     return current
 
 

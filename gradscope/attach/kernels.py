@@ -9,12 +9,14 @@ the user's modules: copies and pickles stay clean.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.attach.split import SPLITS, split
 from gradscope.types import KernelCall
 
 FAMILIES = ("rnn_tanh", "rnn_relu", "lstm", "gru")
@@ -53,11 +55,13 @@ KERNELS: Seam[KernelListener] = Seam(_install)
 def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any) -> Any:
         listeners = [listener for listener in KERNELS if listener.listening]
-        if not listeners or torch._C._get_tracing_state() is not None:
+        if not (listeners or SPLITS.busy) or torch._C._get_tracing_state() is not None:
             return original(*args)
         call = parse(family, args)
+        if any([splitter.splits(call) for splitter in SPLITS]):  # every one of them says what it does
+            call = replace_fields(call, masks=[])
         tokens = [(listener, listener.before_kernel(call)) for listener in listeners]
-        returned = original(*args)
+        returned = original(*args) if call.masks is None else split(original, call)
         result = returned if isinstance(returned, tuple) else (returned,)
         for listener, token in tokens:
             if token is not None:

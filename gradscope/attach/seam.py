@@ -54,6 +54,11 @@ class Seam(Generic[Listener]):
                 restore, self.restore = self.restore, None
                 restore()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._handles)
+
     def __iter__(self) -> Iterator[Listener]:
         """The listeners at the beginning of the iteration, less those that are removed before their turn."""
         for handle in self._handles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,19 +22,26 @@ class Dropout:
         probability: of a zero.
         generator_state: of the CPU generator as the kernel found it; None where the kernel drew elsewhere.
         shape: of what it was applied to, the whole batch.
+        drawn: the factors of the analysed sequences, where they were seen.
     """
 
     probability: float
     generator_state: Tensor | None
     shape: tuple[int, ...]
+    drawn: tuple[Tensor, ...] = ()
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the factors cannot be known."""
+        return self.generator_state is None and not self.drawn
 
     def masks(self, count: int, layout: Layout, like: Tensor) -> tuple[Tensor, ...]:
         """The factors on the inputs of layers 1, 2, ..., [T, n, .] each.
 
         Drawn as `torch.dropout` draws them, from a generator of our own: the user's stream is not touched.
         """
-        if self.generator_state is None or self.probability == 0:
-            return ()
+        if self.generator_state is None:
+            return self.drawn
         generator = torch.Generator("cpu")
         generator.set_state(self.generator_state)
         keep = 1 - self.probability
@@ -43,8 +50,7 @@ class Dropout:
         else:
             blank = (torch.empty(self.shape, dtype=like.dtype, device="cpu") for _ in range(count))
             masks = [noise.bernoulli_(keep, generator=generator).div_(keep) for noise in blank]
-        select = layout.time_first if isinstance(layout, Dense) else layout.select
-        return tuple(select(mask) for mask in masks)
+        return _selected(masks, layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ class Snapshot:
             grad_h_n=unscaled(grad_final[0], self.final[0]),
             grad_c_n=None if not cell or grad_final[1] is None else unscaled(grad_final[1], self.final[1]),
             dropout=tuple(cast(mask) for mask in masks),
-            hidden_dropout=self.dropout is not None and self.dropout.generator_state is None,
+            hidden_dropout=self.dropout is not None and self.dropout.hidden,
             tolerance=TOLERANCE[self.precision],
         )
 
@@ -122,7 +128,7 @@ def begin_dropout(call: KernelCall) -> Dropout | None:
         shape: tuple[int, ...] = (steps, call.batch, width)
     else:
         shape = (call.input.shape[0], width)
-    on_cpu = call.input.device.type == "cpu"
+    on_cpu = call.input.device.type == "cpu" and call.masks is None
     return Dropout(call.dropout, torch.get_rng_state() if on_cpu else None, shape)
 
 
@@ -152,7 +158,7 @@ def snapshot(
             state=tuple(_columns(s, layout) for s in call.state),
             output=layout.select(result[0].detach()),
             final=tuple(_columns(s, layout) for s in (result if call.cell else result[1:])),
-            dropout=dropout,
+            dropout=replace(dropout, drawn=_selected(call.masks, layout)) if dropout and call.masks else dropout,
             precision=_precision(call, result[0]),
         )
 
@@ -168,6 +174,12 @@ def copy_weights(call: KernelCall) -> tuple[Weights, ...]:
     count = len(call.weights) // slots
     copies = [w.detach().clone() for w in call.weights]
     return tuple(_named(copies[i : i + count], call.has_biases) for i in range(0, len(copies), count))
+
+
+def _selected(masks: Sequence[Tensor], layout: Layout) -> tuple[Tensor, ...]:
+    """The analysed sequences of masks that are time first, or packed."""
+    select = layout.time_first if isinstance(layout, Dense) else layout.select
+    return tuple(select(mask) for mask in masks)
 
 
 def _named(flat: list[Tensor], has_biases: bool) -> Weights:

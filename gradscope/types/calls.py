@@ -43,6 +43,8 @@ class KernelCall:
         bidirectional: two directions a layer.
         batch_first: layout of `input` and of the output.
         cell: one timestep of one layer, called in the user's own loop.
+        masks: where the call is run layer by layer, the dropout factors between the layers as they are drawn, in the
+            layout of the output, but time first; else None.
     """
 
     family: str
@@ -56,6 +58,7 @@ class KernelCall:
     bidirectional: bool
     batch_first: bool
     cell: bool = False
+    masks: list[Tensor] | None = None
 
     @property
     def directions(self) -> int:
