@@ -8,6 +8,11 @@
 5
 """
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from gradscope.compare import compare
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record.run import Run, load
@@ -29,3 +34,15 @@ __all__ = [
     "compare",
     "load",
 ]
+
+_ROOMS = ("cells", "plot")  # loaded when they are first asked for, so that what findings say to type works as typed
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"gradscope.{name}")
+    raise AttributeError(f"module 'gradscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])

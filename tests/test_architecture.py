@@ -145,3 +145,10 @@ def test_attach_stays_a_function() -> None:
     """The room `gradscope.attach` has the name of the function, and must not take its place once imported."""
     modules = ", ".join(f"gradscope.{room(path)}" for path in FILES if room(path).startswith("attach"))
     assert fresh(f"import {modules}; import gradscope; print(callable(gradscope.attach))") == "True"
+
+
+def test_what_findings_say_to_type_works_after_import_alone() -> None:
+    code = (
+        "import gradscope, sys; before = 'gradscope.cells' in sys.modules; gradscope.cells.orthogonal_; print(before)"
+    )
+    assert fresh(code) == "False"
