@@ -1,4 +1,7 @@
-"""Chromium and TensorBoard as processes, and the Gradscope tab as a user drives it."""
+"""Chromium and TensorBoard as processes, and the Gradscope tab as a user drives it.
+
+Loading TensorBoard's own page takes longer than all of a test, so that a `Tab` is loaded once and then follows links.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,14 @@ FLAGS = (
 ).split()
 WATCH = """document.addEventListener("securitypolicyviolation",
     (event) => console.error("policy: " + event.violatedDirective + " " + event.blockedURI));"""
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
+GO = """hash => new Promise(done => {
+    if (location.hash === hash) return done();
+    addEventListener("hashchange", () => done(), {once: true});
+    location.hash = hash;
+})"""
+PLOTTED = """plot => JSON.stringify(plot.data.map(({name, type, x, y, z}) =>
+    ({name: name ?? "", type, x: [...(x ?? [])], y: [...(y ?? [])], z: (z ?? []).map(row => [...row])})))"""
 
 
 @contextmanager
@@ -49,30 +59,40 @@ class Tab:
     """The tab in a page of its own; what goes wrong in the browser is in `problems`."""
 
     def __init__(self, context: Any, base: str, folder: Path) -> None:
-        self.base, self.folder, self.problems = base, folder, list[str]()
+        self.base, self.folder, self.problems, self.loaded = base, folder, list[str](), False
         context.add_init_script(WATCH)
         self.page = context.new_page()
         self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.frame = self.page.frame_locator("iframe[src*='name=gradscope']")
 
-    def open(self, **state: Any) -> None:
-        """Load TensorBoard anew, at a deep link."""
-        self.page.goto("about:blank")
-        self.page.goto(self.base + link(**state))
-        self.ready()
+    def open(self, *, anew: bool = False, **state: Any) -> None:
+        """Go to a deep link, with TensorBoard loaded `anew` or as it is; tables are closed, the mouse is away."""
+        if anew or not self.loaded:
+            self.page.goto("about:blank")
+            self.page.goto(self.base + link(**state))
+            self.loaded = True
+        else:
+            self.page.mouse.move(0, 0)
+            self.page.evaluate(GO, link(**state))
+            self._close_tables()
+        self.ready(state.get("view", "overview"))
+
+    def _close_tables(self) -> None:
+        for figure in self.frame.locator("figure:has([data-testid=table])").all():
+            figure.locator(".tools button:text-is('Table')").evaluate("button => button.click()")
 
     def go(self, **state: Any) -> None:
         """Change the address only, as somebody would who pastes a link."""
-        self.page.evaluate("hash => { location.hash = hash; }", link(**state))
-        if "view" in state:
-            self.ready(state["view"])
-        self.ready()
+        self.page.evaluate(GO, link(**state))
+        self.ready(state.get("view"))
 
     def ready(self, view: str | None = None) -> None:
-        """Wait until what was asked for is drawn."""
+        """Wait until what was asked for is drawn; a page that fails to is loaded anew the next time."""
+        before, self.loaded = self.loaded, False
         shown = f"[data-view='{view}']" if view else ""
         self.frame.locator(f"[data-testid=gradscope]{shown}[data-state=ready]").wait_for(timeout=PATIENCE_MS)
+        self.loaded = before
 
     def get(self, name: str, within: str = "") -> Any:
         """A part of the page that is seen, by its marker."""
@@ -90,9 +110,7 @@ class Tab:
 
     def plotted(self, figure: str, place: int = 0) -> list[dict[str, Any]]:
         """The traces of a figure, with NaN as None."""
-        script = """plot => JSON.stringify(plot.data.map(({name, type, x, y, z}) =>
-            ({name, type, x: [...(x ?? [])], y: [...(y ?? [])], z: (z ?? []).map(row => [...row])})))"""
-        return json.loads(self.get(f"figure-{figure}").nth(place).locator(".plot").evaluate(script))
+        return json.loads(self.get(f"figure-{figure}").nth(place).locator(".plot").evaluate(PLOTTED))
 
     def saved(self, button: str, place: int = 0) -> Path:
         """The file that a click on a button saves."""

@@ -16,7 +16,8 @@ from gradscope.types import Remedy
 
 HOSTILE = '<img src=x onerror="hacked=1">'
 KEY = LayerKey("rnn", 0, "forward", 0)
-STEPS, LENGTH, LAYERS = 130, 12, 50
+STEPS, EVERY, LENGTH, LAYERS = 130, 4, 12, 50
+RECORDED = range(0, STEPS, EVERY)
 
 
 class Made(NamedTuple):
@@ -24,7 +25,7 @@ class Made(NamedTuple):
 
     Attributes:
         logdir: with the runs `first`, `second` and one with a hostile name.
-        first: an LSTM of two layers in two directions, clipped by norm.
+        first: an LSTM of two layers in two directions, clipped by norm; `RECORDED` of its `STEPS` steps.
         second: a GRU; its last step is not finite.
         hostile: 50 layers in a module with a hostile name.
     """
@@ -62,15 +63,15 @@ def finding() -> list[Finding]:
 
 
 def train(
-    model: Named, logdir: Path | None, steps: int, *, threshold: float | None = None, nan_at: int = -1,
-    full: bool = True, findings: Callable[[], Sequence[Finding]] | None = None,
+    model: Named, logdir: Path | None, steps: int, *, every: int = 1, threshold: float | None = None,
+    nan_at: int = -1, full: bool = True, findings: Callable[[], Sequence[Finding]] | None = None,
 ) -> Run:  # fmt: skip
-    """Train a little, with every step recorded; the loss of one step can be made NaN."""
+    """Train a little; the loss of one step can be made NaN."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     random = torch.Generator().manual_seed(1)
     sinks = [TensorBoardSink(logdir, findings=findings)]
     size = getattr(model, model.name).input_size
-    with gradscope.attach(model, every=1, quantities="full" if full else "core", sinks=sinks) as scope:
+    with gradscope.attach(model, every=every, quantities="full" if full else "core", sinks=sinks) as scope:
         for step in range(steps):
             x = torch.randn(4, LENGTH, size, generator=random)
             optimizer.zero_grad()
@@ -89,7 +90,7 @@ def make(logdir: Path) -> Made:
     lstm = nn.LSTM(2, 6, num_layers=2, bidirectional=True, batch_first=True)
     gru = nn.GRU(2, 6, num_layers=2, bidirectional=True, batch_first=True)
     deep = nn.RNN(2, 3, num_layers=LAYERS, batch_first=True)
-    first = train(Named("rnn", lstm), logdir / "first", STEPS, threshold=0.5, findings=finding)
+    first = train(Named("rnn", lstm), logdir / "first", STEPS, every=EVERY, threshold=0.5, findings=finding)
     second = train(Named("rnn", gru), logdir / "second", 20, nan_at=19)
     name = 'a<b>&"c'
     return Made(logdir, first, second, train(Named(HOSTILE, deep), logdir / name, 3, full=False))

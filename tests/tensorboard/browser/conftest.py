@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tensorboard")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from browsers import CHROMIUM, FLAGS, Tab, running  # noqa: E402
+from browsers import CHROMIUM, FLAGS, PATIENCE_MS, Tab, running  # noqa: E402
 from made_boards import Made, make  # noqa: E402
 
 
@@ -50,15 +50,25 @@ def address(made: Made) -> Iterator[Callable[[str], str]]:
             server.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="session")
+def context(browser: Any) -> Iterator[Any]:
+    """What all pages share: Plotly is loaded once."""
+    found = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
+    found.set_default_timeout(PATIENCE_MS)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def tabs(context: Any, address: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tab]:
+    """A page for each loader that is asked for."""
+    return functools.cache(lambda loader: Tab(context, address(loader), tmp_path_factory.mktemp(loader)))
+
+
 @pytest.fixture
-def tab(browser: Any, address: Callable[[str], str], request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tab]:
+def tab(tabs: Callable[[str], Tab], request: pytest.FixtureRequest) -> Iterator[Tab]:
     """The page; the test fails if anything was wrong in the browser's console."""
-    marker = request.node.get_closest_marker("parametrize")
-    loader = request.getfixturevalue("loader") if marker is None and "loader" in request.fixturenames else "python"
-    context = browser.new_context(viewport={"width": 1400, "height": 1000}, accept_downloads=True)
-    found = Tab(context, address(loader), tmp_path)
-    try:
-        yield found
-    finally:
-        context.close()
-    assert found.problems == []
+    found = tabs(request.getfixturevalue("loader") if "loader" in request.fixturenames else "python")
+    yield found
+    problems, found.problems[:] = list(found.problems), []
+    assert problems == []

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from browsers import Tab, running
-from made_boards import HOSTILE, LAYERS, STEPS, Named, train
+from made_boards import HOSTILE, LAYERS, RECORDED, Named, train
+
+import gradscope
 
 VIEWS = {
     "overview": ["reach", "horizon", "horizon-steps"],
@@ -21,11 +25,25 @@ VIEWS = {
 }
 BOTH = ["first/gradscope", "second/gradscope"]
 
+pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
+
+
+@contextmanager
+def answering(tab: Tab, handler: Callable[[Any], None]) -> Iterator[None]:
+    """The server's list of runs is another for a while; afterwards TensorBoard is loaded anew."""
+    where = "**/plugin/gradscope/runs"
+    tab.page.route(where, handler)
+    try:
+        yield
+    finally:
+        tab.page.unroute(where)
+        tab.loaded = False
+
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_view_opens(tab: Tab, dark: bool) -> None:
     tab.page.emulate_media(color_scheme="dark" if dark else "light")
-    tab.open(runs=BOTH)
+    tab.open(anew=dark, runs=BOTH)
     for view, figures in VIEWS.items():
         tab.get(f"tab-{view}").click()
         tab.ready(view)
@@ -34,10 +52,10 @@ def test_every_view_opens(tab: Tab, dark: bool) -> None:
                 assert found.get_attribute("data-state") == "ready", figure
                 assert found.locator("h3").inner_text() and found.locator(".hint").inner_text()
     page = tab.frame.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
-    assert (page == "rgb(255, 255, 255)") is not dark
-    assert tab.get("figure-compare-steps").locator(".plot").evaluate("p => p.layout.paper_bgcolor") == (
-        "#24272b" if dark else "#ffffff"
-    )
+    plot = tab.get("figure-compare-steps").locator(".plot").evaluate("p => p.layout.paper_bgcolor")
+    tab.page.emulate_media(color_scheme="light")
+    tab.loaded = not dark
+    assert (page, plot) == (("rgb(36, 39, 43)", "#24272b") if dark else ("rgb(255, 255, 255)", "#ffffff"))
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -56,10 +74,11 @@ def test_selectors_change_what_is_shown_and_a_reload_keeps_it(tab: Tab) -> None:
     tab.choose("curve", "gates/forget")
     tab.choose("row", "low")
     assert tab.plotted("heatmap")[0]["z"] != other
-    tab.get("step").fill("3")
+    tab.get("step").fill("3")  # the fourth of them
     tab.ready()
     shown, words = tab.plotted("profile"), tab.words()
-    assert words["layer"] == "rnn%2F1%2Freverse" and words["curve"] == "gates%2Fforget" and words["step"] == "3"
+    assert words["layer"] == "rnn%2F1%2Freverse" and words["curve"] == "gates%2Fforget"
+    assert words["step"] == str(RECORDED[3])
     tab.page.reload()
     tab.ready("flow")
     assert tab.plotted("profile") == shown and tab.words() == words
@@ -86,16 +105,17 @@ def test_the_keyboard_walks_through_views_steps_and_timesteps(tab: Tab) -> None:
     for key in ("ArrowDown", "ArrowLeft", "ArrowLeft"):
         tab.page.keyboard.press(key)
         tab.ready()
-    assert (tab.words()["step"], tab.words()["t"]) == (str(STEPS - 2), "10")
+    assert (tab.words()["step"], tab.words()["t"]) == (str(RECORDED[-2]), "10")
 
 
 def test_a_zoom_asks_for_what_is_between_and_goes_back(tab: Tab) -> None:
     tab.open(runs=["first/gradscope"], view="flow", zoom="2,8,10,40")
     drawn = tab.plotted("heatmap")[0]
-    assert len(drawn["z"]) == 31 and drawn["x"] == [2, 3, 4, 5, 6, 7, 8]
+    assert len(drawn["z"]) == len([step for step in RECORDED if 10 <= step <= 40])
+    assert drawn["x"] == [2, 3, 4, 5, 6, 7, 8]
     tab.get("figure-heatmap").get_by_text("Reset zoom").click()
     tab.ready()
-    assert len(tab.plotted("heatmap")[0]["z"]) == STEPS and "zoom" not in tab.words()
+    assert len(tab.plotted("heatmap")[0]["z"]) == len(RECORDED) and "zoom" not in tab.words()
     box = tab.get("figure-heatmap").locator(".plot").bounding_box()
     tab.page.mouse.move(box["x"] + 200, box["y"] + 80)
     tab.page.mouse.down()
@@ -103,7 +123,7 @@ def test_a_zoom_asks_for_what_is_between_and_goes_back(tab: Tab) -> None:
     tab.page.mouse.up()
     tab.frame.locator("[data-testid=gradscope]").evaluate("() => new Promise(done => setTimeout(done, 300))")
     tab.ready()
-    assert "zoom" in tab.words() and len(tab.plotted("heatmap")[0]["z"]) < STEPS
+    assert "zoom" in tab.words() and len(tab.plotted("heatmap")[0]["z"]) < len(RECORDED)
 
 
 def test_findings_are_cards_whose_code_can_be_copied(tab: Tab) -> None:
@@ -152,10 +172,11 @@ def test_steps_that_are_left_out_are_said(tab: Tab) -> None:
             run["state"] |= {"steps": 12_000, "recorded": 12_000, "written": 1_000, "stride": 12}
         route.fulfill(response=answer, json=body)
 
-    tab.page.route("**/plugin/gradscope/runs", dropped)
-    tab.open(runs=["first/gradscope"], view="flow")
+    with answering(tab, dropped):
+        tab.open(anew=True, runs=["first/gradscope"], view="flow")
     assert "1,000 of 12,000 steps shown" in tab.get("coverage").inner_text()
-    assert f"{STEPS} of 1,000 recorded steps are here" in tab.get("figure-heatmap").locator(".notes").inner_text()
+    said = tab.get("figure-heatmap").locator(".notes").inner_text()
+    assert f"{len(RECORDED)} of 1,000 recorded steps are here" in said
 
 
 def test_pictures_are_saved(tab: Tab) -> None:
@@ -168,9 +189,10 @@ def test_pictures_are_saved(tab: Tab) -> None:
 
 
 def test_an_empty_folder_says_how_to_record(tab: Tab) -> None:
-    tab.page.route("**/plugin/gradscope/runs", lambda route: route.fulfill(json={"version": 1, "runs": []}))
-    tab.page.goto(tab.base + "#gradscope")
-    tab.frame.locator("[data-testid=gradscope][data-state=empty]").wait_for()
+    with answering(tab, lambda route: route.fulfill(json={"version": 1, "runs": []})):
+        tab.page.goto("about:blank")
+        tab.page.goto(tab.base + "#gradscope")
+        tab.frame.locator("[data-testid=gradscope][data-state=empty]").wait_for()
     said = tab.frame.locator(".message").inner_text()
     assert "Nothing has been recorded here yet" in said and 'gradscope.attach(model, logdir="runs/exp1")' in said
 
@@ -181,20 +203,42 @@ def test_a_dark_host_makes_the_page_dark_at_once(tab: Tab) -> None:
     tab.frame.locator("html.dark").wait_for()
     tab.ready()
     assert tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.paper_bgcolor") == "#24272b"
+    tab.page.evaluate("document.body.classList.remove('dark-mode')")
+    tab.ready()
+    assert tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.paper_bgcolor") == "#ffffff"
 
 
-def test_it_grows_while_training_runs(browser: Any, tmp_path: Path) -> None:
-    rnn = torch.nn.RNN(2, 4, batch_first=True)
-    train(Named("rnn", rnn), tmp_path / "runs" / "now", 3)
-    with running(tmp_path / "runs") as base:
-        context = browser.new_context()
+def test_it_grows_while_training_runs(context: Any, tmp_path: Path) -> None:
+    with running(tmp_path) as base:
         tab = Tab(context, base, tmp_path)
-        tab.open(view="compare")
-        assert len(tab.plotted("compare-steps")[0]["x"]) == 3
-        train(Named("rnn", rnn), tmp_path / "runs" / "later", 5)
-        end = time.monotonic() + 30
-        while len(tab.plotted("compare-steps")) < 2 and time.monotonic() < end:
-            tab.page.wait_for_timeout(200)
-        assert [len(trace["x"]) for trace in tab.plotted("compare-steps")] == [5, 3]
-        context.close()
+        with gradscope.attach(model := Named("rnn", torch.nn.RNN(2, 4)), tmp_path / "now", every=1):
+            steps(model, 3)
+            tab.open(view="compare")
+            until(lambda: drawn(tab) == [3])
+            assert "live" in tab.get("coverage").inner_text()
+            steps(model, 2)
+            until(lambda: drawn(tab) == [5])
+        train(Named("rnn", torch.nn.RNN(2, 4, batch_first=True)), tmp_path / "later", 4)
+        until(lambda: drawn(tab) == [4, 5])
+        until(lambda: "live" not in tab.get("coverage").inner_text())
+        tab.page.close()
     assert tab.problems == []
+
+
+def steps(model: Named, count: int) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(count):
+        model(torch.randn(5, 2, 2)).sum().backward()
+        optimizer.step()
+
+
+def drawn(tab: Tab) -> list[int]:
+    """How many steps each line has."""
+    return [len(trace["x"]) for trace in tab.plotted("compare-steps")]
+
+
+def until(holds: Callable[[], bool], patience_s: float = 60) -> None:
+    end = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
