@@ -5,25 +5,27 @@
     python -m benchmarks.faults train --part tuning    of one part
     python -m benchmarks.faults train --shard 0/2      every second one: two processes share the work
     python -m benchmarks.faults train --again          also those that could not be observed the last time
-    python -m benchmarks.faults report --write         the figures, also at the end of docs/diagnosis.md
+    python -m benchmarks.faults report --write         what is there so far, also at the end of docs/diagnosis.md
 
 The rules were tuned on the tuning part alone. The first run takes about an hour on one core, and everything is kept:
-remove runs/faults to begin anew, or --only what a name holds to look at some.
+remove runs/faults to begin anew, or --only what a name holds to look at some. Configurations are trained in a random
+order, and each with its remedies and at its other scales before the next: what is there is a fair sample at any time.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.faults import store
+from benchmarks.faults import pursue, store
 from benchmarks.faults.cases import PARTS, Case, all_cases
+from benchmarks.faults.confirm import configurations
 from benchmarks.faults.report import report, write
-from benchmarks.faults.training import watch
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,23 +43,20 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def chosen_cases(chosen: argparse.Namespace) -> list[Case]:
-    """The cases of this part and shard."""
+def chosen_cases(chosen: argparse.Namespace) -> list[list[Case]]:
+    """The configurations of this part and shard, in an order that is random and always the same."""
+    found = configurations([case for case in all_cases() if chosen.part in (None, case.part)])
+    random.Random(0).shuffle(found)
     index, count = map(int, chosen.shard.split("/"))
-    cases = [case for case in all_cases() if chosen.part in (None, case.part)]
-    return [case for case in cases[index::count] if chosen.only in case.name]
+    return [members for members in found[index::count] if any(chosen.only in case.name for case in members)]
 
 
-def train_all(chosen: argparse.Namespace) -> None:
-    """Every training that is not there yet."""
-    cases = chosen_cases(chosen)
-    for case in store.progress(cases, "trained", len(cases)):
-        place = store.folder(case, chosen.out)
-        known = store.kept(place)
-        if known is not None and not (chosen.again and "unobservable" in known):
-            continue
-        store.begin(place)
-        store.keep(place, watch(case, place))
+def train(chosen: argparse.Namespace) -> None:
+    """Every training that is not there yet. Where it is stopped, what is there is a random sample."""
+    planned = chosen_cases(chosen)
+    for members in store.progress(planned, "configurations", len(planned)):
+        pursue.train_all(members, chosen.out, chosen.again)
+        pursue.follow_up(members, chosen.out, not chosen.no_cures, not chosen.no_scales)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments(argv)
     torch.set_num_threads(1)
     if chosen.command in ("all", "train"):
-        train_all(chosen)
+        train(chosen)
     if chosen.command in ("all", "report"):
         parts = [chosen.part] if chosen.part else list(PARTS)
-        text = report(parts, chosen.out, not chosen.no_cures, not chosen.no_scales)
+        text = report(parts, chosen.out)
         sys.stdout.write(text + "\n")
         if chosen.write:
             write(text)

@@ -117,7 +117,7 @@ def _faulty(part: str, tasks: tuple[str, ...]) -> Iterator[Case]:
     for fault in FAULTS:
         suited = tuple(task for task in tasks if not (fault.last_answer and task == "tagging"))
         drawn = _drawn(fault.name, part, suited, fault.families, fault.forms)
-        wanted = PER_FAULT[part]
+        wanted = PER_FAULT[part] + fault.more
         for i, (task, family, form) in enumerate(drawn[:wanted]):
             yield Case(part, task, family, form, 0, fault.name, fault.strengths[i % len(fault.strengths)])
 

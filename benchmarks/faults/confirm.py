@@ -13,6 +13,8 @@ from benchmarks.faults.cases import Case
 
 LEARNT = 0.5  # a healthy training reaches this at every seed
 FAILED = 0.5  # a faulty one at most this share of its twin's score, at every seed
+NOT_OBSERVED = "not observable"
+NOT_TRAINED = "not trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,44 +38,57 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """The set, and what was left out of it and why: group -> scores."""
+    """The set, and what was left out of it and why: group -> reason."""
 
     faulty: list[Kept]
     healthy: list[Kept]
     dropped: dict[str, str]
 
 
+def configurations(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases by what they have in common: all but the seed."""
+    found: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in cases:
+        found[case.part, case.group].append(case)
+    return list(found.values())
+
+
 def confirm(cases: Sequence[Case], out: Path) -> Confirmed:
     """Sort trainings that are there into faulty, healthy and dropped."""
-    results = {case: store.kept(store.folder(case, out)) for case in cases}
-    groups: dict[tuple[str, str], list[Case]] = defaultdict(list)
-    for case in cases:
-        groups[case.part, case.group].append(case)
     found = Confirmed([], [], {})
-    for (part, group), members in groups.items():
-        why, kept = _judge(members, results, out)
+    for members in configurations(cases):
+        why, kept = confirm_one(members, out)
         if why:
-            found.dropped[f"{part}: {group}"] = why
+            found.dropped[f"{members[0].part}: {members[0].group}"] = why
         else:
             (found.faulty if members[0].fault else found.healthy).extend(kept)
     return found
 
 
-def _judge(members: list[Case], results: dict[Case, Any], out: Path) -> tuple[str, list[Kept]]:
-    known = [results.get(case) for case in members]
-    twins = [results.get(case.twin()) if case.fault else None for case in members]
-    if any(result is None for result in known) or any(
-        t is None for t, c in zip(twins, members, strict=True) if c.fault
-    ):
-        return "not trained", []
-    if any("unobservable" in result for result in (*known, *twins) if result is not None):
-        return "not observable", []
-    scores = [result["score"] for result in known if result is not None]
-    goals = [score if twin is None else twin["score"] for score, twin in zip(scores, twins, strict=True)]
-    told = ", ".join(f"{score:.2f}" for score in scores)
-    if min(goals) < LEARNT:
-        return f"the healthy one does not learn at every seed: {', '.join(f'{goal:.2f}' for goal in goals)}", []
-    if members[0].fault and any(score > FAILED * goal for score, goal in zip(scores, goals, strict=True)):
-        return f"the fault does not prevent learning: {told}", []
-    kept = zip(members, scores, goals, known, strict=True)
-    return "", [Kept(case, store.folder(case, out), score, goal, result or {}) for case, score, goal, result in kept]
+def confirm_one(members: Sequence[Case], out: Path) -> tuple[str, list[Kept]]:
+    """Why a configuration is left out; or its trainings."""
+    results = {case: store.kept(store.folder(case, out)) for case in (*members, *(case.twin() for case in members))}
+    why = _why_not(members, results)
+    if why:
+        return why, []
+    kept: list[Kept] = []
+    for case in members:
+        result, goal = results[case], results[case.twin()] if case.fault else results[case]
+        if result is None or goal is None:
+            return NOT_TRAINED, []
+        kept.append(Kept(case, store.folder(case, out), result["score"], goal["score"], result))
+    return "", kept
+
+
+def _why_not(members: Sequence[Case], results: dict[Case, dict[str, Any] | None]) -> str:
+    """Why a configuration is left out, as far as its trainings are known: one seed is enough to leave it out."""
+    pairs = [(results[case], results[case.twin()] if case.fault else results[case]) for case in members]
+    if any(result is not None and "unobservable" in result for pair in pairs for result in pair):
+        return NOT_OBSERVED
+    for _, goal in pairs:
+        if goal is not None and goal["score"] < LEARNT:
+            return f"the healthy one does not learn at every seed: {goal['score']:.2f}"
+    for result, goal in pairs if members[0].fault else ():
+        if result is not None and goal is not None and result["score"] > FAILED * goal["score"]:
+            return f"the fault does not prevent learning: {result['score']:.2f} of {goal['score']:.2f}"
+    return ""

@@ -16,6 +16,8 @@ from benchmarks.faults.evaluate import Verdict
 from benchmarks.faults.nets import Net
 from benchmarks.faults.training import Cure, train
 
+CURED = "-cured"
+PREDICTED = ("vanishing_gradient", "exploding_gradient")
 RESTORED = 0.75  # share of the healthy twin's score from the same seed
 
 
@@ -43,19 +45,33 @@ def _executed(code: str) -> Callable[[Net], None]:
     return run
 
 
-def cured(verdict: Verdict, out: Path) -> dict[str, Any]:
-    """Train again with the remedy, or read what came of it: `code`, `score`, `goal`, `restored`."""
-    code = next((f.remedies[0].code for f in verdict.findings if f.remedies), "")
-    place = store.folder(verdict.kept.case, out, "-cured")
-    known = store.kept(place)
-    if known is None or known["code"] != code:
-        cure = cure_for(code) if code else None
-        score = train(verdict.kept.case, None, cure).score if cure is not None else 0.0
-        known = {"code": code, "score": score, "goal": verdict.kept.twin, "tried": cure is not None}
-        store.keep(place, known)
+def first_remedy(verdict: Verdict) -> str:
+    """What the first finding that has remedies says first, as code."""
+    return next((finding.remedies[0].code for finding in verdict.findings if finding.remedies), "")
+
+
+def known_cure(verdict: Verdict, out: Path) -> dict[str, Any] | None:
+    """What came of a training with the remedy: `code`, `score`, `goal`, `tried`, `restored`; None if not trained."""
+    known = store.kept(store.folder(verdict.kept.case, out, CURED))
+    if known is None or known["code"] != first_remedy(verdict):
+        return None
     return {**known, "restored": known["score"] >= RESTORED * known["goal"]}
 
 
-def restored(verdicts: Sequence[Verdict], out: Path) -> dict[Verdict, dict[str, Any]]:
-    """Every verdict's cure."""
-    return {verdict: cured(verdict, out) for verdict in store.progress(verdicts, "cured", len(verdicts))}
+def train_cured(verdict: Verdict, out: Path) -> None:
+    """Train again with the remedy, unless that has been done; watched where a horizon was predicted."""
+    case, code = verdict.kept.case, first_remedy(verdict)
+    if known_cure(verdict, out) is not None:
+        return
+    place = store.folder(case, out, CURED)
+    store.begin(place)
+    cure = cure_for(code) if code else None
+    watched = place if case.kind is not None and case.kind.code in PREDICTED else None
+    score = train(case, watched, cure).score if cure is not None else 0.0
+    store.keep(place, {"code": code, "score": score, "goal": verdict.kept.twin, "tried": cure is not None})
+
+
+def cures(verdicts: Sequence[Verdict], out: Path) -> dict[Verdict, dict[str, Any]]:
+    """What came of the remedies, where they were tried."""
+    found = {verdict: known_cure(verdict, out) for verdict in verdicts}
+    return {verdict: cure for verdict, cure in found.items() if cure is not None}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import gradscope
+from benchmarks.faults import store
 from benchmarks.faults.confirm import Kept
 from gradscope.diagnose import diagnose
 from gradscope.types import Finding
@@ -30,7 +30,7 @@ class Verdict:
 
 def judge(kept: Iterable[Kept]) -> list[Verdict]:
     """Diagnose each training from its folder."""
-    return [Verdict(one, tuple(diagnose(gradscope.load(one.place)))) for one in kept]
+    return [Verdict(one, tuple(diagnose(store.run(one.place)))) for one in kept]
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:

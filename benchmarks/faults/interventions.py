@@ -68,6 +68,7 @@ class Fault:
         change: to the loop.
         base: of the loop, for the healthy twin as well.
         last_answer: only where the answer is asked at the end.
+        more: configurations beyond the usual number, where few are confirmed.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Fault:
     base: Change | None = None
     causes: tuple[str, ...] = ()
     last_answer: bool = False
+    more: int = 0
 
     @property
     def first(self) -> tuple[str, ...]:
@@ -217,6 +219,8 @@ FAULTS = (
         "detached_state",
         (1, 2),
         forms=UNPACKED,
+        base=lambda loop, _: replace(loop, last_only=True),  # what is asked all along is learnt without the way back
+        more=4,
         change=lambda loop, window: replace(loop, window=int(window)),
     ),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.faults.cases import all_cases
 from benchmarks.faults.confirm import Confirmed, confirm
-from benchmarks.faults.cures import restored
+from benchmarks.faults.cures import cures
 from benchmarks.faults.evaluate import Verdict, baselines, judge, misses, table, told
 from benchmarks.faults.scaling import scaled
 
@@ -16,12 +16,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 MARK = "<!-- measured -->"
 
 
-def report(parts: Sequence[str], out: Path, cures: bool = True, scales: bool = True) -> str:
+def report(parts: Sequence[str], out: Path) -> str:
     """Everything that was measured, part by part."""
-    return "\n".join(line for part in parts for line in _part(part, out, cures, scales))
+    return "\n".join(line for part in parts for line in _part(part, out))
 
 
-def _part(part: str, out: Path, cures: bool, scales: bool) -> Iterator[str]:
+def _part(part: str, out: Path) -> Iterator[str]:
     confirmed = confirm([case for case in all_cases() if case.part == part], out)
     faulty, healthy = judge(confirmed.faulty), judge(confirmed.healthy)
     yield f"## The {part} part\n"
@@ -29,10 +29,8 @@ def _part(part: str, out: Path, cures: bool, scales: bool) -> Iterator[str]:
     yield from _rows(("code", "recall", "false alarms", "cause first"), table(faulty, healthy))
     yield "Baselines: whether they say anything at all.\n"
     yield from _rows(("rule", "of the faulty", "of the healthy"), baselines(confirmed.faulty, confirmed.healthy))
-    if cures:
-        yield from _cures(faulty, out)
-    if scales:
-        yield from _scales([*faulty, *healthy], out)
+    yield from _cures(faulty, out)
+    yield from _scales([*faulty, *healthy], out)
     yield "Misdiagnosed:\n"
     yield from (f"- {line}" for line in misses(faulty, healthy))
     yield ""
@@ -48,7 +46,7 @@ def _counts(confirmed: Confirmed) -> Iterator[str]:
 
 
 def _cures(faulty: Sequence[Verdict], out: Path) -> Iterator[str]:
-    found = restored(faulty, out)
+    found = cures(faulty, out)
     rows: list[tuple[str, ...]] = []
     codes = sorted({verdict.kept.case.kind.code for verdict in faulty if verdict.kept.case.kind})
     for code in codes:

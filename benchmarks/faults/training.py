@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from benchmarks.faults import store
 from benchmarks.faults.cases import Case
 from benchmarks.faults.interventions import Loop
 from benchmarks.faults.nets import Net, State, start_soundly
@@ -67,8 +68,8 @@ def build(case: Case) -> Net:
     return net
 
 
-def train(case: Case, logdir: Path | None, cure: Cure | None = None, change: dict[str, Any] | None = None) -> Result:
-    """Train a case; `change` replaces settings of its loop."""
+def train(case: Case, folder: Path | None, cure: Cure | None = None, change: dict[str, Any] | None = None) -> Result:
+    """Train a case, and keep what was recorded in `folder`; `change` replaces settings of its loop."""
     cure, loop, task = cure or Cure(), replace(case.loop(), **(change or {})), TASKS[case.task]
     loop = cure.loop(loop) if cure.loop else loop
     net = build(case)
@@ -76,7 +77,7 @@ def train(case: Case, logdir: Path | None, cure: Cure | None = None, change: dic
         cure.model(net)
     optimizer, data = _optimizer(net, loop), torch.Generator().manual_seed(1000 + case.seed)
     result, state, every = Result(0.0), None, max(1, loop.steps // RECORDED)
-    scope = gradscope.attach(net, logdir, every=every) if logdir is not None else None
+    scope = gradscope.attach(net, every=every) if folder is not None else None
     try:
         for step in range(loop.steps):
             batch = prepare(task.draw(data, BATCH, False), task, loop, data)
@@ -93,6 +94,8 @@ def train(case: Case, logdir: Path | None, cure: Cure | None = None, change: dic
     finally:
         if scope is not None:
             scope.close()
+    if scope is not None and folder is not None:
+        store.keep_run(folder, scope.run)
     return replace(result, score=judge(net, task, loop))
 
 

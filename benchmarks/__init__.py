@@ -1,0 +1,1 @@
+"""Measurements: what gradscope costs, and how often its findings are right."""
