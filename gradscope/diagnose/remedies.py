@@ -90,24 +90,6 @@ def forget_bias(key: LayerKey) -> Remedy:
     return Remedy("start with an open forget gate", code, apply)
 
 
-def gated(seen: Seen, key: LayerKey) -> Remedy:
-    """An LSTM of the same sizes in place of an Elman network."""
-    known = seen.modules.get(key.module, {})
-    cell = str(known.get("class", "")).endswith("Cell")
-    sizes = [f"{known.get('input_size', 'input_size')}", f"{known.get('hidden_size', 'hidden_size')}"]
-    for name, default in (("num_layers", 1), ("batch_first", False), ("dropout", 0.0), ("bidirectional", False)):
-        if known.get(name, default) != default:
-            sizes.append(f"{name}={known[name]}")
-    code = f"{typed(key.module)} = torch.nn.{'LSTMCell' if cell else 'LSTM'}({', '.join(sizes)})"
-    return Remedy("use an LSTM or GRU, whose gates carry gradients over long ranges", code)
-
-
-def layer_norm(key: LayerKey) -> Remedy:
-    """Normalised pre-activations."""
-    code = f"{typed(key.module)} = gradscope.cells.Recurrent(gradscope.cells.LayerNormRNNCell, ...)"
-    return Remedy("normalise the pre-activations (layer normalisation)", code)
-
-
 def clip(norm: float) -> Remedy:
     """Clipping by norm at a threshold from the run's own records."""
     code = f"torch.nn.utils.clip_grad_norm_({MODEL}.parameters(), max_norm={number(norm)})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
 from gradscope.diagnose.trend import early_and_late, loss_left, severity, stalled
 from gradscope.diagnose.words import percent, place
@@ -53,5 +53,5 @@ def _finding(seen: Seen, key: LayerKey, share: float, count: int) -> Finding:
             "share": share,
             "loss_gradient_left": loss_left(seen, key.module),
         },
-        remedies=(remedies.identity(key), remedies.lower_rate(), remedies.gated(seen, key)),
+        remedies=(remedies.identity(key), remedies.lower_rate(), swaps.gated(seen, key)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
 from gradscope.diagnose.trend import loss_left, peak_reach, severity, spectral_radius
 from gradscope.diagnose.words import number, percent, place
@@ -92,4 +92,4 @@ def _remedies(seen: Seen, key: LayerKey, count: int) -> tuple[Remedy, ...]:
         timesteps = int(seen.of("layers", key)["timesteps"].max())
         return remedies.start_again(key, family, timesteps), remedies.orthogonal(seen, key, count), clip
     start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
-    return start, clip, remedies.gated(seen, key), remedies.lower_rate()
+    return start, clip, swaps.gated(seen, key), remedies.lower_rate()

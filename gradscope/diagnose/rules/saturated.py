@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.trend import by_step, early_and_late, loss_left, severity, stalled
 from gradscope.diagnose.words import number, percent, place
@@ -127,7 +127,8 @@ def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding
         why += f" {percent(left)} of the loss gradient of the beginning is still there."
     timesteps = int(seen.of("layers", key)["timesteps"].max())
     start = remedies.start_again(key, family, timesteps)
-    more = (remedies.layer_norm(key), remedies.lower_rate()) if family.startswith("rnn") else (remedies.lower_rate(),)
+    normalised = swaps.layer_norm(seen, key) if family.startswith("rnn") else None
+    more = (remedies.lower_rate(),) if normalised is None else (normalised, remedies.lower_rate())
     return Finding(
         code="saturated_gate",
         severity=severity(seen, case.share >= NEARLY_ALL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
 from gradscope.diagnose.trend import horizons, loss_left, severity, spectral_radius, stalled
 from gradscope.diagnose.words import number, percent, place
@@ -75,4 +75,6 @@ def _remedies(seen: Seen, key: LayerKey, count: int, timesteps: int) -> tuple[Re
     if family == "gru":
         return remedies.chrono(key, timesteps), remedies.pack()
     start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
-    return start, remedies.gated(seen, key), remedies.layer_norm(key), remedies.pack()
+    normalised = swaps.layer_norm(seen, key)
+    more = (remedies.pack(),) if normalised is None else (normalised, remedies.pack())
+    return start, swaps.gated(seen, key), *more

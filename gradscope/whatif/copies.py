@@ -1,0 +1,81 @@
+"""Copies to try things on, and a training that does not notice."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.errors import GradscopeError
+
+
+def copied(value: Any, what: str) -> Any:
+    """A deep copy; tensors that were computed, such as a state that is carried on, are copied without their past."""
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed(value)}
+    try:
+        return copy.deepcopy(value, memo)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        raise GradscopeError(f"whatif works on copies, and {what} cannot be copied: {error}") from error
+
+
+def _computed(value: Any) -> Iterator[Tensor]:
+    """Tensors with a `grad_fn` in a module's attributes, or in tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None:
+            yield value
+    elif isinstance(value, nn.Module):
+        for module in value.modules():
+            for held in vars(module).values():
+                if not isinstance(held, nn.Module):
+                    yield from _computed(held)
+    elif isinstance(value, dict):
+        for held in value.values():
+            if not isinstance(held, nn.Module):
+                yield from _computed(held)
+    elif isinstance(value, (tuple, list)):
+        for held in value:
+            yield from _computed(held)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Put random streams and gradients back in the end; gives what rewinds the streams in between."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    rewind = _streams({parameter.device for parameter, _ in gradients})
+    hidden = any(isinstance(m, nn.RNNBase) and m.dropout and m.training for m in model.modules())
+    cudnn = not hidden and torch.backends.cudnn.enabled  # its dropout has a stream that cannot be put back
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        with torch.backends.cudnn.flags(enabled=cudnn):
+            yield rewind
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        rewind()
+
+
+def _streams(devices: set[torch.device]) -> Callable[[], None]:
+    """What sets the random streams of Python, numpy and torch to where they stand now."""
+    import numpy as np
+
+    python, numpys, host = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    others = {
+        device: torch.get_device_module(device).get_rng_state(device)
+        for device in devices
+        if device.type not in ("cpu", "meta")
+    }
+
+    def rewind() -> None:
+        random.setstate(python)
+        np.random.set_state(numpys)  # noqa: NPY002
+        torch.set_rng_state(host)
+        for device, state in others.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    return rewind

@@ -1,0 +1,109 @@
+"""What remedies would do, as frames: one row for each of them and each recurrence, and `reach` lag by lag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradscope.types import LayerKey
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    from gradscope.diagnose.candidates import Candidate
+    from gradscope.diagnose.frames import Recorded
+
+UNCHANGED = "as it is"
+KEY = list(LayerKey._fields)
+TRIED = ["remedy", "code", "changed"]
+MEASURED = ["timesteps", "horizon", "horizon_censored", "decay"]
+LAYERS = [*TRIED, *KEY, *MEASURED, "peak", "left", "loss", "note"]
+REACH = [*TRIED, *KEY, "lag", "p10", "p50", "p90", "mean", "sequences", "nonfinite"]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class WhatIf:
+    """How far gradients would reach with each remedy, on one batch, at the start of a training with it.
+
+    In both frames, `remedy` is what was done (`"as it is"` for the model without any), `code` how it is typed,
+    `changed` the module it was done to; rows are of the recurrences that are, or are within, that module.
+
+    Attributes:
+        layers: one row per remedy and recurrence: `timesteps`, `horizon`, `horizon_censored` and `decay` as in a run's
+            table `layers`; `peak` the largest median reach and `left` that at the longest lag; the batch's `loss`; and
+            a `note` that says why a remedy could not be tried.
+        reach: one row per remedy, recurrence and lag, with the columns of a run's table `reach`.
+    """
+
+    layers: pd.DataFrame
+    reach: pd.DataFrame
+
+    def __repr__(self) -> str:
+        """A line for each remedy and recurrence."""
+        return self._shown().to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return self._shown().to_html(index=False, border=0)
+
+    def _shown(self) -> pd.DataFrame:
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        return pd.DataFrame([_line(row) for row in self.layers.to_dict("records")])
+
+
+def _line(row: dict[str, Any]) -> dict[str, str]:
+    where = f"{row['module'] or 'model'}, layer {row['layer']}, {row['direction']}"
+    told = {"remedy": row["remedy"], "where": row["changed"] or "model" if row["note"] else where}
+    if row["note"]:
+        return {**told, "horizon": "cannot be tried", "decay": "", "left": "", "peak": ""}
+    more = "all" if row["horizon_censored"] else f"{row['horizon']:g}"
+    numbers = {name: f"{row[name]:.2g}" for name in ("decay", "left", "peak")}
+    return {**told, "horizon": f"{more} of {row['timesteps'] - 1:g}", **numbers}
+
+
+def as_frames(trials: Sequence[tuple[Candidate | None, float, Recorded | None, str]]) -> WhatIf:
+    """Put the trials into two frames, the model as it is first.
+
+    Args:
+        trials: the remedy (None for none), the loss, what was recorded (None where it could not be tried), and why not.
+    """
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    layers: list[dict[str, Any]] = []
+    reach: list[pd.DataFrame] = []
+    for candidate, loss, run, note in trials:
+        head = _head(candidate)
+        if run is None:
+            layers.append({**head, **LayerKey(head["changed"], 0, "forward", 0)._asdict(), "note": note})
+            continue
+        lags = _within(run.frame("reach"), candidate)
+        layers += [{**head, **row, "loss": loss, "note": ""} for row in _rows(run, lags, candidate)]
+        reach.append(lags.assign(**head))
+    whole = pd.concat(reach, ignore_index=True) if reach else pd.DataFrame(columns=REACH)
+    return WhatIf(pd.DataFrame(layers, columns=LAYERS), whole[REACH])
+
+
+def _head(candidate: Candidate | None) -> dict[str, str]:
+    if candidate is None:
+        return {"remedy": UNCHANGED, "code": "", "changed": ""}
+    return {"remedy": candidate.remedy.title, "code": candidate.remedy.code, "changed": candidate.module}
+
+
+def _within(frame: pd.DataFrame, candidate: Candidate | None) -> pd.DataFrame:
+    """The rows of the changed module, or of cells that are part of it now."""
+    if candidate is None or not candidate.module:
+        return frame
+    names = frame["module"].astype(str)
+    return frame[(names == candidate.module) | names.str.startswith(f"{candidate.module}.")]
+
+
+def _rows(run: Recorded, lags: pd.DataFrame, candidate: Candidate | None) -> Iterator[dict[str, Any]]:
+    groups = {tuple(key): rows for key, rows in lags.groupby(KEY, sort=False)}
+    for row in _within(run.frame("layers"), candidate).to_dict("records"):
+        key = {name: row[name] for name in KEY}
+        rows = groups.get(tuple(key.values()))
+        left = math.nan if rows is None else float(rows.sort_values("lag")["p50"].iloc[-1])
+        peak = math.nan if rows is None else float(rows["p50"].max())
+        yield {**key, **{name: row[name] for name in MEASURED}, "peak": peak, "left": left}
