@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,11 @@ class Observer:
         self._carried: dict[str, int] = {}  # since which step a module's state has been carried over: said once
         self._recording: Recording | None = None
         self._recording = self._begin()
+
+    @property
+    def model(self) -> nn.Module:
+        """What is attached."""
+        return self._model
 
     @property
     def own(self) -> list[nn.Module]:
@@ -173,6 +179,17 @@ class Observer:
 
     def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
         self.finish(type(optimizer).__name__, skipped, optimizer)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Nothing that happens meanwhile is part of the training, nor of its time."""
+        paused, since, began = self.paused, self._since, time.perf_counter()
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = paused
+            self._since = None if since is None else since + time.perf_counter() - began
 
     def finish(self, name: str, skipped: Tensor | bool = False, optimizer: Optimizer | None = None) -> None:
         """Analyse the step, hand on its rows, and begin the next.

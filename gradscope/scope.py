@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,10 @@ from gradscope.types import CellSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
     from typing_extensions import Self
+
+    from gradscope.whatif import WhatIf
 
 
 def attach(
@@ -123,12 +127,16 @@ def attach(
     }
     store = MemoryStore(meta) if logdir is None else ParquetStore(logdir, meta, first_step=first_step)
     settings = Settings(wanted, max_sequences, first_step, strict)
+    again = partial(
+        attach, every=1, max_sequences=max_sequences, include=include, exclude=exclude, cells=cells,
+        positions=positions, split_layers=split_layers, strict=True,
+    )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(store.close)
         recorder = Recorder((store, *_board(logdir, writer, store), *sinks))
         observer = Observer(model, layers, own, recorder, schedule, settings)
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
-        scope = Scope(observer, recorder, store, splitter)
+        scope = Scope(observer, recorder, store, again, splitter)
         undo.pop_all()
     return scope
 
@@ -166,10 +174,11 @@ class Scope:
         observer: Observer,
         recorder: Recorder,
         store: MemoryStore | ParquetStore,
+        again: Callable[[nn.Module], Scope],
         splitter: Splitter | None = None,
     ) -> None:
         """See `attach`."""
-        self._observer, self._recorder, self._store = observer, recorder, store
+        self._observer, self._recorder, self._store, self._again = observer, recorder, store, again
         self._closed = False
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
@@ -200,6 +209,39 @@ class Scope:
     def run(self) -> Run:
         """What is recorded, as it grows: a step that no optimizer has ended yet is part of it."""
         return Run(_Live(self._store, weakref.ref(self)))
+
+    def whatif(self, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> WhatIf:
+        """Try each remedy on a copy of the model: how far would the gradients of this batch reach with it?
+
+        The remedies are those of the findings so far and the usual ones for each recurrent module, one at a time: other
+        initialisations, layer normalisation, gates. What they change begins anew and the rest of the copy is as far as
+        the training is, so that the numbers are about how a training with the remedy would begin. The training does
+        not notice: model, gradients, buffers and random streams stay as they are, and no copy is recorded.
+
+        Args:
+            batch: whatever `loss` makes of it; it is copied for each trial.
+            loss: (model, batch) -> scalar tensor. It has to call the model that it is given, which is a copy.
+
+        Returns:
+            Two frames, `layers` and `reach`, with the model as it is first; printed, a line for each remedy.
+
+        Raises:
+            GradscopeError: the scope is closed, the model cannot be copied, or `loss` gives no scalar with a gradient.
+
+        >>> import torch, gradscope
+        >>> model = torch.nn.RNN(2, 8)
+        >>> _ = model.weight_hh_l0.data.mul_(0.1)
+        >>> with gradscope.attach(model) as scope:
+        ...     found = scope.whatif(torch.ones(20, 3, 2), lambda model, x: model(x)[0][-1].sum())
+        >>> found.layers.set_index("code").horizon["torch.nn.init.orthogonal_(model.weight_hh_l0)"]
+        19.0
+        """
+        from gradscope.whatif import what_if
+
+        self._check_open("whatif()")
+        findings = self.run.findings()
+        with self._observer.aside():
+            return what_if(self._observer.model, batch, loss, findings, self._again)
 
     def source(self) -> Source:
         """What is recorded now, with the step that is not over."""

@@ -8,8 +8,9 @@
     python -m benchmarks.faults report --write         what is there so far, also at the end of docs/diagnosis.md
 
 The rules were tuned on the tuning part alone. The first run takes about an hour on one core, and everything is kept:
-remove runs/faults to begin anew, or --only what a name holds to look at some. Configurations are trained in a random
-order, and each with its remedies and at its other scales before the next: what is there is a fair sample at any time.
+remove runs/faults to begin anew, or --only what a name holds to look at some. Faulty configurations come
+first, in a random order, each with its healthy twins, its remedies and its other scales before the next: wherever it is
+stopped, what is there is a random sample of them.
 """
 
 from __future__ import annotations
@@ -44,19 +45,21 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen_cases(chosen: argparse.Namespace) -> list[list[Case]]:
-    """The configurations of this part and shard, in an order that is random and always the same."""
+    """The configurations of this part and shard: the faulty ones first, in a random order that is always the same."""
     found = configurations([case for case in all_cases() if chosen.part in (None, case.part)])
     random.Random(0).shuffle(found)
+    found.sort(key=lambda members: not members[0].fault)
     index, count = map(int, chosen.shard.split("/"))
     return [members for members in found[index::count] if any(chosen.only in case.name for case in members)]
 
 
 def train(chosen: argparse.Namespace) -> None:
-    """Every training that is not there yet. Where it is stopped, what is there is a random sample."""
+    """Every training that is not there yet. Where it is stopped, what is there is a random sample of the faulty ones."""
     planned = chosen_cases(chosen)
     for members in store.progress(planned, "configurations", len(planned)):
-        pursue.train_all(members, chosen.out, chosen.again)
-        pursue.follow_up(members, chosen.out, not chosen.no_cures, not chosen.no_scales)
+        for group in (members, [case.twin() for case in members]) if members[0].fault else (members,):
+            pursue.train_all(group, chosen.out, chosen.again)
+            pursue.follow_up(group, chosen.out, not chosen.no_cures, not chosen.no_scales)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
