@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+
 from costs import machine, tables
 from costs.sections import PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, memory_section
 from costs.tables import Table

@@ -16,13 +16,13 @@ import sys
 from collections.abc import Sequence
 
 import torch
+
+import gradscope
 from costs import machine, tables
 from costs.rounds import SETTLED, now, without_gc
 from costs.stopwatches import Stopwatches, placed
 from costs.tables import Table
 from costs.workloads import WORKLOADS, Training, Workload
-
-import gradscope
 
 FAMILY_PARTS = {
     "run": "lower layers run again",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +181,7 @@ class Observer:
         self.finish(type(optimizer).__name__, skipped, optimizer)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self) -> Generator[None]:
         """Nothing that happens meanwhile is part of the training, nor of its time."""
         paused, since, began = self.paused, self._since, time.perf_counter()
         self.paused = True

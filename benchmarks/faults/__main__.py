@@ -54,7 +54,7 @@ def chosen_cases(chosen: argparse.Namespace) -> list[list[Case]]:
 
 
 def train(chosen: argparse.Namespace) -> None:
-    """Every training that is not there yet. Where it is stopped, what is there is a random sample of the faulty ones."""
+    """Every training that is not there yet. Where it is stopped, there is a random sample of the faulty ones."""
     planned = chosen_cases(chosen)
     for members in store.progress(planned, "configurations", len(planned)):
         for group in (members, [case.twin() for case in members]) if members[0].fault else (members,):

@@ -1,4 +1,4 @@
-"""Which remedies can be tried on a copy: those of the findings first, then what is usual for each kind of recurrence."""
+"""Which remedies can be tried on a copy: those of the findings, then what is usual for each kind of recurrence."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def layer_norm(seen: Seen, key: LayerKey) -> Remedy | None:
     own = {"nonlinearity": "relu"} if family == "rnn_relu" else {}
 
     def apply(module: nn.Module) -> nn.Module:
-        from gradscope import cells
+        import gradscope.cells as cells
 
         has = vars(module)
         sizes = has["input_size"], has["hidden_size"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ def _computed(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
+def undisturbed(model: nn.Module) -> Generator[Callable[[], None]]:
     """Put random streams and gradients back in the end; gives what rewinds the streams in between."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     rewind = _streams({parameter.device for parameter, _ in gradients})

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gradscope.types import LayerKey
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
     from gradscope.diagnose.candidates import Candidate
-    from gradscope.diagnose.frames import Recorded
+    from gradscope.diagnose.frames import Frame, Recorded
 
 UNCHANGED = "as it is"
 KEY = list(LayerKey._fields)
@@ -37,8 +35,8 @@ class WhatIf:
         reach: one row per remedy, recurrence and lag, with the columns of a run's table `reach`.
     """
 
-    layers: pd.DataFrame
-    reach: pd.DataFrame
+    layers: Frame
+    reach: Frame
 
     def __repr__(self) -> str:
         """A line for each remedy and recurrence."""
@@ -47,7 +45,7 @@ class WhatIf:
     def _repr_html_(self) -> str:
         return self._shown().to_html(index=False, border=0)
 
-    def _shown(self) -> pd.DataFrame:
+    def _shown(self) -> Frame:
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         return pd.DataFrame([_line(row) for row in self.layers.to_dict("records")])
@@ -72,7 +70,7 @@ def as_frames(trials: Sequence[tuple[Candidate | None, float, Recorded | None, s
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
     layers: list[dict[str, Any]] = []
-    reach: list[pd.DataFrame] = []
+    reach: list[Frame] = []
     for candidate, loss, run, note in trials:
         head = _head(candidate)
         if run is None:
@@ -91,7 +89,7 @@ def _head(candidate: Candidate | None) -> dict[str, str]:
     return {"remedy": candidate.remedy.title, "code": candidate.remedy.code, "changed": candidate.module}
 
 
-def _within(frame: pd.DataFrame, candidate: Candidate | None) -> pd.DataFrame:
+def _within(frame: Frame, candidate: Candidate | None) -> Frame:
     """The rows of the changed module, or of cells that are part of it now."""
     if candidate is None or not candidate.module:
         return frame
@@ -99,7 +97,7 @@ def _within(frame: pd.DataFrame, candidate: Candidate | None) -> pd.DataFrame:
     return frame[(names == candidate.module) | names.str.startswith(f"{candidate.module}.")]
 
 
-def _rows(run: Recorded, lags: pd.DataFrame, candidate: Candidate | None) -> Iterator[dict[str, Any]]:
+def _rows(run: Recorded, lags: Frame, candidate: Candidate | None) -> Iterator[dict[str, Any]]:
     groups = {tuple(key): rows for key, rows in lags.groupby(KEY, sort=False)}
     for row in _within(run.frame("layers"), candidate).to_dict("records"):
         key = {name: row[name] for name in KEY}
