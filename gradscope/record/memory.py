@@ -11,6 +11,7 @@ import numpy as np
 from gradscope.record import arrow, thin
 from gradscope.record.query import Filters, conditions
 from gradscope.record.schema import SCHEMA_VERSION, TABLES, check, lookup
+from gradscope.record.settled import Settled
 from gradscope.types import Batch
 
 if TYPE_CHECKING:
@@ -50,15 +51,15 @@ class Buffer:
         self.last_step = batch.step
 
     def table(self, name: str) -> Any:
-        """The rows of one table as an Arrow table."""
-        return arrow.build(TABLES[name], self.blocks.get(name, []))
+        """The rows of one table that there are now, as an Arrow table; another thread may append meanwhile."""
+        return arrow.build(TABLES[name], list(self.blocks.get(name, ())))
 
 
 class MemoryStore:
     """A sink and a source without a folder, for `attach(model)` without `logdir`.
 
     Beyond `limit` bytes older recorded steps are thinned (every second one of the older half), `steps`, `clips`
-    and `notes` last, and `notes` says so.
+    and `notes` last, and `notes` says so. For one thread that writes; any may read.
 
     >>> from gradscope.types import Rows
     >>> store = MemoryStore()
@@ -85,14 +86,16 @@ class MemoryStore:
         self._tables = _Tables()
         self._tail = Buffer()
         self._batches = 0
+        self._settled = Settled()
 
     def write(self, batch: Batch) -> None:
         """Take all rows of one optimizer step."""
         self._tail.append(batch)
         self._batches += 1
         if self._batches >= self._gather_steps or self._tail.size > self._limit // 16:
-            self._gather()
-            thin.to_limit(self._tables, self._limit, self._note)
+            with self._settled.changing():
+                self._gather()
+                thin.to_limit(self._tables, self._limit, self._note)
 
     def _gather(self) -> None:
         tail = self._tail
@@ -110,7 +113,7 @@ class MemoryStore:
         asked = conditions(table, filters).get("rank")
         if asked and not asked.holds(self.ranks[0]):
             return arrow.frame([], table, columns)
-        tables = [*self._tables.pieces(table), self._tail.table(table)]
+        tables = self._settled.read(lambda: [*self._tables.pieces(table), self._tail.table(table)])
         return arrow.frame([(self.ranks[0], arrow.select(table, tables, filters, columns))], table, columns)
 
     def count(self, table: str) -> int:

@@ -14,6 +14,7 @@ from gradscope.record import arrow, folder, parts, thin
 from gradscope.record.memory import Buffer
 from gradscope.record.query import Filters, conditions
 from gradscope.record.reader import FolderSource
+from gradscope.record.settled import Settled
 from gradscope.types import Batch
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ _MERGE_EVERY = 64  # flushes, after which the parts so far are gathered
 class ParquetStore:
     """A sink that writes `<logdir>/gradscope`, and a source over what is there and what is still to be flushed.
 
-    For one thread of one process. A process that is killed loses what was not yet flushed, and nothing else: the
-    folder holds every step up to some step, in all tables. Flushes are not forced through to the disk, merges and
-    `close` are, so that a power cut costs no more than the system had not yet written back.
+    For one thread that writes, of one process; any thread may read. A process that is killed loses what was not yet
+    flushed, and nothing else: the folder holds every step up to some step, in all tables. Flushes are not forced
+    through to the disk, merges and `close` are, so that a power cut costs no more than the system had not yet written
+    back.
 
     Args:
         logdir: where the folder `gradscope` is, or is to be made.
@@ -73,6 +75,7 @@ class ParquetStore:
         self._folder = FolderSource(self.root)
         self._flushed_at, self._due = clock(), flush_steps  # when the last was tried; rows of `steps` for the next
         self._closed = False
+        self._settled = Settled()
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -135,7 +138,8 @@ class ParquetStore:
     def _said(self) -> Generator[None, None, None]:
         """Say in our words what the system could not do, and bound what waits for a better day."""
         try:
-            yield
+            with self._settled.changing():
+                yield
         except OSError as error:
             lost = self._give_up(error) if self._tail.size >= _BUFFER_BYTES else "they are kept for the next flush"
             raise RecordError(
@@ -156,10 +160,14 @@ class ParquetStore:
         """As `FolderSource.read`, with the rows that still wait for a flush."""
         filters = filters or {}
         asked = conditions(table, filters).get("rank")
-        found = self._folder.tables(table, filters, columns)
-        if asked is None or asked.holds(self.rank):
-            found.append((self.rank, arrow.select(table, [self._tail.table(table)], filters, columns)))
-        return arrow.frame(found, table, columns)
+        mine = asked is None or asked.holds(self.rank)
+
+        def tables() -> list[tuple[int, Any]]:
+            found = self._folder.tables(table, filters, columns)
+            tail = [self._tail.table(table)] if mine else []
+            return [*found, *((self.rank, arrow.select(table, [rows], filters, columns)) for rows in tail)]
+
+        return arrow.frame(self._settled.read(tables), table, columns)
 
     def count(self, table: str) -> int:
         """How many rows a table has."""
