@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -267,3 +268,19 @@ def test_view(address: str, tmp_path: Path) -> None:
     port = int(address.rsplit(":", 1)[1].strip("/"))
     with pytest.raises(GradscopeError, match=f"TensorBoard did not start: .*{port}"):
         serve(tmp_path, "127.0.0.1", port)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    write(tmp_path / "exp", recorded(0, VALUES))
+    command = [sys.executable, "-W", "ignore", "-m", "gradscope.cli", "view", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address, _, way_out = process.stdout.readline().strip().partition("  ")
+        assert (address.endswith("/#gradscope"), way_out) == (True, "(end with Ctrl-C)"), process.stderr
+        with urllib.request.urlopen(address.partition("#")[0].rstrip("/") + PREFIX + "runs") as answer:
+            assert answer.status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, ""), errors

@@ -53,6 +53,7 @@ export function decode(buffer) {
 export async function table(route, parameters, stamp) {
   const {head, arrays} = await block(route, parameters, stamp);
   const columns = {...arrays};
-  for (const [name, texts] of Object.entries(head.texts)) columns[name] = Array.from(arrays[name], (code) => texts[code]);
+  for (const [name, texts] of Object.entries(head.texts))
+    columns[name] = Array.from(arrays[name], (code) => texts[code]);
   return {head, columns, length: arrays.step.length};
 }

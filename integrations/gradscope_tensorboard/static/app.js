@@ -14,16 +14,26 @@ import * as gates from "./views/gates.js";
 import * as overview from "./views/overview.js";
 import {coverage} from "./words.js";
 
-const MOUNT = {overview: overview.mount, flow: flow.mount, gates: gates.mount, clipping: clipping.mount, compare: compare.mount};
+const MOUNT = {
+  overview: overview.mount,
+  flow: flow.mount,
+  gates: gates.mount,
+  clipping: clipping.mount,
+  compare: compare.mount,
+};
 const SIDE_BY_SIDE = 3;
 const POLL_MS = 5000;
-const RECORD = 'import gradscope\n\nscope = gradscope.attach(model, logdir="runs/exp1")\n...  # your training loop, as it is\nscope.close()';
+const RECORD =
+  'import gradscope\n\nscope = gradscope.attach(model, logdir="runs/exp1")\n...  # your training loop, as it is\nscope.close()';
 
 const mounted = new Map();
 let [page, known, turn] = [null, {runs: []}, 0];
 
 export function start(body) {
-  document.head.append(h("link", {rel: "stylesheet", href: "static/app.css"}), h("meta", {name: "viewport", content: "width=device-width"}));
+  document.head.append(
+    ...["app", "figures"].map((name) => h("link", {rel: "stylesheet", href: `static/${name}.css`})),
+    h("meta", {name: "viewport", content: "width=device-width"}),
+  );
   document.documentElement.lang = "en";
   document.title = "Gradscope";
   page = build(body);
@@ -36,11 +46,36 @@ export function start(body) {
 }
 
 function build(body) {
-  const parts = {runs: runPicker((runs) => change({runs})), layers: layerPicker((layer) => change({layer})), coverage: h("p", {class: "coverage soft", "data-testid": "coverage"}), main: h("main"), message: h("div", {class: "message", hidden: true})};
-  parts.tabs = Object.entries(VIEWS).map(([name, title]) => h("button", {role: "tab", type: "button", id: `tab-${name}`, "aria-controls": `view-${name}`, "data-testid": `tab-${name}`, onclick: () => change({view: name, zoom: undefined})}, title));
+  const parts = {
+    runs: runPicker((runs) => change({runs})),
+    layers: layerPicker((layer) => change({layer})),
+    coverage: h("p", {class: "coverage soft", "data-testid": "coverage"}),
+    main: h("main"),
+    message: h("div", {class: "message", hidden: true}),
+  };
+  parts.tabs = Object.entries(VIEWS).map(([name, title]) =>
+    h(
+      "button",
+      {
+        role: "tab",
+        type: "button",
+        id: `tab-${name}`,
+        "aria-controls": `view-${name}`,
+        "data-testid": `tab-${name}`,
+        onclick: () => change({view: name, zoom: undefined}),
+      },
+      title,
+    ),
+  );
   const tabs = h("nav", {role: "tablist", "aria-label": "Views", onkeydown: walk}, parts.tabs);
   parts.chosen = h("div", {class: "row chosen"}, parts.runs.root, parts.layers.root);
-  parts.root = h("div", {class: "page", "data-testid": "gradscope", "data-state": "loading"}, h("div", {class: "top"}, tabs, parts.chosen, parts.coverage), parts.message, parts.main);
+  parts.root = h(
+    "div",
+    {class: "page", "data-testid": "gradscope", "data-state": "loading"},
+    h("div", {class: "top"}, tabs, parts.chosen, parts.coverage),
+    parts.message,
+    parts.main,
+  );
   body.append(parts.root);
   return parts;
 }
@@ -59,7 +94,14 @@ function walk(event) {
 async function refresh() {
   try {
     known = await api.json("runs");
-    known.runs.forEach((run, place) => Object.assign(run, {place, layers: run.layers ?? [], live: run.state && !run.state.closed, stamp: JSON.stringify(run.state)}));
+    known.runs.forEach((run, place) =>
+      Object.assign(run, {
+        place,
+        layers: run.layers ?? [],
+        live: run.state && !run.state.closed,
+        stamp: JSON.stringify(run.state),
+      }),
+    );
     known.failed = false;
     loadPlotly(known.plotly);
   } catch (error) {
@@ -113,7 +155,19 @@ function tell({runs, layers, layer}) {
   page.chosen.hidden = page.main.hidden = !layer;
   page.runs.set(known.runs, runs);
   if (layer) page.layers.set(layers, layer);
-  fill(page.coverage, runs.map((run) => h("span", {}, runs.length > 1 ? `${run.label}: ` : "", coverage(run), run.live ? h("b", {class: "live"}, "live") : null)));
+  page.layers.root.hidden = state().view === "clipping"; // a model is clipped as a whole
+  fill(
+    page.coverage,
+    runs.map((run) =>
+      h(
+        "span",
+        {},
+        runs.length > 1 ? `${run.label}: ` : "",
+        coverage(run),
+        run.live ? h("b", {class: "live"}, "live") : null,
+      ),
+    ),
+  );
   const broken = known.runs.filter((run) => run.error);
   if (known.failed) message(h("p", {}, known.failed));
   else if (layer) message(...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)), ...runs.flatMap(failures));
@@ -121,10 +175,20 @@ function tell({runs, layers, layer}) {
   else message(...empty(), ...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)));
 }
 
-const failures = (run) => run.state.failures.map((reason) => h("p", {}, `${run.label}: something could not be recorded (${reason})`));
+const failures = (run) =>
+  run.state.failures.map((reason) => h("p", {}, `${run.label}: something could not be recorded (${reason})`));
 
 function empty() {
-  return [h("h2", {}, "Nothing has been recorded here yet"), h("p", {}, "Attach gradscope to a model with recurrent layers in it, and train as before:"), codeBox(RECORD), h("p", {class: "soft"}, "Steps appear here while training runs. TensorBoard must look at the same folder, or one above it.")];
+  return [
+    h("h2", {}, "Nothing has been recorded here yet"),
+    h("p", {}, "Attach gradscope to a model with recurrent layers in it, and train as before:"),
+    codeBox(RECORD),
+    h(
+      "p",
+      {class: "soft"},
+      "Steps appear here while training runs. TensorBoard must look at the same folder, or one above it.",
+    ),
+  ];
 }
 
 function message(...children) {
@@ -135,7 +199,13 @@ function message(...children) {
 function view(context) {
   const name = context.state.view;
   if (!mounted.has(name)) {
-    const section = h("section", {id: `view-${name}`, role: "tabpanel", class: "view", "aria-labelledby": `tab-${name}`, "data-testid": `view-${name}`});
+    const section = h("section", {
+      id: `view-${name}`,
+      role: "tabpanel",
+      class: "view",
+      "aria-labelledby": `tab-${name}`,
+      "data-testid": `view-${name}`,
+    });
     page.main.append(section);
     mounted.set(name, {section, ...MOUNT[name](section)});
   }

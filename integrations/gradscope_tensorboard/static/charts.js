@@ -28,15 +28,47 @@ export function loadPlotly(version) {
 }
 
 export function figure(parent, id, {wide = false, run} = {}) {
-  const parts = {title: h("h3"), hint: h("p", {class: "hint"}), plot: h("div", {class: "plot"}), say: h("p", {class: "say", hidden: true}), notes: h("div", {class: "notes"}), below: h("div", {class: "below"}), table: h("div")};
-  const file = [id, run?.label].filter(Boolean).join("-").replace(/[^\w.-]+/g, "_");
+  const parts = {
+    title: h("h3"),
+    hint: h("p", {class: "hint"}),
+    plot: h("div", {class: "plot"}),
+    say: h("p", {class: "say", hidden: true}),
+    notes: h("div", {class: "notes"}),
+    below: h("div", {class: "below"}),
+    table: h("div"),
+  };
+  const file = [id, run?.label]
+    .filter(Boolean)
+    .join("-")
+    .replace(/[^\w.-]+/g, "_");
   const it = {id, file, parts, columns: null, listeners: {}};
-  const tool = (label, title, action) => h("button", {class: "quiet", type: "button", title, "data-testid": `${id}-${label.toLowerCase()}`, onclick: action}, label);
+  const tool = (label, title, action) =>
+    h(
+      "button",
+      {class: "quiet", type: "button", title, "data-testid": `${id}-${label.toLowerCase()}`, onclick: action},
+      label,
+    );
   const zoom = tool("Reset zoom", "show all again", () => reset(it));
   zoom.hidden = true;
   it.zoomButton = zoom;
-  it.tools = h("div", {class: "tools"}, zoom, tool("PNG", "save as picture", () => png(it)), tool("CSV", "save the numbers", () => csv.save(`${file}.csv`, it.columns())), tool("Table", "show the numbers", () => toggleTable(it)));
-  it.root = h("figure", {class: wide ? "figure wide" : "figure", "data-testid": `figure-${id}`, "data-state": "loading"}, h("header", {}, h("div", {}, parts.title, parts.hint), it.tools), parts.plot, parts.say, parts.below, parts.notes, parts.table);
+  it.tools = h(
+    "div",
+    {class: "tools"},
+    zoom,
+    tool("PNG", "save as picture", () => png(it)),
+    tool("CSV", "save the numbers", () => csv.save(`${file}.csv`, it.columns())),
+    tool("Table", "show the numbers", () => toggleTable(it)),
+  );
+  it.root = h(
+    "figure",
+    {class: wide ? "figure wide" : "figure", "data-testid": `figure-${id}`, "data-state": "loading"},
+    h("header", {}, parts.title, it.tools, parts.hint),
+    parts.plot,
+    parts.say,
+    parts.below,
+    parts.notes,
+    parts.table,
+  );
   parent.append(it.root);
   return it;
 }
@@ -55,7 +87,11 @@ export async function draw(it, traces, layout, columns, notes = []) {
   it.parts.plot.hidden = false;
   it.parts.say.hidden = true;
   it.tools.hidden = false;
-  it.ranges = Object.fromEntries(Object.entries(layout).filter(([name]) => /^[xy]axis/.test(name)).map(([name, axis]) => [name, axis.range && [...axis.range]]));
+  it.ranges = Object.fromEntries(
+    Object.entries(layout)
+      .filter(([name]) => /^[xy]axis/.test(name))
+      .map(([name, axis]) => [name, axis.range && [...axis.range]]),
+  );
   await Plotly.react(it.parts.plot, traces, layout, CONFIG);
   if (!it.parts.plot.drawn) connect(it);
   it.parts.plot.drawn = it.parts.plot.clientWidth;
@@ -65,7 +101,10 @@ export async function draw(it, traces, layout, columns, notes = []) {
 }
 
 export function note(it, sentences) {
-  fill(it.parts.notes, sentences.map((sentence) => h("p", {}, sentence)));
+  fill(
+    it.parts.notes,
+    sentences.map((sentence) => h("p", {}, sentence)),
+  );
 }
 
 // Move lines and zoom without drawing the data again.
@@ -119,9 +158,24 @@ const whole = (name, range) => (range ? {[`${name}.range`]: [...range]} : {[`${n
 
 async function png(it) {
   const {plot} = it.parts;
-  const title = {text: plain(it.parts.title.textContent), x: 0.02, xanchor: "left", y: 0.98, yanchor: "top", font: {size: 15, color: tones().ink}};
-  const layout = {...plot.layout, title, margin: {...plot.layout.margin, t: (plot.layout.margin?.t ?? 10) + 44}, height: plot.clientHeight + 44};
-  const address = await window.Plotly.toImage({data: plot.data, layout, config: CONFIG}, {format: "png", width: plot.clientWidth, height: plot.clientHeight + 44, scale: 2});
+  const title = {
+    text: plain(it.parts.title.textContent),
+    x: 0.02,
+    xanchor: "left",
+    y: 0.98,
+    yanchor: "top",
+    font: {size: 15, color: tones().ink},
+  };
+  const layout = {
+    ...plot.layout,
+    title,
+    margin: {...plot.layout.margin, t: (plot.layout.margin?.t ?? 10) + 44},
+    height: plot.clientHeight + 44,
+  };
+  const address = await window.Plotly.toImage(
+    {data: plot.data, layout, config: CONFIG},
+    {format: "png", width: plot.clientWidth, height: plot.clientHeight + 44, scale: 2},
+  );
   download(`${it.file}.png`, address);
 }
 

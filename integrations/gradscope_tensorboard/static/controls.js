@@ -22,7 +22,10 @@ export function select(id, label, onchange) {
       if (!groups.has(group)) groups.set(group, []);
       groups.get(group).push(option);
     }
-    fill(box, [...groups].map(([group, members]) => (group ? h("optgroup", {label: group}, members) : members)));
+    fill(
+      box,
+      [...groups].map(([group, members]) => (group ? h("optgroup", {label: group}, members) : members)),
+    );
   };
   return {root, box, set, show: (yes) => (root.hidden = !yes)};
 }

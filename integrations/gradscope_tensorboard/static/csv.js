@@ -15,7 +15,8 @@ export function save(name, columns) {
 }
 
 function cell(value) {
-  if (typeof value === "number") return Number.isNaN(value) ? "nan" : Number.isFinite(value) ? String(value) : value > 0 ? "inf" : "-inf";
+  if (typeof value === "number")
+    return Number.isNaN(value) ? "nan" : Number.isFinite(value) ? String(value) : value > 0 ? "inf" : "-inf";
   let words = String(value ?? "");
   if (/^[=+\-@\t]/.test(words)) words = `'${words}`; // a spreadsheet would run it
   return /[",\r\n]/.test(words) ? `"${words.replaceAll('"', '""')}"` : words;

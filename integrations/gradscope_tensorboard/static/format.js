@@ -12,6 +12,9 @@ export function number(value, digits = 4) {
   return text.replace("e+", "e");
 }
 
+// For ticks: 0.2, 5e-19.
+export const brief = (value) => String(Number(value.toPrecision(2)));
+
 export function count(value) {
   return Number.isFinite(value) ? Math.round(value).toLocaleString("en-US") : "–";
 }

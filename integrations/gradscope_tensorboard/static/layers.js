@@ -34,9 +34,12 @@ export function layerPicker(onchange) {
     const fitting = layers.filter((layer) => matches(layer, wanted));
     return fitting.reduce((a, b) => (score(b) > score(a) ? b : a), fitting[0]);
   };
-  const matches = (layer, wanted) => id(layer) === id(wanted) && (!wanted.fixed || layer[wanted.fixed] === wanted[wanted.fixed]);
+  const matches = (layer, wanted) =>
+    id(layer) === id(wanted) && (!wanted.fixed || layer[wanted.fixed] === wanted[wanted.fixed]);
   const go = (wanted) => onchange(best(wanted).key);
-  const layer = select("layer", "Layer", (value) => go({...layers.find((each) => id(each) === value), direction: current.direction, chain: current.chain}));
+  const layer = select("layer", "Layer", (value) =>
+    go({...layers.find((each) => id(each) === value), direction: current.direction, chain: current.chain}),
+  );
   const direction = select("direction", "Direction", (value) => go({...current, direction: value, fixed: "direction"}));
   const chain = select("chain", "Call", (value) => go({...current, chain: Number(value), fixed: "chain"}));
   return {

@@ -2,10 +2,11 @@
 import {fill, h} from "./dom.js";
 import {colour} from "./theme.js";
 
-// make(column, run) fills a new column and gives what the view wants back for it; it may have drop().
-export function columns(parent, make) {
+// make(column, run) fills a new column and gives what the view wants back for it; it may have drop(). Where there is but
+// one run, paired columns have two figures in a row.
+export function columns(parent, make, {paired = false} = {}) {
   const kept = new Map();
-  const root = h("div", {class: "columns"});
+  const root = h("div", {class: paired ? "columns paired" : "columns"});
   parent.append(root);
   return (runs) => {
     for (const [name, {element, made}] of kept) {
@@ -26,11 +27,20 @@ export function columns(parent, make) {
 }
 
 export function runName(run) {
-  return h("span", {class: "run"}, h("i", {class: "dot", style: {background: colour(run.place)}}), h("b", {}, run.label));
+  return h(
+    "span",
+    {class: "run"},
+    h("i", {class: "dot", style: {background: colour(run.place)}}),
+    h("b", {}, run.label),
+  );
 }
 
 function column(run, make) {
   const heading = h("h2", {class: "run-heading"});
-  const element = h("section", {class: "column", "data-testid": "run-column", "aria-label": `Run ${run.label}`}, heading);
+  const element = h(
+    "section",
+    {class: "column", "data-testid": "run-column", "aria-label": `Run ${run.label}`},
+    heading,
+  );
   return {element, heading, made: make(element, run)};
 }

@@ -1,7 +1,13 @@
 // What is being looked at, kept in the address of TensorBoard's page so that it can be reloaded and shared.
 
 const PREFIX = "p.gradscope.";
-export const VIEWS = {overview: "Overview", flow: "Gradient flow", gates: "Gates", clipping: "Clipping", compare: "Compare"};
+export const VIEWS = {
+  overview: "Overview",
+  flow: "Gradient flow",
+  gates: "Gates",
+  clipping: "Clipping",
+  compare: "Compare",
+};
 const TEXTS = ["view", "layer", "curve", "row", "measure", "over", "call"];
 const NUMBERS = ["step", "t", "threshold"];
 
@@ -37,7 +43,12 @@ function hostWindow() {
 }
 
 function read() {
-  const words = new Map((hostWindow()?.location.hash ?? "").slice(1).split("&").map((each) => each.split("=").map(decoded)));
+  const words = new Map(
+    (hostWindow()?.location.hash ?? "")
+      .slice(1)
+      .split("&")
+      .map((each) => each.split("=").map(decoded)),
+  );
   const text = (name) => words.get(PREFIX + name);
   const found = {};
   for (const name of TEXTS) found[name] = text(name);
@@ -53,7 +64,10 @@ function hash() {
   const words = {...current, runs: current.runs?.map(encodeURIComponent).join(","), zoom: current.zoom?.join(",")};
   if (words.view === "overview") words.view = undefined;
   const parts = Object.entries(words).filter(([, value]) => value !== undefined);
-  return ["#gradscope", ...parts.map(([name, value]) => `${encodeURIComponent(PREFIX + name)}=${encodeURIComponent(value)}`)].join("&");
+  return [
+    "#gradscope",
+    ...parts.map(([name, value]) => `${encodeURIComponent(PREFIX + name)}=${encodeURIComponent(value)}`),
+  ].join("&");
 }
 
 function write() {

@@ -1,4 +1,5 @@
 // Colours of the page and of Plotly; TensorBoard's own choice of light or dark decides.
+import {brief} from "./format.js";
 
 // seaborn's "colorblind" palette, and the same lighter for dark pages
 const RUNS = {
@@ -6,13 +7,40 @@ const RUNS = {
   dark: ["#58aee6", "#f0aa3c", "#34cfa0", "#ff8f50", "#e39ad0", "#dcae88", "#a8a8a8", "#9bd4f5"],
 };
 const TONES = {
-  light: {page: "#ffffff", ink: "#1c2024", soft: "#59636e", line: "#e6e9ec", mark: "#1c2024", bad: "#c2187a", middle: "#f4f4f2"},
-  dark: {page: "#24272b", ink: "#e6e9ed", soft: "#a3adb8", line: "#3a4047", mark: "#ffffff", bad: "#ff5fb8", middle: "#2e3236"},
+  light: {
+    page: "#ffffff",
+    ink: "#1c2024",
+    soft: "#59636e",
+    line: "#e6e9ec",
+    mark: "#1c2024",
+    bad: "#c2187a",
+    middle: "#f4f4f2",
+  },
+  dark: {
+    page: "#24272b",
+    ink: "#e6e9ed",
+    soft: "#a3adb8",
+    line: "#3a4047",
+    mark: "#ffffff",
+    bad: "#ff5fb8",
+    middle: "#2e3236",
+  },
 };
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 
 // viridis, sampled
-const VIRIDIS = ["#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const VIRIDIS = [
+  "#440154",
+  "#482878",
+  "#3e4a89",
+  "#31688e",
+  "#26828e",
+  "#1f9e89",
+  "#35b779",
+  "#6ece58",
+  "#b5de2b",
+  "#fde725",
+];
 
 function host() {
   try {
@@ -55,25 +83,77 @@ export function diverging() {
 export function axis(title, more = {}) {
   const {line, soft} = tones();
   return {
-    title: {text: title, standoff: 8, font: {size: 12, color: soft}}, gridcolor: line, zeroline: false, linecolor: line,
-    tickfont: {size: 11, color: soft}, automargin: true, ticks: "", nticks: 7, exponentformat: "power", ...more,
+    title: {text: title, standoff: 8, font: {size: 12, color: soft}},
+    gridcolor: line,
+    zeroline: false,
+    linecolor: line,
+    tickfont: {size: 11, color: soft},
+    automargin: true,
+    ticks: "outside",
+    ticklen: 3,
+    tickcolor: "rgba(0,0,0,0)",
+    nticks: 7,
+    exponentformat: "power",
+    ...more,
   };
 }
 
 // A logarithmic axis for values from low to high; Plotly writes powers a quarter larger than other numbers.
 export function logAxis(title, [low, high], more = {}) {
   const decades = Math.log10(high / low);
-  const size = decades > 1 ? 9 : 11;
-  return axis(title, {type: "log", dtick: decades > 1 ? Math.ceil(decades / 6) : undefined, minor: {showgrid: false}, ...more, tickfont: {size, color: tones().soft}});
+  const size = decades > 3 ? 9 : 11;
+  const marks = rungs([low, high]);
+  const places =
+    marks.length > 1
+      ? {tickvals: marks, ticktext: marks.map(brief)}
+      : {dtick: decades > 1 ? Math.ceil(decades / 6) : undefined};
+  return axis(title, {
+    type: "log",
+    ...places,
+    minor: {showgrid: false},
+    tickfont: {size, color: tones().soft},
+    ...more,
+  });
+}
+
+// Round numbers between two that are not many decades apart; none where powers of ten, or plain numbers, do better.
+export function rungs([low, high]) {
+  const decades = Math.log10(high / low);
+  if (decades > 3 || decades < 0.2) return [];
+  const leading = decades > 0.9 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 3, 4, 5, 7];
+  const found = [];
+  for (let tens = Math.floor(Math.log10(low)); tens <= Math.log10(high); tens++)
+    for (const each of leading) found.push(Number((each * 10 ** tens).toPrecision(2)));
+  return found.filter((each) => each >= low * 0.999 && each <= high * 1.001);
+}
+
+// An axis of whole numbers, such as steps, with no ticks between them.
+export function wholeAxis(title, values, more = {}) {
+  const few = values.length && values[values.length - 1] - values[0] < 8;
+  return axis(title, {tickformat: ",d", ...(few ? {dtick: 1} : {}), ...more});
 }
 
 export function layout(more = {}) {
   const {ink, page, line, soft} = tones();
   return {
-    autosize: true, height: 280, margin: {l: 56, r: 16, t: 10, b: 44}, paper_bgcolor: page, plot_bgcolor: page,
+    autosize: true,
+    height: 280,
+    margin: {l: 56, r: 16, t: 10, b: 44},
+    paper_bgcolor: page,
+    plot_bgcolor: page,
     font: {family: 'Roboto, system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif', size: 12, color: ink},
     hoverlabel: {bgcolor: page, bordercolor: line, font: {color: ink, size: 12}, namelength: 60},
-    legend: {orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom", font: {size: 11.5, color: soft}, bgcolor: "rgba(0,0,0,0)"},
-    hovermode: "closest", dragmode: "zoom", ...more,
+    legend: {
+      orientation: "h",
+      x: 0,
+      y: 1.02,
+      xanchor: "left",
+      yanchor: "bottom",
+      font: {size: 11.5, color: soft},
+      bgcolor: "rgba(0,0,0,0)",
+    },
+    hovermode: "closest",
+    dragmode: "zoom",
+    ...more,
   };
 }

@@ -3,26 +3,84 @@ import {count, plural} from "./format.js";
 
 // title, unit, how to read it, whether 1 means neither growing nor shrinking
 const KNOWN = {
-  grad_h: ["Total gradient of the state", "‖dL/dhₜ‖", "How much the loss depends on the state at each timestep. Even colours along a row: learning reaches all of the sequence."],
-  grad_h_direct: ["Gradient that enters from above", "direct ‖dL/dhₜ‖", "What reaches the state from the output alone, before the recurrence carries it back."],
+  grad_h: [
+    "Total gradient of the state",
+    "‖dL/dhₜ‖",
+    "How much the loss depends on the state at each timestep. Even colours along a row: learning reaches all of the sequence.",
+  ],
+  grad_h_direct: [
+    "Gradient that enters from above",
+    "direct ‖dL/dhₜ‖",
+    "What reaches the state from the output alone, before the recurrence carries it back.",
+  ],
   grad_c: ["Total gradient of the cell", "‖dL/dcₜ‖", "How much the loss depends on the memory cell at each timestep."],
-  weight_grad: ["Contribution to the weight gradient", "‖dL/dW_hh‖ from t", "How much each timestep adds to the gradient of the recurrent weights."],
-  jacobian: ["State Jacobian", "size of dsₜ/dsₜ₋₁", "Below 1 (blue) one step back shrinks gradients, above 1 (orange) it makes them grow.", true],
-  jacobian_h: ["Jacobian of h alone", "size of dhₜ/dhₜ₋₁", "The path through the hidden state; below 1 it shrinks gradients.", true],
-  jacobian_c: ["Jacobian along the cell", "size of dcₜ/dcₜ₋₁", "The path through the memory cell: near 1 the forget gate is open, and gradients pass.", true],
-  jacobian_max: ["Largest singular value of the Jacobian", "σ₁ of dsₜ/dsₜ₋₁", "How much one step back can make a gradient grow at most.", true],
-  gain: ["Gain to the last timestep", "size of ds_T/dsₜ", "What is left of a gradient carried from the end of the sequence back to t.", true],
+  weight_grad: [
+    "Contribution to the weight gradient",
+    "‖dL/dW_hh‖ from t",
+    "How much each timestep adds to the gradient of the recurrent weights.",
+  ],
+  jacobian: [
+    "State Jacobian",
+    "size of dsₜ/dsₜ₋₁",
+    "Below 1 (blue) one step back shrinks gradients, above 1 (orange) it makes them grow.",
+    true,
+  ],
+  jacobian_h: [
+    "Jacobian of h alone",
+    "size of dhₜ/dhₜ₋₁",
+    "The path through the hidden state; below 1 it shrinks gradients.",
+    true,
+  ],
+  jacobian_c: [
+    "Jacobian along the cell",
+    "size of dcₜ/dcₜ₋₁",
+    "The path through the memory cell: near 1 the forget gate is open, and gradients pass.",
+    true,
+  ],
+  jacobian_max: [
+    "Largest singular value of the Jacobian",
+    "σ₁ of dsₜ/dsₜ₋₁",
+    "How much one step back can make a gradient grow at most.",
+    true,
+  ],
+  gain: [
+    "Gain to the last timestep",
+    "size of ds_T/dsₜ",
+    "What is left of a gradient carried from the end of the sequence back to t.",
+    true,
+  ],
   state: ["Hidden state", "rms of hₜ", "How large the state's units are; a tanh state near 1 is saturated."],
-  cell: ["Cell state", "rms of cₜ", "How large the memory's units are; steady growth over t means that nothing is forgotten."],
-  reach: ["Reach by lag", "gradient left", "How much of the loss gradient is left so many steps further back, relative to where it entered."],
+  cell: [
+    "Cell state",
+    "rms of cₜ",
+    "How large the memory's units are; steady growth over t means that nothing is forgotten.",
+  ],
+  reach: [
+    "Reach by lag",
+    "gradient left",
+    "How much of the loss gradient is left so many steps further back, relative to where it entered.",
+  ],
 };
-const ROWS = {p50: "median", p10: "10th percentile", p90: "90th percentile", mean: "mean", low: "at the lower limit", high: "at the upper limit", nonfinite: "sequences left out"};
+const ROWS = {
+  p50: "median",
+  p10: "10th percentile",
+  p90: "90th percentile",
+  mean: "mean",
+  low: "at the lower limit",
+  high: "at the upper limit",
+  nonfinite: "sequences left out",
+};
 const AXES = {t: "timestep t", lag: "lag (steps back)", unit: "unit", index: "index"};
 
 export function quantity(curve) {
   const [family, gate] = [curve.split("/")[0], curve.slice(curve.indexOf("/") + 1)];
   if (family === "gates") {
-    return {title: `${capital(gate)} gate`, unit: "share of units", hint: "Share of the gate's units at its limit at each timestep: dark is free, bright is stuck.", share: true};
+    return {
+      title: `${capital(gate)} gate`,
+      unit: "share of units",
+      hint: "Share of the gate's units at its limit at each timestep: dark is free, bright is stuck.",
+      share: true,
+    };
   }
   const [title, unit, hint, one] = KNOWN[curve] ?? [curve, curve, ""];
   return {title, unit, hint, one: Boolean(one), share: false};
@@ -38,7 +96,8 @@ export function groupOf(curve) {
 // Curves that are drawn against a position, in the order in which they are offered.
 export function drawable(curves) {
   const order = Object.keys(KNOWN);
-  const place = (curve) => (order.includes(curve) ? order.indexOf(curve) : order.length + (curve.startsWith("gates/") ? 0 : 1));
+  const place = (curve) =>
+    order.includes(curve) ? order.indexOf(curve) : order.length + (curve.startsWith("gates/") ? 0 : 1);
   return curves.filter((curve) => !/^(units|spectra)\//.test(curve)).sort((a, b) => place(a) - place(b));
 }
 
@@ -55,7 +114,10 @@ export function layerTitle(layer, long) {
 // One line on a run: how much of it is here.
 export function coverage({state}) {
   const parts = [`${count(state.written)} of ${plural(state.steps, "step")} shown`];
-  if (state.written < state.recorded) parts.push(`${count(state.recorded)} were recorded, the event file keeps ${state.stride > 1 ? `every ${ordinal(state.stride)}` : "fewer"}`);
+  if (state.written < state.recorded)
+    parts.push(
+      `${count(state.recorded)} were recorded, the event file keeps ${state.stride > 1 ? `every ${ordinal(state.stride)}` : "fewer"}`,
+    );
   if (state.lost > 0) parts.push(`${plural(state.lost, "step")} could not be written`);
   if (state.chains_left_out > 0) parts.push(`${plural(state.chains_left_out, "further chain")} of a layer not shown`);
   return parts.join(" · ");
@@ -65,16 +127,27 @@ export function coverage({state}) {
 export function leftOut({state}, head, shown, zoomed) {
   const lines = [];
   if (!zoomed && head.steps_kept < 0.95 * state.written - 5) {
-    lines.push(`${count(head.steps_kept)} of ${count(state.written)} recorded steps are here: the others were left out by TensorBoard's --samples_per_plugin, or training began again before them.`);
+    lines.push(
+      `${count(head.steps_kept)} of ${count(state.written)} recorded steps are here: the others were left out by TensorBoard's --samples_per_plugin, or training began again before them.`,
+    );
   }
-  if (shown < head.steps_kept) lines.push(`${count(shown)} of ${count(head.steps_kept)} steps drawn, evenly spaced; zoom in to see all.`);
+  if (shown < head.steps_kept)
+    lines.push(`${count(shown)} of ${count(head.steps_kept)} steps drawn, evenly spaced; zoom in to see all.`);
   return lines;
 }
 
 export function invalid(head) {
-  const parts = [head.nan > 0 && `${plural(head.nan, "value")} NaN`, head.inf > 0 && `${plural(head.inf, "value")} infinite`].filter(Boolean);
-  const lines = parts.length ? [`${parts.join(", ")}: marked in the picture; Overview says what could not be observed.`] : [];
-  if (head.left_out > 0) lines.push(`At ${plural(head.left_out, "point")} some sequences were not finite, and are left out of the statistics.`);
+  const parts = [
+    head.nan > 0 && `${plural(head.nan, "value")} NaN`,
+    head.inf > 0 && `${plural(head.inf, "value")} infinite`,
+  ].filter(Boolean);
+  const lines = parts.length
+    ? [`${parts.join(", ")}: marked in the picture; Overview says what could not be observed.`]
+    : [];
+  if (head.left_out > 0)
+    lines.push(
+      `At ${plural(head.left_out, "point")} some sequences were not finite, and are left out of the statistics.`,
+    );
   return lines;
 }
 

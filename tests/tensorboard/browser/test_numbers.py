@@ -151,6 +151,8 @@ def test_eigenvalues(tab: Tab, made: Made) -> None:
 def test_compare_draws_the_same_quantity_of_both_runs(tab: Tab, made: Made) -> None:
     runs = {"first": made.first, "second": made.second}
     tab.open(runs=[f"{name}/gradscope" for name in runs], view="compare", measure="curve/jacobian", over="max")
-    for drawn in tab.plotted("compare-steps"):
+    drawings = [drawn for drawn in tab.plotted("compare-steps") if drawn["name"] in runs]
+    assert len(drawings) == 2
+    for drawn in drawings:
         frame = runs[drawn["name"]].frame("timesteps", quantity="jacobian", layer=0, direction="forward")
         np.testing.assert_allclose(drawn["y"], frame.groupby("step").p50.max(), rtol=1e-6)

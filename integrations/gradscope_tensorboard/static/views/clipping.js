@@ -13,14 +13,25 @@ const PLACES = 200;
 
 export function mount(parent) {
   const call = select("call", "Clipping call", (value) => change({call: value, threshold: undefined}));
-  const threshold = slider("threshold", "What if the threshold were", (value) => change({threshold: value}), (value) => number(value, 3));
+  const threshold = slider(
+    "threshold",
+    "What if the threshold were",
+    (value) => change({threshold: value}),
+    (value) => number(value, 3),
+  );
   const answer = h("output", {class: "readout", "data-testid": "what-if", "aria-live": "polite"});
   parent.append(h("div", {class: "row controls"}, call.root, threshold.root), answer);
-  const perRun = columns(parent, (element, run) => {
-    const [norms, rate, share, coefficients] = ["norms", "clip-rate", "what-if-share", "coefficients"].map((id) => figure(element, id, {run}));
-    const made = {norms, rate, share, coefficients};
-    return {...made, drop: () => Object.values(made).forEach(forget)};
-  });
+  const perRun = columns(
+    parent,
+    (element, run) => {
+      const [norms, rate, share, coefficients] = ["norms", "clip-rate", "what-if-share", "coefficients"].map((id) =>
+        figure(element, id, {run}),
+      );
+      const made = {norms, rate, share, coefficients};
+      return {...made, drop: () => Object.values(made).forEach(forget)};
+    },
+    {paired: true},
+  );
   return {
     async update(context) {
       const tables = await Promise.all(context.runs.map((run) => read(run)));
@@ -31,17 +42,34 @@ export function mount(parent) {
       call.show(calls.size > 1);
       const found = tables.map((table) => series(table, now));
       const levels = thresholds(found);
-      const level = context.state.threshold ?? found.find((each) => each.threshold)?.threshold ?? levels[Math.floor(levels.length / 2)];
-      threshold.set(levels, level);
+      const level =
+        context.state.threshold ??
+        found.find((each) => each.threshold)?.threshold ??
+        levels[Math.floor(levels.length / 2)];
+      threshold.set(
+        [...new Set([...levels, level])].sort((a, b) => a - b),
+        level,
+      );
       threshold.show(levels.length > 0);
-      answer.replaceChildren(...found.map((each, place) => told(each, level, context.runs[place], context.runs.length > 1)));
-      await Promise.all(perRun(context.runs).flatMap((made, place) => [drawNorms(made.norms, found[place]), drawRate(made.rate, found[place]), drawShare(made.share, found[place], level), drawCoefficients(made.coefficients, found[place])]));
+      answer.replaceChildren(
+        ...found.map((each, place) => told(each, level, context.runs[place], context.runs.length > 1)),
+      );
+      await Promise.all(
+        perRun(context.runs).flatMap((made, place) => [
+          drawNorms(made.norms, found[place]),
+          drawRate(made.rate, found[place]),
+          drawShare(made.share, found[place], level),
+          drawCoefficients(made.coefficients, found[place]),
+        ]),
+      );
     },
   };
 }
 
 async function read(run) {
-  const [clips, steps] = await Promise.all(["clips", "steps"].map((route) => api.table(route, {run: run.run, rows: MOST}, run.stamp)));
+  const [clips, steps] = await Promise.all(
+    ["clips", "steps"].map((route) => api.table(route, {run: run.run, rows: MOST}, run.stamp)),
+  );
   const calls = new Map();
   clips.columns.how.forEach((how, row) => {
     const id = `${clips.columns.index[row]} ${how}`;
@@ -52,14 +80,36 @@ async function read(run) {
 
 // The rows of one call; where nothing clips, the gradient's norm.
 function series({clips, steps}, call) {
-  const rows = [...clips.columns.how.keys()].filter((row) => `${clips.columns.index[row]} ${clips.columns.how[row]}` === call);
+  const rows = [...clips.columns.how.keys()].filter(
+    (row) => `${clips.columns.index[row]} ${clips.columns.how[row]}` === call,
+  );
   if (!rows.length) {
     const {step, grad_norm} = steps.columns;
-    return {clips: false, kind: "norm", steps: [...step], before: [...grad_norm], rows: steps.length, kept: steps.head.rows_kept, columns: steps.columns};
+    return {
+      clips: false,
+      kind: "norm",
+      steps: [...step],
+      before: [...grad_norm],
+      rows: steps.length,
+      kept: steps.head.rows_kept,
+      columns: steps.columns,
+    };
   }
-  const columns = Object.fromEntries(Object.entries(clips.columns).map(([name, column]) => [name, rows.map((row) => column[row])]));
+  const columns = Object.fromEntries(
+    Object.entries(clips.columns).map(([name, column]) => [name, rows.map((row) => column[row])]),
+  );
   const threshold = columns.threshold[rows.length - 1];
-  return {clips: true, kind: columns.kind[0], steps: columns.step, before: columns.norm_before, after: columns.norm_after, threshold, rows: clips.length, kept: clips.head.rows_kept, columns};
+  return {
+    clips: true,
+    kind: columns.kind[0],
+    steps: columns.step,
+    before: columns.norm_before,
+    after: columns.norm_after,
+    threshold,
+    rows: clips.length,
+    kept: clips.head.rows_kept,
+    columns,
+  };
 }
 
 // Places of the slider: evenly spaced in decades over the norms that were seen, and the thresholds in use.
@@ -67,9 +117,15 @@ function thresholds(found) {
   const usable = found.filter((each) => each.kind === "norm");
   const norms = usable.flatMap((each) => each.before).filter((norm) => norm > 0 && Number.isFinite(norm));
   if (!norms.length) return [];
-  const [low, high] = norms.reduce(([a, b], norm) => [Math.min(a, norm), Math.max(b, norm)], [Infinity, 0]).map(Math.log10);
-  const levels = Array.from({length: PLACES + 1}, (_, place) => Number((10 ** (low - 0.1 + ((high - low + 0.2) * place) / PLACES)).toPrecision(4)));
-  return [...new Set([...levels, ...usable.map((each) => each.threshold).filter((each) => each > 0)])].sort((a, b) => a - b);
+  const [low, high] = norms
+    .reduce(([a, b], norm) => [Math.min(a, norm), Math.max(b, norm)], [Infinity, 0])
+    .map(Math.log10);
+  const levels = Array.from({length: PLACES + 1}, (_, place) =>
+    Number((10 ** (low - 0.1 + ((high - low + 0.2) * place) / PLACES)).toPrecision(4)),
+  );
+  return [...new Set([...levels, ...usable.map((each) => each.threshold).filter((each) => each > 0)])].sort(
+    (a, b) => a - b,
+  );
 }
 
 // The share of steps that a threshold changes: torch scales where the norm, plus 1e-6, is above it.
@@ -79,9 +135,25 @@ export function wouldClip(norms, threshold) {
 }
 
 function told(found, level, run, several) {
-  const name = several ? h("b", {}, run.label) : null;
-  if (found.kind !== "norm") return h("span", {}, name, "Values are limited one by one here: norms do not tell what another limit would do.");
+  const name = several ? h("b", {class: "name"}, run.label) : null;
+  if (found.kind !== "norm")
+    return h("span", {}, name, "Values are limited one by one here: norms do not tell what another limit would do.");
   if (!found.before.some(Number.isFinite)) return h("span", {}, name, "No finite norm was seen.");
-  const now = found.clips ? h("span", {class: "soft"}, `${number(found.threshold, 3)} as it is: `, h("b", {"data-testid": "clipped-now"}, percent(found.columns.clipped.filter(Boolean).length / found.steps.length))) : h("span", {class: "soft"}, "nothing clips now");
-  return h("span", {}, name, `a threshold of ${number(level, 3)} would have clipped `, h("b", {"data-testid": "would-clip"}, percent(wouldClip(found.before, level))), ` of ${plural(found.before.length, "step")}`, now);
+  const share = found.clips ? found.columns.clipped.filter(Boolean).length / found.steps.length : 0;
+  const now = found.clips
+    ? [
+        `; ${number(found.threshold, 3)}, which is in use, has clipped `,
+        h("b", {"data-testid": "clipped-now"}, percent(share)),
+        ".",
+      ]
+    : ". Nothing clips in this run.";
+  return h(
+    "span",
+    {},
+    name,
+    `A threshold of ${number(level, 3)} would have clipped `,
+    h("b", {"data-testid": "would-clip"}, percent(wouldClip(found.before, level))),
+    ` of ${plural(found.before.length, "step")}`,
+    now,
+  );
 }

@@ -1,8 +1,8 @@
 // The pictures of the clipping view.
 import {describe, draw, say} from "../charts.js";
 import {number, percent, plural} from "../format.js";
-import {extent, line, reference} from "../lines.js";
-import {axis, colour, layout, logAxis, tones} from "../theme.js";
+import {extent, line, meaning, reference} from "../lines.js";
+import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {listed} from "./overview.js";
 
 const RECENT = 100;
@@ -10,28 +10,76 @@ const BINS = 40;
 const DRAWN = 4000;
 
 export function drawNorms(it, found) {
-  describe(it, found.clips ? "Gradient norm before and after clipping" : "Gradient norm (nothing clips)", found.clips ? "Where the lines part, clipping shortened the gradient." : "The norm of the recurrent layers' gradients, as the optimizer got them.");
+  describe(
+    it,
+    found.clips ? "Gradient norm before and after clipping" : "Gradient norm (nothing clips)",
+    found.clips
+      ? "Where the lines part, clipping shortened the gradient."
+      : "The norm of the recurrent layers' gradients, as the optimizer got them.",
+  );
   const usable = found.before.filter((norm) => norm > 0 && Number.isFinite(norm));
-  if (!usable.length) return say(it, found.steps.length ? "No positive finite norm was seen." : "No optimizer step has been seen yet.");
+  if (!usable.length)
+    return say(it, found.steps.length ? "No positive finite norm was seen." : "No optimizer step has been seen yet.");
   const chosen = extremes(found.before, DRAWN);
   const take = (values) => chosen.map((place) => values[place]);
   const hover = (name) => ({hovertemplate: `step %{x}: ${name} %{y:.4~g}<extra></extra>`});
-  const traces = [line(found.clips ? "before" : "norm", take(found.steps), take(found.before), colour(0), {...hover("before"), line: {width: 1.3}})];
-  if (found.clips) traces.push(line("after", take(found.steps), take(found.after), colour(1), {...hover("after"), line: {width: 1.3}}));
+  const traces = [
+    line(found.clips ? "before" : "norm", take(found.steps), take(found.before), colour(0), {
+      ...hover("before"),
+      line: {width: 1.3},
+    }),
+  ];
+  if (found.clips)
+    traces.push(
+      line("after", take(found.steps), take(found.after), colour(1), {...hover("after"), line: {width: 1.3}}),
+    );
   const limits = found.kind === "norm" && found.clips ? found.columns.threshold : [];
   const shapes = [];
-  if (new Set(limits).size === 1) shapes.push(reference(found.threshold, `threshold ${number(found.threshold, 3)}`, tones()));
-  else if (limits.length) traces.push(line("threshold", take(found.steps), take(limits), tones().soft, {line: {width: 1, dash: "dash"}, ...hover("threshold")}));
+  if (new Set(limits).size === 1) {
+    shapes.push(reference(found.threshold, tones()));
+    traces.push(meaning(`threshold ${number(found.threshold, 3)}`, tones()));
+  } else if (limits.length)
+    traces.push(
+      line("threshold", take(found.steps), take(limits), tones().soft, {
+        line: {width: 1, dash: "dash"},
+        ...hover("threshold"),
+      }),
+    );
   const broken = found.before.flatMap((norm, place) => (Number.isFinite(norm) ? [] : [found.steps[place]]));
-  if (broken.length) traces.push({type: "scatter", mode: "markers", name: "NaN or infinite", x: broken, y: broken.map(() => Math.max(...usable)), marker: {symbol: "x-thin-open", color: tones().bad, size: 8, line: {width: 1.5}}, hovertemplate: "step %{x}: not finite<extra></extra>"});
-  const notes = [found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`, chosen.length < found.before.length && `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`, broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`].filter(Boolean);
-  const shape = layout({height: 290, margin: {l: 64, r: 16, t: 34, b: 44}, shapes, xaxis: axis("training step", {tickformat: ",d"}), yaxis: logAxis("gradient norm", extent([usable, found.clips ? found.after : []]), ladder(extent([usable, found.after]))), uirevision: "norms"});
+  if (broken.length)
+    traces.push({
+      type: "scatter",
+      mode: "markers",
+      name: "NaN or infinite",
+      x: broken,
+      y: broken.map(() => Math.max(...usable)),
+      marker: {symbol: "x-thin-open", color: tones().bad, size: 8, line: {width: 1.5}},
+      hovertemplate: "step %{x}: not finite<extra></extra>",
+    });
+  const notes = [
+    found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`,
+    chosen.length < found.before.length &&
+      `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`,
+    broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`,
+  ].filter(Boolean);
+  const shape = layout({
+    height: 290,
+    margin: {l: 64, r: 16, t: 34, b: 44},
+    shapes,
+    xaxis: wholeAxis("training step", found.steps),
+    yaxis: logAxis("gradient norm", extent([usable, found.clips ? found.after : []])),
+    uirevision: "norms",
+  });
   return draw(it, traces, shape, () => listed(found.columns), notes);
 }
 
 export function drawRate(it, found) {
   const recent = Math.min(RECENT, Math.max(10, Math.round(found.steps.length / 5)));
-  describe(it, "Clip rate", `Share of the last ${recent} steps that were clipped. A brake for rare spikes stays low; near 100 % the learning rate is set by the threshold.`);
+  describe(
+    it,
+    "Clip rate",
+    `Share of the last ${recent} steps that were clipped. A brake for rare spikes stays low; near 100 % the learning rate is set by the threshold.`,
+  );
   it.root.hidden = !found.clips;
   if (!found.clips) return say(it, "Nothing clips in this run.");
   const rate = [];
@@ -40,31 +88,71 @@ export function drawRate(it, found) {
     sum += clipped - (place >= recent ? found.columns.clipped[place - recent] : 0);
     rate.push(sum / Math.min(place + 1, recent));
   });
-  const traces = [line("clip rate", found.steps, rate, colour(2), {fill: "tozeroy", fillcolor: "rgba(2,158,115,0.12)", hovertemplate: "step %{x}: %{y:.1%} clipped<extra></extra>"})];
-  const shape = layout({height: 210, margin: {l: 64, r: 16, t: 10, b: 44}, xaxis: axis("training step", {tickformat: ",d"}), yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}), uirevision: "rate"});
+  const traces = [
+    line("clip rate", found.steps, rate, colour(2), {
+      fill: "tozeroy",
+      fillcolor: "rgba(2,158,115,0.12)",
+      hovertemplate: "step %{x}: %{y:.1%} clipped<extra></extra>",
+    }),
+  ];
+  const shape = layout({
+    height: 210,
+    margin: {l: 64, r: 16, t: 10, b: 44},
+    xaxis: wholeAxis("training step", found.steps),
+    yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}),
+    uirevision: "rate",
+  });
   return draw(it, traces, shape, () => listed({step: found.steps, clipped: found.columns.clipped, rate}));
 }
 
 export function drawCoefficients(it, found) {
-  describe(it, "How much clipping shortened", "Factors by which gradients were multiplied; steps that were left alone (factor 1) are counted below.");
+  describe(
+    it,
+    "How much clipping shortened",
+    "Factors by which gradients were multiplied, of the steps that were clipped.",
+  );
   it.root.hidden = !found.clips;
   if (!found.clips) return say(it, "Nothing clips in this run.");
   const {coefficient, clipped, step} = found.columns;
   const factors = coefficient.filter((factor, place) => clipped[place] && factor > 0 && Number.isFinite(factor));
   if (!factors.length) return say(it, `All ${plural(step.length, "step")} were left alone.`);
+  describe(
+    it,
+    it.parts.title.textContent,
+    `Factors by which gradients were multiplied; ${percent(1 - factors.length / step.length)} of the steps were left alone.`,
+  );
   const low = Math.min(0, Math.floor(Math.log10(Math.min(...factors)) * 2) / 2) || -0.5;
   const edges = Array.from({length: BINS + 1}, (_, place) => low - (low * place) / BINS);
   const counts = Array(BINS).fill(0);
-  for (const factor of factors) counts[Math.min(BINS - 1, Math.max(0, Math.floor(((Math.log10(factor) - low) / -low) * BINS)))]++;
+  for (const factor of factors)
+    counts[Math.min(BINS - 1, Math.max(0, Math.floor(((Math.log10(factor) - low) / -low) * BINS)))]++;
   const shares = counts.map((count) => count / coefficient.length);
   const range = counts.map((_, bin) => `${number(10 ** edges[bin], 2)} to ${number(10 ** edges[bin + 1], 2)}`);
-  const trace = {type: "bar", x: counts.map((_, bin) => (10 ** edges[bin] + 10 ** edges[bin + 1]) / 2), width: counts.map((_, bin) => 0.94 * (10 ** edges[bin + 1] - 10 ** edges[bin])), y: shares, customdata: range, marker: {color: colour(1)}, hovertemplate: "factor %{customdata}<br>%{y:.2%} of the steps<extra></extra>"};
-  const shape = layout({height: 210, margin: {l: 64, r: 16, t: 10, b: 44}, xaxis: logAxis("factor on the gradient", [10 ** low, 1], {range: [low, 0.01], ...ladder([10 ** low, 1])}), yaxis: axis("share of steps", {tickformat: ".0%", rangemode: "tozero"}), uirevision: "coefficients"});
-  return draw(it, [trace], shape, () => listed({step, coefficient, clipped}), [`${percent(1 - factors.length / coefficient.length)} of the steps were left alone.`]);
+  const trace = {
+    type: "bar",
+    x: counts.map((_, bin) => (10 ** edges[bin] + 10 ** edges[bin + 1]) / 2),
+    width: counts.map((_, bin) => 0.94 * (10 ** edges[bin + 1] - 10 ** edges[bin])),
+    y: shares,
+    customdata: range,
+    marker: {color: colour(1)},
+    hovertemplate: "factor %{customdata}<br>%{y:.2%} of the steps<extra></extra>",
+  };
+  const shape = layout({
+    height: 210,
+    margin: {l: 64, r: 16, t: 10, b: 44},
+    xaxis: logAxis("factor on the gradient", [10 ** low, 1], {range: [low, 0.01]}),
+    yaxis: axis("share of steps", {tickformat: ".0%", rangemode: "tozero"}),
+    uirevision: "coefficients",
+  });
+  return draw(it, [trace], shape, () => listed({step, coefficient, clipped}));
 }
 
 export function drawShare(it, found, level) {
-  describe(it, "What any threshold would have clipped", "Share of these steps whose norm is above a threshold. Move the slider above to read it.");
+  describe(
+    it,
+    "What any threshold would have clipped",
+    "Share of these steps whose norm is above a threshold. Move the slider above to read it.",
+  );
   const norms = found.before.filter((norm) => norm > 0 && Number.isFinite(norm)).sort((a, b) => a - b);
   it.root.hidden = found.kind !== "norm";
   if (found.kind !== "norm") return say(it, "Norms do not tell what another limit on values would do.");
@@ -73,19 +161,28 @@ export function drawShare(it, found, level) {
   const at = [...norms.keys()].filter((place) => place % every === 0 || place === norms.length - 1);
   const x = [norms[0] * 0.8, ...at.map((place) => norms[place])];
   const y = [1, ...at.map((place) => (norms.length - 1 - place) / norms.length)];
-  const traces = [line("share", x, y, colour(0), {line: {shape: "hv", width: 1.8}, hovertemplate: "threshold %{x:.4~g}: %{y:.1%} clipped<extra></extra>"})];
-  const shapes = [{...reference(level, "", tones(), {axis: "x"}), line: {color: tones().mark, width: 1.2}}];
-  if (found.threshold > 0) shapes.push(reference(found.threshold, `now ${number(found.threshold, 3)}`, tones(), {axis: "x"}));
-  const shape = layout({height: 230, margin: {l: 64, r: 16, t: 22, b: 44}, shapes, xaxis: logAxis("threshold (max_norm)", extent([x]), ladder(extent([x]))), yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}), uirevision: "share"});
+  const traces = [
+    line("share", x, y, colour(0), {
+      line: {shape: "hv", width: 1.8},
+      hovertemplate: "threshold %{x:.4~g}: %{y:.1%} clipped<extra></extra>",
+    }),
+  ];
+  const chosen = {color: tones().mark, dash: "solid"};
+  const shapes = [reference(level, tones(), {axis: "x", ...chosen})];
+  traces.push(meaning(`chosen: ${number(level, 3)}`, tones(), chosen));
+  if (found.threshold > 0) {
+    shapes.push(reference(found.threshold, tones(), {axis: "x"}));
+    traces.push(meaning(`in use: ${number(found.threshold, 3)}`, tones()));
+  }
+  const shape = layout({
+    height: 230,
+    margin: {l: 64, r: 16, t: 34, b: 44},
+    shapes,
+    xaxis: logAxis("threshold (max_norm)", extent([x])),
+    yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}),
+    uirevision: "share",
+  });
   return draw(it, traces, shape, () => listed({threshold: x, share: y}));
-}
-
-// Ticks at 1, 2, 5 where few decades are shown; else as they come.
-function ladder([low, high]) {
-  if (high / low > 1000) return {};
-  const found = [];
-  for (let tens = Math.floor(Math.log10(low)); tens <= Math.log10(high); tens++) for (const each of [1, 2, 5]) found.push(Number((each * 10 ** tens).toPrecision(1)));
-  return {tickvals: found, ticktext: found.map((each) => `<span style="font-size:11px">${number(each, 2)}</span>`)};
 }
 
 // Places of the smallest and the largest of every few values, in order.

@@ -4,26 +4,40 @@ import {describe, draw, figure, say} from "../charts.js";
 import {select} from "../controls.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
-import {band, extent, line, reference} from "../lines.js";
+import {band, extent, line, meaning, reference} from "../lines.js";
 import {change} from "../state.js";
-import {axis, colour, dash, layout, logAxis, tones} from "../theme.js";
+import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, capital, drawable, groupOf, quantity, rowsOf, rowTitle} from "../words.js";
 import {listed, spaced} from "./overview.js";
 
 // table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
 const MEASURES = {
-  "layers/horizon": ["Horizon", "steps back"], "layers/decay": ["Decay of reach", "log10 per step back"], "layers/lyapunov": ["Lyapunov exponent", "per timestep"], "layers/residual": ["Residual of the certificate", "relative difference", true],
-  "steps/grad_norm": ["Gradient norm of recurrent layers", "norm", true], "steps/step_s": ["Time per step", "seconds", true], "steps/overhead_s": ["Time spent by gradscope", "seconds", true],
-  "blocks/spectral_radius": ["Spectral radius", "largest |eigenvalue|", false, true], "blocks/spectral_norm": ["Spectral norm", "largest singular value", false, true], "blocks/orthogonality": ["Distance from orthogonal", "‖UᵀU − I‖ / √n"],
+  "layers/horizon": ["Horizon", "steps back"],
+  "layers/decay": ["Decay of reach", "log10 per step back"],
+  "layers/lyapunov": ["Lyapunov exponent", "per timestep"],
+  "layers/residual": ["Residual of the certificate", "relative difference", true],
+  "steps/grad_norm": ["Gradient norm of recurrent layers", "norm", true],
+  "steps/step_s": ["Time per step", "seconds", true],
+  "steps/overhead_s": ["Time spent by gradscope", "seconds", true],
+  "blocks/spectral_radius": ["Spectral radius", "largest |eigenvalue|", false, true],
+  "blocks/spectral_norm": ["Spectral norm", "largest singular value", false, true],
+  "blocks/orthogonality": ["Distance from orthogonal", "‖UᵀU − I‖ / √n"],
 };
 const GROUPS = {layers: "Per layer", steps: "Per optimizer step", blocks: "Recurrent weights"};
-const OVER = {median: "median over t", max: "largest over t", min: "smallest over t", mean: "mean over t", first: "first t", last: "last t"};
+const OVER = {
+  median: "median over t",
+  max: "largest over t",
+  min: "smallest over t",
+  mean: "mean over t",
+  first: "at the first t",
+  last: "at the last t",
+};
 const MOST_LINES = 8;
 
 export function mount(parent) {
   const measure = select("measure", "Quantity", (value) => change({measure: value, row: undefined}));
   const row = select("compare-row", "Statistic", (value) => change({row: value}));
-  const over = select("over", "Of every step", (value) => change({over: value}));
+  const over = select("over", "Over t", (value) => change({over: value}));
   const steps = figure(parent, "compare-steps", {wide: true});
   const positions = figure(parent, "compare-profile", {wide: true});
   parent.prepend(h("div", {class: "row controls"}, measure.root, row.root, over.root));
@@ -34,30 +48,54 @@ export function mount(parent) {
       row.show(view.curve !== null);
       over.show(view.curve !== null);
       if (view.curve) {
-        row.set(rowsOf(view.curve).map((each) => [each, rowTitle(each)]), view.row);
+        row.set(
+          rowsOf(view.curve).map((each) => [each, rowTitle(each)]),
+          view.row,
+        );
         over.set(Object.entries(OVER), view.over);
       }
       const members = lines(context, view);
-      const [found, profiles] = await Promise.all([Promise.all(members.map((member) => series(member, view))), Promise.all(members.map((member) => profile(member, view, context)))]);
+      const [found, profiles] = await Promise.all([
+        Promise.all(members.map((member) => series(member, view))),
+        Promise.all(members.map((member) => profile(member, view, context))),
+      ]);
       if (!context.current()) return;
-      await Promise.all([drawSteps(steps, members, found, view, context), drawProfile(positions, members, profiles, view, context)]);
+      await Promise.all([
+        drawSteps(steps, members, found, view, context),
+        drawProfile(positions, members, profiles, view, context),
+      ]);
     },
   };
 }
 
 async function chosen(context) {
   const curves = drawable([...new Set(context.runs.flatMap((run) => run.layers.flatMap((layer) => layer.curves)))]);
-  const gates = await Promise.all(context.runs.map((run) => api.table("blocks", {run: run.run, points: 600}, run.stamp)));
-  const blocks = [...new Set(gates.flatMap(({columns}) => columns.gate.filter((_, at) => !Number.isNaN(columns.spectral_radius[at]))))];
+  const gates = await Promise.all(
+    context.runs.map((run) => api.table("blocks", {run: run.run, points: 600}, run.stamp)),
+  );
+  const blocks = [
+    ...new Set(
+      gates.flatMap(({columns}) => columns.gate.filter((_, at) => !Number.isNaN(columns.spectral_radius[at]))),
+    ),
+  ];
   const tables = Object.entries(MEASURES).flatMap(([id, [title]]) => {
     const [table] = id.split("/");
-    return table === "blocks" ? blocks.map((gate) => [`${id}/${gate}`, blocks.length > 1 ? `${title}, ${gate}` : title, GROUPS[table]]) : [[id, title, GROUPS[table]]];
+    return table === "blocks"
+      ? blocks.map((gate) => [`${id}/${gate}`, blocks.length > 1 ? `${title}, ${gate}` : title, GROUPS[table]])
+      : [[id, title, GROUPS[table]]];
   });
   const options = [...tables, ...curves.map((curve) => [`curve/${curve}`, quantity(curve).title, groupOf(curve)])];
   const measure = options.some(([id]) => id === context.state.measure) ? context.state.measure : "layers/horizon";
   const curve = measure.startsWith("curve/") ? measure.slice(6) : null;
   const row = curve && rowsOf(curve).includes(context.state.row) ? context.state.row : curve && rowsOf(curve)[0];
-  return {options, measure, curve, row, over: context.state.over in OVER ? context.state.over : "median", ...described(measure, curve)};
+  return {
+    options,
+    measure,
+    curve,
+    row,
+    over: context.state.over in OVER ? context.state.over : "median",
+    ...described(measure, curve),
+  };
 }
 
 function described(measure, curve) {
@@ -67,60 +105,144 @@ function described(measure, curve) {
   }
   const [table, column, ...gate] = measure.split("/");
   const [title, unit, logarithmic = false, one = false] = MEASURES[`${table}/${column}`];
-  return {title: gate.length ? `${title}, ${gate.join("/")}` : title, unit, logarithmic, one, table, column, gate: gate.join("/")};
+  return {
+    title: gate.length ? `${title}, ${gate.join("/")}` : title,
+    unit,
+    logarithmic,
+    one,
+    table,
+    column,
+    gate: gate.join("/"),
+  };
 }
 
 // What is drawn: the chosen layer of every run, or every layer of a single run.
 function lines(context, view) {
   if (context.runs.length > 1 || view.table === "steps") {
-    return context.runs.map((run) => ({run, key: context.layer.key, name: run.label, colour: colour(run.place), dash: dash(run.place)})).filter((member) => !view.curve || context.has(member.run, view.curve));
+    return context.runs
+      .map((run) => ({run, key: context.layer.key, name: run.label, colour: colour(run.place), dash: dash(run.place)}))
+      .filter((member) => !view.curve || context.has(member.run, view.curve));
   }
   const [run] = context.runs;
   const layers = run.layers.filter((layer) => !view.curve || layer.curves.includes(view.curve));
   const shown = layers.slice(0, MOST_LINES);
-  if (!shown.some((layer) => layer.key === context.layer.key) && layers.some((layer) => layer.key === context.layer.key)) shown[MOST_LINES - 1] = context.layer;
-  return shown.map((layer) => ({run, key: layer.key, name: context.title(layer.key), colour: colour(run.layers.findIndex((each) => each.key === layer.key)), dash: "solid", of: layers.length}));
+  if (
+    !shown.some((layer) => layer.key === context.layer.key) &&
+    layers.some((layer) => layer.key === context.layer.key)
+  )
+    shown[MOST_LINES - 1] = context.layer;
+  return shown.map((layer) => ({
+    run,
+    key: layer.key,
+    name: context.title(layer.key),
+    colour: colour(run.layers.findIndex((each) => each.key === layer.key)),
+    dash: "solid",
+    of: layers.length,
+  }));
 }
 
 async function series({run, key}, view) {
   if (view.curve) {
-    const {arrays, head} = await api.block("series", {run: run.run, tag: `${view.curve}/${key}`, row: view.row, over: view.over, points: 1000}, run.stamp);
+    const {arrays, head} = await api.block(
+      "series",
+      {run: run.run, tag: `${view.curve}/${key}`, row: view.row, over: view.over, points: 1000},
+      run.stamp,
+    );
     return {steps: arrays.steps, values: arrays.values, kept: head.steps_kept};
   }
-  const {head, columns, length} = await api.table(view.table, {run: run.run, ...(view.table === "steps" ? {rows: 4000} : {points: 1000})}, run.stamp);
-  const wanted = Array.from({length}, (_, row) => row).filter((row) => (view.table === "steps" || columns.key[row] === key) && (view.table !== "blocks" || columns.gate[row] === view.gate));
-  return {steps: wanted.map((row) => columns.step[row]), values: wanted.map((row) => columns[view.column][row]), kept: view.table === "steps" ? head.rows_kept : head.steps_kept};
+  const {head, columns, length} = await api.table(
+    view.table,
+    {run: run.run, ...(view.table === "steps" ? {rows: 4000} : {points: 1000})},
+    run.stamp,
+  );
+  const wanted = Array.from({length}, (_, row) => row).filter(
+    (row) =>
+      (view.table === "steps" || columns.key[row] === key) &&
+      (view.table !== "blocks" || columns.gate[row] === view.gate),
+  );
+  return {
+    steps: wanted.map((row) => columns.step[row]),
+    values: wanted.map((row) => columns[view.column][row]),
+    kept: view.table === "steps" ? head.rows_kept : head.steps_kept,
+  };
 }
 
 function profile({run, key}, view, context) {
-  return view.curve ? api.block("profile", {run: run.run, tag: `${view.curve}/${key}`, step: context.state.step}, run.stamp) : null;
+  return view.curve
+    ? api.block("profile", {run: run.run, tag: `${view.curve}/${key}`, step: context.state.step}, run.stamp)
+    : null;
 }
 
-const what = (context, view) => (view.table === "steps" ? "One line per run." : context.runs.length > 1 ? `Layer ${context.title(context.layer.key)}, one line per run.` : "One line per layer; choose several runs to compare them.");
+const what = (context, view) =>
+  view.table === "steps"
+    ? "One line per run."
+    : context.runs.length > 1
+      ? `Layer ${context.title(context.layer.key)}, one line per run.`
+      : "One line per layer; choose several runs to compare them.";
 
 function drawSteps(it, members, found, view, context) {
   const detail = view.curve ? `, ${rowTitle(view.row)}, ${OVER[view.over]}` : "";
   describe(it, `${view.title} over training`, `${capital(view.unit)}${detail}. ${what(context, view)}`);
-  const traces = members.map((member, at) => line(member.name, found[at].steps, found[at].values, member.colour, {line: {dash: member.dash}, hovertemplate: `${plain(member.name)}<br>step %{x}: %{y:.4~g}<extra></extra>`, showlegend: members.length > 1}));
+  const traces = members.map((member, at) =>
+    line(member.name, found[at].steps, found[at].values, member.colour, {
+      line: {dash: member.dash},
+      hovertemplate: `${plain(member.name)}<br>step %{x}: %{y:.4~g}<extra></extra>`,
+      showlegend: members.length > 1,
+    }),
+  );
+  if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
   const values = found.flatMap((each) => [...each.values]);
-  if (!values.some(Number.isFinite)) return say(it, view.table === "layers" && view.column === "lyapunov" ? 'Not recorded: attach with quantities="full".' : "Nothing of this was recorded, or nothing of it is finite.");
+  if (!values.some(Number.isFinite))
+    return say(
+      it,
+      view.table === "layers" && view.column === "lyapunov"
+        ? 'Not recorded: attach with quantities="full".'
+        : "Nothing of this was recorded, or nothing of it is finite.",
+    );
   const logarithmic = view.logarithmic && extent([values]) !== null;
   const notes = [...left(members, found), ...missing(values, logarithmic)];
-  const shape = layout({height: 340, margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, "1", tones())] : [], xaxis: axis("training step", {tickformat: ",d"}), yaxis: logarithmic ? logAxis(view.unit, extent([values])) : axis(view.unit), uirevision: view.measure + view.row + view.over});
+  const shape = layout({
+    height: 340,
+    margin: {l: 64, r: 16, t: 10, b: 44},
+    shapes: view.one ? [reference(1, tones())] : [],
+    xaxis: wholeAxis(
+      "training step",
+      found.flatMap((each) => [...each.steps]).sort((a, b) => a - b),
+    ),
+    yaxis: logarithmic ? logAxis(view.unit, extent([values])) : axis(view.unit),
+    uirevision: view.measure + view.row + view.over,
+  });
   const rows = {run: [], layer: [], step: [], [view.column ?? view.row]: []};
-  members.forEach((member, at) => found[at].values.forEach((value, place) => [member.run.label, context.title(member.key), found[at].steps[place], value].forEach((each, column) => Object.values(rows)[column].push(each))));
+  members.forEach((member, at) =>
+    found[at].values.forEach((value, place) =>
+      [member.run.label, context.title(member.key), found[at].steps[place], value].forEach((each, column) =>
+        Object.values(rows)[column].push(each),
+      ),
+    ),
+  );
   return draw(it, traces, spaced(shape, traces), () => listed(rows), notes);
 }
 
 function left(members, found) {
-  const lines = members.flatMap((member, at) => (found[at].values.length < found[at].kept ? [`${member.name}: ${count(found[at].values.length)} of ${count(found[at].kept)} steps drawn, evenly spaced.`] : []));
-  if (members[0]?.of > members.length) lines.push(`${members.length} of ${members[0].of} layers drawn, the chosen one among them.`);
+  const lines = members.flatMap((member, at) =>
+    found[at].values.length < found[at].kept
+      ? [`${member.name}: ${count(found[at].values.length)} of ${count(found[at].kept)} steps drawn, evenly spaced.`]
+      : [],
+  );
+  if (members[0]?.of > members.length)
+    lines.push(`${members.length} of ${members[0].of} layers drawn, the chosen one among them.`);
   return [...new Set(lines)];
 }
 
 function missing(values, logarithmic) {
-  const [nan, zero] = [values.filter((value) => !Number.isFinite(value)).length, logarithmic ? values.filter((value) => value === 0).length : 0];
-  return [nan && `${count(nan)} values are NaN or infinite, and leave gaps.`, zero && `${count(zero)} values are exactly 0, which a logarithmic axis cannot show.`].filter(Boolean);
+  const [nan, zero] = [
+    values.filter((value) => !Number.isFinite(value)).length,
+    logarithmic ? values.filter((value) => value === 0).length : 0,
+  ];
+  return [
+    nan && `${count(nan)} values are NaN or infinite, and leave gaps.`,
+    zero && `${count(zero)} values are exactly 0, which a logarithmic axis cannot show.`,
+  ].filter(Boolean);
 }
 
 function drawProfile(it, members, profiles, view, context) {
@@ -128,16 +250,46 @@ function drawProfile(it, members, profiles, view, context) {
   const seen = profiles.filter(Boolean);
   if (!seen.length) return say(it, "Nothing was recorded here.");
   const {axis: position, step} = seen[0].head;
-  describe(it, `${view.title} over ${position}, at step ${count(step)}`, `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. The step is the one chosen in Gradient flow.`);
+  describe(
+    it,
+    `${view.title} over ${position}, at step ${count(step)}`,
+    `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. The step is the one chosen in Gradient flow.`,
+  );
   const ends = extent(profiles.map((each) => each?.arrays[view.row]));
   const logarithmic = view.logarithmic && ends !== null;
   const traces = members.flatMap((member, at) => {
     const {positions, ...values} = profiles[at].arrays;
-    const bands = values.p10 && members.length <= 4 ? [band(positions, values.p10, values.p90, member.colour, logarithmic)] : [];
-    return [...bands, line(member.name, positions, values[view.row], member.colour, {line: {dash: member.dash}, hovertemplate: `${plain(member.name)}<br>${position} %{x}: %{y:.4~g}<extra></extra>`, showlegend: members.length > 1})];
+    const bands =
+      values.p10 && members.length <= 4 ? [band(positions, values.p10, values.p90, member.colour, logarithmic)] : [];
+    return [
+      ...bands,
+      line(member.name, positions, values[view.row], member.colour, {
+        line: {dash: member.dash},
+        hovertemplate: `${plain(member.name)}<br>${position} %{x}: %{y:.4~g}<extra></extra>`,
+        showlegend: members.length > 1,
+      }),
+    ];
   });
-  const shape = layout({height: 300, margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, "1: passes unchanged", tones())] : [], xaxis: axis(axisTitle(position)), yaxis: logarithmic ? logAxis(view.unit, ends) : axis(view.unit, {rangemode: "tozero"}), uirevision: view.measure});
+  if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
+  const shape = layout({
+    height: 300,
+    margin: {l: 64, r: 16, t: 10, b: 44},
+    shapes: view.one ? [reference(1, tones())] : [],
+    xaxis: axis(axisTitle(position)),
+    yaxis: logarithmic ? logAxis(view.unit, ends) : axis(view.unit, {rangemode: "tozero"}),
+    uirevision: view.measure,
+  });
   const rows = {run: [], layer: [], step: [], [position]: [], [view.row]: []};
-  members.forEach((member, at) => profiles[at].arrays.positions.forEach((each, place) => [member.run.label, context.title(member.key), profiles[at].head.step, each, profiles[at].arrays[view.row][place]].forEach((value, column) => Object.values(rows)[column].push(value))));
+  members.forEach((member, at) =>
+    profiles[at].arrays.positions.forEach((each, place) =>
+      [
+        member.run.label,
+        context.title(member.key),
+        profiles[at].head.step,
+        each,
+        profiles[at].arrays[view.row][place],
+      ].forEach((value, column) => Object.values(rows)[column].push(value)),
+    ),
+  );
   return draw(it, traces, spaced(shape, traces), () => listed(rows));
 }

@@ -7,64 +7,130 @@ import {capital} from "../words.js";
 
 const SIGNS = {critical: "✕", warning: "!", info: "i", healthy: "✓"};
 const SEE = {
-  vanishing_gradient: ["flow", "Gradient flow"], exploding_gradient: ["flow", "Gradient flow"], nonfinite_gradient: ["flow", "Gradient flow"],
-  detached_state: ["flow", "Gradient flow"], saturated_gate: ["gates", "Gates"], dead_units: ["gates", "Gates"],
-  excessive_clipping: ["clipping", "Clipping"], missing_clipping: ["clipping", "Clipping"],
+  vanishing_gradient: ["flow", "Gradient flow"],
+  exploding_gradient: ["flow", "Gradient flow"],
+  nonfinite_gradient: ["flow", "Gradient flow"],
+  detached_state: ["flow", "Gradient flow"],
+  saturated_gate: ["gates", "Gates"],
+  dead_units: ["gates", "Gates"],
+  excessive_clipping: ["clipping", "Clipping"],
+  missing_clipping: ["clipping", "Clipping"],
 };
 
 export function showFindings(parent, run, {step, findings}, context) {
   const words = waiting(run, findings);
   if (words) return fill(parent, h("p", {class: "card soft"}, words));
   const seen = h("p", {class: "soft small"}, `As of step ${count(step)}`);
-  fill(parent, findings.map((finding) => card(finding, context)), run.live ? seen : null);
+  fill(
+    parent,
+    findings.map((finding) => card(finding, context)),
+    run.live ? seen : null,
+  );
 }
 
 function waiting(run, findings) {
-  if (findings === null) return run.live ? "Findings appear after the first few recorded steps." : "Nobody has looked for findings in this run.";
+  if (findings === null)
+    return run.live
+      ? "Findings appear after the first few recorded steps."
+      : "Nobody has looked for findings in this run.";
   return findings.length ? "" : "No findings.";
 }
 
 function card(finding, context) {
   const tone = finding.code === "healthy" ? "healthy" : finding.severity;
-  const head = h("header", {}, h("span", {class: "badge"}, h("i", {"aria-hidden": "true"}, SIGNS[tone] ?? "i"), capital(tone)), finding.layer ? h("span", {class: "soft"}, context.title(finding.layer.key)) : null);
+  const head = h(
+    "header",
+    {},
+    h("span", {class: "badge"}, h("i", {"aria-hidden": "true"}, SIGNS[tone] ?? "i"), capital(tone)),
+    finding.layer ? h("span", {class: "soft"}, context.title(finding.layer.key)) : null,
+  );
   const evidence = Object.entries(finding.evidence);
-  return h("article", {class: `card finding ${tone}`, "data-testid": "finding", "data-code": finding.code},
-    head, h("h3", {}, finding.title), h("p", {}, finding.explanation),
-    evidence.length ? h("details", {}, h("summary", {}, "Evidence"), h("dl", {}, evidence.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, told(value)))))) : null,
-    remedies(finding.remedies), see(finding));
+  return h(
+    "article",
+    {class: `card finding ${tone}`, "data-testid": "finding", "data-code": finding.code},
+    head,
+    h("h3", {}, finding.layer ? finding.title : capital(finding.title)),
+    h("p", {}, finding.explanation),
+    evidence.length
+      ? h(
+          "details",
+          {},
+          h("summary", {}, "Evidence"),
+          h(
+            "dl",
+            {},
+            evidence.map(([name, value]) =>
+              h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, told(value))),
+            ),
+          ),
+        )
+      : null,
+    remedies(finding.remedies),
+    see(finding),
+  );
 }
 
 function remedies(list) {
   if (!list.length) return null;
-  const [first, ...rest] = list.map((remedy) => h("div", {class: "remedy"}, h("p", {}, capital(remedy.title)), codeBox(remedy.code)));
-  return h("div", {class: "remedies"}, h("h4", {}, "What to try"), first, rest.length ? h("details", {}, h("summary", {}, `${plural(rest.length, "other thing")} to try`), rest) : null);
+  const [first, ...rest] = list.map((remedy) =>
+    h("div", {class: "remedy"}, h("p", {}, capital(remedy.title)), codeBox(remedy.code)),
+  );
+  return h(
+    "div",
+    {class: "remedies"},
+    h("h4", {}, "What to try"),
+    first,
+    rest.length ? h("details", {}, h("summary", {}, `${plural(rest.length, "other thing")} to try`), rest) : null,
+  );
 }
 
 function see(finding) {
   const [view, title] = SEE[finding.code] ?? [];
   if (!view) return null;
-  return h("button", {class: "quiet link", type: "button", onclick: () => change({view, layer: finding.layer?.key, zoom: undefined})}, `See it in ${title} →`);
+  return h(
+    "button",
+    {class: "quiet link", type: "button", onclick: () => change({view, layer: finding.layer?.key, zoom: undefined})},
+    `See it in ${title} →`,
+  );
 }
 
 function told(value) {
   if (Array.isArray(value)) return value.map(told).join(" – ");
-  if (value !== null && typeof value === "object") return Object.entries(value).map(([name, each]) => `${name} ${told(each)}`).join(", ");
+  if (value !== null && typeof value === "object")
+    return Object.entries(value)
+      .map(([name, each]) => `${name} ${told(each)}`)
+      .join(", ");
   return typeof value === "number" ? number(value, 3) : String(value);
 }
 
 export function showNotes(parent, {notes, left_out: more}, context) {
   if (!notes.length) return fill(parent);
   const opened = parent.querySelector("details")?.open;
-  const items = notes.map((note) => h("li", {}, h("b", {}, where(note, context)), ` ${note.reason} `, h("span", {class: "soft"}, span(note))));
-  fill(parent, h("details", {class: "card notes-list", open: opened, "data-testid": "notes-list"}, h("summary", {}, `${plural(notes.length, "note")}: what could not be observed`), h("ul", {}, items), more ? h("p", {class: "soft"}, `and ${plural(more, "further note")}`) : null));
+  const items = notes.map((note) =>
+    h("li", {}, h("b", {}, where(note, context)), ` ${note.reason} `, h("span", {class: "soft"}, span(note))),
+  );
+  fill(
+    parent,
+    h(
+      "details",
+      {class: "card notes-list", open: opened, "data-testid": "notes-list"},
+      h("summary", {}, `${plural(notes.length, "note")}: what could not be observed`),
+      h("ul", {}, items),
+      more ? h("p", {class: "soft"}, `and ${plural(more, "further note")}`) : null,
+    ),
+  );
 }
 
 function where(note, context) {
   if (!note.module && note.layer < 0) return "Model:";
-  const layer = context.layers.find((each) => ["module", "layer", "direction", "chain"].every((name) => each[name] === note[name]));
+  const layer = context.layers.find((each) =>
+    ["module", "layer", "direction", "chain"].every((name) => each[name] === note[name]),
+  );
   return `${layer ? context.title(layer.key) : note.module || "model"}:`;
 }
 
 function span(note) {
-  return note.first_step === note.last_step ? `(step ${count(note.first_step)})` : `(${plural(note.count, "time")}, steps ${count(note.first_step)} to ${count(note.last_step)})`;
+  return note.first_step === note.last_step
+    ? `(step ${count(note.first_step)})`
+    : `(${plural(note.count, "time")}, steps ${count(note.first_step)} to ${count(note.last_step)})`;
 }

@@ -12,17 +12,30 @@ import {drawProfile} from "./profile.js";
 import {drawSpectra} from "./spectra.js";
 
 export function mount(parent) {
-  const curve = select("curve", "Quantity", (value) => change({curve: value, row: undefined, zoom: undefined, t: undefined}));
+  const curve = select("curve", "Quantity", (value) =>
+    change({curve: value, row: undefined, zoom: undefined, t: undefined}),
+  );
   const row = select("row", "Statistic", (value) => change({row: value}));
-  const step = slider("step", "Training step", (value) => change({step: value}), (value) => count(value));
+  const step = slider(
+    "step",
+    "Training step",
+    (value) => change({step: value}),
+    (value) => count(value),
+  );
   const readout = h("output", {class: "readout", "data-testid": "readout", "aria-live": "polite"});
   parent.append(h("div", {class: "row controls"}, curve.root, row.root, step.root), readout);
   const perRun = columns(parent, (element, run) => panel(element, run));
   return {
     async update(context) {
       const view = chosen(context);
-      curve.set(view.curves.map((each) => [each, quantity(each).title, groupOf(each)]), view.curve);
-      row.set(rowsOf(view.curve).map((each) => [each, rowTitle(each)]), view.row);
+      curve.set(
+        view.curves.map((each) => [each, quantity(each).title, groupOf(each)]),
+        view.curve,
+      );
+      row.set(
+        rowsOf(view.curve).map((each) => [each, rowTitle(each)]),
+        view.row,
+      );
       const heats = await Promise.all(context.runs.map((run) => heat(run, view, context)));
       if (!context.current()) return;
       const steps = [...new Set(heats.flatMap((each) => (each ? [...each.arrays.steps] : [])))].sort((a, b) => a - b);
@@ -31,13 +44,21 @@ export function mount(parent) {
       const profiles = await Promise.all(context.runs.map((run) => profile(run, view, context)));
       if (!context.current()) return;
       tell(readout, context, view, profiles);
-      await Promise.all(perRun(context.runs).map((made, place) => drawPanel(made, context.runs[place], heats, profiles, place, view, context)));
+      await Promise.all(
+        perRun(context.runs).map((made, place) =>
+          drawPanel(made, context.runs[place], heats, profiles, place, view, context),
+        ),
+      );
     },
   };
 }
 
 function panel(element, run) {
-  const made = {heat: figure(element, "heatmap", {run}), profile: figure(element, "profile", {run}), spectra: figure(element, "spectra", {run})};
+  const made = {
+    heat: figure(element, "heatmap", {run}),
+    profile: figure(element, "profile", {run}),
+    spectra: figure(element, "spectra", {run}),
+  };
   const {plot} = made.heat.parts;
   Object.entries({tabindex: "0", role: "group"}).forEach(([name, value]) => plot.setAttribute(name, value));
   plot.addEventListener("keydown", (event) => made.walk?.(event));
@@ -51,7 +72,13 @@ function panel(element, run) {
 
 // What is looked at: what was asked for, or what there is.
 function chosen(context) {
-  const curves = drawable([...new Set(context.runs.flatMap((run) => run.layers.filter((layer) => layer.key === context.layer.key).flatMap((layer) => layer.curves)))]);
+  const curves = drawable([
+    ...new Set(
+      context.runs.flatMap((run) =>
+        run.layers.filter((layer) => layer.key === context.layer.key).flatMap((layer) => layer.curves),
+      ),
+    ),
+  ]);
   const asked = context.state.curve;
   const curve = curves.includes(asked) ? asked : curves.includes("grad_h") ? "grad_h" : curves[0];
   const row = rowsOf(curve).includes(context.state.row) ? context.state.row : rowsOf(curve)[0];
@@ -92,25 +119,48 @@ function walk(event, steps, positions, step) {
 
 // A zoom in the picture asks the server for what is between.
 function zoomed(event, made) {
-  const range = (name) => (event[`${name}.range[0]`] === undefined ? event[`${name}.range`] : [event[`${name}.range[0]`], event[`${name}.range[1]`]]);
+  const range = (name) =>
+    event[`${name}.range[0]`] === undefined
+      ? event[`${name}.range`]
+      : [event[`${name}.range[0]`], event[`${name}.range[1]`]];
   const layout = made.heat.parts.plot.layout;
   const [x, y] = [range("xaxis"), range("yaxis")];
   if (x) change({zoom: [...x, ...(y ?? layout.yaxis.range)].map((value) => Number(value.toFixed(2)))});
 }
 
-function tell(readout, context, {about, curve, row}, profiles) {
+function tell(readout, context, {curve, row}, profiles) {
   const {t} = context.state;
   const parts = context.runs.flatMap((run, place) => {
     const found = profiles[place];
     if (!found) return [];
     const {positions, ...values} = found.arrays;
     const at = t === undefined ? -1 : positions.indexOf(t);
-    const name = context.runs.length > 1 ? `${run.label}, ` : "";
+    const name = context.runs.length > 1 ? `${run.label}: ` : "";
     const where = `${name}step ${count(found.head.step)}`;
-    if (at < 0) return t === undefined ? [h("span", {}, h("b", {}, where))] : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(found.head.axis)} ${t}`))];
-    const rows = rowsOf(curve).map((each) => h("span", {"data-row": each, class: each === row ? "strong" : ""}, `${rowTitle(each)} `, h("b", {}, number(values[each][at]))));
-    return [h("span", {"data-run": run.run, "data-step": found.head.step, "data-t": t}, h("b", {}, `${where}, ${found.head.axis} ${t}`), rows)];
+    if (at < 0)
+      return t === undefined
+        ? [h("b", {}, `${where}. `)]
+        : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(found.head.axis)} ${t}`))];
+    const rows = rowsOf(curve).map((each) =>
+      h(
+        "span",
+        {"data-row": each, class: each === row ? "strong" : ""},
+        `${rowTitle(each)} `,
+        h("b", {}, number(values[each][at])),
+      ),
+    );
+    return [
+      h(
+        "span",
+        {"data-run": run.run, "data-step": found.head.step, "data-t": t},
+        h("b", {class: "name"}, `${where}, ${found.head.axis} ${t}`),
+        rows,
+      ),
+    ];
   });
-  const hint = t === undefined ? h("span", {class: "soft"}, "Click the picture, or focus it and use the arrow keys, to read values.") : null;
-  fill(readout, h("span", {class: "soft"}, `${about.title} (${about.unit})`), parts, hint);
+  const hint =
+    t === undefined
+      ? h("span", {class: "soft"}, "Click the picture, or focus it and use the arrow keys, to read values.")
+      : null;
+  fill(readout, hint ? h("span", {}, parts, " ", hint) : parts);
 }

@@ -4,57 +4,130 @@ import {describe, draw, figure, say} from "../charts.js";
 import {slider} from "../controls.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
-import {line, tiles, tileTitle} from "../lines.js";
+import {line, reference, tiles, tileTitle} from "../lines.js";
 import {change} from "../state.js";
-import {axis, colour, layout, tones} from "../theme.js";
+import {axis, colour, layout, tones, wholeAxis} from "../theme.js";
 import {capital} from "../words.js";
 import {legend, listed} from "./overview.js";
 import {axes} from "./spectra.js";
 
-const LIMITS = "A sigmoid gate is at its limits below 0.1 (closed) and above 0.9 (open), a tanh below −0.9 and above 0.9, a ReLU where it is 0.";
+const LIMITS =
+  "A sigmoid gate is at its limits below 0.1 (closed) and above 0.9 (open), a tanh below −0.9 and above 0.9, a ReLU where it is 0.";
 
 export function mount(parent) {
   const over = figure(parent, "saturation", {wide: true});
-  const step = slider("unit-step", "Training step", (value) => change({step: value}), (value) => count(value));
+  const step = slider(
+    "unit-step",
+    "Training step",
+    (value) => change({step: value}),
+    (value) => count(value),
+  );
+  parent.append(h("div", {class: "row controls"}, step.root));
   const units = figure(parent, "units", {wide: true});
-  units.parts.below.append(h("div", {class: "row controls"}, step.root));
+  over.listeners.click = (point) => change({step: point.x});
   return {
     async update(context) {
-      const [tables, clouds] = await Promise.all([Promise.all(context.runs.map((run) => table(run, context))), Promise.all(context.runs.map((run) => cloud(run, context)))]);
+      const [tables, clouds] = await Promise.all([
+        Promise.all(context.runs.map((run) => table(run, context))),
+        Promise.all(context.runs.map((run) => cloud(run, context))),
+      ]);
       if (!context.current()) return;
       const steps = [...new Set(clouds.flatMap((each) => each?.head.steps ?? []))].sort((a, b) => a - b);
       step.set(steps, context.state.step);
       step.show(steps.length > 0);
-      await Promise.all([drawOver(over, tables, context), drawUnits(units, clouds, context)]);
+      const now = clouds.find(Boolean)?.head.step;
+      await Promise.all([drawOver(over, tables, now, context), drawUnits(units, clouds, context)]);
     },
   };
 }
 
-const hasUnits = (run, context) => run.layers.some((layer) => layer.key === context.layer.key && layer.curves.some((curve) => curve.startsWith("units/")));
+const hasUnits = (run, context) =>
+  run.layers.some(
+    (layer) => layer.key === context.layer.key && layer.curves.some((curve) => curve.startsWith("units/")),
+  );
 const table = (run, context) => api.table("blocks", {run: run.run, key: context.layer.key, points: 600}, run.stamp);
-const cloud = (run, context) => (hasUnits(run, context) ? api.block("units", {run: run.run, key: context.layer.key, step: context.state.step}, run.stamp) : null);
+const cloud = (run, context) =>
+  hasUnits(run, context)
+    ? api.block("units", {run: run.run, key: context.layer.key, step: context.state.step}, run.stamp)
+    : null;
 
 // One run: a colour for each limit. Several: a colour for each run, dashes for the lower limit.
 function styles(context, run) {
-  if (context.runs.length > 1) return [["low", `${run.label}, low`, colour(run.place), "dot"], ["high", `${run.label}, high`, colour(run.place), "solid"]];
-  return [["low", "at the lower limit", colour(0), "solid"], ["high", "at the upper limit", colour(1), "solid"]];
+  if (context.runs.length > 1)
+    return [
+      ["low", `${run.label}, low`, colour(run.place), "dot"],
+      ["high", `${run.label}, high`, colour(run.place), "solid"],
+    ];
+  return [
+    ["low", "at the lower limit", colour(0), "solid"],
+    ["high", "at the upper limit", colour(1), "solid"],
+  ];
 }
 
-function drawOver(it, tables, context) {
-  describe(it, "Saturation over training", `Share of a gate's units and timesteps at its limits, where gradients hardly pass. ${LIMITS}`);
-  const gates = [...new Set(tables.flatMap(({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row]))))];
+function drawOver(it, tables, now, context) {
+  describe(
+    it,
+    "Saturation over training",
+    `Share of a gate's units and timesteps at its limits, where gradients hardly pass. ${LIMITS} Click to choose a step.`,
+  );
+  const gates = [
+    ...new Set(tables.flatMap(({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row])))),
+  ];
   if (!gates.length) return say(it, "This layer has no gates that were recorded.");
-  const grid = frame(it, gates, 190, context, (first) => axis(first ? "share saturated" : "", {range: [-0.02, 1.02], tickvals: [0, 0.5, 1]}), () => axis("training step", {tickformat: ",d", nticks: 4}));
+  const top = ceiling(tables.flatMap(({columns}) => [...columns.low, ...columns.high]));
+  const grid = frame(
+    it,
+    gates,
+    190,
+    58,
+    (first) =>
+      axis(first ? "share saturated" : "", {
+        range: [-0.02 * top, 1.02 * top],
+        tickvals: [0, top / 2, top],
+        tickformat: ".0%",
+      }),
+    () => wholeAxis("training step", tables[0].columns.step, {nticks: 4}),
+  );
+  if (now !== undefined)
+    gates.forEach((_, place) =>
+      grid.shapes.push(
+        reference(now, tones(), {
+          axis: "x",
+          xref: axes(place)[0].short,
+          yref: axes(place)[1].short,
+          color: tones().mark,
+          dash: "dot",
+        }),
+      ),
+    );
   const traces = [];
   const rows = {run: [], step: [], gate: [], low: [], high: []};
   context.runs.forEach((run, at) => {
     const {columns, length} = tables[at];
-    for (let row = 0; row < length; row++) if (!Number.isNaN(columns.low[row])) Object.entries({run: run.label, step: columns.step[row], gate: columns.gate[row], low: columns.low[row], high: columns.high[row]}).forEach(([name, value]) => rows[name].push(value));
-    gates.forEach((gate, place) => {
+    for (let row = 0; row < length; row++)
+      if (!Number.isNaN(columns.low[row]))
+        Object.entries({
+          run: run.label,
+          step: columns.step[row],
+          gate: columns.gate[row],
+          low: columns.low[row],
+          high: columns.high[row],
+        }).forEach(([name, value]) => rows[name].push(value));
+    const own = gates.filter((gate) => columns.gate.includes(gate));
+    own.forEach((gate) => {
+      const place = gates.indexOf(gate);
       const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
       const take = (name) => found.map((row) => columns[name][row]);
       for (const [side, name, tint, dash] of styles(context, run)) {
-        traces.push(line(name, take("step"), take(side), tint, {...inTile(place), legendgroup: name, showlegend: place === 0, line: {dash, width: 1.6}, hovertemplate: `${plain(gate)}, ${plain(name)}<br>step %{x}: %{y:.4~g}<extra></extra>`}));
+        traces.push(
+          line(name, take("step"), take(side), tint, {
+            ...inTile(place),
+            legendgroup: name,
+            showlegend: gate === own[0],
+            line: {dash, width: 1.6},
+            hovertemplate: `${plain(gate)}, ${plain(name)}<br>step %{x}: %{y:.4~g}<extra></extra>`,
+          }),
+        );
       }
     });
   });
@@ -63,22 +136,66 @@ function drawOver(it, tables, context) {
 
 function drawUnits(it, clouds, context) {
   const step = clouds.find(Boolean)?.head.step;
-  describe(it, `Step ${count(step)}: how often each unit is saturated`, "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin it works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).");
+  describe(
+    it,
+    `How often each unit is saturated, at step ${count(step)}`,
+    "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin it works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).",
+  );
   const gates = [...new Set(clouds.flatMap((each) => each?.head.gates ?? []))];
   if (!gates.length) return say(it, "No units were recorded for this layer.");
-  const end = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1]};
-  const grid = frame(it, gates, 230, context, (first) => axis(first ? "share at upper limit" : "", end), () => axis("share at lower limit", end));
+  const end = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1], tickformat: ".0%"};
+  const grid = frame(
+    it,
+    gates,
+    230,
+    context.runs.length > 1 ? 58 : 28,
+    (first) => axis(first ? "share at upper limit" : "", end),
+    () => axis("share at lower limit", end),
+  );
   gates.forEach((_, place) => {
     const [x, y] = axes(place);
-    grid.shapes.push({type: "line", layer: "below", xref: x.short, yref: y.short, x0: 0, y0: 1, x1: 1, y1: 0, line: {color: tones().soft, width: 1, dash: "dash"}});
+    grid.shapes.push({
+      type: "line",
+      layer: "below",
+      xref: x.short,
+      yref: y.short,
+      x0: 0,
+      y0: 1,
+      x1: 1,
+      y1: 0,
+      line: {color: tones().soft, width: 1, dash: "dash"},
+    });
   });
   const traces = [];
   const rows = {run: [], step: [], gate: [], unit: [], low: [], high: []};
-  context.runs.forEach((run, at) => clouds[at]?.head.gates.forEach((gate) => {
-    const [unit, low, high] = ["positions", "low", "high"].map((name) => clouds[at].arrays[`${gate}/${name}`]);
-    unit.forEach((each, place) => Object.entries({run: run.label, step: clouds[at].head.step, gate, unit: each, low: low[place], high: high[place]}).forEach(([name, value]) => rows[name].push(value)));
-    traces.push({type: "scatter", mode: "markers", name: plain(run.label), legendgroup: run.run, showlegend: gate === gates[0], x: low, y: high, customdata: unit, ...inTile(gates.indexOf(gate)), marker: {color: colour(run.place), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}}, hovertemplate: `${plain(gate)}, unit %{customdata}<br>lower %{x:.4~g}, upper %{y:.4~g}<extra></extra>`});
-  }));
+  context.runs.forEach((run, at) =>
+    clouds[at]?.head.gates.forEach((gate) => {
+      const [unit, low, high] = ["positions", "low", "high"].map((name) => clouds[at].arrays[`${gate}/${name}`]);
+      unit.forEach((each, place) =>
+        Object.entries({
+          run: run.label,
+          step: clouds[at].head.step,
+          gate,
+          unit: each,
+          low: low[place],
+          high: high[place],
+        }).forEach(([name, value]) => rows[name].push(value)),
+      );
+      traces.push({
+        type: "scatter",
+        mode: "markers",
+        name: plain(run.label),
+        legendgroup: run.run,
+        showlegend: gate === clouds[at].head.gates[0],
+        x: low,
+        y: high,
+        customdata: unit,
+        ...inTile(gates.indexOf(gate)),
+        marker: {color: colour(run.place), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}},
+        hovertemplate: `${plain(gate)}, unit %{customdata}<br>lower %{x:.4~g}, upper %{y:.4~g}<extra></extra>`,
+      });
+    }),
+  );
   return draw(it, traces, {...grid, showlegend: context.runs.length > 1 && legend(traces)}, () => listed(rows));
 }
 
@@ -87,18 +204,33 @@ function inTile(place) {
   return {xaxis: x.short, yaxis: y.short};
 }
 
+// The end of an axis of shares: all, or less where that shows more.
+const ceiling = (shares) => [0.1, 0.25, 0.5].find((end) => shares.every((share) => !(share > end))) ?? 1;
+
 // A layout of small pictures, one per gate, with the axes that two functions give.
-function frame(it, gates, side, context, yaxis, xaxis) {
+function frame(it, gates, side, top, yaxis, xaxis) {
   const width = it.root.clientWidth || 900;
   const across = Math.max(1, Math.min(gates.length, Math.floor(width / 210)));
   const rows = Math.ceil(gates.length / across);
   const places = tiles(gates.length, across, 0.04, 0.3 / rows);
-  const shape = layout({height: rows * (side + 40) + 60, margin: {l: 56, r: 12, t: 58, b: 42}, shapes: [], annotations: [], uirevision: it.id});
+  const shape = layout({
+    height: rows * (side + 40) + top + 2,
+    margin: {l: 56, r: 12, t: top, b: 42},
+    shapes: [],
+    annotations: [],
+    uirevision: it.id,
+  });
   shape.legend.y = 1 + 24 / (rows * (side + 40));
   gates.forEach((gate, place) => {
     const [x, y] = axes(place);
     shape[x.long] = {...xaxis(), domain: places[place].x, anchor: y.short, automargin: false};
-    shape[y.long] = {...yaxis(place % across === 0), domain: places[place].y, anchor: x.short, automargin: false, showticklabels: place % across === 0};
+    shape[y.long] = {
+      ...yaxis(place % across === 0),
+      domain: places[place].y,
+      anchor: x.short,
+      automargin: false,
+      showticklabels: place % across === 0,
+    };
     shape.annotations.push(tileTitle(capital(gate), places[place], tones()));
   });
   return shape;

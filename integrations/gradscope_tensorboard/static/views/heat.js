@@ -1,17 +1,21 @@
 // The heatmap: one row of the picture per recorded step, one column per timestep.
 import {describe, draw, say} from "../charts.js";
 import {plain} from "../dom.js";
-import {count, number, power} from "../format.js";
+import {brief, count, power} from "../format.js";
 import {extent} from "../lines.js";
-import {axis, diverging, layout, sequential, tones} from "../theme.js";
-import {axisTitle, invalid, leftOut, rowTitle} from "../words.js";
+import {diverging, layout, rungs, sequential, tones, wholeAxis} from "../theme.js";
+import {axisTitle, capital, invalid, leftOut, rowTitle} from "../words.js";
 
 const DECADES = 12;
 const MOST_ROWS = 800;
 
 // One colour scale for all runs: {low, high} in log10, or of the share.
 export function scaleOf(heats, {about, row}) {
-  if (about.share) return {low: row === "mean" && heats.some((heat) => heat?.arrays.values.some((value) => value < 0)) ? -1 : 0, high: 1};
+  if (about.share)
+    return {
+      low: row === "mean" && heats.some((heat) => heat?.arrays.values.some((value) => value < 0)) ? -1 : 0,
+      high: 1,
+    };
   const ends = extent(heats.map((heat) => heat?.arrays.values));
   if (!ends) return {low: -1, high: 1};
   const [low, high] = ends.map(Math.log10);
@@ -25,7 +29,11 @@ export function scaleOf(heats, {about, row}) {
 
 export function drawHeat(it, run, heat, scale, view, context) {
   const {about, row} = view;
-  describe(it, `${about.title}: training step × ${heat?.head.axis ?? "t"}`, about.hint);
+  describe(
+    it,
+    `${about.title}, ${rowTitle(row)}`,
+    `${capital(about.unit)} by training step and ${heat?.head.axis === "lag" ? "lag" : "timestep"}. ${about.hint}`,
+  );
   if (!heat) return say(it, `This run has no ${about.title.toLowerCase()} of ${context.title(context.layer.key)}.`);
   const {steps, positions, values} = heat.arrays;
   it.zoomButton.hidden = !view.zoom;
@@ -45,12 +53,38 @@ function traces({head, arrays}, scale, {about, row}) {
   const pick = (list) => grid.places.map((at) => list[at]);
   const colours = about.share ? rows : rows.map((each) => logarithms(each, scale));
   const text = Array.from(steps, (step) => new Array(width).fill(count(step)));
-  const hover = {text: pick(text), customdata: pick(rows), hovertemplate: `step %{text}, ${head.axis} %{x}<br>${plain(rowTitle(row))} %{customdata:.4~g}<extra></extra>`};
+  const hover = {
+    text: pick(text),
+    customdata: pick(rows),
+    hovertemplate: `step %{text}, ${head.axis} %{x}<br>${plain(rowTitle(row))} %{customdata:.4~g}<extra></extra>`,
+  };
   const place = {type: "heatmap", x: Array.from(positions), y0: grid.first, dy: grid.gap, ...hover};
-  const shown = {...place, z: pick(colours), zmin: scale.low, zmax: scale.high, colorscale: about.one ? diverging() : sequential(), colorbar: bar(scale, about, row)};
-  const bad = rows.map((each, at) => each.map((value, column) => (Number.isFinite(value) || column >= width - padded[at] ? NaN : 1)));
+  const shown = {
+    ...place,
+    z: pick(colours),
+    zmin: scale.low,
+    zmax: scale.high,
+    colorscale: about.one ? diverging() : sequential(),
+    colorbar: bar(scale, about),
+  };
+  const bad = rows.map((each, at) =>
+    each.map((value, column) => (Number.isFinite(value) || column >= width - padded[at] ? NaN : 1)),
+  );
   if (!(head.nan + head.inf)) return [shown];
-  return [shown, {...place, z: pick(bad), zmin: 0, zmax: 1, colorscale: [[0, tones().bad], [1, tones().bad]], showscale: false}];
+  return [
+    shown,
+    {
+      ...place,
+      z: pick(bad),
+      zmin: 0,
+      zmax: 1,
+      colorscale: [
+        [0, tones().bad],
+        [1, tones().bad],
+      ],
+      showscale: false,
+    },
+  ];
 }
 
 function logarithms(values, {low}) {
@@ -75,15 +109,23 @@ function evenly(steps) {
   return {first, gap, places};
 }
 
-function bar(scale, about, row) {
+function bar(scale, about) {
   const {soft} = tones();
-  const base = {thickness: 10, outlinewidth: 0, x: 1.01, xpad: 4, tickfont: {size: 11, color: soft}, title: {text: `${rowTitle(row)}<br>${about.unit}`, font: {size: 11, color: soft}, side: "top"}};
+  const base = {thickness: 10, outlinewidth: 0, x: 1.01, xpad: 4, tickfont: {size: 11, color: soft}};
   if (about.share) return {...base, tickvals: [-1, 0, 0.5, 1], ticktext: ["−1", "0", "0.5", "1"]};
   const ticks = ticksOf(scale);
-  return {...base, tickvals: ticks, ticktext: ticks.map((tick, place) => (scale.clamped && place === 0 ? `≤${named(tick)}` : named(tick)))};
+  const whole = ticks.every((tick) => Number.isInteger(tick));
+  const named = ticks.map((tick) => (whole ? power(tick) : brief(10 ** tick)));
+  return {
+    ...base,
+    tickvals: ticks,
+    ticktext: named.map((text, place) => (scale.clamped && place === 0 ? `≤${text}` : text)),
+  };
 }
 
 function ticksOf({low, high}) {
+  const found = rungs([10 ** low, 10 ** high]).map(Math.log10);
+  if (found.length > 1) return found;
   const span = high - low;
   if (span < 1.5) return [low, (low + high) / 2, high];
   const every = Math.ceil(span / 6);
@@ -91,8 +133,6 @@ function ticksOf({low, high}) {
   for (let tick = Math.ceil(low / every) * every; tick <= high; tick += every) ticks.push(tick);
   return ticks;
 }
-
-const named = (tick) => (Number.isInteger(tick) ? power(tick) : number(10 ** tick, 2));
 
 function shape({head, arrays}, {zoom}) {
   const {steps, positions} = arrays;
@@ -102,30 +142,38 @@ function shape({head, arrays}, {zoom}) {
   };
   const [x, y] = zoom ? [zoom.slice(0, 2), zoom.slice(2)] : [ends(positions), ends(steps)];
   return layout({
-    height: 360, margin: {l: 64, r: 84, t: 12, b: 42},
-    xaxis: axis(axisTitle(head.axis), {range: x, showgrid: false, automargin: false}),
-    yaxis: axis("training step", {range: y, showgrid: false, automargin: false, tickformat: ",d"}),
+    height: 360,
+    margin: {l: 64, r: 84, t: 12, b: 42},
+    xaxis: wholeAxis(axisTitle(head.axis), x, {range: x, showgrid: false, automargin: false}),
+    yaxis: wholeAxis("training step", y, {range: y, showgrid: false, automargin: false}),
   });
 }
 
-// Lines through the chosen step and timestep.
+// Lines through the chosen step and timestep, dark on light so that they are seen on any colour.
 export function cursor(step, t) {
-  const line = {color: tones().mark, width: 1.2};
+  const [light, dark] = [
+    {color: "rgba(255,255,255,0.7)", width: 3},
+    {color: "#111111", width: 1.2},
+  ];
+  const across = {type: "line", xref: "x domain", x0: 0, x1: 1, y0: step, y1: step};
+  const down = {type: "line", yref: "y domain", y0: 0, y1: 1, x0: t, x1: t};
   const shapes = [];
-  if (step !== undefined) shapes.push({type: "line", xref: "x domain", x0: 0, x1: 1, y0: step, y1: step, line});
-  if (t !== undefined) shapes.push({type: "line", yref: "y domain", y0: 0, y1: 1, x0: t, x1: t, line: {...line, dash: "dot"}});
+  if (step !== undefined) shapes.push({...across, line: light}, {...across, line: dark});
+  if (t !== undefined) shapes.push({...down, line: light}, {...down, line: {...dark, dash: "dot"}});
   return shapes;
 }
 
 function long({head, arrays}, row) {
   const {steps, positions, values, padded} = arrays;
   const found = {step: [], [head.axis]: [], [row]: []};
-  steps.forEach((step, at) => positions.forEach((position, column) => {
-    const value = values[at * positions.length + column];
-    if (Number.isNaN(value) && column >= positions.length - padded[at]) return;
-    found.step.push(step);
-    found[head.axis].push(position);
-    found[row].push(value);
-  }));
+  steps.forEach((step, at) =>
+    positions.forEach((position, column) => {
+      const value = values[at * positions.length + column];
+      if (Number.isNaN(value) && column >= positions.length - padded[at]) return;
+      found.step.push(step);
+      found[head.axis].push(position);
+      found[row].push(value);
+    }),
+  );
   return Object.entries(found).map(([name, each]) => ({name, values: each}));
 }

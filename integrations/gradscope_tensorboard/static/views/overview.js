@@ -3,12 +3,12 @@ import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {h, plain} from "../dom.js";
 import {number} from "../format.js";
-import {band, extent, line, reference} from "../lines.js";
+import {band, extent, line, meaning, reference} from "../lines.js";
 import {columns} from "../panels.js";
-import {axis, colour, dash, layout, logAxis, tones} from "../theme.js";
+import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {showFindings, showNotes} from "./findings.js";
 
-const FLOOR = 1e-3;
+const [FLOOR, LOWEST] = [1e-3, 1e-12];
 const COLOURED = 8;
 
 export function mount(parent) {
@@ -32,7 +32,11 @@ export function mount(parent) {
       });
       const bands = await Promise.all(context.runs.map((run) => spread(run, context)));
       if (!context.current()) return;
-      await Promise.all([drawReach(reach, seen, bands, context), drawNow(now, seen, context), drawOver(over, seen, context)]);
+      await Promise.all([
+        drawReach(reach, seen, bands, context),
+        drawNow(now, seen, context),
+        drawOver(over, seen, context),
+      ]);
     },
   };
 }
@@ -49,7 +53,9 @@ async function read(run) {
 }
 
 function spread(run, context) {
-  return context.has(run, "reach") ? api.block("profile", {run: run.run, tag: `reach/${context.layer.key}`}, run.stamp) : null;
+  return context.has(run, "reach")
+    ? api.block("profile", {run: run.run, tag: `reach/${context.layer.key}`}, run.stamp)
+    : null;
 }
 
 // Several runs: a colour each. One run: a colour for every layer, or for the chosen one of many.
@@ -62,31 +68,65 @@ function look(context, run, key) {
 }
 
 const named = (context, run, key) => (context.runs.length > 1 ? run.label : context.title(key));
-const which = (context) => (context.runs.length > 1 ? ` Layer ${context.title(context.layer.key)}, one line per run.` : "");
+const which = (context) =>
+  context.runs.length > 1 ? ` Layer ${context.title(context.layer.key)}, one line per run.` : "";
 
 function drawReach(it, seen, bands, context) {
-  describe(it, "Reach by lag", `How much of the loss gradient is left so many steps further back, at the last recorded step. The higher, the longer the memory that can be learnt.${which(context)}`);
+  describe(
+    it,
+    "Reach by lag",
+    `How much of the loss gradient is left so many steps further back, at the last recorded step. The higher, the longer the memory that can be learnt.${which(context)}`,
+  );
   const traces = [];
   const rows = {run: [], layer: [], step: [], lag: [], p50: []};
   context.runs.forEach((run, place) => {
     const {latest} = seen[place];
     for (const {key, step, array} of latest?.head.layers ?? []) {
       const [positions, values] = halves(latest.arrays[array]);
-      values.forEach((value, at) => Object.entries({run: run.label, layer: context.title(key), step, lag: positions[at], p50: value}).forEach(([name, each]) => rows[name].push(each)));
+      values.forEach((value, at) =>
+        Object.entries({run: run.label, layer: context.title(key), step, lag: positions[at], p50: value}).forEach(
+          ([name, each]) => rows[name].push(each),
+        ),
+      );
       const style = look(context, run, key);
       if (!style.shown) continue;
-      if (key === context.layer.key) traces.push(band(bands[place].arrays.positions, bands[place].arrays.p10, bands[place].arrays.p90, style.colour, true));
+      if (key === context.layer.key)
+        traces.push(
+          band(bands[place].arrays.positions, bands[place].arrays.p10, bands[place].arrays.p90, style.colour, true),
+        );
       const name = named(context, run, key);
-      traces.push(line(name, positions, values, style.colour, {line: {width: style.strong ? 2.6 : style.faint ? 0.8 : 1.8, dash: style.dash}, opacity: style.faint ? 0.5 : 1, showlegend: !style.faint, hovertemplate: `${plain(name)}<br>%{x} steps back: %{y:.4~g} left<extra></extra>`}));
+      traces.push(
+        line(name, positions, values, style.colour, {
+          line: {width: style.strong ? 2.6 : style.faint ? 0.8 : 1.8, dash: style.dash},
+          opacity: style.faint ? 0.5 : 1,
+          showlegend: !style.faint,
+          hovertemplate: `${plain(name)}<br>%{x} steps back: %{y:.4~g} left<extra></extra>`,
+        }),
+      );
     }
   });
-  if (!traces.length) return say(it, "No reach was recorded: leave quantities as they are, or add \"reach\".");
-  const shape = layout({height: 320, xaxis: axis("lag (steps back)", {rangemode: "tozero"}), yaxis: logAxis("gradient left", extent([[FLOOR, 1], ...traces.map((trace) => trace.y)])), shapes: [reference(FLOOR, "horizon: a thousandth left", tones())], uirevision: "reach", showlegend: legend(traces)});
+  if (!traces.length) return say(it, 'No reach was recorded: leave quantities as they are, or add "reach".');
+  const [low, high] = extent([[FLOOR, 1], ...traces.map((trace) => trace.y)]);
+  const ends = [Math.max(low, high * LOWEST), high];
+  const range = [Math.log10(ends[0]) - 0.3, Math.log10(high) + 0.3];
+  traces.push(meaning("a thousandth left: the horizon", tones()));
+  const shape = layout({
+    height: 320,
+    xaxis: axis("lag (steps back)", {rangemode: "tozero"}),
+    yaxis: logAxis("gradient left", ends, {range}),
+    shapes: [reference(FLOOR, tones())],
+    uirevision: "reach",
+    showlegend: legend(traces),
+  });
   return draw(it, traces, spaced(shape, traces), () => listed(rows));
 }
 
 function drawNow(it, seen, context) {
-  describe(it, "Horizon of every layer", "Steps back until a thousandth of the gradient is left, at the last recorded step. The pale bar is the length of the sequence; ≥ where it never falls so far.");
+  describe(
+    it,
+    "Horizon of every layer",
+    "Steps back until a thousandth of the gradient is left, at the last recorded step. The pale bar is the length of the sequence; ≥ where it never falls so far.",
+  );
   const traces = [];
   const rows = {run: [], layer: [], step: [], horizon: [], timesteps: []};
   context.runs.forEach((run, place) => {
@@ -94,44 +134,130 @@ function drawNow(it, seen, context) {
     const y = found.map((row) => shortened(context.title(row.key)));
     const several = context.runs.length > 1;
     const text = found.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon)));
-    const more = {orientation: "h", y, offsetgroup: String(place), textposition: "outside", constraintext: "none", cliponaxis: false};
-    const hovertemplate = found.map((row) => `${plain(several ? run.label : context.title(row.key))}<br>${row.horizon_censored ? "at least " : ""}${number(row.horizon)} of ${row.timesteps} steps<extra></extra>`);
-    traces.push({type: "bar", ...more, x: found.map((row) => row.timesteps), marker: {color: tones().line}, hoverinfo: "skip", showlegend: false, width: several ? undefined : 0.5});
-    traces.push({type: "bar", ...more, name: plain(run.label), x: found.map((row) => row.horizon), marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)}, text, hovertemplate, textfont: {color: tones().ink, size: 11}, width: several ? undefined : 0.5});
-    for (const row of found) Object.entries({run: run.label, layer: context.title(row.key), step: row.step, horizon: row.horizon, timesteps: row.timesteps}).forEach(([name, each]) => rows[name].push(each));
+    const more = {
+      orientation: "h",
+      y,
+      offsetgroup: String(place),
+      textposition: "outside",
+      constraintext: "none",
+      cliponaxis: false,
+    };
+    const hovertemplate = found.map(
+      (row) =>
+        `${plain(several ? run.label : context.title(row.key))}<br>${row.horizon_censored ? "at least " : ""}${number(row.horizon)} of ${row.timesteps} steps<extra></extra>`,
+    );
+    traces.push({
+      type: "bar",
+      ...more,
+      x: found.map((row) => row.timesteps),
+      marker: {color: tones().line},
+      hoverinfo: "skip",
+      showlegend: false,
+      width: several ? undefined : 0.5,
+    });
+    traces.push({
+      type: "bar",
+      ...more,
+      name: plain(run.label),
+      x: found.map((row) => row.horizon),
+      marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)},
+      text,
+      hovertemplate,
+      textfont: {color: tones().ink, size: 11},
+      width: several ? undefined : 0.5,
+    });
+    for (const row of found)
+      Object.entries({
+        run: run.label,
+        layer: context.title(row.key),
+        step: row.step,
+        horizon: row.horizon,
+        timesteps: row.timesteps,
+      }).forEach(([name, each]) => rows[name].push(each));
   });
   if (!rows.layer.length) return say(it, "No layer has been recorded yet.");
   const count = new Set(rows.layer).size;
   const height = Math.max(200, 90 + count * (14 + 12 * context.runs.length));
   it.parts.plot.classList.toggle("tall", height > 420);
-  const shape = layout({height, barmode: "group", bargap: 0.35, xaxis: axis("steps back", {range: [0, 1.16 * Math.max(...rows.timesteps)]}), yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}), showlegend: context.runs.length > 1, uirevision: "now", margin: {l: 60, r: 16, t: context.runs.length > 1 ? 34 : 10, b: 44}});
+  const shape = layout({
+    height,
+    barmode: "group",
+    bargap: 0.35,
+    xaxis: axis("steps back", {range: [0, 1.16 * Math.max(...rows.timesteps)]}),
+    yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}),
+    showlegend: context.runs.length > 1,
+    uirevision: "now",
+    margin: {l: 60, r: 16, t: context.runs.length > 1 ? 34 : 10, b: 44},
+  });
   return draw(it, overlaid(traces), shape, () => listed(rows));
 }
 
 // Pale bars behind the bars they belong to.
 function overlaid(traces) {
-  return traces.map((trace, place) => ({...trace, xaxis: "x", yaxis: "y", alignmentgroup: "a", offsetgroup: trace.offsetgroup, base: 0, zorder: place % 2}));
+  return traces.map((trace, place) => ({
+    ...trace,
+    xaxis: "x",
+    yaxis: "y",
+    alignmentgroup: "a",
+    offsetgroup: trace.offsetgroup,
+    base: 0,
+    zorder: place % 2,
+  }));
 }
 
 function drawOver(it, seen, context) {
-  describe(it, "Horizon over training", `Does learning reach further back as training goes on? The dotted line is the longest possible.${which(context)}`);
+  describe(
+    it,
+    "Horizon over training",
+    `Does learning reach further back as training goes on? The dotted line is the length of the sequences.${which(context)}`,
+  );
   const traces = [];
   const rows = {run: [], step: [], layer: [], horizon: [], decay: []};
   context.runs.forEach((run, place) => {
     const {columns: table, length} = seen[place].layers;
-    for (let row = 0; row < length; row++) Object.entries({run: run.label, step: table.step[row], layer: context.title(table.key[row]), horizon: table.horizon[row], decay: table.decay[row]}).forEach(([name, each]) => rows[name].push(each));
+    for (let row = 0; row < length; row++)
+      Object.entries({
+        run: run.label,
+        step: table.step[row],
+        layer: context.title(table.key[row]),
+        horizon: table.horizon[row],
+        decay: table.decay[row],
+      }).forEach(([name, each]) => rows[name].push(each));
     for (const {key} of run.layers) {
       const style = look(context, run, key);
       const found = places(table.key, key);
       if (!style.shown || !found.length) continue;
       const name = named(context, run, key);
       const take = (column) => found.map((at) => table[column][at]);
-      traces.push(line(name, take("step"), take("horizon"), style.colour, {line: {width: style.strong ? 2.4 : style.faint ? 0.8 : 1.8, dash: style.dash}, opacity: style.faint ? 0.5 : 1, showlegend: !style.faint, hovertemplate: `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`}));
-      if (key === context.layer.key) traces.push(line("longest", take("step"), take("timesteps"), tones().soft, {line: {dash: "dot", width: 1}, showlegend: false, hoverinfo: "skip"}));
+      traces.push(
+        line(name, take("step"), take("horizon"), style.colour, {
+          line: {width: style.strong ? 2.4 : style.faint ? 0.8 : 1.8, dash: style.dash},
+          opacity: style.faint ? 0.5 : 1,
+          showlegend: !style.faint,
+          hovertemplate: `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`,
+        }),
+      );
+      if (key === context.layer.key)
+        traces.push(
+          line("longest", take("step"), take("timesteps"), tones().soft, {
+            line: {dash: "dot", width: 1},
+            showlegend: false,
+            hoverinfo: "skip",
+          }),
+        );
     }
   });
   if (!traces.length) return say(it, "No layer has been recorded yet.");
-  const shape = layout({height: 240, xaxis: axis("training step"), yaxis: axis("horizon (steps back)", {rangemode: "tozero"}), uirevision: "over", showlegend: legend(traces)});
+  const shape = layout({
+    height: 240,
+    xaxis: wholeAxis(
+      "training step",
+      [...rows.step].sort((a, b) => a - b),
+    ),
+    yaxis: axis("horizon (steps back)", {rangemode: "tozero"}),
+    uirevision: "over",
+    showlegend: legend(traces),
+  });
   return draw(it, traces, spaced(shape, traces), () => listed(rows));
 }
 
@@ -139,7 +265,13 @@ function drawOver(it, seen, context) {
 function lastOfEach({columns: table, length}) {
   const last = new Map();
   for (let row = 0; row < length; row++) last.set(table.key[row], row);
-  return [...last].map(([key, row]) => ({key, step: table.step[row], horizon: table.horizon[row], horizon_censored: table.horizon_censored[row], timesteps: table.timesteps[row]}));
+  return [...last].map(([key, row]) => ({
+    key,
+    step: table.step[row],
+    horizon: table.horizon[row],
+    horizon_censored: table.horizon_censored[row],
+    timesteps: table.timesteps[row],
+  }));
 }
 
 export function places(column, value) {

@@ -1,24 +1,43 @@
 // One step: the chosen quantity over t, median and band, on the axis of the heatmap above.
 import {describe, draw, say} from "../charts.js";
 import {count, plural} from "../format.js";
-import {band, extent, line, reference} from "../lines.js";
-import {axis, colour, layout, logAxis, tones} from "../theme.js";
+import {band, extent, line, meaning, reference} from "../lines.js";
+import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, rowTitle} from "../words.js";
 
 export function drawProfile(it, found, profiles, view, context) {
   const {about} = view;
-  const hint = about.share ? "Shares of units at the limits, and the mean activation." : "Median over the analysed sequences; the band holds the middle 80 % of them.";
-  describe(it, `Step ${count(found?.head.step)}: ${about.title.toLowerCase()} over ${found?.head.axis ?? "t"}`, hint);
+  const hint = about.share
+    ? "Shares of units at the limits, and the mean activation."
+    : "Median over the analysed sequences; the band holds the middle 80 % of them.";
+  const where = found ? ` over ${found.head.axis}, at step ${count(found.head.step)}` : "";
+  describe(it, `${about.title}${where}`, hint);
   if (!found) return say(it, "Nothing was recorded here.");
   const {positions, ...values} = found.arrays;
-  const range = about.share ? [profiles.some((each) => each?.arrays.mean.some((value) => value < 0)) ? -1.05 : -0.03, 1.03] : together(profiles);
+  const range = about.share
+    ? [profiles.some((each) => each?.arrays.mean.some((value) => value < 0)) ? -1.05 : -0.03, 1.03]
+    : together(profiles);
   if (!range) return say(it, "All of this step is zero or not finite.");
   const left = [...(values.nonfinite ?? [])].filter((each) => each > 0).length;
   const zeros = about.share ? 0 : [...values.p50].filter((each) => each === 0).length;
-  const notes = [left && `At ${plural(left, "timestep")} some sequences were not finite, and are left out.`, zeros && `The median is exactly 0 at ${plural(zeros, "timestep")}, which a logarithmic axis cannot show.`].filter(Boolean);
+  const notes = [
+    left && `At ${plural(left, "timestep")} some sequences were not finite, and are left out.`,
+    zeros && `The median is exactly 0 at ${plural(zeros, "timestep")}, which a logarithmic axis cannot show.`,
+  ].filter(Boolean);
   const traces = about.share ? shares(positions, values) : spread(positions, values);
+  if (about.one) traces.push(meaning("1: passes unchanged", tones()));
   const names = Object.keys(values);
-  return draw(it, traces, shape(found, range, view, context), () => [{name: "step", values: Array(positions.length).fill(found.head.step)}, {name: found.head.axis, values: [...positions]}, ...names.map((name) => ({name, values: [...values[name]]}))], notes);
+  return draw(
+    it,
+    traces,
+    shape(found, range, view, context),
+    () => [
+      {name: "step", values: Array(positions.length).fill(found.head.step)},
+      {name: found.head.axis, values: [...positions]},
+      ...names.map((name) => ({name, values: [...values[name]]})),
+    ],
+    notes,
+  );
 }
 
 const hover = (name) => ({hovertemplate: `%{x}: ${name} %{y:.4~g}<extra></extra>`});
@@ -43,7 +62,9 @@ function shares(positions, {low, high, mean}) {
 
 // The same range for all runs, so that they can be compared.
 function together(profiles) {
-  const ends = extent(profiles.flatMap((profile) => ["p10", "p50", "p90", "mean"].map((name) => profile?.arrays[name])));
+  const ends = extent(
+    profiles.flatMap((profile) => ["p10", "p50", "p90", "mean"].map((name) => profile?.arrays[name])),
+  );
   if (!ends) return null;
   const [from, to] = ends.map(Math.log10);
   const margin = Math.max(0.05, (to - from) * 0.06);
@@ -52,16 +73,34 @@ function together(profiles) {
 
 function shape({head, arrays}, range, {about, zoom}, context) {
   const {positions} = arrays;
-  const half = positions.length > 1 ? (positions[positions.length - 1] - positions[0]) / (positions.length - 1) / 2 : 0.5;
+  const half =
+    positions.length > 1 ? (positions[positions.length - 1] - positions[0]) / (positions.length - 1) / 2 : 0.5;
   const x = zoom ? zoom.slice(0, 2) : [positions[0] - half, positions[positions.length - 1] + half];
-  const mark = {type: "line", yref: "y domain", y0: 0, y1: 1, x0: context.state.t, x1: context.state.t, line: {color: tones().mark, width: 1, dash: "dot"}};
+  const mark = {
+    type: "line",
+    yref: "y domain",
+    y0: 0,
+    y1: 1,
+    x0: context.state.t,
+    x1: context.state.t,
+    line: {color: tones().mark, width: 1, dash: "dot"},
+  };
   const shapes = context.state.t === undefined ? [] : [mark];
-  if (about.one) shapes.push(reference(1, "1: passes unchanged", tones()));
+  if (about.one) shapes.push(reference(1, tones()));
   const levels = about.one ? [Math.min(range[0], -0.05), Math.max(range[1], 0.05)] : range;
   const fixed = {range: levels, automargin: false, fixedrange: true};
   return layout({
-    height: 250, margin: {l: 64, r: 84, t: 30, b: 42}, shapes, hovermode: "x",
-    xaxis: axis(axisTitle(head.axis), {range: x, automargin: false}),
-    yaxis: about.share ? axis("share of units", fixed) : logAxis(about.unit, levels.map((level) => 10 ** level), fixed),
+    height: 250,
+    margin: {l: 64, r: 84, t: 30, b: 42},
+    shapes,
+    hovermode: "x",
+    xaxis: wholeAxis(axisTitle(head.axis), x, {range: x, automargin: false}),
+    yaxis: about.share
+      ? axis("share of units", fixed)
+      : logAxis(
+          about.unit,
+          levels.map((level) => 10 ** level),
+          fixed,
+        ),
   });
 }
