@@ -75,9 +75,9 @@ class Guard:
                 self._mark()
                 self._spent += time.perf_counter() - self._since
 
-    def take_overhead(self) -> Overhead:
-        """What our callbacks have taken since the last time, the running one included."""
-        now = time.perf_counter()
+    def take_overhead(self, now: float | None = None) -> Overhead:
+        """What our callbacks have taken since the last time, the running one included, up to `now`."""
+        now = time.perf_counter() if now is None else now
         host = self._spent + (now - self._since if self._depth else 0.0)
         self._spent, self._since = 0.0, now
         if self._events is None:

@@ -82,7 +82,6 @@ class Ledger:
         owns: whether an optimizer steps watched parameters.
 
     Attributes:
-        arrived: places of the layers that have received a gradient in this step.
         scaling: what a GradScaler does to it.
     """
 
@@ -96,17 +95,14 @@ class Ledger:
     ) -> None:
         """See the class."""
         self.guard = guard
-        self._layers = layers
-        named = [(n, p) for layer in layers for n, p in layer.named_parameters()]
-        self._parameters = list({p: None for _, p in named})
-        self._watched = {id(p) for p in self._parameters}
-        self._model = {id(p) for p in model.parameters()} | self._watched
+        self._whole_model, self._layers = model, layers
         self._owns, self._stepped = owns, stepped
         self._shares: weakref.WeakKeyDictionary[Optimizer, tuple[int, set[int]]] = weakref.WeakKeyDictionary()
+        self._watching = ExitStack()
+        self._take()
         self.scaling = Scaling()
-        self.arrived: set[int] = set()
+        self._arrived: set[int] = set()
         self._clipped: set[int] = set()
-        self._recurrent = [p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1]
         self._reference: Reference | None = None
         self._glanced: Tensor | None = None
         self._steps, self._vigilant = 0, True
@@ -119,17 +115,47 @@ class Ledger:
         with ExitStack() as undo:
             for seam in (CLIPPING, SCALER):
                 undo.callback(seam.listen(self).remove)
-            for index, layer in enumerate(self._layers):
-                for parameter in [p for p in layer.parameters() if p.requires_grad][:1]:
-                    handle, node = watch_parameter(parameter, functools.partial(self._accumulates, index))
-                    undo.callback(lambda handle, node: handle.remove(), handle, node)
+            undo.callback(lambda: self._watching.close())
+            self._watch()
             return undo.pop_all()
+
+    def _take(self) -> None:
+        """The parameters as they are."""
+        named = [(n, p) for layer in self._layers for n, p in layer.named_parameters()]
+        self._parameters = list({p: None for _, p in named})
+        self._watched = {id(p) for p in self._parameters}
+        self._model = {id(p) for p in self._whole_model.parameters()} | self._watched
+        self._recurrent = [p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1]
+        self._first = [next(layer.parameters(), None) for layer in self._layers]
+
+    def _watch(self) -> None:
+        self._watching.close()
+        for index, layer in enumerate(self._layers):
+            for parameter in [p for p in layer.parameters() if p.requires_grad][:1]:
+                handle, node = watch_parameter(parameter, functools.partial(self._accumulates, index))
+                self._watching.callback(lambda handle, node: handle.remove(), handle, node)
+
+    def _renew(self) -> None:
+        """Take the parameters anew if others have taken their places, as `fully_shard` makes them."""
+        if all(next(m.parameters(), None) is p for m, p in zip(self._layers, self._first, strict=True)):
+            return
+        self._take()
+        self._watch()
+        self._shares.clear()
+        self._reference = self._glanced = None
 
     # --- backward
 
+    def has_arrived(self, layer: int) -> bool:
+        """Whether a layer has received a gradient in this step; where its parameters are sharded, any is taken for one.
+
+        What shards them writes their gradients by itself.
+        """
+        return layer in self._arrived or hasattr(self._first[layer], "to_local")
+
     def _accumulates(self, layer: int, _: Tensor) -> None:
         """The first gradient of a backward pass: look at all of them when it is over."""
-        self.arrived.add(layer)
+        self._arrived.add(layer)
         self._pass = after_backward(self._pass, self._backward_over)
 
     @guarded
@@ -144,6 +170,7 @@ class Ledger:
 
     def wants_clip(self, parameters: Sequence[Tensor]) -> bool:
         """See `ClippingListener`."""
+        self._renew()
         return any(id(p) in self._model for p in parameters)
 
     @guarded
@@ -233,6 +260,7 @@ class Ledger:
     def look(self, optimizer: Optimizer | None = None) -> None:
         """The gradients are what the optimizer will use; or those of a loop that has none, which may be zeroed."""
         self._expected = None
+        self._renew()
         chosen = self._chosen(optimizer)
         parameters = [p for p, choice in zip(self._parameters, chosen, strict=True) if choice]
         if optimizer is not None:
@@ -289,7 +317,7 @@ class Ledger:
             self.guard.call(self.look, optimizer)
         found, rows = self._expected, self._rows
         self._expected, self._rows, self._glanced, self._clipped = None, [], None, set()
-        self.arrived.clear()
+        self._arrived.clear()
         if all(self._chosen(optimizer)):
             self._reference = None  # else another optimizer's gradients are still to be looked at
         self.scaling.over(optimizer)

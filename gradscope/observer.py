@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.attach.find import is_call_of
+from gradscope.attach.modified import present_gradients
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.snapshot import Dropout, begin_dropout
@@ -213,7 +214,8 @@ class Observer:
             self._recording.close()
             self._called = (self._called[-1], set())
         gradients, clips = self.ledger.close_step(optimizer)
-        ended, overhead = time.perf_counter(), self.guard.take_overhead()
+        ended = time.perf_counter()
+        overhead = self.guard.take_overhead(ended)
         duration = ended - (self._since or ended)
         row = {
             "step": self.step,
@@ -320,9 +322,9 @@ class Observer:
         present = set(self._model.modules()) if missing else set[nn.Module]()
         for index, name in missing:
             layer = self._layers[name]
-            arrived = index in self.ledger.arrived  # in this step: what is left in `.grad` from another is no sign
+            arrived = self.ledger.has_arrived(index)  # in this step: what is left in `.grad` from another is no sign
             reason = "" if layer in present else REPLACED
-            if not reason and arrived and any(p.grad is not None and bool(p.grad.any()) for p in layer.parameters()):
+            if not reason and arrived and any(bool(g.any()) for g in present_gradients(list(layer.parameters()))):
                 reason = CALLED_EARLIER if name in earlier else NOT_CALLED
             if reason:
                 head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}

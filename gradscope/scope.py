@@ -19,6 +19,7 @@ from gradscope.attach.custom import default_spec, find_cells, find_sequences, li
 from gradscope.attach.find import find_layers
 from gradscope.attach.kernels import KERNELS
 from gradscope.attach.optimizers import OPTIMIZERS
+from gradscope.attach.processes import processes
 from gradscope.attach.split import SPLITS, Splitter
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
@@ -63,7 +64,8 @@ def attach(
     Args:
         model: any module; `nn.RNN`, `nn.LSTM`, `nn.GRU`, their cells, and modules with the signature of a cell are
             found in it at any depth.
-        logdir: run folder to write; None keeps everything in memory.
+        logdir: run folder to write; None keeps everything in memory. The processes of a distributed training share one,
+            and each writes its own part.
         every: record optimizer steps 0, N, 2N, ..., or those for which a function of the step is true. None records
             as often as `budget` allows.
         budget: the share of training time that all of gradscope may cost, where `every` is None (0.015 is 1.5 %).
@@ -113,7 +115,9 @@ def attach(
         raise AttachError(f"max_sequences={max_sequences!r}: expected 1 or more, or None for all sequences.")
     if not isinstance(first_step, int) or first_step < 0:
         raise AttachError(f"first_step={first_step!r}: expected the number of the first step, 0 or more.")
+    rank, size = processes()
     meta = {
+        "processes": size,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "layers": {name: _describe(layer) for name, layer in layers.items()},
         "arguments": {
@@ -125,7 +129,10 @@ def attach(
             "split_layers": split_layers,
         },
     }
-    store = MemoryStore(meta) if logdir is None else ParquetStore(logdir, meta, first_step=first_step)
+    if logdir is None:
+        store = MemoryStore(meta, rank=rank)
+    else:
+        store = ParquetStore(logdir, meta, rank=rank, first_step=first_step)
     settings = Settings(wanted, max_sequences, first_step, strict)
     again = partial(
         attach, every=1, max_sequences=max_sequences, include=include, exclude=exclude, cells=cells,
@@ -133,7 +140,7 @@ def attach(
     )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(store.close)
-        recorder = Recorder((store, *_board(logdir, writer, store), *sinks))
+        recorder = Recorder((store, *_board(logdir, writer, store, rank), *sinks))
         observer = Observer(model, layers, own, recorder, schedule, settings)
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter)
@@ -141,9 +148,9 @@ def attach(
     return scope
 
 
-def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore) -> list[Sink]:
-    """What writes for TensorBoard, where there is something to write to."""
-    if logdir is None and writer is None:
+def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore, rank: int) -> list[Sink]:
+    """What writes for TensorBoard, where there is something to write to; of several processes the first one's."""
+    if writer is None and (logdir is None or rank > 0):
         return []
     from gradscope_tensorboard import make_sink
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad, get_total_norm
 
-from gradscope.attach.modified import largest, present_gradients, two_norms, vector
+from gradscope.attach.modified import largest, local, present_gradients, two_norms, vector
 from gradscope.attach.seam import Restore, Seam, replace
 
 Report = Callable[["Clip"], None]
@@ -134,7 +134,7 @@ def _clip_grad_value_(
 
 def _own(value: Any) -> Any:
     """A copy, if the user could write into it."""
-    return value.detach().clone() if isinstance(value, Tensor) else float(value)
+    return local(value.detach()).clone() if isinstance(value, Tensor) else float(value)
 
 
 def _together(norms: list[Tensor], order: float) -> Tensor:

@@ -164,6 +164,11 @@ def listen_to_calls(modules: Sequence[nn.Module], listener: CallListener) -> lis
     return [_seam(kind).listen(listener).remove for kind in kinds]
 
 
+def _has_own(kind: type, patched: type) -> bool:
+    """Whether a subclass is listened to by itself; one made of a watched module's class (FSDP does that) is not."""
+    return kind is not patched and kind in _SEAMS and _SEAMS[kind].busy
+
+
 _SEAMS: weakref.WeakKeyDictionary[type, Seam[CallListener]] = weakref.WeakKeyDictionary()
 
 
@@ -181,8 +186,7 @@ def _seam(kind: type) -> Seam[CallListener]:
 def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = reference()
-        inherited = type(self) is not kind  # a subclass has a seam of its own
-        if kind is None or inherited or torch._C._get_tracing_state() is not None:
+        if kind is None or _has_own(type(self), kind) or torch._C._get_tracing_state() is not None:
             return original(self, *args, **kwargs)
         listeners = _SEAMS[kind]
         tokens = [(listener, listener.before_call(self, args, kwargs)) for listener in listeners]

@@ -36,6 +36,9 @@ ELEMENTWISE = frozenset(
 )
 """Operations whose derivative mixes no units: what a loop does to a state between two calls."""
 
+HANDED_ON = frozenset(("RegisterPostBackwardFunction", "_DDPSink"))
+"""Torch's own functions that hand each input on as it is, and do other things in backward (FSDP, DDP): never called."""
+
 Edge = tuple[Node, int]
 
 
@@ -259,10 +262,15 @@ class _Walk:
         arrived = self.pending.pop(node)
         if not node.next_functions:
             return
+        outputs = len(node._input_metadata)
+        if _hands_on(node):
+            for i, (target, number) in enumerate(node.next_functions[-outputs:]):
+                if target is not None and i in arrived:
+                    self.add(target, number, arrived[i])
+            return
         if not _elementwise(node):
             self.blocked |= any(_leads_to_mark(below, self.owner) for below, _ in node.next_functions if below)
             return
-        outputs = len(node._input_metadata)
         run: Any = node  # calling a node computes, and fires no hook
         try:
             result = run(*(arrived.get(i) for i in range(outputs)))
@@ -297,6 +305,11 @@ def _elementwise(node: Node) -> bool:
     if isinstance(node, BackwardCFunction):  # somebody's own Python: not ours to run
         return False
     return node.name().rpartition(":")[2].rstrip("0123456789").removesuffix("Backward") in ELEMENTWISE
+
+
+def _hands_on(node: Node) -> bool:
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and function.__name__ in HANDED_ON and function.__module__.startswith("torch.")
 
 
 def _leads_to_mark(node: Node, owner: Hashable) -> bool:

@@ -126,7 +126,7 @@ def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference
     each = each or SAMPLED // max(1, len(gradients)) + 1
     samples = [_every(gradient, gradient.numel() // each | 1) for gradient in gradients]
     return Reference(
-        present=tuple(parameter.grad is not None and parameter.grad.numel() > 0 for parameter in parameters),
+        present=tuple(gradient is not None for gradient in map(_gradient, parameters)),
         norms=vector(torch.stack, two_norms(gradients)),
         sample=vector(torch.cat, samples),
         each=each,
@@ -164,9 +164,21 @@ def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
 
 
 def present_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients that are there, less those without elements."""
-    gradients = (parameter.grad for parameter in parameters)
-    return [gradient.detach() for gradient in gradients if gradient is not None and gradient.numel()]
+    """The gradients that are there, less those without elements; of sharded ones what this process has of them."""
+    return [gradient for gradient in map(_gradient, parameters) if gradient is not None]
+
+
+def _gradient(parameter: Tensor) -> Tensor | None:
+    gradient = parameter.grad
+    if gradient is None:
+        return None
+    mine = local(gradient.detach())
+    return mine if mine.numel() else None
+
+
+def local(x: Tensor) -> Tensor:
+    """What this process has of a tensor that is spread over several (a `DTensor`); nobody is asked for the rest."""
+    return x if type(x) is Tensor or not hasattr(x, "to_local") else x.to_local()  # type: ignore[attr-defined]
 
 
 def two_norms(gradients: list[Tensor]) -> list[Tensor]:

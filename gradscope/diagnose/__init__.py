@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from gradscope.diagnose.frames import Recorded, Seen, look_at
 from gradscope.diagnose.order import root_causes_first
+from gradscope.diagnose.ranks import merge_ranks
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
 from gradscope.diagnose.rules.dead import dead_units
 from gradscope.diagnose.rules.detached import detached_state
@@ -15,7 +16,7 @@ from gradscope.diagnose.rules.saturated import saturated_gate
 from gradscope.diagnose.rules.vanishing import vanishing_gradient
 from gradscope.types import Finding
 
-__all__ = ["RULES", "Recorded", "Seen", "diagnose", "look_at", "root_causes_first"]
+__all__ = ["RULES", "Recorded", "Seen", "diagnose", "look_at", "merge_ranks", "root_causes_first"]
 
 RULES: Sequence[Callable[[Seen], list[Finding]]] = (
     detached_state,

@@ -43,7 +43,8 @@ class FolderLock:
         owner = path.read_text(encoding="utf-8", errors="replace") or "another scope"
         self._file.close()
         raise RecordError(
-            f"{path.parent} is being written by {owner}: close that scope first, or give each scope its own logdir"
+            f"{path.parent} is being written by {owner}: close that scope first, or give each scope its own logdir. "
+            "Processes of one distributed training share a logdir if they attach after init_process_group"
         )
 
     def release(self) -> None:

@@ -60,8 +60,21 @@ def begin(root: Path, meta: Mapping[str, Any], rank: int, first_step: int) -> di
         json.dump(told, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, root / FILE)
+    if rank == 0 or not _put_first(temporary, root / FILE):
+        os.replace(temporary, root / FILE)
     return told
+
+
+def _put_first(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless another has it already; false where the file system cannot."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    temporary.unlink()
+    return True
 
 
 def refuse_foreign(root: Path) -> None:

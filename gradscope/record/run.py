@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gradscope.errors import LoadError
 from gradscope.record import meta
 from gradscope.record.query import Filters
+from gradscope.record.ranks import of_rank
 from gradscope.record.reader import FolderSource
 from gradscope.record.schema import TABLES, lookup
 from gradscope.types import Finding, LayerKey
@@ -88,7 +89,7 @@ class Run:
     @property
     def layers(self) -> list[LayerKey]:
         """The layer keys seen, by module name (2 before 10), layer, direction and chain."""
-        found = self.source.read("layers", columns=LayerKey._fields).drop_duplicates()
+        found = self.source.read("layers", columns=LayerKey._fields).drop_duplicates(list(LayerKey._fields))
         keys = [LayerKey(*row[:4]) for row in found.itertuples(index=False)]
         return sorted(keys, key=lambda key: (_natural(key.module), *key[1:]))
 
@@ -108,10 +109,24 @@ class Run:
         return found.sort_values(lookup(table).order, kind="stable", ignore_index=True)
 
     def findings(self) -> list[Finding]:
-        """What the run says about its training, the most probable cause first; `healthy` where nothing is wrong."""
-        from gradscope.diagnose import diagnose
+        """What the run says about its training, the most probable cause first; `healthy` where nothing is wrong.
 
-        return diagnose(self)
+        Of several processes each is looked at by itself; a finding that is not everybody's names its ranks.
+        """
+        from gradscope.diagnose import diagnose, merge_ranks
+
+        if len(self.source.ranks) < 2:
+            return diagnose(self)
+        runs = {rank: self.of_rank(rank) for rank in self.source.ranks}
+        return merge_ranks({rank: diagnose(run) for rank, run in runs.items()}, runs)
+
+    def of_rank(self, rank: int) -> Run:
+        """What one of several processes has recorded, as a run of its own.
+
+        Raises:
+            GradscopeError: no such process has written.
+        """
+        return Run(of_rank(self.source, rank))
 
     def report(self) -> Report:
         """Findings, figures and numbers, for HTML, Markdown, text or JSON: `run.report().save("report.html")`."""

@@ -10,6 +10,7 @@ from gradscope.record.reader import FolderSource
 from gradscope.report import render, summary
 from gradscope.report.document import Report
 from gradscope.report.excerpt import excerpt
+from gradscope.report.processes import processes
 from gradscope.report.sidebyside import compared
 from gradscope.types import Finding
 
@@ -27,6 +28,7 @@ def report(run: Run, findings: Sequence[Finding] | None = None, name: str | None
     """
     found = tuple(run.findings() if findings is None else findings)
     told, figures = summary.summarise(excerpt(run), found, name or called(run))
+    told["processes"] = processes(run)
     return Report(told, found, figures)
 
 

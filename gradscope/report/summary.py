@@ -107,16 +107,17 @@ def facts(run: Run) -> dict[str, Any]:
     recorded = run.source.read("layers", None, ["step"])["step"].nunique()
     clipped = calls.loc[calls["clipped"], "step"].nunique()
     whole, own = float(steps["step_s"].sum()), float(steps["overhead_s"].sum())
+    count = steps["step"].nunique()  # every process has rows of its own
     return {
-        "steps": len(steps),
+        "steps": count,
         "first_step": int(steps["step"].min()) if len(steps) else None,
         "last_step": int(steps["step"].max()) if len(steps) else None,
         "recorded": int(recorded),
         "layers": len(run.layers),
         "processes": len(run.source.ranks),
-        "clipped": clipped / len(steps) if len(steps) else math.nan,
-        "nonfinite_steps": int((steps["nonfinite"] > 0).sum()),
-        "skipped_steps": int(steps["skipped"].sum()),
+        "clipped": clipped / count if count else math.nan,
+        "nonfinite_steps": int(steps.loc[steps["nonfinite"] > 0, "step"].nunique()),
+        "skipped_steps": int(steps.loc[steps["skipped"], "step"].nunique()),
         "seconds": whole,
         "overhead": own / whole if whole else math.nan,
     }
