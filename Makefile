@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report faults clean
+.PHONY: demo test lint format bench bench-report faults docs pictures clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -30,6 +30,12 @@ bench-report: $(READY)  # a report on ten million rows: how long, and how much m
 
 faults: $(READY)  # how often findings are right, on several hundred small trainings; about an hour the first time
 	$(BIN)/python -W ignore -m benchmarks.faults
+
+docs: $(READY)  # the documentation, as pages in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir build/site
+
+pictures: $(READY)  # the pictures in the documentation, from trainings that are watched
+	$(BIN)/python docs/pictures.py
 
 clean:  # remove the environment and everything built; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
