@@ -10,6 +10,7 @@ from benchmarks.faults.cases import all_cases
 from benchmarks.faults.confirm import Confirmed, confirm
 from benchmarks.faults.cures import cures
 from benchmarks.faults.evaluate import Verdict, baselines, judge, misses, table, told
+from benchmarks.faults.predictions import predictions
 from benchmarks.faults.scaling import scaled
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
@@ -30,6 +31,7 @@ def _part(part: str, out: Path) -> Iterator[str]:
     yield "Baselines: whether they say anything at all.\n"
     yield from _rows(("rule", "of the faulty", "of the healthy"), baselines(confirmed.faulty, confirmed.healthy))
     yield from _cures(faulty, out)
+    yield from _predictions(faulty, out)
     yield from _scales([*faulty, *healthy], out)
     yield "Misdiagnosed:\n"
     yield from (f"- {line}" for line in misses(faulty, healthy))
@@ -55,6 +57,18 @@ def _cures(faulty: Sequence[Verdict], out: Path) -> Iterator[str]:
     rows.append(("all", told(sum(cure["restored"] for cure in found.values()), len(found))))
     yield "The first remedy of the first finding, typed in:\n"
     yield from _rows(("fault of code", "restores learning"), rows)
+
+
+def _predictions(faulty: Sequence[Verdict], out: Path) -> Iterator[str]:
+    found = predictions(faulty, out)
+    rows: list[tuple[str, ...]] = []
+    for code in sorted({prediction.code for prediction in found}):
+        mine = [prediction for prediction in found if prediction.code == code]
+        what = "horizon" if any(prediction.span for prediction in mine) else "largest reach"
+        direction, near = sum(p.direction for p in mine), sum(p.near for p in mine)
+        rows.append((code, what, told(direction, len(mine)), told(near, len(mine))))
+    yield "What `scope.whatif` predicts for that remedy, against the last quarter of the training with it:\n"
+    yield from _rows(("fault of code", "what", "changed as predicted", "came near"), rows)
 
 
 def _scales(verdicts: Sequence[Verdict], out: Path) -> Iterator[str]:

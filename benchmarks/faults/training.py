@@ -82,10 +82,10 @@ def train(case: Case, folder: Path | None, cure: Cure | None = None, change: dic
         for step in range(loop.steps):
             batch = prepare(task.draw(data, BATCH, False), task, loop, data)
             optimizer.zero_grad()
-            scores, state = _scores(net, batch, loop, state)
-            loss = task.loss(scores, batch) * loop.scale
+            answers, state = scores(net, batch, loop, state)
+            loss = task.loss(answers, batch) * loop.scale
             if loop.unsafe_loss and step >= loop.steps // 3:
-                loss = loss + (scores * 0).sum().sqrt()
+                loss = loss + (answers * 0).sum().sqrt()
             loss.backward()
             if step % every == 0:
                 _note_norms(result, net)
@@ -105,7 +105,7 @@ def judge(net: Net, task: Task, loop: Loop) -> float:
     clean = replace(loop, noise=0.0, stateful=False)
     with torch.no_grad():
         batch = prepare(task.draw(g, HELD_OUT, True), task, clean, g)
-        return max(-1.0, task.score(_scores(net, batch, clean, None)[0], batch))
+        return max(-1.0, task.score(scores(net, batch, clean, None)[0], batch))
 
 
 def prepare(data: Data, task: Task, loop: Loop, g: torch.Generator) -> Data:
@@ -129,7 +129,8 @@ def prepare(data: Data, task: Task, loop: Loop, g: torch.Generator) -> Data:
     return data
 
 
-def _scores(net: Net, batch: Data, loop: Loop, state: State) -> tuple[Tensor, State]:
+def scores(net: Net, batch: Data, loop: Loop, state: State) -> tuple[Tensor, State]:
+    """Answers as the loop gets them, and the state for the next batch."""
     if loop.stateful:
         return net.windows(batch.x, len(batch.x), state)
     if loop.window is not None:
