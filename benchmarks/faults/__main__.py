@@ -9,8 +9,8 @@
 
 The rules were tuned on the tuning part alone. The first run takes about an hour on one core, and everything is kept:
 remove runs/faults to begin anew, or --only what a name holds to look at some. Faulty configurations come
-first, in a random order, each with its healthy twins, its remedies and its other scales before the next: wherever it is
-stopped, what is there is a random sample of them.
+first, one of every kind of fault after the other, each with its healthy twins, its remedies and its other scales before
+the next: wherever it is stopped, what is there is a random sample of each kind.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,16 +46,24 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def chosen_cases(chosen: argparse.Namespace) -> list[list[Case]]:
-    """The configurations of this part and shard: the faulty ones first, in a random order that is always the same."""
+    """The configurations of this part and shard, in a random order that is always the same.
+
+    The faulty ones come first: one of every kind, then a second of every kind, and so on.
+    """
     found = configurations([case for case in all_cases() if chosen.part in (None, case.part)])
     random.Random(0).shuffle(found)
-    found.sort(key=lambda members: not members[0].fault)
+    turn: Counter[str] = Counter()
+    rank: dict[int, int] = {}
+    for place, members in enumerate(found):
+        turn[members[0].fault] += 1
+        rank[place] = turn[members[0].fault] if members[0].fault else len(found)
+    found = [found[place] for place in sorted(rank, key=lambda place: rank[place])]
     index, count = map(int, chosen.shard.split("/"))
     return [members for members in found[index::count] if any(chosen.only in case.name for case in members)]
 
 
 def train(chosen: argparse.Namespace) -> None:
-    """Every training that is not there yet. Where it is stopped, there is a random sample of the faulty ones."""
+    """Every training that is not there yet. Where it is stopped, there is a random sample of each kind of fault."""
     planned = chosen_cases(chosen)
     for members in store.progress(planned, "configurations", len(planned)):
         for group in (members, [case.twin() for case in members]) if members[0].fault else (members,):

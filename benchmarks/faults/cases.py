@@ -107,9 +107,9 @@ def _sound(part: str, tasks: tuple[str, ...]) -> Iterator[Case]:
 
 def _controls(part: str, tasks: tuple[str, ...]) -> Iterator[Case]:
     for control in CONTROLS:
-        for task, family, form in _drawn(control.name, part, tasks, control.families, control.forms)[
-            : PER_CONTROL[part]
-        ]:
+        own = tuple(task for name, task in control.tasks if name == part) or tasks
+        drawn = _drawn(control.name, part, own, control.families, control.forms)
+        for task, family, form in drawn[: PER_CONTROL[part] + control.more]:
             yield Case(part, task, family, form, 0, control=control.name)
 
 

@@ -236,6 +236,8 @@ class Control:
     change: Callable[[Loop], Loop] | None = None
     default_init: bool = False
     forms: tuple[str, ...] = ("fused", "stacked")
+    tasks: tuple[tuple[str, str], ...] = ()  # instead of those of its part
+    more: int = 0
 
 
 def chrono(net: Net) -> None:
@@ -263,5 +265,11 @@ CONTROLS = (
     Control("no clipping, none needed", change=lambda loop: replace(loop, clip=None)),
     Control("torch's own start", default_init=True),
     Control("noisy targets", change=lambda loop: replace(loop, noise=0.15)),
+    Control(
+        "most of the loss stays",
+        default_init=True,
+        tasks=(("tuning", "language"), ("held-out", "dialect")),
+        more=6,
+    ),
     Control("state carried from batch to batch", change=lambda loop: replace(loop, stateful=True), forms=("fused",)),
 )

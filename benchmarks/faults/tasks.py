@@ -1,4 +1,4 @@
-"""Five small tasks that need memory, each made from a generator: sequences, lengths, targets, and where they count.
+"""Small tasks that need memory, each made from a generator: sequences, lengths, targets, and where they count.
 
 A score of 0 is what a network reaches that remembers nothing, 1 is perfect.
 """
@@ -47,6 +47,7 @@ class Task:
         chance: accuracy without any memory; 0 for numbers.
         draw: (generator, sequences, held out) -> data.
         variable: sequences differ in length.
+        best: accuracy of one who knows how the data are drawn.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Task:
     chance: float
     draw: Callable[[Generator, int, bool], Data]
     variable: bool = False
+    best: float = 1.0
 
     def loss(self, scores: Tensor, data: Data, counts: Tensor | None = None) -> Tensor:
         """Mean loss of scores [T, B, outputs] over the steps that count."""
@@ -70,7 +72,7 @@ class Task:
         if self.outputs == 1:
             return 1 - ((answers.squeeze(-1) - targets).square().mean() / targets.var()).item()
         right = (answers.argmax(-1) == targets).double().mean().item()
-        return (right - self.chance) / (1 - self.chance)
+        return (right - self.chance) / (self.best - self.chance)
 
 
 def _last(T: int, B: int, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +162,28 @@ def tagging(g: Generator, B: int, held_out: bool) -> Data:
     return Data(x * valid.unsqueeze(-1), lengths, (tokens % 2) * 2 + language, valid & ~announced)
 
 
+WORDS, RULED = 3, 0.8
+
+
+def language(g: Generator, B: int, held_out: bool, back: int = 1) -> Data:
+    """The next of three words at every step: as a rule what the last word and the one `back` before it make, in sum.
+
+    Neither says anything by itself, and a fifth of the words are drawn at random: most of the loss stays.
+    """
+    T = 24
+    words = torch.randint(0, WORDS, (T + 1, B), generator=g)
+    ruled = torch.rand(T + 1, B, generator=g) < RULED
+    for t in range(back + 1, T + 1):
+        words[t] = torch.where(ruled[t], (words[t - 1] + words[t - 1 - back]) % WORDS, words[t])
+    counts = (torch.arange(T) >= back).unsqueeze(1).expand(T, B)
+    return Data(F.one_hot(words[:-1], WORDS).float(), torch.full((B,), T), words[1:], counts)
+
+
+def dialect(g: Generator, B: int, held_out: bool) -> Data:
+    """The same with the word two before the last."""
+    return language(g, B, held_out, back=2)
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -168,5 +192,7 @@ TASKS = {
         Task("digits", 4, 10, 0.1, digits),
         Task("agreement", 2 + 2 + FILLERS + 1, 2, 0.5, agreement, variable=True),
         Task("tagging", 10, TAGS, 0.5, tagging, variable=True),
+        Task("language", WORDS, WORDS, 1 / WORDS, language, best=RULED + (1 - RULED) / WORDS),
+        Task("dialect", WORDS, WORDS, 1 / WORDS, dialect, best=RULED + (1 - RULED) / WORDS),
     )
 }

@@ -53,6 +53,32 @@ def loss_left(seen: Seen, module: str) -> float:
     return _left(sizes[np.isfinite(sizes)])
 
 
+def loss_enters(seen: Seen, module: str) -> float:
+    """The share of the timesteps at which the loss gradient enters the uppermost layer with a tenth of its largest size.
+
+    Small where answers are asked at the end, 1 where every timestep has one. The larger of two directions.
+    """
+    keys = [key for key in seen.keys if key.module == module]
+    top = max((key.layer for key in keys), default=0)
+    shares: list[float] = []
+    for direction in {key.direction for key in keys}:
+        rows = [seen.of("timesteps", key) for key in keys if key.layer == top and key.direction == direction]
+        sizes = [_entering(frame) for frame in rows]
+        largest = max((float(size.max()) for size in sizes if len(size)), default=0.0)
+        count = sum(len(size) for size in sizes)
+        shares.append(sum(int((size >= PART * largest).sum()) for size in sizes) / count if largest > 0 else 0.0)
+    return max(shares, default=0.0)
+
+
+PART = 0.1
+
+
+def _entering(frame: Frame) -> Array:
+    """The size of what enters at each timestep, over the records."""
+    rows = frame[(frame["quantity"] == "grad_h_direct") & np.isfinite(frame["mean"])]
+    return rows.groupby("t")["mean"].mean().to_numpy(dtype=np.float64)
+
+
 def _left(size: Array) -> float:
     """The least that is left in the second half, of what there was in the first tenth."""
     if len(size) < 2:

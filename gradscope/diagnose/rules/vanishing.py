@@ -6,12 +6,15 @@ import math
 
 from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import horizons, loss_left, severity, spectral_radius, stalled
+from gradscope.diagnose.trend import horizons, loss_enters, loss_left, severity, spectral_radius, stalled
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
 SHORT_EARLY, SHORT_LATE = 0.85, 0.6
 """A horizon below these shares of the sequence is short; a training that goes well does not make it shorter."""
+EVERYWHERE, NEXT_TO_NOTHING = 0.5, 4
+"""Where the loss enters at so many of the timesteps, most of it is about what lies near, and no horizon is known to be
+too short, unless it is no more than a few steps."""
 LEAST = 4
 """Below so many steps nothing can be said about range."""
 LEFT = 0.35
@@ -26,29 +29,33 @@ def vanishing_gradient(seen: Seen) -> list[Finding]:
     """
     found: list[Finding] = []
     for module, keys in seen.modules_seen:
-        short = [key for key in keys if _short(seen, key)]
+        everywhere = loss_enters(seen, module) >= EVERYWHERE
+        short = [key for key in keys if _short(seen, key, everywhere)]
         if short and stalled(seen, module, LEFT):
             found.append(_finding(seen, min(short, key=lambda key: horizons(seen, key)[1]), len(keys)))
     return found
 
 
-def _short(seen: Seen, key: LayerKey) -> bool:
+def _short(seen: Seen, key: LayerKey, everywhere: bool) -> bool:
     early, late, longest = horizons(seen, key)
+    if everywhere:
+        return longest > 2 * NEXT_TO_NOTHING and max(early, late) <= NEXT_TO_NOTHING
     return longest >= LEAST and early <= SHORT_EARLY * longest and late <= SHORT_LATE * longest
 
 
 def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
     early, late, longest = horizons(seen, key)
     left, radius = loss_left(seen, key.module), spectral_radius(seen, key)[1]
+    enters = loss_enters(seen, key.module)
     decay = float(seen.of("layers", key)["decay"].median())
     where = place(key, count == 1)
     why = (
         f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early "
         f"in the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral radius of "
-        f"its recurrent weights is {number(radius)}."
+        f"its recurrent weights is {number(radius)}. The loss enters at {percent(enters)} of the timesteps."
     )
     if math.isfinite(left):
-        why += f" {percent(left)} of the loss gradient of the beginning is still there, so the training has stalled."
+        why += f" {percent(left)} of the loss gradient of the beginning is still there: by this sign the training has stalled."
     return Finding(
         code="vanishing_gradient",
         severity=severity(seen, late <= CRITICAL * longest),
@@ -63,6 +70,7 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
             "decay": decay,
             "spectral_radius": radius,
             "loss_gradient_left": left,
+            "loss_enters": enters,
         },
         remedies=_remedies(seen, key, count, int(longest) + 1),
     )
