@@ -43,6 +43,7 @@ class Training:
         self.radius = [1.0] * records
         self.norm = [1.0 + 0.1 * i for i in range(records)]
         self.direct = course(1.0, 0.05, records)
+        self.enters = {T - 1: 1.0}  # timestep -> how much of `direct` enters there
         self.first_nonfinite = 0
         self.gates: dict[str, Row] = {gate: {"low": 0.0, "high": 0.0, "mean": 0.5} for gate in GATES[family]}
         self.dead = 0.0
@@ -117,7 +118,9 @@ class Training:
     def _timesteps(self, heads: list[Row]) -> Any:
         for head, size in zip(heads, self.direct, strict=True):
             bad = self.first_nonfinite if head["step"] == 0 else 0
-            yield {**head, "t": T - 1, "quantity": "grad_h_direct", "mean": size, "sequences": 8, "nonfinite": 0}
+            for t in range(T):
+                part = size * self.enters.get(t, 0.0)
+                yield {**head, "t": t, "quantity": "grad_h_direct", "mean": part, "sequences": 8, "nonfinite": 0}
             yield {**head, "t": T - 1, "quantity": "grad_h", "mean": size, "sequences": 8, "nonfinite": bad}
 
     def _gates(self, heads: list[Row]) -> Any:

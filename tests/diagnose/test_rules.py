@@ -39,6 +39,27 @@ def test_a_short_horizon_is_no_fault_where_the_loss_gradient_falls(left: float, 
     assert bool(vanishing_gradient(vanishing(3, 3, course(1.0, left)).seen())) is found
 
 
+@pytest.mark.parametrize(
+    ("early", "late", "found"), [(4, 4, True), (5, 4, False), (4, 5, False), (2, 1, True), (16, 11, False)]
+)
+def test_where_the_loss_enters_everywhere_only_a_horizon_of_next_to_nothing_is_short(
+    early: float, late: float, found: bool
+) -> None:
+    made = vanishing(early, late)
+    made.enters = dict.fromkeys(range(21), 1.0)
+    assert bool(vanishing_gradient(made.seen())) is found
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "found"),
+    [(9, 1.0, True), (10, 1.0, False), (20, 0.11, False), (20, 0.09, True)],
+)
+def test_the_loss_enters_everywhere_from_half_of_the_timesteps_on(count: int, share: float, found: bool) -> None:
+    made = vanishing(16, 11)
+    made.enters = {**dict.fromkeys(range(count), share), 20: 1.0}
+    assert bool(vanishing_gradient(made.seen())) is found
+
+
 def test_what_a_vanishing_finding_says() -> None:
     (finding,) = vanishing_gradient(vanishing(4, 3).seen())
     assert finding.severity == "critical"
@@ -46,7 +67,9 @@ def test_what_a_vanishing_finding_says() -> None:
     assert finding.evidence["horizon_early"] == 4
     assert finding.evidence["horizon_late"] == 3
     assert finding.evidence["steps"] == (0, 112)
+    assert finding.evidence["loss_enters"] == 1 / 21
     assert "3 of 20 steps" in finding.title
+    assert "enters at 5 % of the timesteps" in finding.explanation
     assert finding.remedies[0].code == "torch.nn.init.orthogonal_(model.encoder.weight_hh_l0)"
     assert "torch.nn.LSTM(3, 4)" in finding.remedies[1].code
 
