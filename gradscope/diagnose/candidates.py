@@ -40,7 +40,9 @@ def _of_findings(seen: Seen, findings: Sequence[Finding]) -> Iterator[Candidate]
 
 def _usual(seen: Seen) -> Iterator[Candidate]:
     for module, keys in seen.modules_seen:
-        yield from (Candidate(module, remedy) for remedy in _usual_for(seen, keys[0], len(keys)) if remedy is not None)
+        if remedies.can_be_initialised(seen, keys[0]):
+            usual = _usual_for(seen, keys[0], len(keys))
+            yield from (Candidate(module, remedy) for remedy in usual if remedy is not None)
 
 
 def _usual_for(seen: Seen, key: LayerKey, layers: int) -> list[Remedy | None]:

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 Change = Callable[["nn.Module"], "nn.Module | None"]
 
 
+CELLS = ("RNNCell", "LSTMCell", "GRUCell", "LayerNormRNNCell", "LayerNormLSTMCell", "LayerNormGRUCell", "LinearCell")
+
+
+def can_be_initialised(seen: Seen, key: LayerKey) -> bool:
+    """Whether a module is one of torch's recurrent modules or of ours, so that our initialisers know its parameters."""
+    known = seen.modules.get(key.module, {})
+    return "mode" in known or known.get("class") in CELLS
+
+
 def orthogonal(seen: Seen, key: LayerKey, layers: int) -> Remedy:
     """Orthogonal recurrent weights, of the one recurrence or of the whole module."""
 

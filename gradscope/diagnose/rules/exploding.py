@@ -88,6 +88,8 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
 def _remedies(seen: Seen, key: LayerKey, count: int) -> tuple[Remedy, ...]:
     clip = remedies.clip(1.0)
     family = seen.family(key.module)
+    if not remedies.can_be_initialised(seen, key):
+        return clip, remedies.lower_rate()
     if family in ("lstm", "gru"):
         timesteps = int(seen.of("layers", key)["timesteps"].max())
         return remedies.start_again(key, family, timesteps), remedies.orthogonal(seen, key, count), clip

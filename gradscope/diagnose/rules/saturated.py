@@ -10,7 +10,7 @@ from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.trend import by_step, early_and_late, loss_left, severity, stalled
 from gradscope.diagnose.words import number, percent, place
-from gradscope.types import Finding, LayerKey
+from gradscope.types import Finding, LayerKey, Remedy
 
 NEARLY_ALL = 0.95
 SATURATED = 0.9
@@ -113,28 +113,13 @@ def _from_start(seen: Seen, key: LayerKey, case: Saturation) -> bool:
 
 
 def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding:
-    family, left = seen.family(key.module), loss_left(seen, key.module)
-    where = place(key, count == 1)
-    meaning = MEANS.get(
-        (family, case.gate, case.side), "what comes in hardly changes them, and hardly any gradient passes"
-    )
-    name = "the state" if case.gate == "hidden" else case.gate if case.gate == "all gates" else f"the {case.gate} gate"
-    limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
-    why = f"{percent(case.share)} of the units of {name} are {limit}, early and late in the training: {meaning}."
-    if math.isfinite(case.mean) and case.side != "both":
-        why += f" Its mean activation is {number(case.mean)}."
-    if math.isfinite(left):
-        why += f" {percent(left)} of the loss gradient of the beginning is still there."
-    timesteps = int(seen.of("layers", key)["timesteps"].max())
-    start = remedies.start_again(key, family, timesteps)
-    normalised = swaps.layer_norm(seen, key) if family.startswith("rnn") else None
-    more = (remedies.lower_rate(),) if normalised is None else (normalised, remedies.lower_rate())
+    where, whole = place(key, count == 1), case.gate == "all gates"
     return Finding(
         code="saturated_gate",
         severity=severity(seen, case.share >= NEARLY_ALL),
         layer_key=key,
-        title=f"{where}: {name} is saturated" if case.gate != "all gates" else f"{where}: all gates are saturated",
-        explanation=why,
+        title=f"{where}: all gates are saturated" if whole else f"{where}: {_called(case.gate)} is saturated",
+        explanation=_explained(seen, key, case),
         evidence={
             "gate": case.gate,
             "steps": (seen.records[0], seen.records[-1]),
@@ -142,7 +127,32 @@ def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding
             "mean": case.mean,
             "side": case.side,
             "from_start": _from_start(seen, key, case),
-            "loss_gradient_left": left,
+            "loss_gradient_left": loss_left(seen, key.module),
         },
-        remedies=(start, *more),
+        remedies=_remedies(seen, key),
     )
+
+
+def _called(gate: str) -> str:
+    return {"hidden": "the state", "all gates": "all gates"}.get(gate, f"the {gate} gate")
+
+
+def _explained(seen: Seen, key: LayerKey, case: Saturation) -> str:
+    meaning = MEANS.get((seen.family(key.module), case.gate, case.side), NOTHING_PASSES)
+    limit, left = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side], loss_left(seen, key.module)
+    units = f"{percent(case.share)} of the units of {_called(case.gate)} of {place(key, False)}"
+    why = f"{units} are {limit}, early and late in the training: {meaning}."
+    if math.isfinite(case.mean) and case.side != "both":
+        why += f" Its mean activation is {number(case.mean)}."
+    if math.isfinite(left):
+        why += f" {percent(left)} of the loss gradient of the beginning is still there."
+    return why
+
+
+def _remedies(seen: Seen, key: LayerKey) -> tuple[Remedy, ...]:
+    if not remedies.can_be_initialised(seen, key):
+        return (remedies.lower_rate(),)
+    family, timesteps = seen.family(key.module), int(seen.of("layers", key)["timesteps"].max())
+    normalised = swaps.layer_norm(seen, key) if family.startswith("rnn") else None
+    more = (remedies.lower_rate(),) if normalised is None else (normalised, remedies.lower_rate())
+    return remedies.start_again(key, family, timesteps), *more

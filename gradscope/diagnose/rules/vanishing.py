@@ -55,7 +55,7 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
         f"its recurrent weights is {number(radius)}. The loss enters at {percent(enters)} of the timesteps."
     )
     if math.isfinite(left):
-        why += f" {percent(left)} of the loss gradient of the beginning is still there: by this sign the training has stalled."
+        why += f" {percent(left)} of the loss gradient of the beginning is still there: the training seems to stall."
     return Finding(
         code="vanishing_gradient",
         severity=severity(seen, late <= CRITICAL * longest),
@@ -78,6 +78,8 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
 
 def _remedies(seen: Seen, key: LayerKey, count: int, timesteps: int) -> tuple[Remedy, ...]:
     family = seen.family(key.module)
+    if not remedies.can_be_initialised(seen, key):
+        return (remedies.pack(),)
     if family == "lstm":
         return remedies.chrono(key, timesteps), remedies.forget_bias(key), remedies.pack()
     if family == "gru":
