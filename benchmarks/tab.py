@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from costs import machine
-from costs.workloads import WORKLOADS, Training
 from gradscope_tensorboard import make_sink, sink
 from playwright.sync_api import sync_playwright
 
 import gradscope
+from costs import machine
+from costs.workloads import WORKLOADS, Training
 from gradscope import Batch, Rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -16,8 +16,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(TUTORIAL, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
-    said = [
-        output["text"] for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"
-    ]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    said = [output["text"] for output in outputs if output.get("name") == "stdout"]
     assert any("vanish" in text for text in said)
-    assert not [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
