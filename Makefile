@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report faults docs pictures clean
+.PHONY: demo test lint format bench bench-report faults docs pictures frameworks clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -36,6 +36,9 @@ docs: $(READY)  # the documentation, as pages in build/site
 
 pictures: $(READY)  # the pictures in the documentation, from trainings that are watched
 	$(BIN)/python docs/pictures.py
+
+frameworks: $(READY)  # install what the integrations are for; tests that need it are skipped otherwise
+	$(PIP) install --constraint constraints.txt --editable '.[frameworks]'
 
 clean:  # remove the environment and everything built; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -213,6 +213,11 @@ class Scope:
         self._observer.paused = False
 
     @property
+    def next_step(self) -> int:
+        """The number of the step that is under way: `first_step` for a training that goes on from here."""
+        return self._observer.step
+
+    @property
     def run(self) -> Run:
         """What is recorded, as it grows: a step that no optimizer has ended yet is part of it."""
         return Run(_Live(self._store, weakref.ref(self)))

@@ -106,6 +106,43 @@ def test_commands_use_public_names_only(path: Path) -> None:
     assert taken | used <= {*gradscope.__all__, "__version__"}
 
 
+# What each module in integrations/ may see beside gradscope's public names and the standard library.
+BRIDGES: dict[str, str] = {
+    "gradscope_accelerate":   "gradscope_sessions torch accelerate",
+    "gradscope_ignite":       "gradscope_sessions torch ignite",
+    "gradscope_lightning":    "gradscope_sessions lightning pytorch_lightning",
+    "gradscope_mlflow":       "gradscope_tracking mlflow matplotlib",
+    "gradscope_pytest":       "pytest",
+    "gradscope_sb3":          "gradscope_sessions stable_baselines3",
+    "gradscope_scalars":      "numpy",
+    "gradscope_sessions":     "torch",
+    "gradscope_skorch":       "gradscope_sessions skorch",
+    "gradscope_tracking":     "gradscope_scalars matplotlib",
+    "gradscope_transformers": "gradscope_sessions torch transformers",
+    "gradscope_wandb":        "gradscope_tracking wandb matplotlib",
+}  # fmt: skip
+MODULES = sorted((HOUSE.parent / "integrations").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_integrations_see_public_names_and_their_framework(path: Path) -> None:
+    seen = {*imports(path)}
+    names = {name for module, name in seen if module == "gradscope" and name}
+    assert names <= {*gradscope.__all__, "plot", "testing"}
+    assert not any(module.startswith("gradscope.") for module, _ in seen)
+    tops = {module.partition(".")[0] for module, _ in seen}
+    assert tops <= FREE | set(BRIDGES[path.stem].split())
+
+
+def test_integrations_are_packaged() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    tool = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    packages = tool["hatch"]["build"]["targets"]["wheel"]["packages"]
+    folder = HOUSE.parent / "integrations"
+    there = {f"integrations/{path.name}" for path in folder.iterdir() if path.name.startswith("gradscope_")}
+    assert {*packages} == {"gradscope", *there}
+
+
 def test_the_table_has_no_row_too_many() -> None:
     used = {row(room(path)) for path in FILES}
     assert used == set(ARROWS)

@@ -1,0 +1,57 @@
+"""Gradscope in PyTorch-Ignite: a handler for the trainer.
+
+    from gradscope_ignite import GradscopeHandler
+
+    with GradscopeHandler(model, logdir="runs/exp1") as watching:
+        watching.attach(trainer)
+        trainer.run(loader, max_epochs=10)
+    watching.run.report().save("report.html")
+
+A handler of exceptions would keep Ignite from raising them, so there is none; the `with` closes the scope then.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradscope_sessions import Sessions
+from ignite.engine import Engine, Events
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from torch import nn
+
+__all__ = ["GradscopeHandler"]
+
+
+class GradscopeHandler(Sessions):
+    """Attaches to the model when the trainer starts, and closes when it has completed or is terminated.
+
+    Ignite's `Checkpoint` takes it among `to_save`; a training that is resumed with it goes on in the same run folder.
+
+    Args:
+        model: see `gradscope.attach`.
+        logdir: run folder; None keeps everything in memory.
+        **arguments: what else `gradscope.attach` takes.
+    """
+
+    def __init__(self, model: nn.Module, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
+        super().__init__(logdir, **arguments)
+        self._model = model
+
+    def attach(self, trainer: Engine) -> None:
+        """Follow a trainer."""
+        trainer.add_event_handler(Events.STARTED, lambda _: self.open(self._model) and None)
+        for over in (Events.COMPLETED, Events.TERMINATE):
+            trainer.add_event_handler(over, lambda _: self.close())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: the number of the next step."""
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with that number."""
+        self.resume(int(state_dict["next_step"]))

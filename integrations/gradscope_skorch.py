@@ -1,0 +1,68 @@
+"""Gradscope in skorch: a callback.
+
+    from gradscope_skorch import GradscopeCallback
+
+    watching = GradscopeCallback(every=50)
+    NeuralNetClassifier(Model, callbacks=[watching]).fit(X, y)
+    watching.run.report().save("report.html")
+
+skorch tells no callback of an exception, unless it is a KeyboardInterrupt; `watching.close()` closes the scope then.
+"""
+
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradscope_sessions import Sessions
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+
+if TYPE_CHECKING:
+    import os
+
+    from typing_extensions import Self
+
+    import gradscope
+
+__all__ = ["GradscopeCallback"]
+
+
+class GradscopeCallback(Callback):
+    """Attaches to the module when training begins, and closes when it ends.
+
+    `fit` begins a run; `partial_fit` goes on with it, in the same folder. All arguments are parameters as scikit-learn
+    means it: copies of the net, such as a grid search makes, have them, and can set them; do not give those a logdir.
+
+    Args:
+        logdir: run folder; None keeps everything in memory.
+        **arguments: what else `gradscope.attach` takes.
+    """
+
+    def __init__(self, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
+        self.logdir = logdir
+        vars(self).update(arguments)
+
+    def initialize(self) -> Self:
+        """A new net: what is recorded from now on is another run."""
+        self.close()
+        self.sessions_ = Sessions(**self.get_params(deep=False))
+        return self
+
+    @property
+    def run(self) -> gradscope.Run:
+        """What the latest training has recorded, as it grows."""
+        return self.sessions_.run
+
+    def close(self) -> None:
+        """Close, where a training was left by an exception; doing so again does nothing."""
+        if hasattr(self, "sessions_"):
+            self.sessions_.close()
+
+    def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **others: Any) -> None:
+        """Attach."""
+        self.sessions_.open(net.module_)
+
+    def on_train_end(self, net: NeuralNet, X: Any = None, y: Any = None, **others: Any) -> None:
+        """Close."""
+        self.close()
