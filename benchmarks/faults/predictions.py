@@ -68,7 +68,7 @@ def _predict(verdict: Verdict, out: Path) -> Prediction | None:
     if case.kind is None or case.kind.code not in PREDICTED or key is None:
         return None
     place = store.folder(case, out, CURED)
-    if not (place / "run.pickle").exists():
+    if not (place / "run.tables").exists():
         return None
     net, task, loop = build(case), TASKS[case.task], case.loop()
     data = torch.Generator().manual_seed(1000 + case.seed)

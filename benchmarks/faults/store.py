@@ -9,12 +9,17 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 import gradscope
 from benchmarks.faults.cases import Case
+from gradscope.diagnose.frames import QUANTITIES
 
+NAMES = ("layers", "reach", "gates", "units", "weights", "steps", "clips", "notes")
 OUT = Path(__file__).parents[2] / "runs" / "faults"
 
 
@@ -39,14 +44,31 @@ def keep(place: Path, result: dict[str, Any]) -> None:
     temporary.replace(place / "result.json")
 
 
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What was recorded in a training, as far as rules look at it: frames and nothing of ours, to outlast the code."""
+
+    meta: dict[str, Any]
+    frames: dict[str, pd.DataFrame]
+
+    def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
+        """As a run gives it."""
+        found = self.frames[table]
+        for column, wanted in filters.items():
+            found = found[found[column].isin(wanted if isinstance(wanted, list) else [wanted])]
+        return found.reset_index(drop=True)
+
+
 def keep_run(place: Path, run: gradscope.Run) -> None:
     """Write what was recorded in memory: files and events for TensorBoard would cost a quarter more."""
-    (place / "run.pickle").write_bytes(pickle.dumps(run))
+    frames = {name: run.frame(name) for name in NAMES}
+    frames["timesteps"] = run.frame("timesteps", quantity=list(QUANTITIES))
+    (place / "run.tables").write_bytes(pickle.dumps((run.meta, frames)))
 
 
-def run(place: Path) -> gradscope.Run:
+def run(place: Path) -> Tables:
     """What was recorded in a training."""
-    return pickle.loads((place / "run.pickle").read_bytes())  # noqa: S301 - our own file
+    return Tables(*pickle.loads((place / "run.tables").read_bytes()))  # noqa: S301 - our own file
 
 
 def begin(place: Path) -> None:

@@ -54,7 +54,7 @@ def loss_left(seen: Seen, module: str) -> float:
 
 
 def loss_enters(seen: Seen, module: str) -> float:
-    """The share of the timesteps at which loss gradient of a tenth of the largest size or more enters the uppermost layer.
+    """The share of the timesteps at which the loss enters the uppermost layer, by a tenth of the largest size or more.
 
     Small where answers are asked at the end, 1 where every timestep has one. The larger of two directions.
     """
