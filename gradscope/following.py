@@ -35,9 +35,15 @@ NO_STATE = (
     "a call of {kind} was not recorded: its state has to be a tensor [B, ...] or a tuple of them, and the new state "
     "has to be in what forward returns, in the same form; say where with CellSpec(state=..., result=...)"
 )
+NO_CELL = (
+    "{kind}.forward takes a state, but it was not recorded as a cell: there is no new state of the form [B, ...] in "
+    "what it returns; say where with cells={{{kind}: CellSpec(result=...)}}, or observe it from outside by positions="
+)
 TOO_LARGE = "the graph of one call is too large to tell what comes back from later calls: gradients are not given"
 
 OWNERS = itertools.count()
+ONCE = CARRIED, NO_CELL.removeprefix("{kind}").partition("{")[0]
+"""Beginnings or parts of what is said of a module once in a run."""
 RECENT = 4
 Finals = deque[tuple[Tensor, ...]]
 

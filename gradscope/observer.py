@@ -19,7 +19,7 @@ from gradscope.attach.modified import present_gradients
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.snapshot import Dropout, begin_dropout
-from gradscope.following import CARRIED
+from gradscope.following import ONCE
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
@@ -85,7 +85,7 @@ class Observer:
         self.paused = False
         self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
         self.step = settings.first_step
-        self._carried: dict[str, int] = {}  # since which step a module's state has been carried over: said once
+        self._said: dict[tuple[str, str], int] = {}  # in which step a remark was made that is made once in a run
         self._recording: Recording | None = None
         self._recording = self._begin()
 
@@ -255,7 +255,8 @@ class Observer:
     def _remarks(self) -> list[Rows]:
         """Notes on what could not be followed between calls."""
         remarks = [] if self._recording is None else list(self._recording.following.remarks)
-        remarks = [r for r in remarks if r[1] != CARRIED or self._carried.setdefault(r[0], self.step) == self.step]
+        once = [r for r in remarks if any(part in r[1] for part in ONCE)]
+        remarks = [r for r in remarks if r not in once or self._said.setdefault(r, self.step) == self.step]
         key = {"layer": -1, "direction": "", "chain": -1}
         return [Rows("notes", {"step": self.step, "module": m, **key, "reason": reason}) for m, reason in remarks]
 

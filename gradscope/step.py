@@ -27,7 +27,7 @@ from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
 from gradscope.families import analyse, analyse_positions, analyse_recurrence, certify
-from gradscope.following import NO_STATE, TOO_LARGE, Following
+from gradscope.following import NO_CELL, NO_STATE, TOO_LARGE, Following
 from gradscope.observed import ObservedCall, WeightGradient
 from gradscope.types import Analysis, KernelCall, Weights
 
@@ -98,8 +98,9 @@ class Recording:
         given = tensors_in(state)
         found = cell.results_of(result, state)
         if found is None or not all(part.dim() > 1 and len(part) == len(found.state[0]) for part in given):
-            if cell.asked:
-                following.remarks[cell.name, NO_STATE.format(kind=type(cell.module).__name__)] = None
+            if cell.asked or any(x.requires_grad for x in tensors_in(result)):
+                reason = (NO_STATE if cell.asked else NO_CELL).format(kind=type(cell.module).__name__)
+                following.remarks[cell.name, reason] = None
             return
         if not any(part.requires_grad for part in found.state):
             return

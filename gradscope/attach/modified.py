@@ -164,7 +164,7 @@ def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
 
 
 def present_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients that are there, less those without elements; of sharded ones what this process has of them."""
+    """The gradients that are there, less those without elements: complex ones as pairs, of sharded ones what is here."""
     return [gradient for gradient in map(_gradient, parameters) if gradient is not None]
 
 
@@ -173,6 +173,7 @@ def _gradient(parameter: Tensor) -> Tensor | None:
     if gradient is None:
         return None
     mine = local(gradient.detach())
+    mine = torch.view_as_real(mine.resolve_conj()) if mine.is_complex() else mine
     return mine if mine.numel() else None
 
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from gradscope.capture.double import Attributes, attributes_of, double_of, put_attributes, quietly
+from gradscope.capture.double import (
+    Attributes,
+    attributes_of,
+    double_of,
+    put_attributes,
+    put_weights,
+    quietly,
+    widened,
+)
 from gradscope.capture.layout import Single
 from gradscope.capture.results import Results, StateFinder
 from gradscope.capture.snapshot import TOLERANCE
@@ -222,9 +230,10 @@ class Cell:
         order = [name for name in self.signature.parameters if name in arguments]
         bound = inspect.BoundArguments(self.signature, {name: arguments[name] for name in order})  # type: ignore[arg-type]
         within = _Within(self._double, function)
-        weights = {f"cell.{name}": _frozen(weight) for name, weight in snapshot.weights.items()}
-        args, kwargs = pytree.tree_map(_widened, (bound.args, bound.kwargs))
-        return functional_call(within, pytree.tree_map(_widened, weights), (args, kwargs))
+        weights = {name: widened(_frozen(weight)) for name, weight in snapshot.weights.items()}
+        put_weights(self._double, self.module, weights)
+        args, kwargs = pytree.tree_map(widened, (bound.args, bound.kwargs))
+        return functional_call(within, {f"cell.{name}": w for name, w in weights.items()}, (args, kwargs))
 
     def _state(self, snapshot: CellSnapshot, state: Sequence[Tensor]) -> Any:
         kinds = [snapshot.complex[p] for p in snapshot.parts]
@@ -320,11 +329,6 @@ def _copied(x: Any) -> Any:
         return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
     except Exception as error:
         raise TypeError(f"an argument, of type {type(x).__name__}, cannot be copied ({error})") from error
-
-
-def _widened(x: Any) -> Any:
-    """16-bit numbers as float32: a call is run again without autocast."""
-    return x.float() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _same(a: Any, b: Any) -> bool:

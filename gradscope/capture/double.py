@@ -23,12 +23,14 @@ GLOBAL_HOOKS = tuple(name for name in vars(shared_hooks) if name.startswith("_gl
 def double_of(original: nn.Module) -> nn.Module:
     """A module beside another, with its parameters, but without its hooks, and with copies of all that it keeps.
 
-    Of the hooks only those stay with which torch makes a weight before each call (`weight_norm`).
+    Of the hooks only those stay with which torch makes a weight before each call (`weight_norm`). Parameters that it
+    keeps in a second place, such as a dictionary of its own, are copies: see `put_weights`.
 
     Raises:
         TypeError: it keeps something that cannot be copied.
     """
-    memo: dict[int, Any] = {id(p): p for p in original.parameters()}
+    twice = _kept_twice(original)
+    memo: dict[int, Any] = {id(p): _copy_of(p) if id(p) in twice else p for p in original.parameters()}
     hooks = {path: _take_hooks(module) for path, module in original.named_modules()}
     for module in original.modules():
         for kept in pytree.tree_leaves(list(module.__dict__.values())):
@@ -43,6 +45,29 @@ def double_of(original: nn.Module) -> nn.Module:
     for path, module in double.named_modules():
         module._forward_pre_hooks.update(hooks[path][0])
     return double
+
+
+def put_weights(double: nn.Module, original: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give the parameters of a double that are copies these values; the others are replaced for each call."""
+    theirs = dict(original.named_parameters())
+    for name, parameter in double.named_parameters():
+        if parameter is not theirs[name]:
+            parameter.data = weights[name]  # a new storage: graphs that were made with the old one still hold
+
+
+def _kept_twice(module: nn.Module) -> set[int]:
+    """Parameters that a module or one in it keeps elsewhere than where torch does."""
+    places = [value for m in module.modules() for name, value in m.__dict__.items() if name != "_parameters"]
+    return {id(kept) for kept in pytree.tree_leaves(places) if isinstance(kept, nn.Parameter)}
+
+
+def _copy_of(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(widened(parameter.detach().clone()), requires_grad=False)
+
+
+def widened(x: Any) -> Any:
+    """16-bit numbers as float32: a call is run again without autocast."""
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _take_hooks(module: nn.Module) -> tuple[dict[int, Callable[..., Any]], list[Any]]:

@@ -212,7 +212,7 @@ def _gates(steps: _Steps, kind: torch.dtype) -> dict[str, tuple[Tensor, GateKind
     for group, values in steps.each(steps.cell.gates):
         counts = [len(steps.snapshots[n].returned[0]) for n in group]
         for name, value in values.items():
-            if not isinstance(value, Tensor) or len(value) != sum(counts) or value.dim() < 2:
+            if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != sum(counts):
                 raise ValueError(f"{name!r} has to be a tensor [B, H]")
             parts = rows.setdefault(name, [torch.empty(0)] * len(steps.snapshots))
             for number, part in zip(group, value.detach().flatten(1).split(counts), strict=True):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from gradscope.capture.cell import double_of, precision, quietly, take_weights
+from gradscope.capture.cell import precision, take_weights
+from gradscope.capture.double import double_of, put_weights, quietly
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import TOLERANCE
@@ -104,7 +105,9 @@ class Given:
             torch.set_rng_state(self.generators[0])
             if len(self.generators) > 1:
                 torch.cuda.set_rng_state(self.generators[1])
-            result = functional_call(double, {name: w.clone() for name, w in self.weights.items()}, args, kwargs)
+            weights = {name: weight.clone() for name, weight in self.weights.items()}
+            put_weights(double, self.module.module, weights)
+            result = functional_call(double, weights, args, kwargs)
         return source, tensors_in(result)[0]
 
 

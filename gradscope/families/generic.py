@@ -17,10 +17,14 @@ from gradscope.families.products import SEQUENCES, TIMES, standard_error
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.types import Analysis, Gate, Recurrence
 
+WITNESSED = frozenset({"grad_h", "grad_h_direct", "state", "cell"})
 LIMITS = {"sigmoid": SIGMOID_LIMITS, "tanh": TANH_LIMITS, "relu": (1e-45, math.inf)}
 
 
-NOT_RUN = "the cell cannot be run again by itself, and so its Jacobians are not known: {error}"
+NOT_RUN = (
+    "the cell cannot be run again by itself, and so its Jacobians are not known: {error}; a module that takes all "
+    "timesteps at once is no cell, and is observed from outside by positions="
+)
 DIFFERS = (
     "the cell, run again with the same arguments, gives another state than it gave in training (relative difference "
     "{residual:.2g}): its new state depends on more than these, such as the other sequences of the batch (BatchNorm), "
@@ -92,6 +96,7 @@ def _without_jacobians(r: Recurrence, full: bool, residual: Tensor, reason: str)
         direction="forward",
         lengths=r.lengths,
         values=values,
+        witnessed=WITNESSED,
         measured={},
         errors={},
         reach=reach,
@@ -124,6 +129,7 @@ class _Measuring:
             direction="forward",
             lengths=r.lengths,
             values={**_known(r), **values},
+            witnessed=WITNESSED,
             measured={},
             errors=errors,
             reach=reach,

@@ -246,7 +246,23 @@ def carry_forward(inputs: tuple[Tensor, ...], output: Tensor, rows: Tensor) -> T
         back = torch.autograd.grad(output, inputs, u, create_graph=True, allow_unused=True)
         joined = torch.cat([torch.zeros_like(p) if g is None else g for g, p in zip(back, inputs, strict=True)], -1)
     found = [torch.autograd.grad(joined, u, v, retain_graph=True, allow_unused=True)[0] for v in rows]
-    return torch.stack([torch.zeros_like(output) if f is None else f for f in found])
+    pushed = torch.stack([torch.zeros_like(output) if f is None else f for f in found])
+    _check_transposed(rows[:1], pushed[:1], carry_back(inputs, output, pushed[:1] + 1))
+    return pushed
+
+
+def _check_transposed(v: Tensor, pushed: Tensor, back: Tensor) -> None:
+    """Whether <J v + 1, J v> is <J^T (J v + 1), v>.
+
+    A derivative that was written by hand and is marked `once_differentiable` may be left out of J v without an error.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    there, here = ((pushed + 1) * pushed).sum(), (back * v).sum()
+    rounding = 1e-3 * (((pushed + 1) * pushed).abs().sum() + (back * v).abs().sum())
+    if bool((there - here).abs() > rounding):
+        raise RuntimeError("it was written by hand, for one time only")
 
 
 def form_jacobians(recurrence: Recurrence, times: Tensor, columns: Tensor) -> Tensor:

@@ -27,6 +27,12 @@ GRADIENTS_DIFFER = (
     "the rebuilt gradient of weight_hh differs from the accumulated one (relative difference {residual:.2g}): "
     "part of the loss reaches this layer by a way that was not observed, or its weights by another, such as a penalty"
 )
+TOTALS_DIFFER = (
+    "the total gradients that follow from the cell's Jacobians differ from those of autograd (relative difference "
+    "{residual:.2g}), which are given: the new state depends on more than the call's own sequence, such as the others "
+    "of the batch (BatchNorm), the transition given is not that of the cell, or what it returns beside the state "
+    "follows from the earlier state by a way of its own"
+)
 ROUNDED = (
     "the gradient rebuilt in float32 differs from the one accumulated in 16-bit numbers (relative difference "
     "{residual:.2g}): rounding has changed it on its way back, or part of the loss was not observed"
@@ -47,7 +53,7 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
     host = _to_host(_statistics(analysis))
     unusable = _unusable(analysis, host)
     for name, values in host.items():
-        if _withheld(name, unusable):
+        if _withheld(name, unusable) and _quantity(name) not in analysis.witnessed:
             host[name] = np.zeros_like(values) if name.endswith("/nonfinite") else np.full_like(values, np.nan)
     head = {"step": step, **key._asdict()}
     rows = [Rows(table, {**head, **columns}) for table, columns in _tables(analysis, host)]
@@ -170,18 +176,26 @@ def _unusable(a: Analysis, host: Values) -> dict[str, str]:
         residual = float(host["gradient_residual"][0])
         # Where the gradient itself overflowed there is nothing to compare: the records show it as it is.
         if residual > GRADIENT_SLACK * a.tolerance and math.isfinite(residual):
+            if a.witnessed and a.tolerance <= COARSE:
+                return {"all": TOTALS_DIFFER.format(residual=residual)}
             reason = ROUNDED if a.tolerance > COARSE else GRADIENTS_DIFFER
             return {"gradients": reason.format(residual=residual)}
     return {}
 
 
 def _withheld(name: str, unusable: Mapping[str, str]) -> bool:
-    kind, _, rest = name.partition("/")
+    kind = name.partition("/")[0]
     if not unusable or kind in ("residual", "gradient_residual", "timesteps") or name.endswith("/sequences"):
         return False
     if "all" in unusable:
         return True
-    return kind == "reach" or (kind == "value" and rest.split("/")[0] in OF_GRADIENTS)
+    return kind == "reach" or _quantity(name) in OF_GRADIENTS
+
+
+def _quantity(name: str) -> str:
+    """Of `timesteps`; empty where the name is of something else."""
+    kind, _, rest = name.partition("/")
+    return rest.split("/")[0] if kind == "value" else ""
 
 
 def _tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:

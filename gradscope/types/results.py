@@ -64,6 +64,7 @@ class Analysis:
             None where they cannot be compared.
         reason: why the values cannot be given; empty if they can.
         starts: timestep at which each sequence begins, [B]; None where all begin at 0. Everything above is from there.
+        witnessed: those of `values` that were not rebuilt but seen, and hold whatever else cannot be given.
     """
 
     layer: int
@@ -83,6 +84,7 @@ class Analysis:
     gradient_residual: Tensor | None = None
     reason: str = ""
     starts: Tensor | None = None
+    witnessed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

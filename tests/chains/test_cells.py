@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import uneven
-from chains.hold import CELLS, HIDDEN, INPUT, a_cell, data, h_of, hold, straight
+from chains.hold import CELLS, HIDDEN, INPUT, a_cell, a_layer, assert_same_tables, data, each, h_of, hold, straight
+
+import gradscope
 
 TIME, BATCH = 6, 3
 
@@ -110,3 +112,33 @@ def test_frozen_weights(frozen):
     for name, parameter in cell.named_parameters():
         parameter.requires_grad_(name != frozen if frozen != "all_but_input" else name == "weight_ih")
     hold(cell, loop, [straight(TIME, BATCH)])
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_same_as_the_fused_layer(kind):
+    """A cell in a loop and the fused layer with its weights, by truncated backpropagation, the last piece shorter."""
+    layer, cell = a_layer(kind), a_cell(kind)
+    cell.load_state_dict({name.removesuffix("_l0"): value for name, value in layer.state_dict().items()})
+
+    def fused(x, state):
+        return layer(x, state)
+
+    def unrolled(x, state):
+        state, seen = None if state is None else each(lambda s: s[0], state), []
+        for row in x:
+            state = cell(row, state)
+            seen.append(h_of(state))
+        return torch.stack(seen), each(lambda s: s.unsqueeze(0), state)
+
+    runs = []
+    for module, forward in ((layer, fused), (cell, unrolled)):
+        optimizer, state = torch.optim.SGD(module.parameters(), 0.05), None
+        with gradscope.attach(module, every=1, quantities="full", strict=True) as scope:
+            for x in data(11, BATCH, INPUT).split(4):
+                optimizer.zero_grad()
+                output, state = forward(x, None if state is None else each(torch.Tensor.detach, state))
+                uneven(output).backward()
+                optimizer.step()
+        runs.append(scope.run)
+    assert runs[0].frame("layers")["timesteps"].tolist() == [4, 4, 3]
+    assert_same_tables(*runs, rel=1e-10)
