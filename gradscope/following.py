@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -103,13 +103,10 @@ class Following:
 
     def begins(self, module: str, state: tuple[Tensor, ...]) -> None:
         """A chain begins with a state without a graph: say so if it is an earlier result, detached."""
-        if not any(bool(part.any()) for part in state):
-            return
         for reason, known in ((DETACHED, self.recent), (CARRIED, self.before)):
-            for final in known.get(module, ()):
-                if len(state) == len(final) and all(map(torch.equal, state, final)):
-                    self.remarks[module, reason] = None
-                    return
+            if came_back(state, known.get(module, ())):
+                self.remarks[module, reason] = None
+                return
 
     def _continues(self, link: Link, call: KernelCall) -> bool:
         """Whether a fused call goes on from states as they were: what is run again as one call allows no change."""
@@ -150,6 +147,13 @@ class Following:
         begun = (torch.stack([strand.rows for strand in link.strands]).amax(0) < 0).nonzero().flatten().tolist()
         chosen = [*on, *(r for r in begun if r in newest), *branches, *(r for r in begun if r not in newest)]
         return sorted(chosen[: self.limit]) if len(chosen[: self.limit]) < batch else None
+
+
+def came_back(state: Sequence[Tensor], finals: Iterable[tuple[Tensor, ...]]) -> bool:
+    """Whether a state, [S, n, ...] for each part, is one of those that earlier calls have returned, and not zero."""
+    if not any(bool(part.any()) for part in state):
+        return False
+    return any(len(state) == len(final) and all(map(torch.equal, state, final)) for final in finals)
 
 
 def _as_state(found: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:

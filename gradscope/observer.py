@@ -16,10 +16,12 @@ from torch.optim import Optimizer
 
 from gradscope.attach.find import is_call_of
 from gradscope.attach.modified import present_gradients
-from gradscope.capture.cell import Cell
+from gradscope.capture.cell import Cell, real
+from gradscope.capture.layout import choose_sequences
 from gradscope.capture.positions import Given, SequenceModule
+from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
-from gradscope.following import ONCE
+from gradscope.following import CARRIED, ONCE, Finals, came_back
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
@@ -85,6 +87,8 @@ class Observer:
         self.paused = False
         self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
         self.step = settings.first_step
+        self._awaited: dict[str, Finals] = {}  # what a recorded step returned, until the next step's first calls
+        self._carried: set[str] = set()  # modules that went on from it, in a step that was not recorded
         self._said: dict[tuple[str, str], int] = {}  # in which step a remark was made that is made once in a run
         self._recording: Recording | None = None
         self._recording = self._begin()
@@ -104,18 +108,19 @@ class Observer:
     @property
     def listening(self) -> bool:
         """Whether calls are of interest: on steps that are not recorded, this is all that happens."""
-        return self._recording is not None or self._since is None
+        return self._recording is not None or self._since is None or bool(self._awaited)
 
     @guarded
     def before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
         """Decide whether a call is recorded."""
         self._since = self._since or time.perf_counter()
-        if self._recording is None or not torch.is_grad_enabled() or call.batch == 0:
-            return None
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+        if not self._observes() or call.batch == 0:
             return None
         name = next((n for n, m in self._layers.items() if is_call_of(m, call)), None)
         if name is None:
+            return None
+        if self._recording is None:
+            self._look_back(name, call.state, 0 if call.cell else 1)
             return None
         self._called[-1].add(name)
         if self.paused or not self._recording.takes(name):
@@ -140,9 +145,11 @@ class Observer:
     @guarded
     def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._since = self._since or time.perf_counter()
-        if self._recording is None or not torch.is_grad_enabled():
+        if not self._observes():
             return None
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+        if self._recording is None:
+            if isinstance(watched, Cell) and watched.name in self._awaited:
+                self._look_back(watched.name, [real(x) for x in tensors_in(watched.bind(args, kwargs)[1])], 0)
             return None
         if isinstance(watched, SequenceModule):
             taken = not self.paused and self._recording.takes(watched.seal)
@@ -151,6 +158,29 @@ class Observer:
         if self.paused or not self._recording.takes(watched.name):
             return None
         return watched, *watched.bind(args, kwargs)
+
+    def _observes(self) -> bool:
+        """Whether a call that is made now may be of interest."""
+        if (self._recording is None and not self._awaited) or not torch.is_grad_enabled():
+            return False
+        return torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
+
+    def _look_back(self, name: str, state: Sequence[Tensor], rows: int) -> None:
+        """The first call of a step that is not recorded: does it go on from what the recorded step before returned?
+
+        Args:
+            name: of the module.
+            state: its parts, with the sequences in dimension `rows`.
+            rows: 0 or 1.
+        """
+        finals = self._awaited.pop(name, None)
+        if finals is None or not state or any(part.requires_grad for part in state):
+            return
+        chosen = choose_sequences(state[0].shape[rows], self._settings.limit)
+        columns = slice(None) if chosen is None else torch.tensor(chosen, device=state[0].device)
+        parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in state]
+        if came_back([part[:, columns] for part in parts], finals):
+            self._carried.add(name)
 
     @guarded
     def after_call(self, token: list[Any], result: Any) -> None:
@@ -281,11 +311,17 @@ class Observer:
     # --- pieces
 
     def _begin(self) -> Recording | None:
+        last = self._recording
         if not self.guard.call(self._schedule.due, self.step):
+            known = {} if last is None else last.following.recent
+            self._awaited = {name: finals for name, finals in known.items() if (name, CARRIED) not in self._said}
             return None
+        self._awaited = {}
         recording = Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
-        if self._recording is not None:
-            recording.following.before = self._recording.following.recent
+        if last is not None:
+            recording.following.before = last.following.recent
+        recording.following.remarks.update({(name, CARRIED): None for name in self._carried})
+        self._carried.clear()
         return recording
 
     def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

@@ -192,22 +192,37 @@ def test_checkpointed_steps(kind):
     assert_same_tables(*runs)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a step that is not recorded leaves nothing to compare the next one's state with"
-)
-def test_carried_over_between_recorded_steps():
-    """Truncated backpropagation is noted also where not every step is recorded."""
-    cell = a_cell("lstm")
-    optimizer, state = torch.optim.SGD(cell.parameters(), 0.1), None
-    with gradscope.attach(cell, every=2, strict=True) as scope:
-        for _ in range(4):
+class OwnLSTM(nn.LSTMCell):
+    """With a forward of its own."""
+
+    def forward(self, x, state):
+        h, c = state
+        i, f, g, o = (x @ self.weight_ih.T + h @ self.weight_hh.T).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("kind", ["cell", "layer", "own"])
+def test_carried_over_between_recorded_steps(kind, carried):
+    """Truncated backpropagation is noted also where not every step is recorded, and once."""
+    own = OwnLSTM(INPUT, HIDDEN, dtype=torch.float64)
+    module = {"cell": a_cell("lstm"), "layer": a_layer("lstm"), "own": own}[kind]
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    shape = (1, BATCH, HIDDEN) if kind == "layer" else (BATCH, HIDDEN)
+    state = start = tuple(torch.full(shape, 0.1, dtype=torch.float64) for _ in range(2))
+    with gradscope.attach(module, every=3, max_sequences=2, strict=True) as scope:
+        for _ in range(7):
             optimizer.zero_grad()
-            state = None if state is None else each(torch.Tensor.detach, state)
-            for x in data(3, BATCH, INPUT):
-                state = cell(x, state)
+            state = each(torch.Tensor.detach, state) if carried else start
+            for x in data(3, BATCH, INPUT).split(1) if kind == "layer" else data(3, BATCH, INPUT):
+                result = module(x, state)
+                state = result[1] if kind == "layer" else result
             uneven(state[0]).backward()
             optimizer.step()
-    assert scope.run.frame("notes")["reason"].tolist() == [CARRIED]
+    notes = scope.run.frame("notes")
+    assert notes["reason"].tolist() == [CARRIED] * carried
+    assert notes["step"].tolist() == [3] * carried
 
 
 def test_burn_in():
