@@ -164,7 +164,7 @@ def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
 
 
 def present_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients that are there, less those without elements: complex ones as pairs, of sharded ones what is here."""
+    """The gradients that are there, less those without elements: complex ones as pairs, of sharded ones this part."""
     return [gradient for gradient in map(_gradient, parameters) if gradient is not None]
 
 
