@@ -3,7 +3,7 @@
 Every figure is a ratio, measured side by side in this process: bare and variants take turns, block by block, round
 after round; medians of the ratios of each round, with their range. Absolute times say more about the machine than us.
 
-    python benchmarks/bench.py                            everything, 12 minutes at most
+    python benchmarks/bench.py                            everything, about 15 minutes
     python benchmarks/bench.py --quick                    a minute, small sizes: whether it works, not what it costs
     python benchmarks/bench.py --workloads lstm-256 --sections steps memory
     python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well
@@ -15,6 +15,8 @@ sections   default    attach(model, logdir) over a long run, in alternating slic
            steps      every=1, 16, 64 and never; core and full; the loss on the last step and on every step
            peers      LSTMCell loop, output hook, TensorBoard histograms, wandb.watch (where installed)
            jacobians  vmap(jacrev) against the closed form
+           growth     what recording costs over the timesteps, the sequences and the layers
+           start      import, and attaching to fifty layers
            memory     peak resident set, in processes of their own
 """
 
@@ -30,7 +32,7 @@ from pathlib import Path
 import torch
 
 from costs import machine, tables
-from costs.sections import PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, memory_section
+from costs.sections import ONCE, PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, memory_section
 from costs.tables import Table
 from costs.workloads import WORKLOADS
 
@@ -85,6 +87,10 @@ def measure(chosen: argparse.Namespace) -> Iterator[Table]:
             if name in PER_WORKLOAD and applies(name, workload):
                 say(f"measuring {name}: {workload.title}")
                 yield PER_WORKLOAD[name](workload, budget)
+    for name in ONCE:
+        if name in chosen.sections:
+            say(f"measuring {name}")
+            yield ONCE[name](budget)
     if "memory" in chosen.sections:
         say("measuring memory")
         yield memory_section(workloads[:1] if chosen.quick else workloads, budget)

@@ -6,6 +6,8 @@
 
 Stopwatches are put around functions of the library while it records; each counts its own time, less that of others
 within it. Bare and recorded steps take turns; medians over the steps. The stopwatches cost about a microsecond a call.
+Beside it stands the least that a part has to do, in time at the speed that this machine reaches in a large matrix
+product or in a large addition, measured in the same run, and how many times as long it took in fact.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 
 import gradscope
 from costs import machine, tables
+from costs.bounds import Peaks, Work, least_work, measure_peaks
 from costs.rounds import SETTLED, now, without_gc
 from costs.stopwatches import Stopwatches, placed
 from costs.tables import Table
@@ -56,8 +59,8 @@ PARTS = {
     "gradscope.families.measure:relative_parts": "certificate",
     "gradscope.families.measure:sketch_matrix": "certificate",
     "gradscope.families.stack:certify": "certificate",
-    "gradscope.families.measure:_Saturation.add": "saturation",
-    "gradscope.families.measure:_Saturation.finish": "saturation",
+    "gradscope.families.saturation:Saturation.add": "saturation",
+    "gradscope.families.saturation:Saturation.finish": "saturation",
     "gradscope.families.reach:pick_anchors": "reach",
     "gradscope.families.reach:reach_by_lag": "reach",
     "gradscope.families.blocks:measure_blocks": "weights spectra",
@@ -102,6 +105,8 @@ def profile(workload: Workload, loss: str, quantities: str, steps: int) -> Table
                 mine_s.append(marks[3] - marks[2])
                 parts.append(taken)
     table = _table(bare_s, mine_s, parts)
+    if quantities == "core":
+        _add_bounds(table, least_work(workload, loss), measure_peaks())
     if quantities == "full":
         table.notes.append("Scans and factors that the products need are counted with the scans and factors.")
     missing = [name for name in unknown if name in EXPECTED]
@@ -128,6 +133,22 @@ def _table(bare_s: list[float], mine_s: list[float], parts: list[tuple[dict[str,
     ):
         table.rows.append((name, "", f"{1e3 * seconds:.2f}", f"{seconds / bare:.1%}"))
     return table
+
+
+def _add_bounds(table: Table, work: dict[str, Work], peaks: Peaks) -> None:
+    """Two more columns: what bounds a part, and how far it is from there."""
+    table.columns = (*table.columns, "bounded by", "least, ms", "times that")
+    for i, row in enumerate(table.rows):
+        cells = ("", "", "")
+        if row[0] in work:
+            seconds, by = peaks.bound(work[row[0]])
+            amount = f"{work[row[0]].operations / 1e9:.2f} GFLOP" if by == "operations" else ""
+            amount = amount or f"{work[row[0]].bytes / 1e6:.0f} MB"
+            cells = (f"{by}, {amount}", f"{1e3 * seconds:.2f}", f"{float(row[2]) / (1e3 * seconds):.1f}")
+        table.rows[i] = (*row, *cells)
+    table.rows.append(
+        ("peaks here", "", "", "", f"{peaks.operations / 1e9:.0f} GFLOP/s, {peaks.bytes / 1e9:.0f} GB/s", "", "")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,6 +96,37 @@ def test_unrolled_cells_compute_the_same() -> None:
 def test_jacobians_agree() -> None:
     found = of("costs.jacobians").measure_jacobians(tiny(), seconds=0)
     assert found.difference < 1e-4
+    assert found.many.keys() == found.factors.keys()
+
+
+def test_growth_is_told_from_the_costs() -> None:
+    growth = of("costs.growth")
+    line, square = growth.fit((1, 2, 3, 4), (2.0, 4.0, 6.0, 8.0)), growth.fit((1, 2, 3, 4), (1.0, 4.0, 9.0, 16.0))
+    assert (line.power, line.straight) == (pytest.approx(1), pytest.approx(0, abs=1e-12))
+    assert square.power == pytest.approx(2) and square.straight > 0.2
+
+
+@pytest.mark.parametrize("what", ["timesteps", "analysed sequences", "layers"])
+def test_growth_is_measured(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    growth = of("costs.growth")
+    monkeypatch.setitem(growth.SIZES, what, (2, 4))
+    assert len(growth.measure_growth(what, 0, tiny()).costs) == 2
+
+
+def test_start() -> None:
+    found = of("costs.start").measure_start(1)
+    assert min(found.torch, found.ours, found.attach, found.close) > 0
+
+
+def test_what_bounds_a_part() -> None:
+    bounds = of("costs.bounds")
+    peaks = bounds.measure_peaks(8, 64, 1)
+    assert peaks.operations > 0 and peaks.bytes > 0
+    known = bounds.Peaks(100.0, 10.0)
+    assert known.bound(bounds.Work(50.0, 1.0)) == (0.5, "operations")
+    assert known.bound(bounds.Work(50.0, 20.0)) == (2.0, "bytes")
+    last, every = (bounds.least_work(tiny(), loss)["reverse scan"] for loss in ("last", "every"))
+    assert every.operations == 4 * last.operations
 
 
 def test_memory_of_one_process() -> None:
@@ -109,6 +140,7 @@ def test_profile_knows_the_library() -> None:
     parts = {row[0] for row in table.rows}
     assert {"capture copies", "replay GEMM", "cell scan", "factors", "sizes", "reverse scan", "norms"} <= parts
     assert {"saturation", "weights spectra", "summary and rows", "storing"} <= parts
+    assert table.columns[-1] == "times that" and all(len(row) == len(table.columns) for row in table.rows)
     assert not table.notes, "a function of the library has another name now: see PARTS"
 
 

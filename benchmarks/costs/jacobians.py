@@ -22,7 +22,8 @@ CLOSED = "factors and sizes"
 REBUILT = "gates rebuilt, factors and sizes"
 
 CALLS = 5
-AT_ONCE = 16  # pairs in one vmap: their Jacobians fit the memory, and more at once is not faster
+AT_ONCE = 16  # pairs in one vmap: the fastest of 16, 32, 64, 256 and all of them; the analysed sequences of one t
+MANY = 256  # as one writes it who leaves it to vmap: their Jacobians pass through memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Jacobians:
         pairs: how many (t, b) there are.
         sampled: how many of them `vmap(jacrev)` was run on.
         factors: its time per pair over the closed form's, by what of that is counted.
+        many: the same with 256 pairs in one vmap.
         training_steps: time of `vmap(jacrev)` for all pairs, in bare training steps.
         closed_steps: time of the closed form for all pairs, in bare training steps.
         difference: largest relative difference between the two on the sampled pairs.
@@ -41,6 +43,7 @@ class Jacobians:
     pairs: int
     sampled: int
     factors: dict[str, Ratio]
+    many: dict[str, Ratio]
     training_steps: float
     closed_steps: float
     difference: float
@@ -66,7 +69,10 @@ def linearised(family: LSTM, trace: Trace) -> Iterator[Piece]:
 def sizes(family: LSTM, trace: Trace, given: Iterable[Piece]) -> Tensor:
     """`jacobian` of all (t, b) in closed form, [T, B]."""
     constants = family.constants(trace.layer.weights)
-    squares = [family.sizes(constants, piece)["jacobian"] for piece in given]
+    squares: list[Tensor] = []
+    for piece in given:
+        squares.append(family.sizes(constants, piece)["jacobian"])
+        del piece  # before the next one is made, as in a recorded step
     return (torch.cat(squares[::-1]) / (2 * trace.gates.shape[-1])).sqrt()
 
 
@@ -110,6 +116,7 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
         REBUILT: lambda: sizes(family, rebuilt := family.replay(layer), linearised(family, rebuilt)),
     }
     auto: list[float] = []
+    many: list[float] = []
     bare: list[float] = []
     closed: dict[str, list[float]] = {name: [] for name in forms}
     difference, began = 0.0, now()
@@ -120,6 +127,8 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
         auto.append(timed(lambda t=t, b=b, found=found: found.append(by_autograd(trace, t, b))))
         for name, form in forms.items():
             closed[name].append(timed(form, CALLS))
+        more = torch.randint(steps, (MANY,), generator=generator), torch.randint(batch, (MANY,), generator=generator)
+        many.append(timed(lambda more=more: by_autograd(trace, *more)) / MANY * AT_ONCE)
         bare.append(timed(training.step))
         difference = max(difference, float(((found[0] - known[t, b]) / found[0]).abs().max()))
     scale = steps * batch / AT_ONCE
@@ -127,6 +136,7 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
         pairs=steps * batch,
         sampled=AT_ONCE * len(auto),
         factors={n: Ratio.of([scale * a / c for a, c in zip(auto, closed[n], strict=True)]) for n in forms},
+        many={n: Ratio.of([scale * a / c for a, c in zip(many, closed[n], strict=True)]) for n in forms},
         training_steps=scale * statistics.median(a / s for a, s in zip(auto, bare, strict=True)),
         closed_steps=statistics.median(c / s for c, s in zip(closed[CLOSED], bare, strict=True)),
         difference=difference,

@@ -86,6 +86,11 @@ def whole_blocks(workload: Workload, loss: str, seconds: float) -> Ratio:
     return ratios([bare, variant("core", workload, loss, every=INTERVAL)], seconds, steps=INTERVAL)["core"]
 
 
+def bare_by_loss(workload: Workload) -> Ratio:
+    """A bare step with the loss on the last step over one with the loss on every step."""
+    return ratios([Variant("every", Training(workload, "every")), Variant("last", Training(workload))], 0)["last"]
+
+
 def measure_steps(workload: Workload, seconds: float) -> dict[str, dict[str, Ratio]]:
     """Variant -> loss (`"last"`, `"every"`) -> ratio.
 

@@ -9,6 +9,7 @@ from costs.workloads import Workload
 DEFAULT = "default: attach(model, logdir), budget 1.5 %"
 MEMORY = 2.0
 CHEAPER = 1000.0
+START_IMPORT, START_ATTACH = 0.05, 0.1
 
 _TARGETS = {
     DEFAULT: 1.02,

@@ -61,12 +61,12 @@ def spectral_radius(matrices: Tensor) -> Tensor:
     Seven products, several times cheaper than eigenvalues; within about 3e-3 for recurrent weights.
     """
     log = matrices.new_zeros(matrices.shape[0], dtype=torch.float64)
-    power, before = matrices, log
+    power, spare, before = matrices.clone(), torch.empty_like(matrices), log
     for _ in range(SQUARINGS + 1):
         size = torch.linalg.matrix_norm(power).clamp(min=torch.finfo(power.dtype).tiny)
-        power = power / size.view(-1, 1, 1)
+        power.div_(size.view(-1, 1, 1))
         before, log = log + size.double().log(), 2 * (log + size.double().log())
-        power = power @ power
+        power, spare = torch.bmm(power, power, out=spare), power
     log = log + torch.linalg.matrix_norm(power).double().log()
     return ((log - before) / 2**SQUARINGS).exp()
 
@@ -94,16 +94,18 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iteratio
     start = torch.randn(like.shape[-1], generator=generator, dtype=torch.float64, device="cpu")
     now = (start / start.norm()).to(like.device, like.dtype).expand_as(like)
     before = torch.zeros_like(like)
-    projected = like.new_zeros(like.shape[0], size, size + 1)
-    length = like.new_zeros(like.shape[0], 1)
-    for j in range(size):
-        w = apply(now).addcmul_(length, before, value=-1)
-        along = (w * now).sum(-1, keepdim=True)
-        w = w.addcmul_(along, now, value=-1)
-        length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        projected[:, j, j : j + 1], projected[:, j, j + 1 : j + 2] = along, length
-        before, now = now, w / length.clamp(min=torch.finfo(like.dtype).tiny)
-    return torch.linalg.eigvalsh(projected[..., :size], UPLO="U")[..., -1].clamp(min=0)
+    alongs: list[Tensor] = []
+    lengths: list[Tensor] = [like.new_zeros(like.shape[0], 1)]
+    for _ in range(size):
+        w = apply(now).addcmul_(lengths[-1], before, value=-1)
+        alongs.append((w * now).sum(-1, keepdim=True))
+        w.addcmul_(alongs[-1], now, value=-1)
+        lengths.append(torch.linalg.vector_norm(w, dim=-1, keepdim=True))
+        before, now = now, w.div_(lengths[-1].clamp(min=torch.finfo(like.dtype).tiny))
+    projected = torch.diag_embed(torch.cat(alongs, -1))
+    if size > 1:
+        projected.diagonal(1, 1, 2).copy_(torch.cat(lengths[1:-1], -1))
+    return torch.linalg.eigvalsh(projected, UPLO="U")[..., -1].clamp(min=0)
 
 
 def _ordered(values: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from gradscope.families.base import (
     linear_form,
     preactivations,
     quadratic_form,
+    row_sums,
     sigmoid_backward,
     tanh_backward,
 )
@@ -76,10 +77,10 @@ class GRU(Family):
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         d, e, _ = piece.factors
-        parts = d.unbind(2)
+        parts, e = [part.flatten(0, 1) for part in d.unbind(2)], e.flatten(0, 1)
         rows, spare = constants[-1].resize_(2, *e.shape).unbind(0)
         quadratic_form(constants[:6], parts, rows, spare)
-        size = rows.addcmul_(e, linear_form(constants[6:9], parts, spare).add_(e)).sum(-1)
+        size = row_sums(rows.addcmul_(e, linear_form(constants[6:9], parts, spare).add_(e))).unflatten(0, d.shape[:2])
         return {"jacobian": size, "jacobian_h": size}
 
     @override

@@ -28,6 +28,7 @@ from gradscope.families.base import (
     gram,
     linear_form,
     quadratic_form,
+    row_sums,
     sigmoid_backward,
     tanh_backward,
     total_preactivation,
@@ -68,13 +69,13 @@ class LSTM(Family):
         i, f, g, o = trace.gates[start:stop].unbind(2)
         before = (trace.cells if trace.before is None else trace.before)[start:stop]
         tc = trace.cells[start + 1 : stop + 1].tanh()
+        a_o, k = sigmoid_backward(tc, o), tanh_backward(o, tc)
+        q = tc.mul_(o)
         a = g.new_empty(3, *g.shape)
         a_i, a_f, a_g = a.unbind(0)
         sigmoid_backward(g, i, out=a_i)
         sigmoid_backward(before, f, out=a_f)
         tanh_backward(i, g, out=a_g)
-        a_o, k = sigmoid_backward(tc, o), tanh_backward(o, tc)
-        q = tc.mul_(o)
         hr = trace.layer.weights.hr
         output = q if hr is None else q @ hr.mT
         return Piece((a.movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
@@ -93,22 +94,24 @@ class LSTM(Family):
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
-        parts = a.unbind(2)
+        parts = [part.flatten(0, 1) for part in a.unbind(2)]
+        a_o, k, f = a_o.flatten(0, 1), k.flatten(0, 1), f.flatten(0, 1)
         inner, projected = constants[:10], constants[10:-1]
-        cell_rows, rows, spare = constants[-1].resize_(3, *f.shape).unbind(0)
-        c_h = quadratic_form(inner[:6], parts, cell_rows, spare).sum(-1)
-        c_c = _square(f)
-        k_f = torch.mul(k, f, out=spare)
+        cell_rows, squares, part = constants[-1].resize_(3, *f.shape).unbind(0)
+        c_h = row_sums(quadratic_form(inner[:6], parts, cell_rows, part))
+        c_c = row_sums(torch.mul(f, f, out=squares))
         if projected:
-            d = torch.cat([k.unsqueeze(2) * a, a_o.unsqueeze(2)], 2).flatten(2)
-            h_h = ((d @ projected[0]) * d).sum(-1)
-            h_c = k_f.square_() @ projected[1]
+            d = torch.cat([*(k * part for part in parts), a_o], 1)
+            h_h = row_sums((d @ projected[0]).mul_(d))
+            h_c = squares.mul_(torch.mul(k, k, out=part)) @ projected[1]
         else:
-            h_c = _square(k_f)
-            linear_form(inner[6:9], parts, spare)
-            torch.mul(inner[9], a_o, out=rows).addcmul_(k, spare).mul_(a_o)
-            h_h = rows.addcmul_(torch.mul(k, k, out=spare), cell_rows).sum(-1)
-        return {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
+            linear_form(inner[6:9], parts, part).mul_(k).addcmul_(inner[9], a_o).mul_(a_o)
+            h_h = row_sums(part)
+            torch.mul(k, k, out=part)
+            h_h += row_sums(cell_rows.mul_(part))
+            h_c = row_sums(squares.mul_(part))
+        found = {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
+        return {name: size.unflatten(0, a.shape[:2]) for name, size in found.items()}
 
     @override
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
@@ -142,11 +145,6 @@ class LSTM(Family):
     @override
     def limits(self, gate: str) -> tuple[float, float]:
         return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
-
-
-def _square(x: Tensor) -> Tensor:
-    """Squared 2-norm over the last dimension."""
-    return torch.linalg.vector_norm(x, dim=-1).square_()
 
 
 def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:

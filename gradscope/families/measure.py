@@ -17,10 +17,12 @@ from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
+from gradscope.families.saturation import Saturation
 from gradscope.types import Gate
 
-PIECE_ELEMENTS = 1 << 19
+PIECE_ELEMENTS, PIECE_STEPS = 1 << 19, 64
 SKETCH_COLUMNS = 8
+LEAST_EXPONENT, MOST_EXPONENT = 20, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +97,26 @@ def measure(
 
 def norm(x: Tensor) -> Tensor:
     """2-norm over the last dimension, in float64; rows whose squares would leave the range of float32 are scaled."""
-    size = torch.linalg.vector_norm(x, dim=-1)
-    if x.dtype == torch.float64 or ((size > 1e-15) & (size < 1e15)).all():
-        return size.double()
-    peak = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.linalg.vector_norm(x / peak, dim=-1).double() * peak.squeeze(-1)
+    size = torch.linalg.vector_norm(x, dim=-1).double()
+    doubtful = ~((size > 1e-15) & (size < 1e15))
+    if x.dtype == torch.float64 or not doubtful.any():
+        return size
+    peaks = x.abs().amax(-1)
+    doubtful &= peaks != 0  # most of them are: rows where nothing enters
+    rows, peak = x[doubtful], peaks[doubtful].unsqueeze(-1).clamp(min=torch.finfo(x.dtype).tiny)
+    size[doubtful] = torch.linalg.vector_norm(rows / peak, dim=-1).double() * peak.squeeze(-1)
+    return size
+
+
+def drop_nearly_subnormal(x: Tensor) -> Tensor:
+    """0 in place of what is below 1e-34 in float32: a step or two later it would be subnormal."""
+    return torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).tiny * 2**13)
 
 
 def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
-    """Spans of time, the last first, whose gates fit the cache."""
+    """Spans of time, the last first: their gates fit the cache, and gradients stay in range from one to the next."""
     steps, batch = layer.output.shape[:2]
-    size = max(1, min(steps, PIECE_ELEMENTS // max(1, batch * layer.weights.hh.shape[0])))
+    size = max(1, min(steps, PIECE_STEPS, PIECE_ELEMENTS // max(1, batch * layer.weights.hh.shape[0])))
     for stop in range(steps, 0, -size):
         yield max(0, stop - size), stop
 
@@ -123,10 +134,12 @@ class _Cotangents(NamedTuple):
     Attributes:
         state: of h_t, and of c_t.
         gates: dL/d(U h_{t-1} + b_hh) of the total, [t, B, G, H].
+        scale: what all of them are to be multiplied by, [R, B].
     """
 
     state: State
     gates: Tensor
+    scale: Tensor
 
 
 @dataclass(slots=True)
@@ -142,10 +155,11 @@ class _Pass:
     below: bool
     sketch: bool
     carry: State = ()
+    exponents: Tensor = field(init=False)
     values: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     carried: list[Tensor] = field(default_factory=list[Tensor])
     inputs: list[Tensor] = field(default_factory=list[Tensor])
-    saturation: dict[tuple[str, ...], _Saturation] = field(default_factory=dict[tuple[str, ...], "_Saturation"])
+    saturation: dict[tuple[str, ...], Saturation] = field(default_factory=dict[tuple[str, ...], Saturation])
     difference: list[Tensor] = field(default_factory=list[Tensor])
     sketches: list[Tensor] = field(default_factory=list[Tensor])
     totals: list[Tensor] = field(default_factory=list[Tensor])
@@ -157,6 +171,8 @@ class _Pass:
         self.constants = self.family.constants(self.trace.layer.weights)
         self.padded = not bool(self.valid.all())
         self.total_alone = self.anchors.single()
+        rows = 1 + len(self.anchors.times)
+        self.exponents = torch.zeros(rows, len(self.lengths), dtype=torch.float64, device=self.lengths.device)
 
     def piece(self, start: int, stop: int) -> None:
         """Measure timesteps `start` to `stop`."""
@@ -164,20 +180,26 @@ class _Pass:
         self._pointwise(piece, start, stop)
         back = self._scan(piece, start, stop)
         total: State = tuple(s[:, 0] for s in back.state)
-        weights = self.trace.layer.weights
-        sizes = [norm(part) for part in (total if self.total_alone else total[:1])]
+        weights, scale = self.trace.layer.weights, back.scale[0]
+        sizes = [norm(part) * scale for part in (total if self.total_alone else total[:1])]
         self._put("grad_h", self._total_size(total, sizes[0], start, stop))
-        self._put("weight_grad", norm(back.gates.flatten(-2)) * self._size_before(piece))
+        self._put("weight_grad", norm(back.gates.flatten(-2)) * scale * self._size_before(piece))
         cell = self.family.cell_cotangent(weights, piece, total)
         if cell is not None:
-            self._put("grad_c", norm(cell))
-        self._carried(sizes if self.total_alone else [norm(part[:, 1:]) for part in back.state])
+            self._put("grad_c", norm(cell) * scale)
+        self._carried(sizes if self.total_alone else [norm(part[:, 1:]) * back.scale[1:] for part in back.state])
+        self._handed_down(piece, total, back.gates, scale.to(weights.hh.dtype).unsqueeze(-1))
+
+    def _handed_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor) -> None:
+        """What the layer below and the certificate need of a piece; `scale`, [B, 1], is what `gates` are short of."""
+        weights = self.trace.layer.weights
         if self.below:
-            self.inputs.append(self.family.input_cotangents(piece, total, back.gates).flatten(-2) @ weights.ih)
+            inputs = self.family.input_cotangents(piece, total, gates).flatten(-2) @ weights.ih
+            self.inputs.append(drop_nearly_subnormal(inputs.mul_(scale)))
         if self.sketch:
             signs = sketch_matrix(weights.hh.shape[1], weights.hh)
-            rows = back.gates.flatten(-2).flatten(0, 1)
-            self.sketches.append(rows.mT @ (piece.previous.flatten(0, 1) @ signs))
+            before = (piece.previous @ signs).mul_(scale)
+            self.sketches.append(gates.flatten(-2).flatten(0, 1).mT @ before.flatten(0, 1))
 
     def _total_size(self, total: State, size: Tensor, start: int, stop: int) -> Tensor:
         """Norm of the total gradient of h_t: autograd's own where that is known, and what we make of it held to it."""
@@ -185,9 +207,9 @@ class _Pass:
             return size
         valid = self.valid[start:stop] if self.padded else None
         known = [part[start:stop] for part in self.entering.totals]
-        self.totals.append(
-            torch.stack([relative_parts(mine, theirs, valid) for mine, theirs in zip(total, known, strict=True)])
-        )
+        factor = self.exponents[0].exp2().to(total[0].dtype).unsqueeze(-1)
+        pairs = zip(total, known, strict=True)
+        self.totals.append(torch.stack([relative_parts(mine * factor, theirs, valid) for mine, theirs in pairs]))
         return norm(known[0])
 
     def _size_before(self, piece: Piece) -> Tensor:
@@ -216,9 +238,7 @@ class _Pass:
 
     def _saturate(self, gates: tuple[str, ...], x: Tensor, valid: Tensor) -> None:
         if gates not in self.saturation:
-            low, high = zip(*(self.family.limits(gate) for gate in gates), strict=True)
-            shape = (len(gates), 1, 1, 1)
-            self.saturation[gates] = _Saturation(x.new_tensor(low).view(shape), x.new_tensor(high).view(shape))
+            self.saturation[gates] = Saturation([self.family.limits(gate) for gate in gates], x)
         self.saturation[gates].add(x, valid)
 
     def _scan(self, piece: Piece, start: int, stop: int) -> _Cotangents:
@@ -234,7 +254,31 @@ class _Pass:
         else:
             self._scan_linked(piece, states, gates, tuple(link[start:stop] for link in links))
         self.carry = tuple(state[0] for state in states)
-        return _Cotangents(tuple(state[1:] for state in states), gates[:, 0])
+        scale = self.exponents[: states[0].shape[1]].exp2()
+        self._rescale()
+        return _Cotangents(tuple(state[1:] for state in states), gates[:, 0], scale)
+
+    def _rescale(self) -> None:
+        """Bring what leaves a piece back into range.
+
+        In float32 a vanishing gradient is soon subnormal, which many processors compute with ten times slower, and
+        then 0. What is alone in its row is multiplied by powers of two; of a total what is nearly subnormal is dropped.
+        """
+        first = 0 if self.total_alone else 1
+        for part in self.carry[: len(self.carry) * first]:
+            part[0] = drop_nearly_subnormal(part[0])
+        alone = [part[first:] for part in self.carry]
+        if not len(alone[0]):
+            return
+        exponents = self.exponents[first : first + len(alone[0])]
+        peak = functools.reduce(torch.maximum, [part.abs().amax(-1) for part in alone])
+        change = torch.frexp(peak).exponent.clamp(-MOST_EXPONENT, MOST_EXPONENT)
+        change.masked_fill_((change.abs() < LEAST_EXPONENT) | ~peak.isfinite(), 0)
+        if self.total_alone:  # what overflows in the kernel does so here
+            change = torch.minimum(change, -exponents)
+        for part in alone:
+            part.mul_(torch.exp2(-change).to(part.dtype).unsqueeze(-1))
+        exponents += change
 
     def _scan_linked(self, piece: Piece, states: State, gates: Tensor, links: State) -> None:
         """The same step by step, where a loop has multiplied the state before it handed it on."""
@@ -301,34 +345,6 @@ class _Pass:
             total_residual=self._total_residual(),
             trace=self.trace,
         )
-
-
-class _Saturation:
-    """Counts the units of some gates beyond their limits, [G, 1, 1, 1] each, over timesteps and over units."""
-
-    def __init__(self, low: Tensor, high: Tensor) -> None:
-        self.limits = low, high
-        self.scratch = low.new_empty(0)
-        self.by_time: list[Tensor] = []
-        self.by_unit: list[Tensor] = []
-        self.count: list[Tensor] = []
-
-    def add(self, x: Tensor, valid: Tensor) -> None:
-        """Count a piece, [t, B, G, H], where `valid`, [t, B]."""
-        x = x.movedim(2, 0)
-        low, high = both = self.scratch.resize_(2, *x.shape)
-        torch.lt(x, self.limits[0], out=low)  # into floats: sums of booleans are ten times slower
-        torch.gt(x, self.limits[1], out=high)
-        self.by_time.append(torch.stack([low.mean(-1), high.mean(-1), x.mean(-1)]))
-        rows = valid.to(x.dtype).flatten()
-        self.by_unit.append(torch.matmul(rows, both.flatten(2, 3)))
-        self.count.append(rows.sum())
-
-    def finish(self) -> list[Gate]:
-        """The gates in order."""
-        by_time = torch.cat(self.by_time[::-1], 2)
-        by_unit = torch.stack(self.by_unit).sum(0) / torch.stack(self.count).sum()
-        return [Gate(*gate) for gate in zip(*by_time, *by_unit, strict=True)]
 
 
 def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:

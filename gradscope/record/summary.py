@@ -270,5 +270,5 @@ def horizon_and_decay(reach: Array) -> tuple[float, bool, float]:
     lags = np.flatnonzero(known & (reach >= FLOOR))
     if len(lags) < 2:
         return horizon, censored, math.nan
-    slope = np.polynomial.polynomial.polyfit(lags, np.log10(reach[lags]), 1)[1]
-    return horizon, censored, float(slope)
+    centred, heights = lags - lags.mean(), np.log10(reach[lags])
+    return horizon, censored, float(centred @ (heights - heights.mean()) / (centred @ centred))

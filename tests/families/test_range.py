@@ -1,0 +1,53 @@
+"""Gradients far below the range of float32: they are followed all the same, and never computed with as subnormals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+
+T, B, H = 200, 3, 4
+
+
+def relu_rnn(factor: float) -> nn.RNN:
+    """h_t = factor h_{t-1} + x_t for positive x: every step Jacobian is factor times the identity."""
+    rnn = nn.RNN(H, H, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        rnn.weight_ih_l0.copy_(torch.eye(H))
+        rnn.weight_hh_l0.copy_(factor * torch.eye(H))
+    return rnn
+
+
+def recorded(rnn: nn.RNN, times: list[int]) -> gradscope.Run:
+    """One step whose loss is on h at these times."""
+    with gradscope.attach(rnn, every=1, strict=True) as scope:
+        rnn(torch.ones(T, B, H))[0][times].sum().backward()
+    return scope.run
+
+
+@pytest.mark.parametrize("times", [[T - 1], [T // 2, T - 1]], ids=["last step", "two steps"])
+def test_reach_is_followed_beyond_the_range_of_float32(times: list[int]) -> None:
+    factor = 0.5  # powers of two: exact, and 2**-199 at the longest lag, far below the smallest float32, 2**-149
+    reach = recorded(relu_rnn(factor), times).frame("reach")
+    np.testing.assert_allclose(reach.p50, factor ** reach.lag.astype(float), rtol=1e-12)
+    assert len(reach) == T
+
+
+def test_total_gradients_are_those_of_the_sum() -> None:
+    factor, times = 0.5, [T // 2, T - 1]
+    frame = recorded(relu_rnn(factor), times).frame("timesteps", quantity="grad_h").sort_values("t")
+    t = frame.t.to_numpy()
+    expected = sum(np.where(t <= at, factor ** (at - t).clip(0).astype(float), 0) for at in times) * H**0.5
+    seen = expected > 1e-25  # of a sum, what is nearly subnormal is dropped
+    np.testing.assert_allclose(frame.p50.to_numpy()[seen], expected[seen], rtol=1e-6)
+    assert (frame.p50.to_numpy()[~seen] <= 1e-25).all()
+
+
+def test_what_overflows_in_the_kernel_is_counted_as_such() -> None:
+    frame = recorded(relu_rnn(16.0), [T - 1]).frame("timesteps", quantity="grad_h").sort_values("t")
+    overflown = 16.0 ** (T - 1 - frame.t.astype(float)) > torch.finfo(torch.float32).max
+    assert (frame.nonfinite[overflown] == B).all()
+    assert (frame.nonfinite[~overflown] == 0).all()
