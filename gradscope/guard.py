@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from gradscope.errors import AnalysisError, GradscopeWarning
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,9 @@ class Guard:
         """Keep something for the notes of this step, and warn about it the first time."""
         if reason not in self._reasons:
             self._reasons.append(reason)
-        if reason not in self._warned:
-            self._warned.add(reason)
+        kind = _NUMBER.sub("0", reason)  # a step number or an address does not make it another reason
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
 
     @property

@@ -54,8 +54,21 @@ class Gradients:
     norms: Tensor
     factor: Tensor | float
 
-    def row(self, columns: dict[str, Any], skipped: Tensor | bool, overhead: Overhead) -> Later:
-        """The row of `steps`, once the norms are on the host."""
+    def row(
+        self,
+        columns: dict[str, Any],
+        skipped: Tensor | bool,
+        overhead: Overhead,
+        hear: Callable[[float, int], None] = lambda norm, nonfinite: None,
+    ) -> Rows | Later:
+        """The row of `steps`: at once if the norms are on the host, or when they are.
+
+        Args:
+            columns: what is known of it.
+            skipped: a GradScaler has left the parameters as they were.
+            overhead: of the step.
+            hear: is told the norm, and how many parameters' are not finite, of a step that was not skipped.
+        """
         extra = [x for x in (self.factor, skipped) if isinstance(x, Tensor)]
 
         def rows(values: Tensor) -> Rows:
@@ -64,11 +77,12 @@ class Gradients:
             factor = numbers.pop() if isinstance(self.factor, Tensor) else self.factor
             bad = sum(not math.isfinite(norm) for norm in numbers)
             found = {"grad_norm": math.hypot(*numbers) / factor, "nonfinite": bad, "skipped": skip}
+            if not skip:
+                hear(found["grad_norm"], bad)
             return Rows("steps", {**columns, **found, "overhead_s": overhead.seconds()})
 
-        return Later(
-            torch.cat([self.norms, *(x.to(self.norms).reshape(1) for x in extra)]) if extra else self.norms, rows
-        )
+        values = torch.cat([self.norms, *(x.to(self.norms).reshape(1) for x in extra)]) if extra else self.norms
+        return rows(values) if values.device.type == "cpu" else Later(values, rows)
 
 
 class Ledger:
@@ -276,6 +290,17 @@ class Ledger:
         if norms is not None:
             self._expected = Gradients(norms, self.scaling.remaining(optimizer))
 
+    @property
+    def on_host(self) -> bool:
+        """Whether gradients can be looked at without waiting for a device."""
+        return all(parameter.device.type == "cpu" for parameter in self._parameters[:1])
+
+    @property
+    def nonfinite(self) -> bool:
+        """Whether what the optimizer is given, or else what backward has left, is known not to be finite."""
+        known = self._expected or self._reference
+        return known is not None and not bool(known.norms.isfinite().all())
+
     def _chosen(self, optimizer: Optimizer | None) -> list[bool]:
         """Which parameters an optimizer steps; what is frozen does not matter."""
         if optimizer is None:
@@ -322,7 +347,7 @@ class Ledger:
             self._reference = None  # else another optimizer's gradients are still to be looked at
         self.scaling.over(optimizer)
         self._steps += 1
-        self._vigilant = self._steps < WATCHED_STEPS or any(p.device.type != "cpu" for p in self._parameters[:1])
+        self._vigilant = self._steps < WATCHED_STEPS or not self.on_host
         return found, rows
 
 

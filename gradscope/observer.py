@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.alarm import Alarm, lost
 from gradscope.attach.find import is_call_of
 from gradscope.attach.modified import present_gradients
 from gradscope.capture.cell import Cell, real
@@ -26,7 +27,7 @@ from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
 from gradscope.record.recorder import Recorder
-from gradscope.record.summary import summarise
+from gradscope.record.summary import nonfinite, summarise
 from gradscope.schedule import Schedule
 from gradscope.step import Recording
 from gradscope.types import KernelCall, LayerKey, Rows
@@ -52,12 +53,14 @@ class Settings:
         limit: how many sequences to analyse at most; None for all.
         first_step: number of the first step.
         strict: raise where gradscope fails.
+        jumps: record the step after a jump of the gradient norm beyond the schedule.
     """
 
     wanted: frozenset[str]
     limit: int | None
     first_step: int
     strict: bool
+    jumps: bool = False
 
 
 class Observer:
@@ -85,6 +88,7 @@ class Observer:
         parts = list(layers.values()) or [watched.module for watched in own]
         self.ledger = Ledger(model, parts, self.guard, self._owns, self._scaler_stepped)
         self.paused = False
+        self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
         self.step = settings.first_step
         self._awaited: dict[str, Finals] = {}  # what a recorded step returned, until the next step's first calls
@@ -202,6 +206,9 @@ class Observer:
         """Look at the gradients as the optimizer gets them."""
         if self._owns(optimizer) and not has_closure:
             self.ledger.look(optimizer)
+            if self._alarm.armed and self.ledger.on_host and self.ledger.nonfinite:
+                own = {watched.name: watched.module for parts in self._own.values() for watched in parts}
+                self._lost = lost({**own, **self._layers})
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
@@ -246,7 +253,7 @@ class Observer:
         gradients, clips = self.ledger.close_step(optimizer)
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
-        duration = ended - (self._since or ended)
+        duration = max(ended - (self._since or ended), overhead.host_s)  # the clock may start a moment after ours
         row = {
             "step": self.step,
             "optimizer": name,
@@ -257,7 +264,9 @@ class Observer:
             "overhead_s": overhead.host_s,
             "step_s": duration,
         }
-        ending = Rows("steps", row) if gradients is None else gradients.row(row, skipped, overhead)
+        ending = Rows("steps", row) if gradients is None else gradients.row(row, skipped, overhead, self._alarm.hear)
+        rows += [Rows("notes", {"step": self.step, **key._asdict(), "reason": reason}) for key, reason in self._lost]
+        self._lost = []
         self.guard.call(self._recorder.add, self.step, [*rows, *clips, ending], now=recorded)
         cost = overhead.seconds() if recorded else overhead.host_s  # a recorded step has waited for the device anyway
         self._schedule.spent(recorded=recorded, overhead_s=cost, step_s=duration)
@@ -279,8 +288,19 @@ class Observer:
         for module, chain, analyses in self._recording.analyse(self.ledger.scaling.factor):
             for analysis in analyses:
                 key = LayerKey(module, analysis.layer, analysis.direction, chain)
-                found.extend(rows for rows in summarise(self.step, key, analysis) if keep(rows, wanted))
-        return [*found, *self._remarks(), *self._unseen()]
+                found.extend(summarise(self.step, key, analysis))
+        kept = [rows for rows in found if keep(rows, wanted)]
+        return [*kept, *self._origin(found), *self._remarks(), *self._unseen()]
+
+    def _origin(self, found: Sequence[Rows]) -> list[Rows]:
+        """Where values that are not finite were born, where there are any."""
+        if self._recording is None or not (any(map(nonfinite, found)) or (found and self.ledger.nonfinite)):
+            return []
+        born = self._recording.origin(self.ledger.scaling.factor)
+        if born is None:
+            return []
+        key, origin = born
+        return [Rows("notes", {"step": self.step, **key._asdict(), "reason": origin.reason})]
 
     def _remarks(self) -> list[Rows]:
         """Notes on what could not be followed between calls."""
@@ -312,7 +332,8 @@ class Observer:
 
     def _begin(self) -> Recording | None:
         last = self._recording
-        if not self.guard.call(self._schedule.due, self.step):
+        due = self.guard.call(self._schedule.due, self.step)  # both are asked at every step
+        if not self._alarm.due() and not due:
             known = {} if last is None else last.following.recent
             self._awaited = {name: finals for name, finals in known.items() if (name, CARRIED) not in self._said}
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import platform
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,13 +24,14 @@ from gradscope.attach.processes import processes
 from gradscope.attach.split import SPLITS, Splitter
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
-from gradscope.errors import AttachError, GradscopeError
+from gradscope.errors import AttachError, GradscopeError, GradscopeWarning
 from gradscope.observer import Observer, Settings
 from gradscope.quantities import choose_quantities
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
+from gradscope.record.apart import Apart, Sink
 from gradscope.record.query import Filters
 from gradscope.record.reader import FolderSource
-from gradscope.record.recorder import Recorder, Sink, on_host
+from gradscope.record.recorder import Recorder, on_host
 from gradscope.schedule import make_schedule
 from gradscope.types import CellSpec
 
@@ -76,7 +78,8 @@ def attach(
         first_step: number of the first step, for resumed training.
         writer: your own `SummaryWriter`, to share for TensorBoard. Without one, and with TensorBoard installed, what
             its Gradscope tab shows is written beside the tables in `logdir`.
-        sinks: further takers of the rows, anything with `write(batch)` and `close()`.
+        sinks: further takers of the rows, anything with `write(batch)` and `close()`; each is called in a thread of its
+            own, so that it cannot hold up the training.
         cells: classes of your own cells, and how to observe them; see `CellSpec`.
         positions: pattern over qualified names -> time dimension, 0 or 1, of the output of any other module that turns
             a sequence into a sequence: `grad_h` is recorded at its positions, and `reach` from there to its input.
@@ -133,14 +136,14 @@ def attach(
         store = MemoryStore(meta, rank=rank)
     else:
         store = ParquetStore(logdir, meta, rank=rank, first_step=first_step)
-    settings = Settings(wanted, max_sequences, first_step, strict)
+    settings = Settings(wanted, max_sequences, first_step, strict, jumps=every is None)
     again = partial(
         attach, every=1, max_sequences=max_sequences, include=include, exclude=exclude, cells=cells,
         positions=positions, split_layers=split_layers, strict=True,
     )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(store.close)
-        recorder = Recorder((store, *_board(logdir, writer, store, rank), *sinks))
+        recorder = Recorder((store, *_board(logdir, writer, store, rank)), [Apart(sink) for sink in sinks])
         observer = Observer(model, layers, own, recorder, schedule, settings)
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter)
@@ -279,15 +282,20 @@ class Scope:
         finally:
             self._pending = None
             self._observer.close()
-            self._recorder.close()
+            self._observer.guard.call(self._recorder.close)
 
     def __enter__(self) -> Self:
         """The scope itself."""
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Close."""
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Close; what the loop has raised goes on as it is, whatever fails here."""
+        try:
+            self.close()
+        except GradscopeError as failure:
+            if error is None:
+                raise
+            warnings.warn(f"while the scope was closed: {failure}", GradscopeWarning, stacklevel=2)
 
     def _check_open(self, what: str) -> None:
         if self._closed:

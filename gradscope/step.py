@@ -20,7 +20,6 @@ from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradie
 from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights
 from gradscope.capture.chain import Chain, join_calls
-from gradscope.capture.join import join
 from gradscope.capture.join_cell import join_cells
 from gradscope.capture.layout import Dense, layout_of
 from gradscope.capture.positions import Given, SequenceCall
@@ -29,7 +28,8 @@ from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
 from gradscope.families import analyse, analyse_positions, analyse_recurrence, certify
 from gradscope.following import NO_CELL, NO_STATE, TOO_LARGE, Following
 from gradscope.observed import ObservedCall, WeightGradient
-from gradscope.types import Analysis, KernelCall, Weights
+from gradscope.origins import first_origin, stack_of
+from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
 SEARCHED_AGAIN = 32
 """Nodes to search below the inputs of each call of a chain: what is below all of them is known from the first."""
@@ -205,16 +205,17 @@ class Recording:
                     recurrence = join_cells(first.custom, chain, calls, factor)
                     found.append((first.module, number, [analyse_recurrence(recurrence, full=self.full)]))
                     continue
-                if len(chain.calls) == 1 and not first.cell and len(chain.tracks) == len(first.rows):
-                    output, *final = first.gradients
-                    stack = first.snapshot.stack(output, final, factor)
-                else:
-                    stack = join(chain, calls, factor)
+                stack = stack_of(calls, chain, factor)
                 users = [g for n in chain.calls for g in calls[n].weight_gradients]
                 sketch = any(g.complete and g.total is not None for g in users)
                 found.append((first.module, number, analyse(stack, full=self.full, sketch=sketch)))
             self._certify(chains, [analyses for _, _, analyses in found], factor)
             return [*found, *self._analyse_positions(factor)]
+
+    def origin(self, factor: Tensor | float = 1.0) -> tuple[LayerKey, Origin] | None:
+        """Where the first value that is not finite was born, of all calls that received gradient."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return first_origin(self._chains(), factor)
 
     def _analyse_positions(self, factor: Tensor | float) -> list[tuple[str, int, list[Analysis]]]:
         chains: dict[str, int] = {}

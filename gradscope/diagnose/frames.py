@@ -16,6 +16,7 @@ Frame: TypeAlias = Any
 KEY = list(LayerKey._fields)
 RECORDS = 40
 ROWS = 1_000_000
+BEFORE, AFTER = 3, 2
 QUANTITIES = ("grad_h", "grad_h_direct", "state")
 
 
@@ -95,19 +96,30 @@ class Seen:
 
 def look_at(run: Recorded) -> Seen:
     """Read what the rules need: at most `RECORDS` recorded steps, fewer where a step has very many timesteps."""
-    layers = run.frame("layers")
-    chosen = _spread(layers)
+    layers, every = run.frame("layers"), run.frame("steps")
+    chosen = _spread(layers, _around(layers, every))
     recorded: dict[str, Any] = {"step": chosen}
     tables = {name: run.frame(name, **recorded) for name in ("reach", "gates", "units", "weights")}
     tables["layers"] = layers[layers["step"].isin(chosen)].reset_index(drop=True)
     tables["timesteps"] = run.frame("timesteps", quantity=list(QUANTITIES), **recorded)
-    for name in ("steps", "clips", "notes"):
+    tables["steps"] = every
+    for name in ("clips", "notes"):
         tables[name] = run.frame(name)
     return Seen(tables, run.meta.get("layers", {}))
 
 
-def _spread(layers: Frame) -> list[int]:
-    """Recorded steps, evenly spaced over all there are."""
+def _around(layers: Frame, steps: Frame) -> set[int]:
+    """The last recorded steps before gradients were not finite for the first time, and the first from there on."""
+    bad = steps.loc[(steps["nonfinite"] > 0) & ~steps["skipped"].astype(bool), "step"]
+    if not len(bad):
+        return set()
+    recorded = np.unique(layers["step"].to_numpy(dtype=np.int64))
+    place = int(np.searchsorted(recorded, bad.min()))
+    return {*recorded[max(0, place - BEFORE) : place + AFTER].tolist()}
+
+
+def _spread(layers: Frame, others: set[int]) -> list[int]:
+    """Recorded steps, evenly spaced over all there are, and some others."""
     steps = sorted({int(step) for step in layers["step"]})
     if not steps:
         return []
@@ -115,4 +127,4 @@ def _spread(layers: Frame) -> list[int]:
     count = int(min(RECORDS, max(8.0, ROWS / max(rows, 1.0))))
     if len(steps) <= count:
         return steps
-    return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, count)]
+    return sorted({*(steps[round(i)] for i in np.linspace(0, len(steps) - 1, count)), *others})

@@ -121,6 +121,12 @@ def find_nonfinite() -> Remedy:
     return Remedy("let torch name the operation in which it begins", "torch.autograd.set_detect_anomaly(True)")
 
 
+def record_again(step: int) -> Remedy:
+    """The step itself, in a second run."""
+    code = f"gradscope.attach({MODEL}, logdir=..., every=lambda step: step >= {max(0, step - 2)})"
+    return Remedy("repeat the run from the last checkpoint and record every step around it", code)
+
+
 def keep_graph(key: LayerKey) -> Remedy:
     """The state handed on as it is."""
     code = f"output, state = {typed(key.module)}(x, state)  # the state as it came, without .detach() or .data"

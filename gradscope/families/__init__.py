@@ -1,7 +1,8 @@
 """The mathematics of recurrences: each family's equations, and what is measured of every one alike."""
 
 from gradscope.families.generic import analyse_recurrence
+from gradscope.families.origin import find_origin, find_origins
 from gradscope.families.positions import analyse_positions
 from gradscope.families.stack import analyse, certify
 
-__all__ = ["analyse", "analyse_positions", "analyse_recurrence", "certify"]
+__all__ = ["analyse", "analyse_positions", "analyse_recurrence", "certify", "find_origin", "find_origins"]

@@ -17,6 +17,9 @@ EXACT = 64
 SQUARINGS = 6
 LANCZOS = 18
 
+LARGE, HUGE = 1e15, 1e150
+"""Beyond the first, squares leave the range of float32; beyond the second, that of float64."""
+
 
 def measure_blocks(family: Family, weights: Weights, eigenvalues: bool) -> dict[str, Block]:
     """Gate -> its block of `weight_hh`.
@@ -42,8 +45,11 @@ def measure_square_blocks(blocks: Mapping[str, Tensor], eigenvalues: bool) -> di
 
 def _describe(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues: bool) -> dict[str, Block]:
     """Each of some blocks, [G, H, P], and of what is iterated, [G, H, H]."""
-    if not blocks.isfinite().all():
+    peak = float(blocks.abs().amax()) if blocks.numel() else 0.0
+    if not peak < HUGE:
         return {gate: _unknown(blocks, eigenvalues) for gate in gates}
+    if peak > LARGE:
+        blocks, square = blocks.double(), square.double()
     values = torch.linalg.eigvals(square) if eigenvalues or square.shape[-1] <= EXACT else None
     radius = spectral_radius(square) if values is None else values.abs().amax(-1)
     gram = blocks.mT @ blocks

@@ -17,7 +17,6 @@ from gradscope.types import Batch
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-MEMORY_LIMIT = 512 * 2**20
 _PIECE_BYTES = 32 * 2**20
 _GATHER_EVERY = 64
 _BLOCK_BYTES = 1024  # what a block costs beside its numbers: the objects that carry it
@@ -58,8 +57,9 @@ class Buffer:
 class MemoryStore:
     """A sink and a source without a folder, for `attach(model)` without `logdir`.
 
-    Beyond `limit` bytes older recorded steps are thinned (every second one of the older half), `steps`, `clips`
-    and `notes` last, and `notes` says so. For one thread that writes; any may read.
+    Beyond `limit` bytes (512 MiB, or `GRADSCOPE_MEMORY_LIMIT`) older recorded steps are thinned (every second one of
+    the older half), `steps`, `clips` and `notes` last, and `notes` says so. For one thread that writes;
+    any may read.
 
     >>> from gradscope.types import Rows
     >>> store = MemoryStore()
@@ -75,13 +75,13 @@ class MemoryStore:
         meta: Mapping[str, Any] | None = None,
         *,
         rank: int = 0,
-        limit: int = MEMORY_LIMIT,
+        limit: int | None = None,
         gather_steps: int = 1000,
     ) -> None:
         self.meta: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **(meta or {})}
         self.ranks = [rank]
         arrow.ready()
-        self._limit = limit
+        self._limit = thin.memory_limit(limit)
         self._gather_steps = gather_steps
         self._tables = _Tables()
         self._tail = Buffer()

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 
 import torch
 
+from gradscope.errors import RecordError
+from gradscope.record.apart import Apart, Sink
 from gradscope.types import Batch, Rows
 
 WAITING = 64
-
-
-class Sink(Protocol):
-    """Something that is given every step's rows."""
-
-    def write(self, batch: Batch) -> None:
-        """Take the rows of one optimizer step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is left."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +30,15 @@ class Later:
 
 @dataclass(slots=True)
 class Recorder:
-    """Gives batches to the sinks in order; 0-dim tensors among the columns are brought to the host many at a time."""
+    """Gives batches to the sinks in order; 0-dim tensors among the columns are brought to the host many at a time.
+
+    Attributes:
+        sinks: ours, called at once.
+        apart: the user's.
+    """
 
     sinks: Sequence[Sink]
+    apart: Sequence[Apart] = ()
     waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)
 
     def add(self, step: int, rows: Iterable[Rows | Later], *, now: bool) -> None:
@@ -58,22 +54,36 @@ class Recorder:
             self.drain()
 
     def drain(self) -> None:
-        """Hand everything on."""
+        """Hand everything on, to every sink, whatever one of them raises.
+
+        Raises:
+            Exception: what the first that failed has raised.
+        """
         waiting, self.waiting = self.waiting, []
-        for batch in on_host(waiting):
-            for sink in self.sinks:
-                sink.write(batch)
+        batches, idle = on_host(waiting), [one.idle for one in self.apart]
+        actions = [partial(sink.write, batch) for batch in batches for sink in (*self.sinks, *self.apart)]
+        if batches:
+            actions += [partial(one.settle, was_idle=was) for one, was in zip(self.apart, idle, strict=True)]
+        _all(actions)
 
     def close(self) -> None:
         """Hand everything on, and close the sinks: all of them, whatever one of them raises."""
-        errors: list[Exception] = []
-        for action in (self.drain, *(sink.close for sink in self.sinks)):
-            try:
-                action()
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        _all([self.drain, *(sink.close for sink in (*self.sinks, *self.apart))])
+
+
+def _all(actions: Iterable[Callable[[], None]]) -> None:
+    """Do them all, and then raise what the first that failed has raised; the others are told with it."""
+    errors: list[Exception] = []
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+    others = {str(error) for error in errors[1:]} - {str(error) for error in errors[:1]}
+    if others:
+        raise RecordError("; ".join([str(errors[0]), *sorted(others)])) from errors[0]
+    if errors:
+        raise errors[0]
 
 
 def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch]:

@@ -33,6 +33,10 @@ TOTALS_DIFFER = (
     "of the batch (BatchNorm), the transition given is not that of the cell, or what it returns beside the state "
     "follows from the earlier state by a way of its own"
 )
+OVERFLOWED = (
+    "the layer's states overflow in 16-bit numbers, and rebuilt in float32 they do not: what cannot be compared is "
+    "not given"
+)
 ROUNDED = (
     "the gradient rebuilt in float32 differs from the one accumulated in 16-bit numbers (relative difference "
     "{residual:.2g}): rounding has changed it on its way back, or part of the loss was not observed"
@@ -171,7 +175,8 @@ def _unusable(a: Analysis, host: Values) -> dict[str, str]:
         return {"all": a.reason}
     residual = float(host["residual"][0])
     if not residual <= a.tolerance:
-        return {"all": STATES_DIFFER.format(residual=residual)}
+        overflowed = a.tolerance > COARSE and math.isinf(residual)
+        return {"all": OVERFLOWED if overflowed else STATES_DIFFER.format(residual=residual)}
     if "gradient_residual" in host:
         residual = float(host["gradient_residual"][0])
         # Where the gradient itself overflowed there is nothing to compare: the records show it as it is.
@@ -251,6 +256,12 @@ def _layer_row(host: Values) -> dict[str, Any]:
         "residual": max(residuals, key=lambda r: math.inf if math.isnan(r) else r),
         "timesteps": int(host["timesteps"][0]),
     }
+
+
+def nonfinite(rows: Rows) -> bool:
+    """Whether a block tells of values that are not finite: counted, or such that nothing could be certified."""
+    counts, residual = rows.columns.get("nonfinite", 0), rows.columns.get("residual", 0.0)
+    return bool(np.any(counts)) or not math.isfinite(residual)
 
 
 def horizon_and_decay(reach: Array) -> tuple[float, bool, float]:

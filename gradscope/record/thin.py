@@ -14,6 +14,7 @@ from gradscope.record.schema import EVERY_STEP, RECORDED
 from gradscope.types import Rows
 
 DISK_LIMIT = "GRADSCOPE_DISK_LIMIT"
+MEMORY_LIMIT = "GRADSCOPE_MEMORY_LIMIT"
 _ENOUGH = 0.8  # thin to this share of the limit, so that it is not at once reached again
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -66,16 +67,29 @@ def note(reason: str) -> Rows:
 
 
 def disk_limit(given: int | None) -> int:
-    """The limit in bytes: as given, else as the environment has it, else 1 GiB.
+    """The limit of a folder in bytes: as given, else as the environment has it, else 1 GiB.
 
     Raises:
         RecordError: it is not a positive size.
     """
-    text = str(given) if given is not None else os.environ.get(DISK_LIMIT, "1G")
+    return _size(given, DISK_LIMIT, "1G", "disk_limit")
+
+
+def memory_limit(given: int | None) -> int:
+    """The limit of a run in memory: as given, else as the environment has it, else 512 MiB.
+
+    Raises:
+        RecordError: it is not a positive size.
+    """
+    return _size(given, MEMORY_LIMIT, "512M", "limit")
+
+
+def _size(given: int | None, variable: str, default: str, name: str) -> int:
+    text = str(given) if given is not None else os.environ.get(variable, default)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()]) if match else 0
     if size <= 0:
-        source = "disk_limit" if given is not None else f"the environment variable {DISK_LIMIT}"
+        source = name if given is not None else f"the environment variable {variable}"
         raise RecordError(f"{source} is {text!r}; it must be a size in bytes such as 500000000, 500M or 2G")
     return size
 

@@ -2,13 +2,14 @@
 
 attach -> capture: `torch.Tensor` arguments of one kernel call
 capture -> families: `Stack`, one call in canonical layout
-families -> record: `Analysis`, one layer in one direction
+families -> record: `Analysis`, one layer in one direction; `Origin`, where its first non-finite value is
 record -> show: `Batch`, the rows of one optimizer step
 diagnose -> show: `Finding`
 """
 
 from gradscope.types.calls import Direction, Joined, KernelCall, LayerKey, Link, Stack, Strand, Weights
 from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence
+from gradscope.types.origin import Origin
 from gradscope.types.results import Analysis, Batch, Block, Finding, Gate, Remedy, Rows, Severity
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "KernelCall",
     "LayerKey",
     "Link",
+    "Origin",
     "Positions",
     "Recurrence",
     "Remedy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from diagnose.made import Training, clip, course, key
@@ -320,7 +322,11 @@ def test_gradients_that_are_not_finite() -> None:
     made.nonfinite = [int(i >= 40) for i in range(120)]
     (finding,) = nonfinite_gradient(made.seen())
     assert finding.severity == "critical"
-    assert finding.evidence == {"steps": (40, 119), "count": 80, "share": 80 / 120, "lasting": True}
+    before = ((0, 1.0, math.nan, 1.0), (16, 1.0, math.nan, 1.0), (32, 1.0, math.nan, 1.0))
+    told = {"steps": (40, 119), "count": 80, "share": 80 / 120, "lasting": True}
+    assert {name: finding.evidence[name] for name in told} == told
+    np.testing.assert_equal(finding.evidence["before"], before)
+    assert "step 32: 1, nan, 1." in finding.explanation
     assert "from step 40 on" in finding.title
 
 

@@ -189,9 +189,11 @@ def test_one_element_that_is_not_finite() -> None:
         loop.sizes.append((0.0, math.nan))
         loop.step(SGD(loop.model.parameters(), 0.1))
 
-    outcome = observe(train)
+    outcome = observe(train, noted=True)
     assert outcome.rows("clips", "kind", "how", "nonfinite") == [(*NORM, 1), ("modified", "changed", 0)]
     assert outcome.rows("steps", "optimizer", "nonfinite") == [("SGD", 1)]
+    (note,) = outcome.notes
+    assert note[1].startswith("gradients are not finite at the optimizer: weight_hh_l0 (input); its weights were")
 
 
 def test_a_refused_call() -> None:
@@ -406,5 +408,5 @@ def test_gradients_that_are_not_finite_late_in_a_training() -> None:
             (loop.loss() * (math.nan if step >= 40 else 1.0)).backward()
             loop.step(optimizer)
 
-    outcome = observe(train, every=10**9)
+    outcome = observe(train, every=10**9, noted=True)
     assert outcome.clips == [] and outcome.run.frame("steps")["nonfinite"].tolist() == [0] * 40 + [4, 4]

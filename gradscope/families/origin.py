@@ -1,0 +1,209 @@
+"""Where values that are not finite begin in a layer: looked for only when there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradscope.families.base import Family, Layer, Piece, State, Trace
+from gradscope.families.measure import Entering
+from gradscope.families.stack import FAMILIES, _entering, _layer, _Place, _run_layers
+from gradscope.types import Direction, Origin, Recurrence, Stack, Weights
+
+Found = tuple[int, Direction, Origin]
+"""Layer, direction, and what was found there."""
+
+
+def find_origins(stack: Stack) -> list[Found]:
+    """What is not finite in the layers of one call, those of the forward pass first, in causal order.
+
+    The backward pass is looked at only where the forward pass was finite throughout.
+    """
+    family = FAMILIES[stack.family]
+    layers = len(stack.weights) // stack.directions
+    inputs, outputs = _run_layers(family, stack, layers)
+    places = [_Place(stack, index, bool(reverse)) for index in range(layers) for reverse in range(stack.directions)]
+    traces = [family.replay(_layer(place, inputs[place.layer], outputs[place.layer])) for place in places]
+    found: list[Found] = [
+        (place.layer, _direction(place), origin)
+        for place, trace in zip(places, traces, strict=True)
+        if (origin := _forward(family, place, trace)) is not None
+    ]
+    return found or list(_backward(family, stack, places, traces))
+
+
+def _forward(family: Family, place: _Place, trace: Trace) -> Origin | None:
+    layer, lengths = trace.layer, place.stack.lengths
+    for name, gates in _bad_weights(family, layer.weights):
+        return Origin("forward", name, gates, None, len(lengths), len(lengths))
+    times = torch.arange(len(layer.output), device=lengths.device).unsqueeze(1)
+    valid = times < lengths
+    first = place.stack.h_0.new_zeros(valid.shape, dtype=torch.bool)
+    states = [layer.previous, *([] if (before := _cells_before(trace)) is None else [before])]
+    first[:1] = torch.stack([_bad(s[:1]) for s in states]).any(0)
+    given = first.clone()
+    if layer.given is not None:
+        made = torch.cat([torch.zeros_like(given[:1]), _bad(layer.output[:-1])])
+        given = torch.stack([_bad(g) for g in layer.given]).any(0) & ~made
+    gates = _bad(trace.gates) & _bad(layer.output).unsqueeze(2)  # where the kernel held, it had no NaN in a gate
+    after = _bad(layer.output) if trace.cells is None else _bad(layer.output) | _bad(trace.cells[1:])
+    named = [("initial state", first), ("state between calls", given), ("input", _bad(layer.input))]
+    where = torch.stack([*(bad for _, bad in named), gates.any(2), after]) & valid
+    spot = _first(where.any(0))
+    if spot is None:
+        return None
+    t, b = spot
+    what = next((name for name, bad in named if bad[t, b]), "state")
+    shown = _names(family, gates[t, b]) if what == "state" else ""
+    return Origin("forward", what, shown, _time(place, t, b), int(where.any(0).any(0).sum()), len(lengths))
+
+
+def _cells_before(trace: Trace) -> Tensor | None:
+    """c_{t-1}, [T, B, H]."""
+    return trace.before if trace.before is not None or trace.cells is None else trace.cells[:-1]
+
+
+def _backward(family: Family, stack: Stack, places: Sequence[_Place], traces: Sequence[Trace]) -> Sequence[Found]:
+    """The uppermost layer first: below it everything is what came from there."""
+    gradient = stack.grad_output
+    found: list[Found] = []
+    for index in range(len(places) // stack.directions - 1, -1, -1):
+        below: list[Tensor] = []
+        for place, trace in zip(places, traces, strict=True):
+            if place.layer != index:
+                continue
+            entering, piece = _entering(place, gradient), family.piece(trace, 0, len(trace.layer.output))
+            states, gates = _scan(family, trace.layer, piece, entering, stack.lengths)
+            origin = _on_the_way_back(family, place, trace.layer, entering, states, gates)
+            if origin is not None:
+                found.append((index, _direction(place), origin))
+            inner = family.input_cotangents(piece, tuple(s[1:, 0] for s in states), gates[:, 0])
+            below.append(place.turn(inner.flatten(-2) @ trace.layer.weights.ih))
+        if index:
+            gradient = torch.stack(below).sum(0)
+            gradient = gradient * stack.dropout[index - 1] if stack.dropout else gradient
+    return found
+
+
+def _scan(family: Family, layer: Layer, piece: Piece, entering: Entering, lengths: Tensor) -> tuple[State, Tensor]:
+    """Total cotangents of s_{-1}, s_0, ..., [T + 1, 1, B, .], and the gates', [T, 1, B, G, H]."""
+    entered = [entering.h, *([] if not family.cell else [_into_cells(entering, piece.hidden, lengths)])]
+    states = tuple(torch.cat([torch.zeros_like(part[:1]), part]).unsqueeze(1) for part in entered)
+    steps, batch, hidden = piece.hidden.shape
+    gates = piece.hidden.new_empty(steps, 1, batch, len(family.gates), hidden)
+    for t in range(steps - 1, -1, -1):
+        pair = tuple(torch.stack([torch.zeros_like(s[t + 1]), s[t + 1]]) for s in states)
+        family.scan(layer.weights, tuple(f[t : t + 1] for f in piece.factors), pair, gates[t : t + 1])
+        for part, (state, (back, _)) in enumerate(zip(states, pair, strict=True)):
+            state[t] += back if layer.links is None else back * layer.links[part][t]
+    return states, gates
+
+
+def _into_cells(entering: Entering, hidden: Tensor, lengths: Tensor) -> Tensor:
+    if entering.c is not None:
+        return entering.c
+    cells = torch.zeros_like(hidden)
+    if entering.c_last is not None and cells.shape[1]:
+        cells[lengths - 1, torch.arange(len(lengths), device=lengths.device)] = entering.c_last
+    return cells
+
+
+def _on_the_way_back(
+    family: Family, place: _Place, layer: Layer, entering: Entering, states: State, gates: Tensor
+) -> Origin | None:
+    lengths = place.stack.lengths
+    entered = _bad(entering.h) | (False if entering.c is None else _bad(entering.c))
+    valid = torch.arange(len(entered), device=lengths.device).unsqueeze(1) < lengths
+    if entering.c_last is not None:
+        last = torch.arange(len(entered), device=lengths.device).unsqueeze(1) == lengths - 1
+        entered = entered | (last & _bad(entering.c_last))
+    total = torch.stack([_bad(s[1:, 0]) for s in states]).any(0)
+    inside = _bad(gates[:, 0])
+    where = (entered | total | inside.any(2)) & valid
+    spot = _first(where.flip(0))
+    if spot is None:
+        return None
+    t, b = len(where) - 1 - spot[0], spot[1]
+    what = "gradient from above" if entered[t, b] else "recurrence"
+    gate = (
+        ""
+        if entered[t, b]
+        else _names(family, inside[t, b] if not total[t, b] else _through(gates[t + 1, 0, b], layer))
+    )
+    return Origin("backward", what, gate, _time(place, t, b), int(where.any(0).sum()), len(lengths))
+
+
+def _through(gates: Tensor, layer: Layer) -> Tensor:
+    """Which gates hand down what is not finite, from cotangents [G, H] that are."""
+    blocks = layer.weights.hh.unflatten(0, (len(gates), -1))
+    return _bad((gates.unsqueeze(1) @ blocks).squeeze(1))
+
+
+def _direction(place: _Place) -> Direction:
+    return "reverse" if place.reverse else "forward"
+
+
+def _bad_weights(family: Family, weights: Weights) -> list[tuple[str, str]]:
+    """Weights that are not finite, and the gates whose blocks they are in."""
+    named = {"weight_ih": weights.ih, "weight_hh": weights.hh, "bias_ih": weights.b_ih, "bias_hh": weights.b_hh}
+    found = [
+        (name, _names(family, rows.flatten(1).any(1)))
+        for name, weight in named.items()
+        if weight is not None and (rows := ~weight.isfinite().unflatten(0, (len(family.gates), -1))).any()
+    ]
+    return found + ([("weight_hr", "")] if weights.hr is not None and not bool(weights.hr.isfinite().all()) else [])
+
+
+def _names(family: Family, bad: Tensor) -> str:
+    """The gates, unless it is all of several."""
+    names = [gate for gate, there in zip(family.gates, bad.tolist(), strict=True) if there]
+    return "" if len(names) == len(family.gates) > 1 else "+".join(names)
+
+
+def _time(place: _Place, t: int, b: int) -> int:
+    """From the order of the recurrence to that of the input, and from the sequence's start to the chain's."""
+    stack = place.stack
+    local = int(stack.lengths[b]) - 1 - t if place.reverse else t
+    return local + (0 if stack.joined is None else int(stack.joined.starts[b]))
+
+
+def _bad(x: Tensor) -> Tensor:
+    """Where a row has a value that is not finite."""
+    return ~x.isfinite().all(-1)
+
+
+def _first(where: Tensor) -> tuple[int, int] | None:
+    """The first true (t, b) of [T, B]."""
+    places = where.nonzero()
+    return None if not len(places) else (int(places[0, 0]), int(places[0, 1]))
+
+
+def find_origin(recurrence: Recurrence) -> Origin | None:
+    """The same of a chain of calls of any cell, of which the state is known and what is inside is not."""
+    r = recurrence
+    valid = torch.arange(len(r.returned[0]), device=r.lengths.device).unsqueeze(1) < r.lengths
+    given, returned, direct, total = (
+        torch.stack([_bad(part) for part in parts]).any(0) & valid
+        for parts in (r.given, r.returned, r.direct, r.totals)
+    )
+    back = total | direct
+    forward, spot = True, _first(given | returned)
+    if spot is None:
+        forward, spot = False, _first(back.flip(0))
+        if spot is None:
+            return None
+        spot = len(back) - 1 - spot[0], spot[1]
+    t, b = spot
+    names = "" if not forward or given[t, b] else "+".join(n for n, (x, _) in r.gates.items() if _bad(x)[t, b])
+    begins = "initial state" if t == 0 else "state between calls"
+    what = (begins if given[t, b] else "state") if forward else _from_above(direct, t, b)
+    bad = (given | returned) if forward else back
+    counted = int(bad.any(0).sum())
+    phase = "forward" if forward else "backward"
+    return Origin(phase, what, names, t + int(r.starts[b]), counted, len(r.lengths))
+
+
+def _from_above(direct: Tensor, t: int, b: int) -> str:
+    return "gradient from above" if direct[t, b] else "recurrence"
