@@ -242,10 +242,10 @@ class Observer:
         self.guard.call(self._finish, name, skipped, optimizer)
 
     def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
-        recorded = self._recording is not None and self._recording.any
         if optimizer is not None:
             self.ledger.scaling.without(optimizer)
         rows = self.rows()
+        recorded = any(block.table == "layers" for block in rows)
         self.guard.take_reasons()  # they are among the rows
         if self._recording is not None:
             self._recording.close()

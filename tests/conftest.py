@@ -6,7 +6,7 @@ import pytest
 import torch
 
 # Assertions of helpers explain themselves too. Said here, before any test module can have imported one.
-pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops")
+pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops", "reliability.stage")
 
 
 def pytest_configure(config: pytest.Config) -> None:

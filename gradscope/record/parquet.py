@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import RecordError
-from gradscope.record import arrow, folder, parts, thin
+from gradscope.record import arrow, folder, meta, parts, thin
 from gradscope.record.memory import Buffer
 from gradscope.record.query import Filters, conditions
 from gradscope.record.reader import FolderSource
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _BUFFER_BYTES = 64 * 2**20  # a flush is due beyond this; what cannot be flushed is given up beyond this
+DELETED = "the run folder {root} was deleted while it was written: steps before {first} are gone"
 _MERGE_EVERY = 64  # flushes, after which the parts so far are gathered
 
 
@@ -63,6 +64,7 @@ class ParquetStore:
         self.root, self.rank = Path(logdir) / "gradscope", rank
         self._limit = thin.disk_limit(disk_limit)
         self._flush_seconds, self._flush_steps, self._clock = flush_seconds, flush_steps, clock
+        self._told = dict(meta)
         self._lock = folder.claim(self.root, rank)
         try:
             number = folder.begin(self.root, meta, rank, first_step)
@@ -122,13 +124,25 @@ class ParquetStore:
 
     def _commit(self, *, durable: bool = False) -> None:
         """Write the tail, `steps` last; then one assignment makes it the past."""
-        tail = self._tail
-        if not tail.blocks:
+        if not self._tail.blocks:
             return
+        if not (self.root / meta.FILE).exists():
+            self._begin_again()
+        tail = self._tail
         for name in sorted({*tail.blocks, "steps"}, key=lambda name: name == "steps"):
             path = parts.directory(self.root, name, self.rank) / f"part-{tail.number:06}.parquet"
             parts.write(path, name, tail.table(name), durable=durable)
         self._tail = Buffer(tail.number + 1, tail.last_step)
+
+    def _begin_again(self) -> None:
+        """The folder was deleted in mid-run: what comes from now on has one again, which says so."""
+        blocks = [block for blocks in self._tail.blocks.values() for block in blocks]
+        first = min(step for step, _, _ in blocks)
+        self._lock.release()
+        self._lock = folder.claim(self.root, self.rank)
+        meta.begin(self.root, self._told, self.rank, first)
+        self._folder = FolderSource(self.root)
+        self._tail.append(Batch(self._tail.last_step, (thin.note(DELETED.format(root=self.root, first=first)),)))
 
     def _note(self, reason: str) -> None:
         self._tail.append(Batch(self._tail.last_step, (thin.note(reason),)))
