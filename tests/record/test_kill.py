@@ -153,7 +153,12 @@ for kill in range(int(sys.argv[2])):
     if child == 0:
         train(Path(sys.argv[1]) / str(kill))
         os._exit(1)
-    time.sleep(random.Random(kill).uniform(0.03, 0.4))
+    told = Path(sys.argv[1]) / str(kill) / "gradscope/run.json"
+    waited = time.monotonic() + random.Random(kill).uniform(0, 0.4)  # from the start, where that is soon enough
+    while not told.exists() and kill % 5:
+        time.sleep(0.001)
+        waited = time.monotonic() + random.Random(kill).uniform(0, 0.4)  # else from when there is a run
+    time.sleep(max(0.0, waited - time.monotonic()))
     os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
