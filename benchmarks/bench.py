@@ -16,6 +16,7 @@ sections   default    attach(model, logdir) over a long run, in alternating slic
            peers      LSTMCell loop, output hook, TensorBoard histograms, wandb.watch (where installed)
            jacobians  vmap(jacrev) against the closed form
            growth     what recording costs over the timesteps, the sequences and the layers
+           scans      the reverse scan by our loop and by the vendor's kernel
            start      import, and attaching to fifty layers
            memory     peak resident set, in processes of their own
 """

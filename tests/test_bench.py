@@ -113,6 +113,13 @@ def test_growth_is_measured(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(growth.measure_growth(what, 0, tiny()).costs) == 2
 
 
+def test_two_ways_to_scan_agree() -> None:
+    scans = of("costs.scans")
+    scan = scans.Scan.of(7, 32, 5)
+    assert scan.by_loop().allclose(scan.by_kernel(), atol=1e-5)
+    assert set(scans.measure_scans(((3, 16, 4),))) == {(3, 16, 4)}
+
+
 def test_start() -> None:
     found = of("costs.start").measure_start(1)
     assert min(found.torch, found.ours, found.attach, found.close) > 0

@@ -11,6 +11,7 @@ from costs.jacobians import REBUILT, measure_jacobians
 from costs.memory import measure_memory
 from costs.peers import COCKPIT, measure_peers
 from costs.rounds import Ratio
+from costs.scans import GRID, measure_scans
 from costs.start import LAYERS, measure_start
 from costs.steps import bare_by_loss, measure_steps
 from costs.tables import Table
@@ -195,7 +196,32 @@ PER_WORKLOAD: dict[str, Callable[[Workload, Budget], Table]] = {
     "peers": peers_section,
     "jacobians": jacobians_section,
 }
-ONCE: dict[str, Callable[[Budget], Table]] = {"growth": growth_section, "start": start_section}
+
+
+def scans_section(budget: Budget) -> Table:
+    """Two ways to do the reverse scan."""
+    found = measure_scans(GRID[:2] if budget.small else GRID)
+    widths = list(dict.fromkeys(hidden for _, _, hidden in found))
+    table = Table(
+        "The reverse scan of an LSTM: the vendor's kernel over our loop", ("T, rows", *(f"H {h}" for h in widths))
+    )
+    for steps, rows in dict.fromkeys(point[:2] for point in found):
+        cells = [found.get((steps, rows, hidden)) for hidden in widths]
+        table.rows.append((f"{steps}, {rows}", *("" if c is None else f"{c:.2f}" for c in cells)))
+    table.notes.append(
+        "The kernel's forward pass on the pre-activations and autograd's gradient of them, over our loop; above 1 the "
+        "loop is faster. The kernel multiplies by an identity of 4 H by 4 H in place of W_ih, its backward pass makes "
+        "gradients of weights that nobody needs, and dL/dh_t and dL/dc_t are still to be made from what it gives: "
+        "another product with U, and another loop over timesteps."
+    )
+    return table
+
+
+ONCE: dict[str, Callable[[Budget], Table]] = {
+    "growth": growth_section,
+    "scans": scans_section,
+    "start": start_section,
+}
 SECTIONS = (*PER_WORKLOAD, *ONCE, "memory")
 
 
