@@ -58,9 +58,11 @@ def observed_layer(training: Training) -> Layer:
     return Layer(weights, x, zeros, zeros, rnn(x)[0])
 
 
-@torch.no_grad()
 def linearised(family: LSTM, trace: Trace) -> Iterator[Piece]:
-    """All timesteps, the last piece first and one at a time, as a recorded step takes them."""
+    """All timesteps, the last piece first and one at a time, as a recorded step takes them.
+
+    Without `torch.no_grad` around it, which would hold on to one piece while the next is made.
+    """
     for start, stop in pieces(trace.layer, len(family.gates)):
         yield family.piece(trace, start, stop)
 
