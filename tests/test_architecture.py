@@ -42,6 +42,7 @@ ARROWS: dict[str, tuple[str, str]] = {
                         "torch pandas gradscope_tensorboard"),
     "__init__":        ("types errors record scope compare",                                ""),
     "record.run":      ("types errors diagnose report",                             "pandas"),
+    "record.fleet":    ("types errors report",                                      "pandas"),
     "diagnose":        ("types errors cells",                                       "numpy pandas torch"),
     "plot":            ("types errors record",                                      "numpy pandas matplotlib seaborn"),
     "report":          ("types errors record plot",                        "numpy pandas matplotlib jinja2 markupsafe"),

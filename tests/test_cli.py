@@ -242,3 +242,37 @@ def assert_refused(answer: tuple[int, str, str], reason: str) -> None:
     assert err.startswith("gradscope: ")
     assert err.count("\n") == 1
     assert reason in err
+
+
+def test_a_folder_of_many_runs(call: Call, tmp_path: Path, found: list[Finding]) -> None:
+    pytest.importorskip("duckdb")
+    for name in ("lr=1", "lr=10"):
+        written(tmp_path / name)
+    status, out, err = call("report", tmp_path)
+    assert (status, err) == (0, "") and "lr=10" in out and "vanishing_gradient" in out
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<svg") == 4
+    told = json.loads(call("report", tmp_path, "--format", "json")[1])
+    assert [row["run"] for row in told["rows"]] == ["lr=1", "lr=10"]
+    status, out, err = call("check", tmp_path)
+    assert (status, err) == (1, "") and "2 of 2 runs" in out
+    found.clear()
+    found.append(HEALTHY)
+    assert call("check", tmp_path)[0] == 0
+    status, out, _ = call("compare", tmp_path, "-o", tmp_path / "it.md")
+    assert status == 0 and "| lr=10 |" in (tmp_path / "it.md").read_text(encoding="utf-8")
+
+
+def test_compare_refuses_what_nobody_could_tell_apart(call: Call, tmp_path: Path) -> None:
+    for number in range(17):
+        (tmp_path / f"{number}" / "gradscope").mkdir(parents=True)
+        (tmp_path / f"{number}" / "gradscope" / "run.json").write_text('{"schema_version": 1}')
+    status, _, err = call("compare", tmp_path)
+    assert status == 2 and "17 runs" in err and err.count("\n") == 1 and "gradscope report" in err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_in_help_stand_on_lines_of_their_own(call: Call, command: str) -> None:
+    _, out, _ = call(command, "--help")
+    assert "\\b" not in out
+    examples = [line for line in out.splitlines() if line.startswith("      gradscope ")]
+    assert command in ("view", "demo") or len(examples) >= 2

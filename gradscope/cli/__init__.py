@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXTRAS = {
     **{"click": "cli", "rich": "cli", "sklearn": "demo"},
     **{"jinja2": "report", "markupsafe": "report", "matplotlib": "report", "seaborn": "report"},
+    "duckdb": "fleet",
     **{"gradscope_tensorboard": "tensorboard", "tensorboard": "tensorboard", "plotly": "tensorboard"},
 }
 """Which extra brings a package that the base install does without."""
@@ -34,8 +35,11 @@ In your own training it is one line, and the loop is not touched:
     run.findings()                           # what is wrong, why, and what to try
     run.report().save("report.html")         # the same with all figures
 
+\b
 Without any change to a script: gradscope run train.py
 To see what it tells you, start with: gradscope demo
+
+Where a run folder is expected, `report`, `check`, `compare` and `view` also take a folder with many runs below it.
 
 Exit status: 0 success; 1 findings (check); 2 bad usage or input, with one line on stderr. `run` has that of the script.
 """
@@ -73,6 +77,8 @@ def commands() -> click.Group:
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     found = [run, report, compare, view, demo, check]
+    for command in found:  # to click, what keeps its line breaks begins with one letter; in raw docstrings it is two
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
     group = click.Group("gradscope", help=HELP, commands=found, context_settings=settings)
     group.list_commands = lambda ctx: [command.name or "" for command in found]  # in the order in which they are used
     return click.version_option(__version__, message="gradscope %(version)s")(group)

@@ -12,7 +12,7 @@ from gradscope.cli import shown
 LEVELS = ("info", "warning", "critical")
 
 
-@click.command()
+@click.command(short_help="Fail if a run has findings.")
 @shown.logdir_argument
 @click.option(
     "--fail-on", type=click.Choice(["warning", "critical"]), default="warning", show_default=True,
@@ -21,13 +21,24 @@ LEVELS = ("info", "warning", "critical")
 def check(logdir: Path, fail_on: str) -> int:
     r"""Fail if a run has findings: exit status 1, for scripts and continuous integration.
 
+    Of a folder with many runs below it, as of a sweep, it fails if any of them has.
+
     \b
         gradscope run --logdir runs/ci train.py --epochs 1
         gradscope check runs/ci --fail-on critical
     """
-    run = gradscope.load(logdir)
-    with shown.waiting("reading the run"):
-        findings = run.findings()
-    shown.console().print(shown.findings_table(findings))
+    found = gradscope.load(logdir)
     worst = LEVELS[LEVELS.index(fail_on) :]
-    return int(any(finding.severity in worst and finding.code != "healthy" for finding in findings))
+    if isinstance(found, gradscope.Run):
+        with shown.waiting("reading the run"):
+            findings = found.findings()
+        shown.console().print(shown.findings_table(findings))
+        return int(any(finding.severity in worst for finding in findings))
+    with shown.counted("reading", "runs") as progress:
+        everything = found.findings(progress)
+    failing = [(name, finding) for name, mine in everything.items() for finding in mine if finding.severity in worst]
+    out = shown.console()
+    out.print(f"{len({name for name, _ in failing}):,} of {len(everything):,} runs have such findings")
+    if failing:
+        out.print(shown.runs_table(failing))
+    return int(bool(failing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,8 +12,11 @@ import gradscope
 from gradscope.cli import shown
 from gradscope.compare import compare as side_by_side
 
+MOST = 16
+"""Runs of one folder that are put side by side, at most."""
 
-@click.command()
+
+@click.command(short_help="Put runs side by side.")
 @click.argument("logdirs", metavar="LOGDIR LOGDIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", default="compare.html", show_default=True,
@@ -24,19 +28,38 @@ from gradscope.compare import compare as side_by_side
 def compare(logdirs: tuple[Path, ...], output: Path, form: str | None) -> None:
     r"""Put runs side by side: the same numbers beside each other, the same curves over each other.
 
-    Each run is called by the name of its folder, or by its whole path where two have the same.
+    Each run is called by the name of its folder, or by its whole path where two have the same. A folder with several
+    runs below it, as of a sweep, stands for all of them.
 
     \b
         gradscope compare runs/lstm runs/gru -o cells.html
+        gradscope compare runs/demo
     """
     form = shown.format_of(output, form)
-    short = Counter(logdir.resolve().name for logdir in logdirs)
-    names = [name if short[name := logdir.resolve().name] == 1 else str(logdir) for logdir in logdirs]
-    if len(set(names)) < len(names):
-        raise click.ClickException(f"{Counter(names).most_common(1)[0][0]} is given twice")
-    runs = {name: gradscope.load(logdir) for name, logdir in zip(names, logdirs, strict=True)}
+    runs = _named(logdirs)
     with shown.waiting("reading the runs"):
         made = side_by_side(runs).report()
     said = shown.written(made, output, form)
     if said:
         shown.console().print(said, soft_wrap=True, markup=False)
+
+
+def _named(logdirs: Sequence[Path]) -> dict[str, gradscope.Run]:
+    """The runs in some folders, by short names."""
+    found: list[tuple[Path, gradscope.Run]] = []
+    for logdir in logdirs:
+        runs = gradscope.load(logdir)
+        if isinstance(runs, gradscope.Run):
+            found.append((logdir, runs))
+        elif len(runs) > MOST:
+            raise click.ClickException(
+                f"{logdir} holds {len(runs):,} runs, and {MOST} at most can be told apart side by side: name some of "
+                f"them, or see all in one table with: gradscope report {logdir}"
+            )
+        else:
+            found += [(logdir / name, run) for name, run in runs.items()]
+    short = Counter(logdir.resolve().name for logdir, _ in found)
+    names = [name if short[name := logdir.resolve().name] == 1 else str(logdir) for logdir, _ in found]
+    if len(set(names)) < len(names):
+        raise click.ClickException(f"{Counter(names).most_common(1)[0][0]} is given twice")
+    return {name: run for name, (_, run) in zip(names, found, strict=True)}

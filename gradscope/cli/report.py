@@ -10,7 +10,7 @@ import gradscope
 from gradscope.cli import shown
 
 
-@click.command()
+@click.command(short_help="Say what a run found, with all figures.")
 @shown.logdir_argument
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
@@ -24,21 +24,28 @@ def report(logdir: Path, output: Path | None, form: str | None) -> None:
 
     LOGDIR is what attach() or `gradscope run` was given. The page is one file that needs no network; it has every
     finding with what to try, and of every layer gradients over timesteps and training, Jacobians, gates and clipping.
+    Of a folder with many runs below it, as of a sweep, it is one table of all runs, the worst first.
 
     \b
         gradscope report runs/exp1                       # runs/exp1/report.html
         gradscope report runs/exp1 --format text | less
         gradscope report runs/exp1 -o exp1.md
+        gradscope report sweep --format json             # a sweep, for a program
     """
-    run = gradscope.load(logdir)
+    found = gradscope.load(logdir)
     form = shown.format_of(output, form)
-    with shown.waiting("reading the run"):
-        made = run.report()
-        findings = made.findings
+    if isinstance(found, gradscope.Run):
+        with shown.waiting("reading the run"):
+            made = found.report()
+        table = shown.findings_table(made.findings)
+    else:
+        with shown.counted("reading", "runs") as progress:
+            made = found.report(progress)
+        table = shown.fleet_table(made.summary["rows"])
     if output is None:
         output = logdir / "report.html" if form == "html" else Path("-")
     said = shown.written(made, output, form)
     if said:
         out = shown.console()
-        out.print(shown.findings_table(findings))
+        out.print(table)
         out.print(said, soft_wrap=True, markup=False)

@@ -14,7 +14,11 @@ from gradscope.cli.watch import Watch
 SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
 
-@click.command(context_settings=SETTINGS, options_metavar="[--logdir D] [--every N]")
+@click.command(
+    short_help="Run a training script as it is, and watch its networks.",
+    context_settings=SETTINGS,
+    options_metavar="[--logdir D] [--every N]",
+)
 @click.option("-m", "--module", "as_module", is_flag=True, help="SCRIPT is a module, as for `python -m`.")
 @click.option(
     "--logdir", type=click.Path(file_okay=False, path_type=Path),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -46,13 +46,20 @@ def waiting(what: str) -> Generator[None]:
         yield
 
 
+@contextmanager
+def counted(what: str, things: str) -> Generator[Callable[[int, int], None]]:
+    """A bar on stderr for something of many parts, told how many of how many are done; nothing if it is no terminal."""
+    aside = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(32), MofNCompleteColumn(), TextColumn(things))
+    with Progress(*columns, console=aside, transient=True, disable=not aside.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def drawn(report: Any) -> str:
     """The report's page, with a bar that counts its pictures."""
-    aside = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(32), MofNCompleteColumn(), TextColumn("figures"))
-    with Progress(*columns, console=aside, transient=True, disable=not aside.is_terminal) as bar:
-        task = bar.add_task("drawing", total=None)
-        return report.html(lambda done, total: bar.update(task, completed=done, total=total))
+    with counted("drawing", "figures") as progress:
+        return report.html(progress)
 
 
 def written(report: Any, output: Path, form: str) -> str:
@@ -100,6 +107,33 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         healthy = finding.code == "healthy"
         severity = Text("–" if healthy else finding.severity, "green" if healthy else COLOURS[finding.severity])
         table.add_row(severity, Text(finding.code), Text(place(finding)), Text(finding.title))
+    return table
+
+
+def fleet_table(rows: Sequence[Mapping[str, Any]], most: int = 20) -> Table:
+    """The worst runs of a fleet, one a row."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("finding", no_wrap=True)
+    table.add_column("run", overflow="fold", ratio=1)
+    for name in ("horizon", "decay", "clipped", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows[:most]:
+        tint = COLOURS[row["severity"]] if row["severity"] else "green"
+        cells = [row["cells"][name] for name in ("horizon", "decay_min", "clip_rate", "steps")]
+        table.add_row(Text(row["finding"], tint), Text(row["run"]), *cells)
+    if len(rows) > most:
+        table.add_row("", f"… and {len(rows) - most:,} more", *[""] * 4)
+    return table
+
+
+def runs_table(findings: Iterable[tuple[str, Finding]]) -> Table:
+    """Findings of many runs, one a row."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("finding", no_wrap=True)
+    table.add_column("run", overflow="fold", ratio=1)
+    table.add_column("what", ratio=2)
+    for name, finding in findings:
+        table.add_row(Text(finding.code, COLOURS[finding.severity]), Text(name), Text(finding.title))
     return table
 
 

@@ -11,7 +11,7 @@ import gradscope
 from gradscope.cli import shown
 
 
-@click.command()
+@click.command(short_help="Open a run in TensorBoard.")
 @shown.logdir_argument
 @click.option("--host", default="localhost", show_default=True, help="Address to serve on.")
 @click.option(

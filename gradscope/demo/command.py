@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from gradscope import Run
     from gradscope.demo.summary import Summary
     from gradscope.demo.tasks import Task
     from gradscope.demo.training import Trial
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 SEED = 0
 
 
-@click.command()
+@click.command(short_help="Train small networks and say what their gradients did.")
 @click.option(
     "--task", type=click.Choice(["digits", "adding", "copy", "tagging"]), default="digits", show_default=True,
     help="What to learn.",
@@ -67,7 +68,6 @@ def demo(task: str, cell: str, epochs: int, output: Path) -> None:
 def _train_all(trials: list[Trial], data: Task, epochs: int, output: Path, console: Console) -> list[Summary]:
     import torch
 
-    import gradscope
     from gradscope.demo.show import progress
     from gradscope.demo.summary import summarise
     from gradscope.demo.training import train
@@ -80,13 +80,20 @@ def _train_all(trials: list[Trial], data: Task, epochs: int, output: Path, conso
             bar.start_task(task)
             logdir = output / trial.name
             accuracy = train(trial, data, epochs, logdir, SEED, report=lambda task=task: bar.advance(task))
-            summaries.append(summarise(trial, accuracy, gradscope.load(logdir)))
+            summaries.append(summarise(trial, accuracy, _run(logdir)))
     return summaries
+
+
+def _run(logdir: Path) -> Run:
+    import gradscope
+
+    found = gradscope.load(logdir)
+    assert isinstance(found, gradscope.Run)
+    return found
 
 
 def _written(summaries: list[Summary], output: Path) -> str:
     """Draw the picture and write the report where that is possible, and say what lies where."""
-    import gradscope
     from gradscope.compare import compare
     from gradscope.demo import figure
 
@@ -94,7 +101,7 @@ def _written(summaries: list[Summary], output: Path) -> str:
     picture, report = output / "reach.png", output / "report.html"
     try:
         figure.save(summaries, picture)
-        found = {summary.trial.name: gradscope.load(output / summary.trial.name) for summary in summaries}
+        found = {summary.trial.name: _run(output / summary.trial.name) for summary in summaries}
         compare(found).report().save(report)
     except ModuleNotFoundError as error:
         return (

@@ -6,11 +6,13 @@
     plot.reach(run, layer=run.layers[0], step=0, ax=ax)        # before training, into your own
 
 `layer` is a key of `run.layers` or the name of a module. `step` is what `run.frame` takes for it; without one, the last
-recorded steps are taken together, by their median. What was not recorded is said in the axes.
+recorded steps are taken together, by their median. What was not recorded is said in the axes. Only `plot.runs` takes
+something else: the table of a fleet.
 """
 
 from gradscope.plot.clips import clipping, thresholds
 from gradscope.plot.data import LATE
+from gradscope.plot.fleet import runs
 from gradscope.plot.gates import gates, saturation
 from gradscope.plot.gradients import heatmap, horizon, jacobians, reach, timesteps
 from gradscope.plot.weights import spectra
@@ -23,6 +25,7 @@ __all__ = [
     "horizon",
     "jacobians",
     "reach",
+    "runs",
     "saturation",
     "spectra",
     "thresholds",

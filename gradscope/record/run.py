@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gradscope.errors import LoadError
-from gradscope.record import meta
 from gradscope.record.query import Filters
 from gradscope.record.ranks import of_rank
-from gradscope.record.reader import FolderSource
 from gradscope.record.schema import TABLES, lookup
 from gradscope.types import Finding, LayerKey
 
@@ -91,7 +86,7 @@ class Run:
         """The layer keys seen, by module name (2 before 10), layer, direction and chain."""
         found = self.source.read("layers", columns=LayerKey._fields).drop_duplicates(list(LayerKey._fields))
         keys = [LayerKey(*row[:4]) for row in found.itertuples(index=False)]
-        return sorted(keys, key=lambda key: (_natural(key.module), *key[1:]))
+        return sorted(keys, key=lambda key: (natural(key.module), *key[1:]))
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
         """One table, or the rows of it that meet every filter, sorted by step, then layer key.
@@ -150,22 +145,6 @@ class Run:
         return short(self)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """A name such that numbers in it sort by value."""
     return [(int(word) if word.isdigit() else -1, word) for word in re.split(r"(\d+)", name)]
-
-
-def load(logdir: str | os.PathLike[str]) -> Run:
-    """The run in a folder, finished or still being written: the logdir of `attach`, or the `gradscope` in it.
-
-    Raises:
-        LoadError: there is no run, or it was written by a newer gradscope.
-    """
-    folder = Path(logdir)
-    for root in (folder / meta.FOLDER, folder):
-        if (root / meta.FILE).exists():
-            return Run(FolderSource(root))
-    below = sorted(path.parent.parent for path in folder.glob(f"*/{meta.FOLDER}/{meta.FILE}"))
-    hint = f"perhaps you mean {below[0]}" if below else "pass the logdir that attach() was given"
-    what = "holds no run" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-    raise LoadError(f"{folder} {what}: there is no {meta.FOLDER}/{meta.FILE} in it; {hint}")

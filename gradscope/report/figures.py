@@ -49,9 +49,20 @@ def svg(name: str, title: str, draw: Callable[[Any], object]) -> str:
         axes = figure.subplots()
         draw(axes)
         axes.set_title("", loc="left")  # it stands above the picture
+        _legend_above(axes)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _within_a_page(file.getvalue(), str(escape(title)))
+
+
+def _legend_above(axes: Any) -> None:
+    """Where it covers nothing."""
+    if axes.get_legend() is None:
+        return
+    handles, names = axes.get_legend_handles_labels()
+    columns = min(4, len(names)) if max(map(len, names)) < 18 else 2
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1, "columnspacing": 1.4}
+    axes.legend(handles, names, frameon=False, ncols=columns, handlelength=1.6, **place)
 
 
 def _within_a_page(text: str, title: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gradscope.record import Run
+from gradscope.record import Fleet, Run
 from gradscope.record.reader import FolderSource
 from gradscope.report import render, summary
 from gradscope.report.document import Report
 from gradscope.report.excerpt import excerpt
+from gradscope.report.fleet import gathered
 from gradscope.report.processes import processes
 from gradscope.report.sidebyside import compared
 from gradscope.types import Finding
@@ -41,6 +42,18 @@ def comparison(runs: Mapping[str, Run], findings: Mapping[str, Sequence[Finding]
     """
     found = {name: list(findings[name] if findings else run.findings()) for name, run in runs.items()}
     told, figures = compared({name: excerpt(run) for name, run in runs.items()}, found)
+    return Report(told, tuple(finding for mine in found.values() for finding in mine), figures)
+
+
+def fleet(runs: Fleet, findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:
+    """The report of many runs as one.
+
+    Args:
+        runs: what `gradscope.load` gives of a folder with many runs below it.
+        findings: of each; by default what `fleet.findings()` gives.
+    """
+    found = runs.findings() if findings is None else findings
+    told, figures = gathered(runs, found)
     return Report(told, tuple(finding for mine in found.values() for finding in mine), figures)
 
 

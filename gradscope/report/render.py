@@ -66,7 +66,14 @@ def _templates() -> Environment:
     )
     filters: dict[str, Any] = {
         **{"told": words.told, "percent": words.percent, "plainly": plainly, "md": markdown_safe, "wrap": wrap},
-        **{"aligned": aligned, "csv": csv, "codeline": codeline, "sampled": sampled, "pretty": pretty},
+        **{
+            "aligned": aligned,
+            "csv": csv,
+            "codeline": codeline,
+            "sampled": sampled,
+            "pretty": pretty,
+            "short": shortened,
+        },
     }
     environment.filters.update(filters)
     return environment
@@ -101,6 +108,15 @@ def aligned(rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
         for pairs in (list(zip(row, widths, strict=True)) for row in cells)
     ]
     return "\n".join(" " * indent + line for line in lines)
+
+
+def shortened(value: Any, width: int) -> str:
+    """One line of at most so many letters; what is left out is in the middle, as the ends tell runs apart."""
+    line = plainly(value)
+    if len(line) <= width:
+        return line
+    head = (width - 1) // 2
+    return f"{line[:head]}…{line[-(width - 1 - head) :]}"
 
 
 def sampled(picture: Summary) -> dict[str, Any]:

@@ -78,13 +78,19 @@ def gates(frame: Frame, over: str) -> str:
     """Each gate's saturation at the end of the axis."""
     if frame.empty:
         return "No gate was recorded."
-    said = []
+    place = "the last timestep" if over == "t" else "the end of training"
+    said, free = [], []
     for gate, rows in frame.groupby("gate", sort=False):
         last = rows.sort_values(over).iloc[-1]
         low, high = percent(float(last["low"])), percent(float(last["high"]))
-        said.append(f"{gate} {low} at its lower and {high} at its upper limit")
-    place = "the last timestep" if over == "t" else "the end of training"
-    return f"Units at {place}: {'; '.join(said)}."
+        if low == high == "0%":
+            free.append(gate)
+        else:
+            said.append(f"{gate} {low} at its lower and {high} at its upper limit")
+    if not said:
+        return f"Units at {place}: none is at a limit."
+    rest = f"; none of {', '.join(free)}" if free else ""
+    return f"Units at {place}: {'; '.join(said)}{rest}."
 
 
 def units(frame: Frame) -> str:

@@ -80,8 +80,7 @@ def test_load_says_what_to_do(tmp_path) -> None:
     with pytest.raises(LoadError, match="holds no run"):
         load(tmp_path)
     write(tmp_path / "exp1", range(1))
-    with pytest.raises(LoadError, match="perhaps you mean .*exp1"):
-        load(tmp_path)
+    assert list(load(tmp_path)) == ["exp1"]
     (tmp_path / "run.json").write_text('{"name": "somebody else\'s"}')
     with pytest.raises(LoadError, match="lacks the number 'schema_version'"):
         load(tmp_path)

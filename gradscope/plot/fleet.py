@@ -1,0 +1,85 @@
+"""Many runs in one picture: how a number is spread over them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.errors import GradscopeError
+from gradscope.plot import style
+from gradscope.plot.data import Frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_BINS = 40
+SEVERITIES = {"": "healthy", "info": "info", "warning": "warning", "critical": "critical"}
+LABELS = {
+    "horizon": "steps back to 1/1000 of the loss gradient",
+    "decay_min": "decades per step back, layer that loses most",
+    "decay_max": "decades per step back, layer that gains most",
+    "clip_rate": "share of steps clipped",
+    "grad_norm": "median gradient norm",
+    "grad_norm_max": "largest gradient norm",
+    "nonfinite_steps": "steps not finite",
+}
+LOGARITHMIC = ("grad_norm", "grad_norm_max", "seconds", "residual")
+
+
+def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Axes:
+    """How one number of a fleet's table is spread over its runs, coloured by the worst finding of each.
+
+    Args:
+        table: what `fleet.table()` gives, or some rows of it.
+        column: which of its numbers.
+        ax: where to draw; the current axes by default.
+
+    Raises:
+        GradscopeError: the table has no such column of numbers.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    ax = style.axes(ax)
+    if column not in table or table[column].dtype.kind not in "if":
+        raise GradscopeError(f"a fleet's table has no number {column!r}; pass a column of fleet.table()")
+    ax.set_title(f"{column.replace('_', ' ')} of the runs", loc="left")
+    values = table[column].to_numpy(float)
+    known = np.isfinite(values) & ((values > 0) | (column not in LOGARITHMIC))
+    if not known.any():
+        return style.say(ax, f"no run has a finite {column}")
+    groups = _by_severity(table[known], column)
+    borders = _borders(values[known], column in LOGARITHMIC)
+    ax.hist(list(groups.values()), borders, stacked=True, color=_tints(groups), label=list(groups), rwidth=0.92)
+    if column in LOGARITHMIC:
+        style.logarithmic(ax.xaxis, borders)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel=LABELS.get(column, column.replace("_", " ")), ylabel="runs")
+    if "severity" in table:
+        style.legend(ax)
+    return ax
+
+
+def _by_severity(table: Frame, column: str) -> dict[str, Any]:
+    """Values of healthy runs first, then of those with ever more severe findings."""
+    if "severity" not in table:
+        return {"runs": table[column].to_numpy(float)}
+    found = {name: table.loc[table["severity"] == key, column].to_numpy(float) for key, name in SEVERITIES.items()}
+    return {name: values for name, values in found.items() if len(values)}
+
+
+def _tints(groups: dict[str, Any]) -> list[str]:
+    palette = style.colours(8)
+    places = {"healthy": 2, "info": 0, "warning": 1, "critical": 3, "runs": 0}
+    return [palette[places[name]] for name in groups]
+
+
+def _borders(values: Any, logarithmic: bool) -> Any:
+    """Bins of equal width, whole numbers where the values are, as many as the number of values makes sensible."""
+    shown = np.log10(values) if logarithmic else values
+    low, high = float(shown.min()), float(shown.max())
+    number = int(np.clip(2 * np.sqrt(len(shown)), 8, MOST_BINS))
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    borders = np.linspace(low, high, number + 1)
+    return 10**borders if logarithmic else borders

@@ -1,0 +1,184 @@
+"""DuckDB over the Parquet files of many runs: the only file that knows it. Names of folders are never SQL."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.record import arrow, parts
+from gradscope.record.query import Condition
+from gradscope.record.schema import TABLES
+
+_ATTEMPTS = 5
+_ROWS = """
+    FROM read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false) AS rows
+    JOIN listed USING (filename)
+"""
+"""The rows of one table of all runs, with `run` (a number), `rank`, and `place`, the place of their file."""
+
+STEPS = f"""
+    SELECT run, count(DISTINCT step) AS steps, min(step) AS first_step, max(step) AS last_step,
+        count(DISTINCT (rank, step)) AS attempts,
+        count(DISTINCT step) FILTER (nonfinite > 0) AS nonfinite_steps,
+        count(DISTINCT step) FILTER (skipped) AS skipped_steps,
+        median(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm,
+        max(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm_max,
+        sum(step_s) AS seconds, sum(overhead_s) / nullif(sum(step_s), 0) AS overhead
+    {_ROWS} GROUP BY run
+"""
+CLIPS = f"""
+    SELECT run, count(DISTINCT (rank, step)) FILTER (clipped AND (kind <> 'modified' OR how = 'clamped')) AS clipped
+    {_ROWS} GROUP BY run
+"""
+LAYERS = f"""
+    WITH dated AS (
+        SELECT rows.*, run,
+            dense_rank() OVER (PARTITION BY run, module, layer, direction, chain ORDER BY step DESC) AS back
+        {_ROWS}
+    ), late AS (
+        SELECT run, module, layer, direction, chain, max(timesteps) AS timesteps,
+            median(horizon) FILTER (NOT isnan(horizon)) AS horizon,
+            avg(CAST(horizon_censored AS INTEGER)) FILTER (NOT isnan(horizon)) > 0.5 AS censored,
+            median(decay) FILTER (NOT isnan(decay)) AS decay
+        FROM dated WHERE back <= $late GROUP BY run, module, layer, direction, chain
+    ), counted AS (
+        SELECT run, count(DISTINCT step) AS recorded, max(residual) FILTER (NOT isnan(residual)) AS residual
+        FROM dated GROUP BY run
+    )
+    SELECT run, any_value(recorded) AS recorded, count(*) AS layers, max(timesteps) AS timesteps,
+        min(horizon) AS horizon,
+        arg_min(censored, (horizon, censored)) FILTER (horizon IS NOT NULL) AS horizon_censored,
+        min(decay) AS decay_min, max(decay) AS decay_max, any_value(residual) AS residual
+    FROM late JOIN counted USING (run) GROUP BY run
+"""
+NOTES = f"SELECT run, count(DISTINCT reason) AS notes {_ROWS} GROUP BY run"
+
+
+class Listed(NamedTuple):
+    """One file: whose it is, and where it stands among the files of its run."""
+
+    path: Path
+    run: int
+    rank: int
+    place: int
+
+
+def engine() -> Any:
+    """The library, loaded when first asked for.
+
+    Raises:
+        GradscopeError: it is not installed.
+    """
+    try:
+        return import_module("duckdb")
+    except ModuleNotFoundError:
+        raise GradscopeError(
+            "the tables of many runs are read by DuckDB, which is not installed; get it with: "
+            "pip install 'gradscope-rnn[fleet]'"
+        ) from None
+
+
+def connect() -> Any:
+    """A database of its own, in memory, that fetches nothing and spills into the folder for temporary files."""
+    spilled = Path(tempfile.gettempdir()) / f"gradscope-duckdb-{os.getpid()}"
+    off = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    return engine().connect(":memory:", config={**off, "temp_directory": str(spilled)})
+
+
+def listed(roots: Sequence[Path], table: str) -> list[Listed]:
+    """The files of one table that count, run by run."""
+    return [
+        Listed(part.path, run, rank, place)
+        for run, root in enumerate(roots)
+        for rank in parts.ranks(root)
+        for place, part in enumerate(parts.live(root, table, rank))
+    ]
+
+
+def ask(roots: Sequence[Path], table: str, question: str, asked: Mapping[str, Any] | None = None) -> Any:
+    """The answer to one of the questions above, as an Arrow table; None where no run has such rows.
+
+    Files that a merge takes away are looked up anew; damaged ones are passed over, with a warning.
+
+    Args:
+        roots: the run folders; their places here are the numbers of the runs.
+        table: which table.
+        question: SQL that ends in `_ROWS` and what may follow it.
+        asked: values for its parameters.
+    """
+    failures, files = engine().Error, listed(roots, table)
+    for _ in range(_ATTEMPTS):
+        if not files:
+            return None
+        try:
+            return _answer(files, question, asked or {})
+        except failures as error:
+            found = listed(roots, table)
+            kept = [one for one in found if one in set(files) and _sound(one.path)] if found == files else found
+            if kept == files:
+                raise GradscopeError(f"DuckDB cannot read {table!r}: {str(error).splitlines()[0]}") from error
+            files = kept
+    raise GradscopeError(f"the files of {table!r} change too fast to be read")
+
+
+def _answer(files: Sequence[Listed], question: str, asked: Mapping[str, Any]) -> Any:
+    pa = arrow.pyarrow()
+    whose = {"filename": [str(one.path) for one in files], "run": [one.run for one in files]}
+    with connect() as database:
+        places = {"rank": [one.rank for one in files], "place": [one.place for one in files]}
+        database.register("listed", pa.table({**whose, **places}))
+        patterns = [_literally(one.path) for one in files]
+        return database.sql(question, params={"files": patterns, **asked}).to_arrow_table()
+
+
+def _literally(path: Path) -> str:
+    """A path in which no letter stands for others: DuckDB takes these for patterns."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
+
+
+def _sound(path: Path) -> bool:
+    """Whether a file can be read at all; it is told of otherwise."""
+    try:
+        with arrow.parquet().ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                file.read_row_group(group)
+    except parts.unreadable() as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"{path} is damaged and was skipped: {reason}", GradscopeWarning, stacklevel=6)
+        return False
+    return True
+
+
+def rows(table: str, wanted: Mapping[str, Condition]) -> tuple[str, dict[str, Any]]:
+    """The question for the rows of a table that meet all conditions, in the order of `Run.frame`, run by run."""
+    terms, asked = _terms(wanted)
+    columns = ", ".join(f'rows."{name}"' for name in TABLES[table].columns)
+    order = ", ".join(f'rows."{name}"' for name in TABLES[table].order)
+    where = f"WHERE {' AND '.join(terms)}" if terms else ""
+    return f"SELECT run, {columns}, rank {_ROWS} {where} ORDER BY run, {order}, rank, place, file_row_number", asked
+
+
+def _terms(wanted: Mapping[str, Condition]) -> tuple[list[str], dict[str, Any]]:
+    """Conditions as SQL over columns that the schema has, with everything else as parameters."""
+    found = [
+        (term.format(column=f'"{column}"', name=name), name, value)
+        for number, (column, condition) in enumerate(wanted.items())
+        for term, name, value in _of(condition, number)
+    ]
+    return [term for term, _, _ in found], {name: value for _, name, value in found}
+
+
+def _of(condition: Condition, number: int) -> Iterator[tuple[str, str, Any]]:
+    if condition.values is not None:
+        yield "list_contains(${name}, {column})", f"values_{number}", list(condition.values)
+        return
+    if condition.low is not None:
+        yield "{column} >= ${name}", f"low_{number}", condition.low
+    if condition.high is not None:
+        yield "{column} <= ${name}", f"high_{number}", condition.high

@@ -1,0 +1,206 @@
+"""Many runs as one: the runs of a sweep by name, their tables, and a table of the runs themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gradscope.errors import GradscopeError
+from gradscope.record import duck, meta
+from gradscope.record.query import conditions
+from gradscope.record.reader import FolderSource
+from gradscope.record.run import Run
+from gradscope.record.schema import TABLES, TEXT, choices
+from gradscope.types import Finding
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+    from gradscope.report import Report
+
+Progress = Callable[[int, int], object]
+"""Told how many of how many runs have been diagnosed."""
+
+LATE = 4
+"""Recorded steps at the end of a run that are taken together, as in its report."""
+SEVERITIES = ("info", "warning", "critical")
+FOUND: Mapping[str, str] = {
+    "finding": "its worst finding; of several equally severe ones, the most probable cause",
+    "severity": "how severe that is; empty for a healthy run",
+    "findings": "how many findings it has",
+}
+COLUMNS: Mapping[str, str] = {
+    "run": "the run's folder, below that of the fleet",
+    **FOUND,
+    "horizon": "steps back until a thousandth of the loss gradient is left, of the layer where that is soonest",
+    "horizon_censored": "whether even there it reached back further than was seen",
+    "timesteps": "length of the longest sequence",
+    "decay_min": "decades that the loss gradient gains per step back, of the layer where it loses most",
+    "decay_max": "the same of the layer where it gains most",
+    "clip_rate": "share of the optimizer steps whose gradients were clipped",
+    "nonfinite_steps": "steps with a gradient that was not finite",
+    "skipped_steps": "steps that a GradScaler skipped",
+    "grad_norm": "median finite norm of the recurrent gradients",
+    "grad_norm_max": "largest finite norm of the recurrent gradients",
+    "steps": "optimizer steps",
+    "recorded": "recorded steps",
+    "layers": "recorded layers, directions and chains apart",
+    "residual": "largest relative difference between what was rebuilt and what the kernel computed",
+    "notes": "reasons why something was not observed",
+    "seconds": "time that the training took",
+    "overhead": "share of it that was gradscope's",
+    "path": "the folder, for `gradscope.load`",
+}
+"""What the columns of a fleet's table mean; those of layers are medians over the last four recorded steps of each."""
+COUNTS = ("timesteps", "nonfinite_steps", "skipped_steps", "steps", "recorded", "layers", "notes")
+QUESTIONS = {"steps": duck.STEPS, "clips": duck.CLIPS, "layers": duck.LAYERS, "notes": duck.NOTES}
+SHOWN = 20
+
+
+class Fleet(Mapping[str, Run]):
+    """The runs below a folder, by name: a mapping that `gradscope.compare` takes; made by `gradscope.load`.
+
+    Nothing is read before it is asked for. What concerns all runs is asked of DuckDB, over all their Parquet files at
+    once, and may be larger than memory.
+
+    Args:
+        root: the folder.
+        names: the folders of the runs below it.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Run:
+        """One run, by the name of its folder below that of the fleet."""
+        if name not in self._names:
+            raise KeyError(name)
+        return Run(FolderSource(self._root(name)))
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the runs, 2 before 10."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many runs there are."""
+        return len(self._names)
+
+    def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
+        """One table of all runs, with their names in the first column, `run`, and `rank` in the last.
+
+        Filters are those of `Run.frame`, and `run`, which takes a name or several.
+
+        Raises:
+            GradscopeError: there is no such table, column or run, the column cannot have such a value, or DuckDB is
+                not installed.
+        """
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        names = self._chosen(filters.pop("run", None))
+        question, asked = duck.rows(table, conditions(table, filters))
+        found = duck.ask([self._root(name) for name in names], table, question, asked)
+        if found is None:
+            columns = {"run": TEXT, **TABLES[table].columns, "rank": "int64"}
+            kinds = {name: cast(Any, "str" if kind == TEXT else kind) for name, kind in columns.items()}
+            return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+        frame = found.to_pandas()
+        frame["run"] = pd.Series(names, dtype="str").take(frame["run"]).array
+        return frame
+
+    def table(self, *, findings: bool = True, progress: Progress | None = None) -> pd.DataFrame:
+        """One row per run, in the order of their names; docs/tables.md says what the columns mean.
+
+        Args:
+            findings: also what each run's findings are. That takes longest by far: every run is diagnosed by itself.
+            progress: told how many of how many runs have been diagnosed.
+
+        Raises:
+            GradscopeError: DuckDB is not installed.
+        """
+        numbers = self._numbers()
+        return diagnosed(numbers, self.findings(progress)) if findings else numbers
+
+    def findings(self, progress: Progress | None = None) -> dict[str, list[Finding]]:
+        """What each run says about its training.
+
+        Args:
+            progress: told how many of how many runs have been diagnosed.
+        """
+        found: dict[str, list[Finding]] = {}
+        for name, run in self.items():
+            found[name] = run.findings()
+            if progress:
+                progress(len(found), len(self))
+        return found
+
+    def report(self, progress: Progress | None = None) -> Report:
+        """All runs in one page, the worst first, to be saved as HTML, Markdown, text or JSON.
+
+        Args:
+            progress: told how many of how many runs have been diagnosed.
+        """
+        from gradscope.report import fleet
+
+        return fleet(self, self.findings(progress))
+
+    def _root(self, name: str) -> Path:
+        return self.root / name / meta.FOLDER
+
+    def _chosen(self, asked: Any) -> list[str]:
+        names = list(self) if asked is None else [asked] if isinstance(asked, str) else list(asked)
+        for name in names:
+            if name not in self._names:
+                raise GradscopeError(f"{self.root} holds no run {name!r}{choices(str(name), list(self)[:SHOWN])}")
+        return names
+
+    def _numbers(self) -> pd.DataFrame:
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        whole: Any = pd.DataFrame({"run": pd.Series(list(self), dtype="str")})
+        roots = [self._root(name) for name in self]
+        for table, question in QUESTIONS.items():
+            found = duck.ask(roots, table, question, {"late": LATE} if table == "layers" else {})
+            if found is not None:
+                whole = whole.join(found.to_pandas().set_index("run"))
+        whole = whole.reindex(columns=[*dict.fromkeys([*whole.columns, *COLUMNS])])
+        clipped = whole.get("clipped", pd.Series(0.0, whole.index)).fillna(0)
+        whole["clip_rate"] = clipped / whole.get("attempts", pd.Series(math.nan, whole.index))
+        whole["path"] = pd.Series([str(self.root / name) for name in self], dtype="str")
+        whole = whole[[name for name in COLUMNS if name not in FOUND]]
+        kinds = {name: "int64" for name in COUNTS}
+        floats = {name: "float64" for name in whole.columns if name not in (*COUNTS, "run", "path", "horizon_censored")}
+        filled = whole.fillna({**dict.fromkeys(COUNTS, 0), "horizon_censored": False})
+        return filled.astype({**kinds, **floats, "horizon_censored": "bool"})
+
+    def __repr__(self) -> str:
+        """How many runs, and where."""
+        return f"<Fleet: {len(self):,} runs in {self.root}>"
+
+    def _repr_html_(self) -> str:
+        try:
+            numbers: Any = self._numbers()
+        except GradscopeError as error:
+            return f"<p>{escape(repr(self))}: {escape(str(error))}</p>"
+        return f"<p>{escape(repr(self))}</p>{numbers.head(SHOWN).to_html(index=False)}"
+
+
+def worst(findings: Sequence[Finding]) -> Finding:
+    """The most severe finding; of several, the first, which is the most probable cause."""
+    return max(findings, key=lambda finding: (finding.code != "healthy", SEVERITIES.index(finding.severity)))
+
+
+def diagnosed(numbers: pd.DataFrame, findings: Mapping[str, Sequence[Finding]]) -> pd.DataFrame:
+    """A fleet's table with what was found in each of its runs."""
+    told: list[tuple[str, str, int]] = []
+    for name in numbers["run"]:
+        mine = findings[name]
+        first = worst(mine)
+        faults = sum(finding.code != "healthy" for finding in mine)
+        told.append((first.code, first.severity if faults else "", faults))
+    found = {name: [row[place] for row in told] for place, name in enumerate(FOUND)}
+    whole: Any = numbers.assign(**found)
+    return whole[list(COLUMNS)]
