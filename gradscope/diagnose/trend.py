@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.diagnose.frames import Frame, Seen
+from gradscope.diagnose.words import plural
 from gradscope.types import LayerKey, Severity
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -120,6 +121,13 @@ def weights_moved(seen: Seen) -> float:
     blocks = weights.pivot_table(index="step", columns=["module", "layer", "direction", "gate"], values="spectral_norm")
     change = (blocks.iloc[-1] / blocks.iloc[0] - 1).abs()
     return float(change.max()) if change.notna().any() else float("nan")
+
+
+def rests_on(seen: Seen, key: LayerKey) -> str:
+    """Where in the training and in the sequences a finding is from, a sentence."""
+    count, longest = len(seen.records), int(seen.of("layers", key)["timesteps"].max())
+    steps = f"step {seen.records[0]}" if count == 1 else f"steps {seen.records[0]} to {seen.records[-1]}"
+    return f" ({plural(count, 'record')}, {steps}; sequences of up to {plural(longest, 'timestep')}.)"
 
 
 def severity(seen: Seen, critical: bool) -> Severity:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import early_and_late, loss_left, severity, stalled
+from gradscope.diagnose.trend import early_and_late, loss_left, rests_on, severity, stalled
 from gradscope.diagnose.words import percent, place
 from gradscope.types import Finding, LayerKey
 
@@ -46,10 +46,12 @@ def _finding(seen: Seen, key: LayerKey, share: float, count: int) -> Finding:
         explanation=(
             f"{percent(share)} of the ReLU units of {where} are zero at every timestep of every analysed sequence, "
             "early and late in the training. No gradient passes a unit that is zero, so it cannot come back."
+            + rests_on(seen, key)
         ),
         evidence={
             "gate": "hidden",
             "steps": (seen.records[0], seen.records[-1]),
+            "timesteps": int(seen.of("layers", key)["timesteps"].max()),
             "share": share,
             "loss_gradient_left": loss_left(seen, key.module),
         },

@@ -6,7 +6,7 @@ import math
 
 from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import loss_left, peak_reach, severity, spectral_radius
+from gradscope.diagnose.trend import loss_left, peak_reach, rests_on, severity, spectral_radius
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
@@ -73,9 +73,10 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
         severity=severity(seen, size >= HUGE),
         layer_key=key,
         title=f"{where}: the gradient grows {grows} on its way back",
-        explanation=why,
+        explanation=why + rests_on(seen, key),
         evidence={
             "steps": (seen.records[0], seen.records[-1]),
+            "timesteps": int(seen.of("layers", key)["timesteps"].max()),
             "reach": size,
             "spectral_radius_early": radius[0],
             "spectral_radius_late": radius[1],

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Frame, Seen
-from gradscope.diagnose.trend import by_step, early_and_late, loss_left, severity, stalled
+from gradscope.diagnose.trend import by_step, early_and_late, loss_left, rests_on, severity, stalled
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
@@ -123,6 +123,7 @@ def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding
         evidence={
             "gate": case.gate,
             "steps": (seen.records[0], seen.records[-1]),
+            "timesteps": int(seen.of("layers", key)["timesteps"].max()),
             "share": case.share,
             "mean": case.mean,
             "side": case.side,
@@ -146,7 +147,7 @@ def _explained(seen: Seen, key: LayerKey, case: Saturation) -> str:
         why += f" Its mean activation is {number(case.mean)}."
     if math.isfinite(left):
         why += f" {percent(left)} of the loss gradient of the beginning is still there."
-    return why
+    return why + rests_on(seen, key)
 
 
 def _remedies(seen: Seen, key: LayerKey) -> tuple[Remedy, ...]:

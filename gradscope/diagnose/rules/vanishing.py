@@ -6,7 +6,7 @@ import math
 
 from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import horizons, loss_enters, loss_left, severity, spectral_radius, stalled
+from gradscope.diagnose.trend import horizons, loss_enters, loss_left, rests_on, severity, spectral_radius, stalled
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
@@ -61,7 +61,7 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
         severity=severity(seen, late <= CRITICAL * longest),
         layer_key=key,
         title=f"{where}: the gradient vanishes within {number(late)} of {number(longest)} steps",
-        explanation=why,
+        explanation=why + rests_on(seen, key),
         evidence={
             "steps": (seen.records[0], seen.records[-1]),
             "timesteps": int(longest) + 1,
