@@ -46,7 +46,7 @@ class Training:
         self.enters = {T - 1: 1.0}  # timestep -> how much of `direct` enters there
         self.first_nonfinite = 0
         self.gates: dict[str, Row] = {gate: {"low": 0.0, "high": 0.0, "mean": 0.5} for gate in GATES[family]}
-        self.dead = 0.0
+        self.dead, self.low_if_dead = 0.0, 1.0
         self.grad_norm: Sequence[float] = [1.0] * 120
         self.nonfinite: Sequence[int] = [0] * 120
         self.skipped: Sequence[bool] = [False] * 120
@@ -132,7 +132,13 @@ class Training:
     def _units(self, heads: list[Row]) -> Any:
         for head in heads:
             for unit in range(100):
-                yield {**head, "gate": "hidden", "unit": unit, "low": float(unit < 100 * self.dead), "high": 0.0}
+                yield {
+                    **head,
+                    "gate": "hidden",
+                    "unit": unit,
+                    "low": self.low_if_dead if unit < 100 * self.dead else 0.0,
+                    "high": 0.0,
+                }
 
 
 def clip(step: int, before: float, after: float, threshold: float = 1.0, kind: str = "norm", how: str = "") -> Row:

@@ -163,7 +163,11 @@ def gated(family: str, gate: str, low: float, high: float, mean: float) -> Train
         ("lstm", "output", 1.0, 0.0, 0.0009, True),
         ("lstm", "output", 1.0, 0.0, 0.0011, False),
         ("gru", "update", 1.0, 0.0, 0.019, True),
+        ("gru", "update", 1.0, 0.0, 0.021, False),
+        ("lstm", "forget", 0.96, 0.0, 0.01, True),
         ("gru", "update", 0.0, 1.0, 0.98, False),
+        ("gru", "update", 0.0, 1.0, 0.99991, True),
+        ("gru", "update", 0.0, 1.0, 0.99989, False),
         ("gru", "update", 0.0, 1.0, 0.99995, True),
         ("gru", "reset", 1.0, 0.0, 0.0, False),
         ("rnn_tanh", "hidden", 0.45, 0.46, 0.0, True),
@@ -226,6 +230,13 @@ def test_dead_units_are_no_fault_where_the_rest_learns(left: float, found: bool)
     assert bool(dead_units(made.seen())) is found
 
 
+@pytest.mark.parametrize(("low", "found"), [(0.9985, False), (0.9995, True)])
+def test_a_unit_is_dead_that_is_zero_nearly_always(low: float, found: bool) -> None:
+    made = Training("rnn_relu")
+    made.dead, made.direct, made.low_if_dead = 0.9, STALLED, low
+    assert bool(dead_units(made.seen())) is found
+
+
 # --- clipping
 
 
@@ -254,10 +265,18 @@ def test_clipping_is_excessive_where_it_keeps_the_weights_still(
     assert bool(excessive_clipping(clipped(1.0, after, share, moved).seen())) is found
 
 
-def test_tight_clipping_that_still_trains_is_no_fault() -> None:
+@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
+def test_tight_clipping_that_still_trains_is_no_fault(left: float, found: bool) -> None:
     made = clipped(1.0, 0.001, optimizer="Adam")
-    made.direct = course(1.0, 0.49)
-    assert not excessive_clipping(made.seen())
+    made.direct = course(1.0, left)
+    assert bool(excessive_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
+def test_spikes_in_a_training_that_gets_somewhere_are_no_fault(left: float, found: bool) -> None:
+    made = spiking(50.0)
+    made.direct = course(1.0, left)
+    assert bool(missing_clipping(made.seen())) is found
 
 
 def test_dividing_by_hand_is_no_clipping() -> None:
@@ -285,7 +304,7 @@ def spiking(peak: float, optimizer: str = "SGD", at: int = 60) -> Training:
 
 @pytest.mark.parametrize(
     ("peak", "optimizer", "found"),
-    [(4.9, "SGD", False), (5.1, "SGD", True), (29.0, "AdamW", False), (31.0, "AdamW", True)],
+    [(4.9, "SGD", False), (5.1, "SGD", True), (29.9, "AdamW", False), (30.1, "AdamW", True)],
 )
 def test_spikes_that_nothing_clips(peak: float, optimizer: str, found: bool) -> None:
     findings = missing_clipping(spiking(peak, optimizer).seen())
@@ -293,17 +312,23 @@ def test_spikes_that_nothing_clips(peak: float, optimizer: str, found: bool) -> 
     assert all(finding.evidence["steps"] == (60, 60) for finding in findings)
 
 
-@pytest.mark.parametrize(("share", "found"), [(0.01, True), (0.02, False)])
-def test_spikes_that_are_clipped_are_no_fault(share: float, found: bool) -> None:
+@pytest.mark.parametrize(("count", "found"), [(10, True), (11, False)])
+def test_spikes_that_are_clipped_are_no_fault(count: int, found: bool) -> None:
     made = spiking(50.0)
-    made.clips = [clip(i, 2.0, 1.0 if i < 100 * share else 2.0) for i in range(100)]
+    made.clips = [clip(i, 2.0, 1.0 if i < count else 2.0) for i in range(1000)]
     assert bool(missing_clipping(made.seen())) is found
 
 
-def test_gradients_that_are_small_at_the_end_make_no_spike_of_the_first() -> None:
-    made = spiking(1.0)
-    made.grad_norm = [1.0] * 30 + [0.01] * 90
-    assert not missing_clipping(made.seen())
+@pytest.mark.parametrize(
+    ("peak", "optimizer", "found"),
+    [(1.19, "SGD", False), (1.21, "SGD", True), (29.9, "Adam", False), (30.1, "Adam", True)],
+)
+def test_gradients_that_are_small_at_the_end_make_no_spike_of_the_first(
+    peak: float, optimizer: str, found: bool
+) -> None:
+    made = spiking(1.0, optimizer)
+    made.grad_norm = [1.0] * 29 + [peak] + [0.01] * 90
+    assert bool(missing_clipping(made.seen())) is found
 
 
 @pytest.mark.parametrize(("steps", "found"), [(19, False), (20, True)])
@@ -330,10 +355,11 @@ def test_gradients_that_are_not_finite() -> None:
     assert "from step 40 on" in finding.title
 
 
-@pytest.mark.parametrize(("bad", "severity"), [(1, "warning"), (2, "critical")])
+@pytest.mark.parametrize(("bad", "severity"), [(10, "warning"), (11, "critical")])
 def test_a_single_accident_is_a_warning(bad: int, severity: str) -> None:
     made = Training()
-    made.nonfinite = [int(40 <= i < 40 + bad) for i in range(120)]
+    made.grad_norm, made.skipped = [1.0] * 1000, [False] * 1000
+    made.nonfinite = [int(40 <= i < 40 + bad) for i in range(1000)]
     assert [finding.severity for finding in nonfinite_gradient(made.seen())] == [severity]
 
 
@@ -362,7 +388,7 @@ def detached(reason: str, share: float = 1.0, timesteps: int = 5, chains: int = 
     [
         (WITHIN, 1.0, 5, True),
         (WITHIN, 0.5, 5, True),
-        (WITHIN, 0.25, 5, False),
+        (WITHIN, 0.375, 5, False),
         (CARRIED, 1.0, 5, False),
         (CARRIED, 1.0, 4, True),
         ("the layer was not called", 1.0, 1, False),
@@ -374,7 +400,8 @@ def test_detached_within_a_step_or_after_every_few(reason: str, share: float, ti
     assert all(finding.evidence["chains"] == 4 and finding.evidence["timesteps"] == timesteps for finding in findings)
 
 
-def test_tiny_windows_that_are_enough_are_no_fault() -> None:
+@pytest.mark.parametrize(("left", "found"), [(0.59, False), (0.61, True)])
+def test_tiny_windows_that_are_enough_are_no_fault(left: float, found: bool) -> None:
     made = detached(CARRIED, timesteps=2)
-    made.direct = course(1.0, 0.1)
-    assert not detached_state(made.seen())
+    made.direct = course(1.0, left)
+    assert bool(detached_state(made.seen())) is found
