@@ -11,6 +11,7 @@ reference LSTM. Needs what `pip install -e '.[dev]'` gives, Chromium, and 250 Mi
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -88,27 +89,44 @@ def write(logdir: Path, made: Iterator[Batch]) -> None:
 
 
 def page_times(logdir: Path) -> dict[str, list[float]]:
-    """Seconds until the first heatmap, and until others."""
-    first, other = list[float](), list[float]()
+    """Seconds until the first heatmap, and until others, by the clock and of the page's own thread."""
+    found: dict[str, list[float]] = {}
     with running(logdir, "rust") as base, sync_playwright() as control:
         browser = control.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = Tab(browser.new_context(viewport={"width": 1400, "height": 1000}), base, logdir)
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        tab = Tab(context, base, logdir)
         tab.open(view="flow")
         while len(tab.plotted("heatmap")[0]["z"]) < 400:  # until the loader has them all
             tab.page.wait_for_timeout(500)
             tab.open(view="flow", anew=True)
+        session = context.new_cdp_session(tab.page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
         for place in range(TIMES):
             tab.page.goto(base + "#timeseries")
             tab.page.reload()
-            tab.page.locator("tb-timeseries-plugin, timeseries-plugin, .plugins").first.wait_for()
+            tab.page.locator(".plugins").first.wait_for()
             tab.page.wait_for_timeout(1500)
-            first.append(tab.page.evaluate(OPEN, link(view="flow", layer=f"rnn/{place % 4}/forward")))
+            open_it = functools.partial(tab.page.evaluate, OPEN, link(view="flow", layer=f"rnn/{place % 4}/forward"))
+            note(found, "first heatmap after opening the tab", session, open_it)
         for _ in range(TIMES):
-            other.append(tab.get("curve").evaluate(NEXT))
+            note(found, "next heatmap", session, lambda: tab.get("curve").evaluate(NEXT))
             tab.page.wait_for_timeout(300)
         assert not tab.problems, tab.problems
         browser.close()
-    return {"first heatmap after opening the tab": first, "next heatmap": other}
+    return found
+
+
+def note(found: dict[str, list[float]], name: str, session: Any, act: Callable[[], float]) -> None:
+    """Keep how long something took, and how much of it the page's thread was at work."""
+    before = at_work(session)
+    found.setdefault(name, []).append(act())
+    found.setdefault(f"{name}, work of the page", []).append(at_work(session) - before)
+
+
+def at_work(session: Any) -> float:
+    """Seconds of processor time of the page's thread."""
+    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    return metrics["TaskDuration"]
 
 
 def sink_times(steps: int, small: bool) -> dict[str, list[float]]:

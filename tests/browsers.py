@@ -62,9 +62,13 @@ class Tab:
         self.base, self.folder, self.problems, self.loaded = base, folder, list[str](), False
         context.add_init_script(WATCH)
         self.page = context.new_page()
-        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.frame = self.page.frame_locator("iframe[src*='name=gradscope']")
+
+    def _listen(self, said: Any) -> None:
+        if said.type == "error":
+            self.problems.append(f"{said.text} {said.location['url']}")
 
     def open(self, *, anew: bool = False, **state: Any) -> None:
         """Go to a deep link, with TensorBoard loaded `anew` or as it is; tables are closed, the mouse is away."""

@@ -1,6 +1,15 @@
 // Columns, [{name, values}], as a file.
 import {download} from "./dom.js";
 
+// Columns of rows that are given one by one, as objects with the same names.
+export function gathered(rows) {
+  const columns = {};
+  for (const row of rows) for (const [name, value] of Object.entries(row)) (columns[name] ??= []).push(value);
+  return listed(columns);
+}
+
+export const listed = (columns) => Object.entries(columns).map(([name, values]) => ({name, values}));
+
 export function text(columns) {
   const rows = columns[0]?.values.length ?? 0;
   const lines = [columns.map((column) => cell(column.name)).join(",")];

@@ -142,7 +142,7 @@ export function invalid(head) {
     head.inf > 0 && `${plural(head.inf, "value")} infinite`,
   ].filter(Boolean);
   const lines = parts.length
-    ? [`${parts.join(", ")}: marked in the picture; Overview says what could not be observed.`]
+    ? [`${parts.join(", ")}: magenta in the picture. The notes of Overview say what could not be observed.`]
     : [];
   if (head.left_out > 0)
     lines.push(

@@ -1,9 +1,9 @@
 // The pictures of the clipping view.
 import {describe, draw, say} from "../charts.js";
+import {listed} from "../csv.js";
 import {number, percent, plural} from "../format.js";
 import {extent, line, meaning, reference} from "../lines.js";
 import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
-import {listed} from "./overview.js";
 
 const RECENT = 100;
 const BINS = 40;

@@ -2,13 +2,14 @@
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {select} from "../controls.js";
+import {listed} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
 import {band, extent, line, meaning, reference} from "../lines.js";
 import {change} from "../state.js";
 import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, capital, drawable, groupOf, quantity, rowsOf, rowTitle} from "../words.js";
-import {listed, spaced} from "./overview.js";
+import {spaced} from "./overview.js";
 
 // table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
 const MEASURES = {

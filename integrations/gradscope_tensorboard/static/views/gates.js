@@ -2,13 +2,14 @@
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {slider} from "../controls.js";
+import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
 import {line, reference, tiles, tileTitle} from "../lines.js";
 import {change} from "../state.js";
 import {axis, colour, layout, tones, wholeAxis} from "../theme.js";
 import {capital} from "../words.js";
-import {legend, listed} from "./overview.js";
+import {legend} from "./overview.js";
 import {axes} from "./spectra.js";
 
 const LIMITS =
@@ -70,133 +71,105 @@ function drawOver(it, tables, now, context) {
     "Saturation over training",
     `Share of a gate's units and timesteps at its limits, where gradients hardly pass. ${LIMITS} Click to choose a step.`,
   );
-  const gates = [
-    ...new Set(tables.flatMap(({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row])))),
-  ];
+  const known = ({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row]));
+  const gates = [...new Set(tables.flatMap(known))];
   if (!gates.length) return say(it, "This layer has no gates that were recorded.");
   const top = ceiling(tables.flatMap(({columns}) => [...columns.low, ...columns.high]));
-  const grid = frame(
-    it,
-    gates,
-    190,
-    58,
-    (first) =>
-      axis(first ? "share saturated" : "", {
-        range: [-0.02 * top, 1.02 * top],
-        tickvals: [0, top / 2, top],
-        tickformat: ".0%",
-      }),
-    () => wholeAxis("training step", tables[0].columns.step, {nticks: 4}),
+  const share = {range: [-0.02 * top, 1.02 * top], tickvals: [0, top / 2, top], tickformat: ".0%"};
+  const upright = (first) => axis(first ? "share saturated" : "", share);
+  const grid = frame(it, gates, 190, 58, upright, () =>
+    wholeAxis("training step", tables[0].columns.step, {nticks: 4}),
   );
-  if (now !== undefined)
-    gates.forEach((_, place) =>
-      grid.shapes.push(
-        reference(now, tones(), {
-          axis: "x",
-          xref: axes(place)[0].short,
-          yref: axes(place)[1].short,
-          color: tones().mark,
-          dash: "dot",
-        }),
-      ),
+  grid.hovermode = "x";
+  if (now !== undefined) grid.shapes = gates.map((_, place) => chosenStep(now, place));
+  const traces = context.runs.flatMap((run, at) => courses(run, tables[at].columns, gates, context));
+  return draw(it, traces, grid, () => gathered(context.runs.flatMap((run, at) => shares(run, tables[at]))));
+}
+
+function chosenStep(step, place) {
+  const [x, y] = axes(place);
+  return reference(step, tones(), {axis: "x", xref: x.short, yref: y.short, color: tones().mark, dash: "dot"});
+}
+
+// Lines of one run: for each of its gates one for the lower limit, and one for the upper.
+function courses(run, columns, gates, context) {
+  const own = gates.filter((gate) => columns.gate.includes(gate));
+  return own.flatMap((gate) => {
+    const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
+    const take = (name) => found.map((row) => columns[name][row]);
+    return styles(context, run).map(([side, name, tint, dash]) =>
+      line(name, take("step"), take(side), tint, {
+        ...inTile(gates.indexOf(gate)),
+        legendgroup: name,
+        showlegend: gate === own[0],
+        line: {dash, width: 1.6},
+        hovertemplate: `${plain(gate)}, ${plain(name)}<br>step %{x}: %{y:.4~g}<extra></extra>`,
+      }),
     );
-  const traces = [];
-  const rows = {run: [], step: [], gate: [], low: [], high: []};
-  context.runs.forEach((run, at) => {
-    const {columns, length} = tables[at];
-    for (let row = 0; row < length; row++)
-      if (!Number.isNaN(columns.low[row]))
-        Object.entries({
-          run: run.label,
-          step: columns.step[row],
-          gate: columns.gate[row],
-          low: columns.low[row],
-          high: columns.high[row],
-        }).forEach(([name, value]) => rows[name].push(value));
-    const own = gates.filter((gate) => columns.gate.includes(gate));
-    own.forEach((gate) => {
-      const place = gates.indexOf(gate);
-      const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
-      const take = (name) => found.map((row) => columns[name][row]);
-      for (const [side, name, tint, dash] of styles(context, run)) {
-        traces.push(
-          line(name, take("step"), take(side), tint, {
-            ...inTile(place),
-            legendgroup: name,
-            showlegend: gate === own[0],
-            line: {dash, width: 1.6},
-            hovertemplate: `${plain(gate)}, ${plain(name)}<br>step %{x}: %{y:.4~g}<extra></extra>`,
-          }),
-        );
-      }
-    });
   });
-  return draw(it, traces, grid, () => listed(rows));
+}
+
+function shares(run, {columns: {step, gate, low, high}}) {
+  const known = [...gate.keys()].filter((row) => !Number.isNaN(low[row]));
+  return known.map((row) => ({run: run.label, step: step[row], gate: gate[row], low: low[row], high: high[row]}));
 }
 
 function drawUnits(it, clouds, context) {
-  const step = clouds.find(Boolean)?.head.step;
   describe(
     it,
-    `How often each unit is saturated, at step ${count(step)}`,
+    `How often each unit is saturated, at step ${count(clouds.find(Boolean)?.head.step)}`,
     "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin it works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).",
   );
   const gates = [...new Set(clouds.flatMap((each) => each?.head.gates ?? []))];
   if (!gates.length) return say(it, "No units were recorded for this layer.");
-  const end = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1], tickformat: ".0%"};
-  const grid = frame(
-    it,
-    gates,
-    230,
-    context.runs.length > 1 ? 58 : 28,
-    (first) => axis(first ? "share at upper limit" : "", end),
-    () => axis("share at lower limit", end),
-  );
-  gates.forEach((_, place) => {
-    const [x, y] = axes(place);
-    grid.shapes.push({
-      type: "line",
-      layer: "below",
-      xref: x.short,
-      yref: y.short,
-      x0: 0,
-      y0: 1,
-      x1: 1,
-      y1: 0,
-      line: {color: tones().soft, width: 1, dash: "dash"},
-    });
+  const several = context.runs.length > 1;
+  const share = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1], tickformat: ".0%"};
+  const upright = (first) => axis(first ? "share at upper limit" : "", share);
+  const grid = frame(it, gates, 230, several ? 58 : 28, upright, () => axis("share at lower limit", share));
+  const always = {
+    type: "line",
+    layer: "below",
+    x0: 0,
+    y0: 1,
+    x1: 1,
+    y1: 0,
+    line: {color: tones().soft, width: 1, dash: "dash"},
+  };
+  grid.shapes = gates.map((_, place) => ({...always, xref: axes(place)[0].short, yref: axes(place)[1].short}));
+  const traces = context.runs.flatMap((run, at) => (clouds[at] ? dots(run, clouds[at], gates) : []));
+  const numbers = () => gathered(context.runs.flatMap((run, at) => (clouds[at] ? each(run, clouds[at]) : [])));
+  return draw(it, traces, {...grid, showlegend: several && legend(traces)}, numbers);
+}
+
+// The units of one run, gate by gate.
+function dots(run, {head, arrays}, gates) {
+  return head.gates.map((gate, at) => ({
+    type: "scatter",
+    mode: "markers",
+    name: plain(run.label),
+    legendgroup: run.run,
+    showlegend: at === 0,
+    x: arrays[`${gate}/low`],
+    y: arrays[`${gate}/high`],
+    customdata: arrays[`${gate}/positions`],
+    ...inTile(gates.indexOf(gate)),
+    marker: {color: colour(run.place), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}},
+    hovertemplate: `${plain(gate)}, unit %{customdata}<br>lower %{x:.4~g}, upper %{y:.4~g}<extra></extra>`,
+  }));
+}
+
+function each(run, {head, arrays}) {
+  return head.gates.flatMap((gate) => {
+    const [unit, low, high] = ["positions", "low", "high"].map((name) => arrays[`${gate}/${name}`]);
+    return Array.from(unit, (_, at) => ({
+      run: run.label,
+      step: head.step,
+      gate,
+      unit: unit[at],
+      low: low[at],
+      high: high[at],
+    }));
   });
-  const traces = [];
-  const rows = {run: [], step: [], gate: [], unit: [], low: [], high: []};
-  context.runs.forEach((run, at) =>
-    clouds[at]?.head.gates.forEach((gate) => {
-      const [unit, low, high] = ["positions", "low", "high"].map((name) => clouds[at].arrays[`${gate}/${name}`]);
-      unit.forEach((each, place) =>
-        Object.entries({
-          run: run.label,
-          step: clouds[at].head.step,
-          gate,
-          unit: each,
-          low: low[place],
-          high: high[place],
-        }).forEach(([name, value]) => rows[name].push(value)),
-      );
-      traces.push({
-        type: "scatter",
-        mode: "markers",
-        name: plain(run.label),
-        legendgroup: run.run,
-        showlegend: gate === clouds[at].head.gates[0],
-        x: low,
-        y: high,
-        customdata: unit,
-        ...inTile(gates.indexOf(gate)),
-        marker: {color: colour(run.place), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}},
-        hovertemplate: `${plain(gate)}, unit %{customdata}<br>lower %{x:.4~g}, upper %{y:.4~g}<extra></extra>`,
-      });
-    }),
-  );
-  return draw(it, traces, {...grid, showlegend: context.runs.length > 1 && legend(traces)}, () => listed(rows));
 }
 
 function inTile(place) {

@@ -1,6 +1,7 @@
 // What is wrong, how far back learning reaches, and what could not be observed.
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
+import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {number} from "../format.js";
 import {band, extent, line, meaning, reference} from "../lines.js";
@@ -77,49 +78,50 @@ function drawReach(it, seen, bands, context) {
     "Reach by lag",
     `How much of the loss gradient is left so many steps further back, at the last recorded step. The higher, the longer the memory that can be learnt.${which(context)}`,
   );
-  const traces = [];
-  const rows = {run: [], layer: [], step: [], lag: [], p50: []};
-  context.runs.forEach((run, place) => {
-    const {latest} = seen[place];
-    for (const {key, step, array} of latest?.head.layers ?? []) {
-      const [positions, values] = halves(latest.arrays[array]);
-      values.forEach((value, at) =>
-        Object.entries({run: run.label, layer: context.title(key), step, lag: positions[at], p50: value}).forEach(
-          ([name, each]) => rows[name].push(each),
-        ),
-      );
-      const style = look(context, run, key);
-      if (!style.shown) continue;
-      if (key === context.layer.key)
-        traces.push(
-          band(bands[place].arrays.positions, bands[place].arrays.p10, bands[place].arrays.p90, style.colour, true),
-        );
-      const name = named(context, run, key);
-      traces.push(
-        line(name, positions, values, style.colour, {
-          line: {width: style.strong ? 2.6 : style.faint ? 0.8 : 1.8, dash: style.dash},
-          opacity: style.faint ? 0.5 : 1,
-          showlegend: !style.faint,
-          hovertemplate: `${plain(name)}<br>%{x} steps back: %{y:.4~g} left<extra></extra>`,
-        }),
-      );
-    }
-  });
+  const traces = context.runs.flatMap((run, place) => reaches(run, seen[place].latest, bands[place], context));
   if (!traces.length) return say(it, 'No reach was recorded: leave quantities as they are, or add "reach".');
   const [low, high] = extent([[FLOOR, 1], ...traces.map((trace) => trace.y)]);
   const ends = [Math.max(low, high * LOWEST), high];
-  const range = [Math.log10(ends[0]) - 0.3, Math.log10(high) + 0.3];
   traces.push(meaning("a thousandth left: the horizon", tones()));
   const shape = layout({
     height: 320,
     xaxis: axis("lag (steps back)", {rangemode: "tozero"}),
-    yaxis: logAxis("gradient left", ends, {range}),
+    yaxis: logAxis("gradient left", ends, {range: [Math.log10(ends[0]) - 0.3, Math.log10(high) + 0.3]}),
     shapes: [reference(FLOOR, tones())],
     uirevision: "reach",
-    showlegend: legend(traces),
+    showlegend: true,
   });
-  return draw(it, traces, spaced(shape, traces), () => listed(rows));
+  const numbers = () => gathered(context.runs.flatMap((run, place) => left(run, seen[place].latest, context)));
+  return draw(it, traces, spaced(shape, traces), numbers);
 }
+
+// Curves of one run, the chosen layer's with a band.
+function reaches(run, latest, spread, context) {
+  const layers = (latest?.head.layers ?? []).filter(({key}) => look(context, run, key).shown);
+  return layers.flatMap(({key, array}) => {
+    const style = look(context, run, key);
+    const name = named(context, run, key);
+    const hovertemplate = `${plain(name)}<br>%{x} steps back: %{y:.4~g} left<extra></extra>`;
+    const curve = line(name, ...halves(latest.arrays[array]), style.colour, {...strength(style), hovertemplate});
+    if (key !== context.layer.key) return [curve];
+    const {positions, p10, p90} = spread.arrays;
+    return [band(positions, p10, p90, style.colour, true), curve];
+  });
+}
+
+function left(run, latest, context) {
+  return (latest?.head.layers ?? []).flatMap(({key, step, array}) => {
+    const [lags, values] = halves(latest.arrays[array]);
+    return Array.from(lags, (lag, at) => ({run: run.label, layer: context.title(key), step, lag, p50: values[at]}));
+  });
+}
+
+// The chosen layer stands out; of very many the others are faint.
+const strength = ({strong, faint, dash}) => ({
+  line: {width: strong ? 2.6 : faint ? 0.8 : 1.8, dash},
+  opacity: faint ? 0.5 : 1,
+  showlegend: !faint,
+});
 
 function drawNow(it, seen, context) {
   describe(
@@ -127,69 +129,61 @@ function drawNow(it, seen, context) {
     "Horizon of every layer",
     "Steps back until a thousandth of the gradient is left, at the last recorded step. The pale bar is the length of the sequence; ≥ where it never falls so far.",
   );
-  const traces = [];
-  const rows = {run: [], layer: [], step: [], horizon: [], timesteps: []};
-  context.runs.forEach((run, place) => {
-    const found = lastOfEach(seen[place].layers);
-    const y = found.map((row) => shortened(context.title(row.key)));
-    const several = context.runs.length > 1;
-    const text = found.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon)));
-    const more = {
-      orientation: "h",
-      y,
-      offsetgroup: String(place),
-      textposition: "outside",
-      constraintext: "none",
-      cliponaxis: false,
-    };
-    const hovertemplate = found.map(
-      (row) =>
-        `${plain(several ? run.label : context.title(row.key))}<br>${row.horizon_censored ? "at least " : ""}${number(row.horizon)} of ${row.timesteps} steps<extra></extra>`,
-    );
-    traces.push({
-      type: "bar",
-      ...more,
-      x: found.map((row) => row.timesteps),
-      marker: {color: tones().line},
-      hoverinfo: "skip",
-      showlegend: false,
-      width: several ? undefined : 0.5,
-    });
-    traces.push({
-      type: "bar",
-      ...more,
-      name: plain(run.label),
-      x: found.map((row) => row.horizon),
-      marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)},
-      text,
-      hovertemplate,
-      textfont: {color: tones().ink, size: 11},
-      width: several ? undefined : 0.5,
-    });
-    for (const row of found)
-      Object.entries({
-        run: run.label,
-        layer: context.title(row.key),
-        step: row.step,
-        horizon: row.horizon,
-        timesteps: row.timesteps,
-      }).forEach(([name, each]) => rows[name].push(each));
-  });
-  if (!rows.layer.length) return say(it, "No layer has been recorded yet.");
-  const count = new Set(rows.layer).size;
+  const found = seen.map(({layers}) => lastOfEach(layers));
+  const rows = found.flat();
+  if (!rows.length) return say(it, "No layer has been recorded yet.");
+  const several = context.runs.length > 1;
+  const count = new Set(rows.map((row) => row.key)).size;
   const height = Math.max(200, 90 + count * (14 + 12 * context.runs.length));
   it.parts.plot.classList.toggle("tall", height > 420);
   const shape = layout({
     height,
     barmode: "group",
     bargap: 0.35,
-    xaxis: axis("steps back", {range: [0, 1.16 * Math.max(...rows.timesteps)]}),
+    xaxis: axis("steps back", {range: [0, 1.16 * Math.max(...rows.map((row) => row.timesteps))]}),
     yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}),
-    showlegend: context.runs.length > 1,
+    showlegend: several,
     uirevision: "now",
-    margin: {l: 60, r: 16, t: context.runs.length > 1 ? 34 : 10, b: 44},
+    margin: {l: 60, r: 16, t: several ? 34 : 10, b: 44},
   });
-  return draw(it, overlaid(traces), shape, () => listed(rows));
+  const traces = context.runs.flatMap((run, place) => bars(run, found[place], String(place), context));
+  const numbers = () =>
+    gathered(context.runs.flatMap((run, place) => found[place].map((row) => now(run, row, context))));
+  return draw(it, overlaid(traces), shape, numbers);
+}
+
+function now(run, {key, step, horizon, timesteps}, context) {
+  return {run: run.label, layer: context.title(key), step, horizon, timesteps};
+}
+
+// The horizons of one run, on bars as long as the sequences.
+function bars(run, found, offsetgroup, context) {
+  const several = context.runs.length > 1;
+  const width = several ? undefined : 0.5;
+  const y = found.map((row) => shortened(context.title(row.key)));
+  const bar = {type: "bar", orientation: "h", y, offsetgroup, width, cliponaxis: false};
+  const said = ({key, horizon, horizon_censored: censored, timesteps}) =>
+    `${plain(several ? run.label : context.title(key))}<br>${censored ? "at least " : ""}${number(horizon)} of ${timesteps} steps<extra></extra>`;
+  const behind = {
+    x: found.map((row) => row.timesteps),
+    marker: {color: tones().line},
+    hoverinfo: "skip",
+    showlegend: false,
+  };
+  const before = {
+    name: plain(run.label),
+    x: found.map((row) => row.horizon),
+    marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)},
+    text: found.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon))),
+    textposition: "outside",
+    constraintext: "none",
+    textfont: {color: tones().ink, size: 11},
+    hovertemplate: found.map(said),
+  };
+  return [
+    {...bar, ...behind},
+    {...bar, ...before},
+  ];
 }
 
 // Pale bars behind the bars they belong to.
@@ -211,54 +205,44 @@ function drawOver(it, seen, context) {
     "Horizon over training",
     `Does learning reach further back as training goes on? The dotted line is the length of the sequences.${which(context)}`,
   );
-  const traces = [];
-  const rows = {run: [], step: [], layer: [], horizon: [], decay: []};
-  context.runs.forEach((run, place) => {
-    const {columns: table, length} = seen[place].layers;
-    for (let row = 0; row < length; row++)
-      Object.entries({
-        run: run.label,
-        step: table.step[row],
-        layer: context.title(table.key[row]),
-        horizon: table.horizon[row],
-        decay: table.decay[row],
-      }).forEach(([name, each]) => rows[name].push(each));
-    for (const {key} of run.layers) {
-      const style = look(context, run, key);
-      const found = places(table.key, key);
-      if (!style.shown || !found.length) continue;
-      const name = named(context, run, key);
-      const take = (column) => found.map((at) => table[column][at]);
-      traces.push(
-        line(name, take("step"), take("horizon"), style.colour, {
-          line: {width: style.strong ? 2.4 : style.faint ? 0.8 : 1.8, dash: style.dash},
-          opacity: style.faint ? 0.5 : 1,
-          showlegend: !style.faint,
-          hovertemplate: `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`,
-        }),
-      );
-      if (key === context.layer.key)
-        traces.push(
-          line("longest", take("step"), take("timesteps"), tones().soft, {
-            line: {dash: "dot", width: 1},
-            showlegend: false,
-            hoverinfo: "skip",
-          }),
-        );
-    }
-  });
+  const traces = context.runs.flatMap((run, place) => horizons(run, seen[place].layers.columns, context));
   if (!traces.length) return say(it, "No layer has been recorded yet.");
+  const steps = seen.flatMap(({layers}) => [...layers.columns.step]).sort((a, b) => a - b);
   const shape = layout({
     height: 240,
-    xaxis: wholeAxis(
-      "training step",
-      [...rows.step].sort((a, b) => a - b),
-    ),
+    xaxis: wholeAxis("training step", steps),
     yaxis: axis("horizon (steps back)", {rangemode: "tozero"}),
     uirevision: "over",
     showlegend: legend(traces),
   });
-  return draw(it, traces, spaced(shape, traces), () => listed(rows));
+  const numbers = () => gathered(context.runs.flatMap((run, place) => past(run, seen[place].layers, context)));
+  return draw(it, traces, spaced(shape, traces), numbers);
+}
+
+// The horizon of every shown layer of one run, and the length of the sequences.
+function horizons(run, table, context) {
+  const layers = run.layers.filter(({key}) => look(context, run, key).shown && table.key.includes(key));
+  return layers.flatMap(({key}) => {
+    const found = places(table.key, key);
+    const take = (column) => found.map((at) => table[column][at]);
+    const [style, name] = [look(context, run, key), named(context, run, key)];
+    const hovertemplate = `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`;
+    const course = line(name, take("step"), take("horizon"), style.colour, {...strength(style), hovertemplate});
+    if (key !== context.layer.key) return [course];
+    const dotted = {line: {dash: "dot", width: 1}, showlegend: false, hoverinfo: "skip"};
+    return [course, line("longest", take("step"), take("timesteps"), tones().soft, dotted)];
+  });
+}
+
+function past(run, {columns: {step, key, horizon, decay}}, context) {
+  const row = (_, at) => ({
+    run: run.label,
+    step: step[at],
+    layer: context.title(key[at]),
+    horizon: horizon[at],
+    decay: decay[at],
+  });
+  return Array.from(step, row);
 }
 
 // The last row of every layer of the table `layers`.
@@ -280,7 +264,6 @@ export function places(column, value) {
   return found;
 }
 
-export const listed = (rows) => Object.entries(rows).map(([name, values]) => ({name, values}));
 export const legend = (traces) => traces.filter((trace) => trace.showlegend !== false).length > 1;
 // Room for a legend above.
 export const spaced = (shape, traces) => (legend(traces) ? {...shape, margin: {...shape.margin, t: 34}} : shape);
