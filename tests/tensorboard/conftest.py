@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("tensorboard")
+import boards  # noqa: E402, F401  (imports TensorBoard with its own deprecations left aside, whatever test comes first)
 
 
 @pytest.fixture(scope="module", params=["rust", "python"])
