@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report faults docs pictures frameworks clean
+.PHONY: demo test lint format bench bench-report bench-fleet faults docs pictures frameworks clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -27,6 +27,10 @@ bench: $(READY)  # what gradscope costs, measured here
 
 bench-report: $(READY)  # a report on ten million rows: how long, and how much memory
 	$(BIN)/python benchmarks/long_run.py --findings
+
+bench-fleet: $(READY)  # the table of 1,000 small runs, and of few long ones: how long, and how much memory
+	$(BIN)/python benchmarks/fleet.py
+	$(BIN)/python benchmarks/fleet.py --runs 20 --steps 100000
 
 faults: $(READY)  # how often findings are right, on several hundred small trainings; about an hour the first time
 	$(BIN)/python -W ignore -m benchmarks.faults

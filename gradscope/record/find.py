@@ -12,6 +12,9 @@ from gradscope.record.fleet import Fleet
 from gradscope.record.reader import FolderSource
 from gradscope.record.run import Run, natural
 
+DEEP = 8
+"""How many folders deep runs are looked for."""
+
 
 def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
     """What a folder holds, finished or still being written.
@@ -41,8 +44,9 @@ def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
 def _below(folder: Path) -> Iterator[str]:
     """The runs at any depth, by their paths with `/` in between; links are not followed."""
     for place, folders, _ in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
         if meta.FOLDER in folders:
             folders.remove(meta.FOLDER)
             if os.path.exists(os.path.join(place, meta.FOLDER, meta.FILE)):
                 yield Path(place).relative_to(folder).as_posix()
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and depth < DEEP]
