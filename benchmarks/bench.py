@@ -61,6 +61,11 @@ slices' calls, which are not its model's, and its clock stands still in them.
 * **finely**: what a scope that never records adds to a step of the same model at T = 1, B = 1, over the bare step in
   full size: it does the same work there, without the noise of a large step.
 * **noise**: two standard errors of the median, where they reach across the target.
+
+Ratios differ between machines where the bare step does: one whose gradient vanishes takes ten times as long on
+processors that are slow with subnormal numbers, and recording it, which avoids them, looks cheap beside it. A note
+under each table of fixed intervals says how much of that there is; where there is much, the loss on every step is the
+figure to look at.
 """
 
 
@@ -130,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         header["load"] = (
             f"{before:.1f} before, {machine.load():.1f} after (the run itself makes about {chosen.threads})"
         )
+        if before > chosen.threads:
+            header["beware"] = "the machine did other things at the same time, so that ranges are wide"
     sys.stdout.write(tables.text(header, found) + "\n")
     if chosen.write:
         PAGE.parent.mkdir(exist_ok=True)
