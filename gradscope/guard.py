@@ -13,6 +13,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 
 from gradscope.errors import AnalysisError, GradscopeWarning
+from gradscope.uncompiled import set_eval_frame, uncompiled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,12 +59,14 @@ class Guard:
         self._reasons: list[str] = []
         self._warned: set[str] = set()
 
+    @uncompiled
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Call a function of ours; None if it fails."""
         if not self._depth:
             self._since = time.perf_counter()
             self._mark()
         self._depth += 1
+        compiler = set_eval_frame(None)
         try:
             return function(*args, **kwargs)
         except AnalysisError:
@@ -72,6 +75,7 @@ class Guard:
             self._fail(error)
             return None
         finally:
+            set_eval_frame(compiler)
             self._depth -= 1
             if not self._depth:
                 self._mark()
@@ -102,6 +106,10 @@ class Guard:
         """Keep something for the notes of this step, and warn about it the first time."""
         if reason not in self._reasons:
             self._reasons.append(reason)
+        self.warn(reason)
+
+    def warn(self, reason: str) -> None:
+        """Warn about something that is in the notes, the first time."""
         kind = _NUMBER.sub("0", reason)  # a step number or an address does not make it another reason
         if kind not in self._warned:
             self._warned.add(kind)
@@ -137,6 +145,7 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
     """Run a callback under the guard of its object."""
 
     @functools.wraps(method)
+    @uncompiled
     def around(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
         return self.guard.call(method, self, *args, **kwargs)
 

@@ -32,6 +32,7 @@ from gradscope.attach.scaler import SCALER, Scaling
 from gradscope.guard import Guard, Overhead, guarded
 from gradscope.record.recorder import Later
 from gradscope.types import Rows
+from gradscope.uncompiled import uncompiled
 
 CLIPPED_SCALED = (
     "gradients were clipped while still multiplied by the GradScaler's factor, so that the threshold means something "
@@ -167,6 +168,7 @@ class Ledger:
         """
         return layer in self._arrived or hasattr(self._first[layer], "to_local")
 
+    @uncompiled
     def _accumulates(self, layer: int, _: Tensor) -> None:
         """The first gradient of a backward pass: look at all of them when it is over."""
         self._arrived.add(layer)

@@ -31,10 +31,16 @@ from gradscope.record.summary import nonfinite, summarise
 from gradscope.schedule import Schedule
 from gradscope.step import Recording
 from gradscope.types import KernelCall, LayerKey, Rows
+from gradscope.uncompiled import has_compiled, uncompiled
 
 NOT_CALLED = (
-    "it received gradient, but torch's fused kernel was not called for it: a class with a forward of its own, or a "
-    "compiled one, cannot be observed"
+    "it received gradient, but torch's fused kernel was not called for it: a class with a forward of its own cannot be "
+    "observed, nor can the replicas of torch.nn.DataParallel (DistributedDataParallel can)"
+)
+COMPILED = (
+    "it received gradient, but no call of it was seen: it ran inside a graph of torch.compile, and nothing of it is "
+    "recorded. Keep it out of the graph: put torch.compiler.disable around what calls it, or, for a fused layer, leave "
+    "torch._dynamo.config.allow_rnn at False; or train some steps without torch.compile"
 )
 CALLED_EARLIER = (
     "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
@@ -345,6 +351,7 @@ class Observer:
         self._carried.clear()
         return recording
 
+    @uncompiled
     def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         """A gradient hook under the guard, which does not keep this observer alive."""
         me = weakref.ref(self)
@@ -383,7 +390,9 @@ class Observer:
             arrived = self.ledger.has_arrived(index)  # in this step: what is left in `.grad` from another is no sign
             reason = "" if layer in present else REPLACED
             if not reason and arrived and any(bool(g.any()) for g in present_gradients(list(layer.parameters()))):
-                reason = CALLED_EARLIER if name in earlier else NOT_CALLED
+                reason = CALLED_EARLIER if name in earlier else COMPILED if has_compiled() else NOT_CALLED
+            if reason == COMPILED:
+                self.guard.warn(f"{name or 'the model'}: {reason}")
             if reason:
                 head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
                 found.append(Rows("notes", {**head, "reason": reason}))

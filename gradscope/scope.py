@@ -34,6 +34,7 @@ from gradscope.record.reader import FolderSource
 from gradscope.record.recorder import Recorder, on_host
 from gradscope.schedule import make_schedule
 from gradscope.types import CellSpec
+from gradscope.uncompiled import inner_module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,6 +106,7 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
+    model = inner_module(model)
     specs = find_cells(model, cells)
     sequences = find_sequences(model, positions)
     layers = find_layers(model, include, exclude, specs, optional=bool(sequences))

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.uncompiled import uncompiled
+
 SEARCHED_NODES = 512
 
 
@@ -31,11 +33,13 @@ def leaves_below(tensors: Iterable[Tensor], limit: int = SEARCHED_NODES) -> tupl
     return tuple(found)
 
 
+@uncompiled
 def accumulates(leaves: tuple[Node, ...]) -> bool:
     """Within a backward pass: is it one that accumulates into `.grad`, at one of the leaves?"""
     return not leaves or any(_runs(leaf) for leaf in leaves)
 
 
+@uncompiled
 def _runs(leaf: Node) -> bool:
     try:
         return torch._C._will_engine_execute_node(leaf)
@@ -48,6 +52,7 @@ def backward_pass() -> int:
     return torch._C._current_graph_task_id()
 
 
+@uncompiled
 def after_backward(queued: int, callback: Callable[[], None]) -> int:
     """Within a backward pass: call `callback` when it is over, unless that was asked for in the same pass.
 
@@ -64,6 +69,7 @@ def after_backward(queued: int, callback: Callable[[], None]) -> int:
     return current
 
 
+@uncompiled
 def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand every accumulated gradient of a tensor to `receive`, until its graph is gone or the handle is removed.
 
@@ -78,6 +84,7 @@ def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[
     return tensor.register_hook(hook)
 
 
+@uncompiled
 def watch_input(node: Node, index: int, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand to `receive` every accumulated gradient that a node hands down to where its input `index` came from."""
 
@@ -89,6 +96,7 @@ def watch_input(node: Node, index: int, leaves: tuple[Node, ...], receive: Calla
     return node.register_hook(hook)
 
 
+@uncompiled
 def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> tuple[RemovableHandle, Node | None]:
     """Hand every gradient that is accumulated into a weight to `receive`.
 

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.jit import _builtins
 
+from gradscope.uncompiled import as_written, uncompiled
+
 Listener = TypeVar("Listener")
 Restore = Callable[[], None]
 
@@ -70,7 +72,8 @@ def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
     """Put `around(original, *args, **kwargs)` in the place of each `(owner, name, around)`; all of them or none.
 
     An owner is anything with attributes: a module, a class (the name is a method), a closure cell (`"cell_contents"`).
-    Under `torch.compile` and `torch.jit.script` the original is compiled, as if nothing were there.
+    Under `torch.compile` and `torch.jit.script` the original is compiled, as if nothing were there; where they leave a
+    call to Python, `around` sees it.
     """
     with ExitStack() as undo:
         for place in places:
@@ -78,6 +81,7 @@ def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
         return undo.pop_all().close
 
 
+@uncompiled
 def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
     inherited = hasattr(owner, "__dict__") and name not in owner.__dict__
     original = getattr(owner, name)
@@ -87,7 +91,7 @@ def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
     @functools.wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
         if live and not torch.compiler.is_compiling():
-            return around(original, *args, **kwargs)
+            return as_written(around, original, args, kwargs)
         return original(*args, **kwargs)
 
     def restore() -> None:
