@@ -20,7 +20,8 @@ def merge_ranks(found: Mapping[int, Sequence[Finding]], runs: Mapping[int, Recor
     alike: dict[tuple[object, ...], dict[int, Finding]] = {}
     for rank, findings in found.items():
         for finding in findings:
-            alike.setdefault((finding.code, finding.layer_key), {})[rank] = finding
+            where = None if finding.code == "nonfinite_gradient" else finding.layer_key  # once for the run
+            alike.setdefault((finding.code, where), {}).setdefault(rank, finding)
     merged = [_named(by_rank, runs) for by_rank in alike.values() if _first(by_rank).code != "healthy"]
     return root_causes_first(merged) if merged else [_first(by_rank) for by_rank in alike.values()]
 
@@ -33,7 +34,7 @@ def _named(by_rank: Mapping[int, Finding], runs: Mapping[int, Recorded]) -> Find
     """The finding of the lowest rank, and whose it is where not everybody's."""
     finding, everybodys = _first(by_rank), len(by_rank) == len(runs)
     if everybodys and finding.code == "nonfinite_gradient":
-        return _with_origin(finding, runs)
+        return _with_origin(by_rank, runs)
     if everybodys:
         return finding
     who = _told(by_rank)
@@ -45,14 +46,15 @@ def _named(by_rank: Mapping[int, Finding], runs: Mapping[int, Recorded]) -> Find
     )
 
 
-def _with_origin(finding: Finding, runs: Mapping[int, Recorded]) -> Finding:
+def _with_origin(by_rank: Mapping[int, Finding], runs: Mapping[int, Recorded]) -> Finding:
     """Which processes' own gradients were not finite at the first such step: after the reduction, everybody's are."""
+    finding = _first(by_rank)
     step = finding.evidence["steps"][0]
     own = {rank: run.frame("timesteps", step=step, quantity="grad_h") for rank, run in runs.items()}
     ill = [rank for rank, rows in own.items() if (rows["nonfinite"] > 0).any()]
     if not ill or len(ill) == len(runs):
         return finding
-    who = _told(ill)
+    who, finding = _told(ill), by_rank[ill[0]]
     return replace(
         finding,
         title=f"{finding.title}, begun on {who}",

@@ -67,7 +67,7 @@ def fsdp(trained: Callable[[str], Any]) -> tuple[Path, list[Seen]]:
 EVERY = [("ddp", name) for name in DDP] + [("fsdp", name) for name in FSDP]
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY, ids=" ".join)
+@pytest.mark.parametrize(("kind", "name"), EVERY, ids=str)
 def test_bit_for_bit_and_no_word_to_the_others(trained: Callable[[str], Any], kind: str, name: str) -> None:
     """Losses, parameters, gradients, random numbers, and the number of operations of the process group."""
     _, seen = trained(kind)
@@ -77,7 +77,7 @@ def test_bit_for_bit_and_no_word_to_the_others(trained: Callable[[str], Any], ki
         assert bare["collectives"] == observed["collectives"] > 0
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY, ids=" ".join)
+@pytest.mark.parametrize(("kind", "name"), EVERY, ids=str)
 def test_every_rank_records_its_part_of_one_run(trained: Callable[[str], Any], kind: str, name: str) -> None:
     folder, _ = trained(kind)
     run = gradscope.load(folder / name)
@@ -86,10 +86,11 @@ def test_every_rank_records_its_part_of_one_run(trained: Callable[[str], Any], k
     assert run.frame("steps")["recorded"].all()
     assert [session["rank"] for session in run.meta["sessions"]].count(0) == 1
     assert len(list((folder / name / "gradscope").glob("events*"))) <= 1  # TensorBoard shows the first
-    assert run.frame("notes").empty, run.frame("notes")["reason"].tolist()
+    if name not in ("scaled", "ill"):  # what is not finite is told of
+        assert run.frame("notes").empty, run.frame("notes")["reason"].tolist()
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY, ids=" ".join)
+@pytest.mark.parametrize(("kind", "name"), EVERY, ids=str)
 def test_the_certificate_is_of_each_rank_s_own_gradient(trained: Callable[[str], Any], kind: str, name: str) -> None:
     """Rebuilt from what this rank has computed, not from what all of them made of it."""
     layers = gradscope.load(trained(kind)[0] / name).frame("layers")
@@ -97,7 +98,7 @@ def test_the_certificate_is_of_each_rank_s_own_gradient(trained: Callable[[str],
     assert set(layers["timesteps"]) == {4} and set(layers["chain"]) == {0}  # the cell's calls are one chain
 
 
-@pytest.mark.parametrize(("kind", "name"), [e for e in EVERY if e[1] != "scaled"], ids=" ".join)
+@pytest.mark.parametrize(("kind", "name"), [e for e in EVERY if e[1] != "scaled"], ids=str)
 def test_norms_are_those_that_the_optimizer_got(trained: Callable[[str], Any], kind: str, name: str) -> None:
     """Reduced; with FSDP those of this rank's shards."""
     folder, seen = trained(kind)
