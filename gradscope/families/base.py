@@ -125,7 +125,10 @@ class Family(ABC):
 
     @abstractmethod
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        """What `sizes` needs: inner products of the rows of U, O(H^2) once per record; last, a tensor to work in."""
+        """What `sizes` needs: inner products of the rows of U, O(H^2) once per record; last, a tensor to work in.
+
+        Before that H ones: a product with them sums rows faster than a reduction.
+        """
 
     @abstractmethod
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
@@ -238,11 +241,6 @@ def quadratic_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Ten
         coefficients = coefficients[count - k + 1 :]
         out.addcmul_(linear_form(coefficients[: count - k], d[k:], spare), d[k])
     return out
-
-
-def row_sums(x: Tensor) -> Tensor:
-    """Sums of the rows of a matrix, by a product with ones, which runs faster than a reduction."""
-    return torch.mv(x, x.new_ones(x.shape[-1]))
 
 
 def flat_weights(weights: Weights) -> list[Tensor]:

@@ -27,7 +27,6 @@ from gradscope.families.base import (
     linear_form,
     preactivations,
     quadratic_form,
-    row_sums,
     sigmoid_backward,
     tanh_backward,
 )
@@ -72,7 +71,7 @@ class GRU(Family):
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         diagonals = 2 * torch.diagonal(weights.hh.unflatten(0, (3, -1)), dim1=1, dim2=2)
-        return *gram(weights, 3), *diagonals.unbind(0), weights.hh.new_empty(0)
+        return *gram(weights, 3), *diagonals.unbind(0), torch.ones_like(diagonals[0]), weights.hh.new_empty(0)
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
@@ -80,7 +79,8 @@ class GRU(Family):
         parts, e = [part.flatten(0, 1) for part in d.unbind(2)], e.flatten(0, 1)
         rows, spare = constants[-1].resize_(2, *e.shape).unbind(0)
         quadratic_form(constants[:6], parts, rows, spare)
-        size = row_sums(rows.addcmul_(e, linear_form(constants[6:9], parts, spare).add_(e))).unflatten(0, d.shape[:2])
+        rows.addcmul_(e, linear_form(constants[6:9], parts, spare).add_(e))
+        size = torch.mv(rows, constants[-2]).unflatten(0, d.shape[:2])
         return {"jacobian": size, "jacobian_h": size}
 
     @override

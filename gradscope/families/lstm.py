@@ -28,7 +28,6 @@ from gradscope.families.base import (
     gram,
     linear_form,
     quadratic_form,
-    row_sums,
     sigmoid_backward,
     tanh_backward,
     total_preactivation,
@@ -68,49 +67,51 @@ class LSTM(Family):
         assert trace.cells is not None
         i, f, g, o = trace.gates[start:stop].unbind(2)
         before = (trace.cells if trace.before is None else trace.before)[start:stop]
-        tc = trace.cells[start + 1 : stop + 1].tanh()
-        a_o, k = sigmoid_backward(tc, o), tanh_backward(o, tc)
+        a_i, a_f, a_g, a_o, k, tc = found = g.new_empty(6, *g.shape)
+        torch.tanh(trace.cells[start + 1 : stop + 1], out=tc)
+        sigmoid_backward(tc, o, out=a_o)
+        tanh_backward(o, tc, out=k)
         q = tc.mul_(o)
-        a = g.new_empty(3, *g.shape)
-        a_i, a_f, a_g = a.unbind(0)
         sigmoid_backward(g, i, out=a_i)
         sigmoid_backward(before, f, out=a_f)
         tanh_backward(i, g, out=a_g)
         hr = trace.layer.weights.hr
         output = q if hr is None else q @ hr.mT
-        return Piece((a.movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
+        return Piece((found[:3].movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
         i_i, i_f, i_g, i_o, f_f, f_g, f_o, g_g, g_o, o_o = gram(weights, 4)
         inner = (i_i, i_f, i_g, f_f, f_g, g_g, i_o, f_o, g_o, o_o)
-        scratch = o_o.new_empty(0)
+        working = torch.ones_like(o_o), o_o.new_empty(0)
         if weights.hr is None:
-            return *inner, scratch
+            return *inner, *working
         # ||R sum_k diag(d_k) U_k||_F^2 = sum_kl d_k^T [(R^T R) o (U_k U_l^T)] d_l
         projection = weights.hr.mT @ weights.hr
-        return *inner, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal(), scratch
+        return *inner, projection.repeat(4, 4) * (weights.hh @ weights.hh.mT), projection.diagonal(), *working
 
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
         parts = [part.flatten(0, 1) for part in a.unbind(2)]
         a_o, k, f = a_o.flatten(0, 1), k.flatten(0, 1), f.flatten(0, 1)
-        inner, projected = constants[:10], constants[10:-1]
+        inner, projected, ones = constants[:10], constants[10:-2], constants[-2]
         cell_rows, squares, part = constants[-1].resize_(3, *f.shape).unbind(0)
-        c_h = row_sums(quadratic_form(inner[:6], parts, cell_rows, part))
-        c_c = row_sums(torch.mul(f, f, out=squares))
+        sums = f.new_empty(4, len(f))
+        h_h, h_c, c_h, c_c = sums.unbind(0)
+        torch.mv(torch.mul(f, f, out=squares), ones, out=c_c)
+        torch.mv(quadratic_form(inner[:6], parts, cell_rows, part), ones, out=c_h)
         if projected:
-            d = torch.cat([*(k * part for part in parts), a_o], 1)
-            h_h = row_sums((d @ projected[0]).mul_(d))
-            h_c = squares.mul_(torch.mul(k, k, out=part)) @ projected[1]
+            d = torch.cat([*(k * x for x in parts), a_o], 1)
+            torch.sum((d @ projected[0]).mul_(d), -1, out=h_h)
+            torch.mv(squares.mul_(torch.mul(k, k, out=part)), projected[1], out=h_c)
         else:
             linear_form(inner[6:9], parts, part).mul_(k).addcmul_(inner[9], a_o).mul_(a_o)
-            h_h = row_sums(part)
+            torch.mv(part, ones, out=h_h)
             torch.mul(k, k, out=part)
-            h_h += row_sums(cell_rows.mul_(part))
-            h_c = row_sums(squares.mul_(part))
-        found = {"jacobian": h_h + h_c + c_h + c_c, "jacobian_h": h_h, "jacobian_c": c_c}
+            h_h.addmv_(cell_rows.mul_(part), ones)
+            torch.mv(squares.mul_(part), ones, out=h_c)
+        found = {"jacobian": sums.sum(0), "jacobian_h": h_h, "jacobian_c": c_c}
         return {name: size.unflatten(0, a.shape[:2]) for name, size in found.items()}
 
     @override
