@@ -36,7 +36,7 @@ __all__ = [
     "load",
 ]
 
-_ROOMS = ("cells", "plot")  # loaded when they are first asked for, so that what findings say to type works as typed
+_ROOMS = ("cells", "plot", "testing")  # loaded when first asked for: what findings say to type works as typed
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -80,7 +80,7 @@ def attach(
         writer: your own `SummaryWriter`, to share for TensorBoard. Without one, and with TensorBoard installed, what
             its Gradscope tab shows is written beside the tables in `logdir`.
         sinks: further takers of the rows, anything with `write(batch)` and `close()`; each is called in a thread of its
-            own, so that it cannot hold up the training.
+            own, so that it cannot hold up the training. One that has `begin(run)` is told first what will be recorded.
         cells: classes of your own cells, and how to observe them; see `CellSpec`.
         positions: pattern over qualified names -> time dimension, 0 or 1, of the output of any other module that turns
             a sequence into a sequence: `grad_h` is recorded at its positions, and `reach` from there to its input.
@@ -150,6 +150,8 @@ def attach(
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter)
         undo.pop_all()
+    for begin in [sink.begin for sink in sinks if hasattr(sink, "begin")]:
+        begin(scope.run)
     return scope
 
 

@@ -43,6 +43,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "scope":           ("types errors uncompiled attach capture record quantities schedule observer whatif",
                         "torch pandas gradscope_tensorboard"),
     "__init__":        ("types errors record scope compare",                                ""),
+    "testing":         ("types errors record scope whatif",                                 "pandas torch"),
     "record.run":      ("types errors diagnose report",                             "pandas"),
     "record.fleet":    ("types errors report",                                      "pandas"),
     "diagnose":        ("types errors cells",                                       "numpy pandas torch"),

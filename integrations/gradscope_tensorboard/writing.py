@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
+from gradscope_scalars import Scalars, layer_name
+
 from gradscope_tensorboard import tables
 from gradscope_tensorboard.curves import curves
 from gradscope_tensorboard.events import EventFile, SharedWriter
@@ -12,7 +14,7 @@ from gradscope_tensorboard.found import as_json
 from gradscope_tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
 from gradscope_tensorboard.pace import Beat, Thinner
 from gradscope_tensorboard.state import State
-from gradscope_tensorboard.stock import Stock, layer_name, layout
+from gradscope_tensorboard.stock import layout
 from gradscope_tensorboard.summaries import Value, curve_value, scalar_value, text_value
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Writing:
         self.failure = ""
         self._out, self._findings, self._look_at = out, findings, FIRST_LOOK
         self._state = State(before)
-        self._stock, self._beat = Stock(), Beat()
+        self._stock, self._beat = Scalars(), Beat()
         self._curve_pace, self._table_pace = Thinner(CURVE_BYTES), Thinner(TABLE_BYTES)
         self._rows: dict[str, list[tables.Row]] = {}
         self._seen: set[tuple[str, Key]] = set()
@@ -97,7 +99,7 @@ class Writing:
         state.counts["written"] += 1
         state.stride = self._curve_pace.stride
         if state.has_curves(names):
-            self._announce(sorted({layer_name(key) for key in names if key.chain == 0}))
+            self._announce(sorted({layer_name(key._asdict()) for key in names if key.chain == 0}))
         if state.counts["recorded"] >= self._look_at:
             self._look_at = 2 * state.counts["recorded"]
             self.guarded(self._look)

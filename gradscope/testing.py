@@ -1,0 +1,144 @@
+"""Assertions for the tests of your own models.
+
+>>> import torch
+>>> from gradscope.testing import assert_reach
+>>> model = torch.nn.LSTM(2, 16)
+>>> for gates in (model.bias_ih_l0, model.bias_hh_l0):
+...     _ = torch.nn.init.constant_(gates.data[16:32], 1.0)  # forget gates that begin open
+>>> assert_reach(model, torch.ones(40, 4, 2), lambda model, x: model(x)[0][-1].sum(), at_least=20)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from gradscope.errors import GradscopeError
+from gradscope.record.run import Run
+from gradscope.scope import attach
+from gradscope.types import Finding, LayerKey
+from gradscope.whatif.copies import copied, undisturbed
+
+if TYPE_CHECKING:
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    from torch import Tensor, nn
+
+__all__ = ["assert_no_findings", "assert_reach"]
+
+FLOOR = 1e-3
+"""The share of the loss gradient that has to be left."""
+LEVELS = ("info", "warning", "critical")
+
+
+def assert_reach(
+    model: nn.Module,
+    batch: Any,
+    loss: Callable[[nn.Module, Any], Tensor],
+    at_least: int,
+    *,
+    include: str | Collection[str] | None = None,
+) -> None:
+    """Assert that the loss gradient reaches so many timesteps back, in every recurrent layer and direction.
+
+    It does where a thousandth of it or more is left (the median of `reach`) at every lag up to that one. One forward
+    and one backward pass are made, on a copy: model, gradients, buffers and random streams stay as they are.
+
+    Args:
+        model: see `gradscope.attach`.
+        batch: whatever `loss` makes of it; it is copied.
+        loss: (model, batch) -> scalar tensor. It has to call the model that it is given, which is a copy.
+        at_least: timesteps.
+        include: `fnmatch` patterns over qualified names of the layers to look at; all by default.
+
+    Raises:
+        AssertionError: it does not; the message says where the gradient fell, and what to type.
+        GradscopeError: no sequence is long enough to tell, or nothing could be observed.
+    """
+    run = _tried(model, batch, loss, include)
+    reach = run.frame("reach")
+    if reach.empty:
+        raise GradscopeError(f"assert_reach saw no gradient in any recurrent layer. {_notes(run)}".strip())
+    failures, longest = [], {}
+    for key, rows in reach.groupby(list(LayerKey._fields), sort=False):
+        key = LayerKey(*key)
+        longest[key[:3]] = max(longest.get(key[:3], 0), int(rows["lag"].max()))
+        lost = rows[(rows["lag"] <= at_least) & ~(rows["p50"] >= FLOOR)]
+        if len(lost):
+            failures.append(_fallen(run, key, rows, int(lost["lag"].iloc[0]), at_least))
+    if failures:
+        raise AssertionError("\n\n".join(failures))
+    if short := {key: lag for key, lag in longest.items() if lag < at_least}:
+        key, lag = next(iter(short.items()))
+        raise GradscopeError(
+            f"assert_reach(at_least={at_least}): the gradient does not fall in {_said(key)}, but can be followed for "
+            f"{lag} steps only. Pass longer sequences, without a detached state in between, or at_least={lag}."
+        )
+
+
+def assert_no_findings(run: Run, *, severity: str = "warning", allow: Collection[str] = ()) -> None:
+    """Assert that a run has no finding of some severity or a worse one.
+
+    Args:
+        run: of a scope, `scope.run`, or of a folder, `gradscope.load(logdir)`.
+        severity: `"info"`, `"warning"` or `"critical"`.
+        allow: codes of findings that may be.
+
+    Raises:
+        AssertionError: there is one; the message says why it is probable, and what to type.
+        GradscopeError: no step was recorded, so that there is nothing to find anything in; or no such severity.
+    """
+    if severity not in LEVELS:
+        raise GradscopeError(f"severity={severity!r}: expected one of {', '.join(LEVELS)}")
+    if run.frame("layers").empty:
+        raise GradscopeError(f"assert_no_findings: no step was recorded. {_notes(run)}".strip())
+    worst = LEVELS[LEVELS.index(severity) :]
+    found = [f for f in run.findings() if f.severity in worst and f.code not in {"healthy", *allow}]
+    if found:
+        raise AssertionError("\n\n".join(map(_told, found)))
+
+
+def _tried(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor], include: Any) -> Run:
+    """What one step records, on a copy."""
+    twin, data = copied(model, "the model"), copied(batch, "the batch")
+    patterns = include if include is None or isinstance(include, str) else list(include)
+    with undisturbed(model), attach(twin, every=1, strict=True, include=patterns) as scope:
+        loss(twin, data).backward()
+    return scope.run
+
+
+def _fallen(run: Run, key: LayerKey, rows: pd.DataFrame, lag: int, at_least: int) -> str:
+    """Where the gradient of a layer fell, a few of the numbers, and what to do."""
+    shown = sorted({0, lag // 2, lag - 1, lag, min(at_least, int(rows["lag"].max()))})
+    left = rows.set_index("lag")["p50"]
+    decay = run.frame("layers", **key._asdict())["decay"].iloc[0]
+    lines = [
+        f"the loss gradient does not reach {at_least} timesteps back in {_said(key)}:",
+        f"  {lag} steps back, less than a thousandth of it is left (decay {decay:.2g} decades a step)",
+        *(f"  {back:>6} steps back: {left[back]:.2g}" for back in shown if back in left.index),
+    ]
+    causes = [f for f in run.findings() if f.layer_key is None or f.layer_key[:3] == key[:3]]
+    return "\n".join([*lines, *_remedies(causes)])
+
+
+def _told(finding: Finding) -> str:
+    where = f" in {_said(finding.layer_key)}" if finding.layer_key else ""
+    lines = [f"{finding.severity}: {finding.code}{where}: {finding.title}", f"  {finding.explanation}"]
+    return "\n".join([*lines, *_remedies([finding])])
+
+
+def _remedies(findings: Collection[Finding]) -> Iterator[str]:
+    typed = dict.fromkeys(remedy.code for finding in findings for remedy in finding.remedies)
+    if typed:
+        yield "  to try:"
+        yield from (f"    {line}" for code in typed for line in code.splitlines())
+
+
+def _said(key: tuple[Any, ...]) -> str:
+    """A recurrence in words."""
+    way = ", reverse" if key[2] == "reverse" else ""
+    chain = f", chain {key[3]}" if len(key) > 3 and key[3] else ""
+    return f"{key[0] or 'the model'}, layer {key[1]}{way}{chain}"
+
+
+def _notes(run: Run) -> str:
+    return " ".join(dict.fromkeys(run.frame("notes")["reason"]))

@@ -1,0 +1,58 @@
+"""Gradscope in MLflow: a sink.
+
+from gradscope_mlflow import MlflowSink
+
+with mlflow.start_run() as run:
+with gradscope.attach(model, sinks=[MlflowSink(run.info.run_id)]):
+...  # the training loop
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from gradscope_tracking import Tracking
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+__all__ = ["MlflowSink"]
+
+
+class MlflowSink(Tracking):
+    """Logs the scalars of recorded steps, a heatmap of every layer, and the report as an artifact.
+
+    Scalars are sent in a thread of MLflow's own, so that training does not wait for a server.
+
+    Args:
+        run_id: of the MLflow run, which may be active or not.
+        client: an `MlflowClient` for another tracking server than the current one.
+    """
+
+    def __init__(self, run_id: str, *, client: Any = None) -> None:
+        super().__init__()
+        self._run_id, self._client = run_id, client or MlflowClient()
+        self._sent: deque[Any] = deque(maxlen=64)  # what was sent before has long arrived, or failed
+
+    def send(self, step: int, scalars: dict[str, float]) -> None:
+        """Log the scalars of a step."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, number, now, step) for name, number in scalars.items()]
+        self._sent.append(self._client.log_batch(self._run_id, metrics=metrics, synchronous=False))
+
+    def send_picture(self, layer: str, path: Path) -> None:
+        """Log the heatmap of a layer."""
+        self._client.log_artifact(self._run_id, str(path), "gradscope/heatmap")
+
+    def send_report(self, path: Path) -> None:
+        """Log the report as an artifact."""
+        self._client.log_artifact(self._run_id, str(path), "gradscope")
+
+    def close(self) -> None:
+        """Send what sums the run up, and wait for what is under way."""
+        super().close()
+        while self._sent:
+            self._guarded(self._sent.popleft().wait)

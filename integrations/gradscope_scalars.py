@@ -1,0 +1,79 @@
+"""A modest set of scalars of every recorded step, for dashboards that draw a number against the step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gradscope import Rows
+
+QUANTITIES = ("grad_h", "jacobian")
+"""Of `timesteps`, those whose median over time is given."""
+RECENT = 100
+"""Optimizer steps over which the clip rate is."""
+
+
+class Scalars:
+    """Makes the scalars of recorded steps; chain 0 of every layer."""
+
+    def __init__(self) -> None:
+        self._clipped: deque[bool] = deque(maxlen=RECENT)
+
+    def saw(self, rows: Sequence[Rows]) -> None:
+        """Take note of whether a step's gradients were clipped; of every step, recorded or not."""
+        self._clipped.append(any(bool(np.any(r.columns["clipped"])) for r in rows if r.table == "clips"))
+
+    def scalars(self, rows: Sequence[Rows]) -> Iterator[tuple[str, float]]:
+        """Tags and numbers of a recorded step."""
+        yield "gradscope.clip_rate", sum(self._clipped) / len(self._clipped)
+        norms = [float(r.columns["grad_norm"]) for r in rows if r.table == "steps"]
+        if norms:
+            yield "gradscope.grad_norm", math.hypot(*norms)
+        for block in rows:
+            if block.table in _OF_LAYERS and block.columns["chain"] == 0:
+                yield from _OF_LAYERS[block.table](layer_name(block.columns), block)
+
+
+def layer_name(columns: Mapping[str, Any]) -> str:
+    """Of a layer, as torch ends the names of its weights: `encoder.lstm.l0_reverse`."""
+    name = f"l{int(columns['layer'])}_reverse" if columns["direction"] == "reverse" else f"l{int(columns['layer'])}"
+    return f"{columns['module']}.{name}" if columns["module"] else name
+
+
+def margin_tags(quantity: str, layer: str) -> list[str]:
+    """The tags of a quantity's quantiles."""
+    return [f"gradscope.{quantity}/{layer}/{part}" for part in ("p10", "p50", "p90")]
+
+
+def _of_layer(layer: str, block: Rows) -> Iterator[tuple[str, float]]:
+    yield f"gradscope.horizon/{layer}", float(block.columns["horizon"])
+    yield f"gradscope.decay/{layer}", float(block.columns["decay"])
+
+
+def _of_units(layer: str, block: Rows) -> Iterator[tuple[str, float]]:
+    saturated = block.columns["low"] + block.columns["high"]
+    yield f"gradscope.saturation/{layer}/{block.columns['gate']}", float(np.mean(saturated))
+
+
+def _of_timesteps(layer: str, block: Rows) -> Iterator[tuple[str, float]]:
+    quantity = block.columns["quantity"]
+    if quantity not in QUANTITIES:
+        return
+    for tag, part in zip(margin_tags(quantity, layer), ("p10", "p50", "p90"), strict=True):
+        number = _median(np.atleast_1d(block.columns[part]))
+        with np.errstate(divide="ignore"):
+            yield tag, float(np.log10(number)) if quantity == "grad_h" else number
+
+
+def _median(values: np.ndarray[Any, Any]) -> float:
+    """Of what is not NaN."""
+    known = np.sort(values[~np.isnan(values)])
+    return float(known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if len(known) else math.nan
+
+
+_OF_LAYERS = {"layers": _of_layer, "units": _of_units, "timesteps": _of_timesteps}
