@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report bench-fleet faults docs pictures frameworks clean
+.PHONY: demo test lint format bench bench-report bench-fleet faults docs pictures frameworks integrations clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -43,6 +43,10 @@ pictures: $(READY)  # the pictures in the documentation, from trainings that are
 
 frameworks: $(READY)  # install what the integrations are for; tests that need it are skipped otherwise
 	$(PIP) install --constraint constraints.txt --editable '.[frameworks]'
+
+integrations: frameworks  # test them, and say what was found in docs/integrations.md
+	GRADSCOPE_INTEGRATIONS=build/integrations $(BIN)/python -m pytest tests/frameworks
+	PYTHONPATH=tests $(BIN)/python -m frameworks.table build/integrations
 
 clean:  # remove the environment and everything built; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,9 @@ class Tracking(ABC):
     about once, and training goes on.
     """
 
+    close_s = 120.0
+    """How long the end of a training waits for the report to be made and sent."""
+
     def __init__(self) -> None:
         self._scalars, self._run, self._failed = Scalars(), None, False
 

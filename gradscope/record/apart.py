@@ -39,12 +39,13 @@ class Apart:
 
     Args:
         sink: the user's.
-        close_s: see `CLOSE_S`.
+        close_s: see `CLOSE_S`; by default the sink's own `close_s`, if it has one.
     """
 
-    def __init__(self, sink: Sink, *, close_s: float = CLOSE_S) -> None:
+    def __init__(self, sink: Sink, *, close_s: float | None = None) -> None:
         """See the class."""
-        self._sink, self._close_s = sink, close_s
+        self._sink = sink
+        self._close_s: float = getattr(sink, "close_s", CLOSE_S) if close_s is None else close_s
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._given = self._taken = self._lost = 0  # each changed by one thread only
         self._progress = threading.Condition()
