@@ -118,7 +118,7 @@ BRIDGES: dict[str, str] = {
     "gradscope_ignite":       "gradscope_sessions torch ignite",
     "gradscope_lightning":    "gradscope_sessions lightning pytorch_lightning",
     "gradscope_mlflow":       "gradscope_tracking mlflow matplotlib",
-    "gradscope_pytest":       "pytest",
+    "gradscope_pytest":       "pytest torch",
     "gradscope_sb3":          "gradscope_sessions stable_baselines3",
     "gradscope_scalars":      "numpy",
     "gradscope_sessions":     "torch",
