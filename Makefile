@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report bench-fleet faults docs pictures frameworks integrations clean
+.PHONY: demo test lint format bench bench-report bench-fleet faults docs pictures frameworks integrations soak clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -47,6 +47,9 @@ frameworks: $(READY)  # install what the integrations are for; tests that need i
 integrations: frameworks  # test them, and say what was found in docs/integrations.md
 	GRADSCOPE_INTEGRATIONS=build/integrations $(BIN)/python -m pytest tests/frameworks
 	PYTHONPATH=tests $(BIN)/python -m frameworks.table build/integrations
+
+soak: $(READY)  # kills, faults and memory over very many steps, under 20 minutes; `make test` has it in short
+	PYTHONPATH=tests $(BIN)/python -W ignore -m reliability.soak
 
 clean:  # remove the environment and everything built; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import platform
 import warnings
 import weakref
@@ -204,7 +205,8 @@ class Scope:
                 undo.callback(remove)
             undo.push(observer.ledger.listen())
             self._undo = undo.pop_all()
-        atexit.register(self.close)
+        _closed_at_exit()
+        _OPEN[self] = None
 
     def step(self) -> None:
         """Say that a step is over, in a loop that has no `torch.optim.Optimizer`."""
@@ -278,7 +280,7 @@ class Scope:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        _OPEN.pop(self, None)
         try:
             self._undo.close()
             if self._observer.unfinished:
@@ -304,6 +306,21 @@ class Scope:
     def _check_open(self, what: str) -> None:
         if self._closed:
             raise GradscopeError(f"{what}: this scope is closed; attach to the model again.")
+
+
+_OPEN: dict[Scope, None] = {}
+"""Scopes that are not closed."""
+
+
+@functools.cache
+def _closed_at_exit() -> None:
+    """Once, for all scopes: Python never forgets the place of a function that is registered and unregistered again."""
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for scope in reversed(list(_OPEN)):
+        scope.close()
 
 
 @dataclass(frozen=True, slots=True)

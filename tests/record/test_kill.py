@@ -147,18 +147,23 @@ def train(logdir):
         store.close()
         first += 9
 
-ParquetStore(sys.argv[1] + "/warm", {}).close()
+def session():
+    began = time.monotonic()
+    store = ParquetStore(sys.argv[1] + "/warm", {}, first_step=session.first, flush_steps=2)
+    for step in range(session.first, session.first + 9):
+        store.write(slim(step))
+    store.close()
+    session.first += 9
+    return time.monotonic() - began
+
+session.first = 0
+session()
 for kill in range(int(sys.argv[2])):
     child = os.fork()
     if child == 0:
         train(Path(sys.argv[1]) / str(kill))
         os._exit(1)
-    told = Path(sys.argv[1]) / str(kill) / "gradscope/run.json"
-    waited = time.monotonic() + random.Random(kill).uniform(0, 0.4)  # from the start, where that is soon enough
-    while not told.exists() and kill % 5:
-        time.sleep(0.001)
-        waited = time.monotonic() + random.Random(kill).uniform(0, 0.4)  # else from when there is a run
-    time.sleep(max(0.0, waited - time.monotonic()))
+    time.sleep(random.Random(kill).uniform(0, 6) * session())  # up to six sessions, as fast as the machine is now
     os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

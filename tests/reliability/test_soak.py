@@ -1,0 +1,24 @@
+"""The short version of `make soak`: a few kills, some hundred steps, some cycles; faults have tests of their own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from reliability import soak
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and /proc")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_the_long_run_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--kills", "4", "--steps", "800", "--cycles", "30", "--faults", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "kills survived: 4 of 4" in told and "in memory: 800 steps" in told and "30 cycles" in told
+
+
+def test_a_growing_memory_is_seen() -> None:
+    sizes = [(step, 1000.0 + 2.0 * step) for step in range(0, 100, 10)]
+    assert soak.slope(sizes) == pytest.approx(2000.0)
+    figures = soak.Figures()
+    figures.expect(False, "a leak")
+    assert figures.failures == ["a leak"]
