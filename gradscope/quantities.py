@@ -37,13 +37,15 @@ def choose_quantities(quantities: str | Iterable[str]) -> frozenset[str]:
         return frozenset(CORE)
     if quantities == "full":
         return frozenset(CORE + FULL)
+    if not isinstance(quantities, Iterable):
+        raise AttachError(f"quantities={quantities!r:.80}: expected 'core', 'full', or a list of names.")
     names = [quantities] if isinstance(quantities, str) else list(quantities)
     for name in names:
         if name not in CORE + FULL:
             near = difflib.get_close_matches(str(name), CORE + FULL, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise AttachError(
-                f"quantities: {name!r} is unknown. Pass 'core', 'full', or a list of {', '.join(CORE + FULL)}.{hint}"
+                f"quantities: {name!r:.80} is unknown. Pass 'core', 'full', or a list of {', '.join(CORE + FULL)}.{hint}"
             )
     return frozenset(names)
 

@@ -64,6 +64,8 @@ def find_sequences(model: nn.Module, positions: Mapping[str, int] | None) -> dic
     Raises:
         AttachError: a pattern matches no module, or a dimension is neither 0 nor 1.
     """
+    if not isinstance(positions, Mapping | None) or not all(isinstance(pattern, str) for pattern in positions or ()):
+        raise AttachError(f"positions={positions!r:.80}: expected pattern -> time dimension, as in {{'encoder': 1}}.")
     names = [name for name, _ in model.named_modules()]
     found: dict[str, int] = {}
     for pattern, dim in (positions or {}).items():
@@ -92,10 +94,12 @@ def _within(inner: str, outer: str) -> bool:
 def _checked(cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[type, CellSpec]:
     if cells is None:
         return {}
+    if not isinstance(cells, Iterable):
+        raise AttachError(f"cells={cells!r:.80}: expected {{MyCell: gradscope.CellSpec()}}, or a list of classes.")
     pairs = list(cells.items()) if isinstance(cells, Mapping) else [(kind, CellSpec()) for kind in cells]
     for kind, spec in pairs:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise AttachError(f"cells: {kind!r} is no class of modules. Pass {{MyCell: gradscope.CellSpec()}}.")
+            raise AttachError(f"cells: {kind!r:.80} is no class of modules. Pass {{MyCell: gradscope.CellSpec()}}.")
         if not isinstance(spec, CellSpec):
             raise AttachError(f"cells: {kind.__name__} needs a gradscope.CellSpec; got {type(spec).__name__}.")
         state_argument(kind, spec)

@@ -43,7 +43,7 @@ def find_layers(
     part = inside((name for name, _ in model.named_modules()), own)
     recurrent = {name for name, module in model.named_modules() if name not in part and _is_recurrent(module)}
     names = [name for name, _ in model.named_modules() if name in own or name in recurrent]
-    chosen = _choose(names, _patterns(include), _patterns(exclude))
+    chosen = _choose(names, _patterns("include", include), _patterns("exclude", exclude))
     modules = dict(model.named_modules())
     for name in chosen:
         _refuse(name, modules[name])
@@ -88,10 +88,13 @@ def _refuse(name: str, module: nn.Module) -> None:
         )
 
 
-def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if patterns is None:
         return None
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    found = (patterns,) if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise AttachError(f"{argument}={patterns!r:.80}: expected a pattern such as 'encoder.*', or a list of them.")
+    return found
 
 
 def _choose(names: list[str], include: tuple[str, ...] | None, exclude: tuple[str, ...] | None) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -26,6 +26,7 @@ ODD = st.one_of(
 NAMES = ("every", "budget", "quantities", "max_sequences", "include", "exclude", "first_step", "cells", "positions")
 
 
+@pytest.mark.filterwarnings("ignore::gradscope.GradscopeWarning")
 @settings(max_examples=120, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), ODD, min_size=1, max_size=3))
 def test_any_arguments(arguments: dict[str, Any]) -> None:
@@ -56,11 +57,13 @@ WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
     command=st.sampled_from(["report", "compare", "check"]),
     words=st.lists(WORDS | st.sampled_from(["--format", "-o", "--fail-on", "json", "critical", "--", "."]), max_size=3),
 )
-def test_any_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str]) -> None:
-    """Status 2 and one line of reason, or 0 for `--help`; no traceback, and nothing is written."""
+def test_any_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, command: str, words: list[str]
+) -> None:
+    """Status 2 and a reason, or 0 for `--help`; no traceback, and nothing is written."""
     monkeypatch.chdir(tmp_path)
-    found = CliRunner().invoke(main, [command, *words])
-    assert found.exit_code == 2 or "--help" in words
-    assert found.exception is None or isinstance(found.exception, SystemExit)
-    assert "Traceback" not in found.output and found.output.strip()
+    monkeypatch.setattr(sys, "argv", ["gradscope", command, *words])
+    status, told = main(), capsys.readouterr()
+    assert status == 2 or "--help" in words
+    assert "Traceback" not in told.err and (told.err + told.out).strip()
     assert not list(tmp_path.iterdir())

@@ -161,6 +161,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_names_from_a_folder_are_text_in_a_report(hostile: Path, tmp_path: Path) -> None:
     run = gradscope.load(hostile)
     path = tmp_path / "report.html"
@@ -171,6 +172,7 @@ def test_names_from_a_folder_are_text_in_a_report(hostile: Path, tmp_path: Path)
     assert "<script>" not in run._repr_html_()
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_names_from_a_folder_are_no_paths(hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report, and figures, write where they are told to and nowhere else."""
     monkeypatch.chdir(tmp_path)
