@@ -45,7 +45,8 @@ def choose_quantities(quantities: str | Iterable[str]) -> frozenset[str]:
             near = difflib.get_close_matches(str(name), CORE + FULL, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise AttachError(
-                f"quantities: {name!r:.80} is unknown. Pass 'core', 'full', or a list of {', '.join(CORE + FULL)}.{hint}"
+                f"quantities: {name!r:.80} is unknown. Pass 'core', 'full', or a list of {', '.join(CORE + FULL)}."
+                f"{hint}"
             )
     return frozenset(names)
 
