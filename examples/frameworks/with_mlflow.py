@@ -38,6 +38,7 @@ if __name__ == "__main__":
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     folder = TemporaryDirectory()
     mlflow.set_tracking_uri(Path(folder.name).as_uri())
+    mlflow.set_experiment("gradscope")
     model = First()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     with (
