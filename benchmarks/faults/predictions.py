@@ -46,7 +46,7 @@ class Prediction:
     @property
     def direction(self) -> bool:
         """Whether the number came to lie on the side of the old one that was predicted, or was to stay and stayed."""
-        sides = [(value > self.before) - (value < self.before) for value in (self.predicted, self.came)]
+        sides = [int(value > self.before) - int(value < self.before) for value in (self.predicted, self.came)]
         return sides[0] == sides[1]
 
     @property
