@@ -25,7 +25,7 @@ def report(parts: Sequence[str], out: Path) -> str:
 def _part(part: str, out: Path) -> Iterator[str]:
     confirmed = confirm([case for case in all_cases() if case.part == part], out)
     faulty, healthy = judge(confirmed.faulty), judge(confirmed.healthy)
-    yield f"## The {part} part\n"
+    yield f"### The {part} part\n"
     yield from _counts(confirmed)
     yield from _rows(("code", "recall", "false alarms", "cause first"), table(faulty, healthy))
     yield "Baselines: whether they say anything at all.\n"
