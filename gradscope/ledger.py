@@ -92,6 +92,7 @@ class Ledger:
     Args:
         model: whose clipping calls count.
         layers: its watched recurrent layers.
+        others: modules of which it is only known whether gradient arrives; without layers they take their place.
         guard: for failures.
         stepped: called when a GradScaler's step is over, with the optimizer and whether it was skipped.
         owns: whether an optimizer steps watched parameters.
@@ -104,13 +105,15 @@ class Ledger:
         self,
         model: nn.Module,
         layers: Sequence[nn.Module],
+        others: Sequence[nn.Module],
         guard: Guard,
         owns: Callable[[Optimizer], bool],
         stepped: Callable[[Optimizer, Tensor | bool], None],
     ) -> None:
         """See the class."""
         self.guard = guard
-        self._whole_model, self._layers = model, layers
+        self._whole_model, self._layers = model, layers or others
+        self._heard = [*layers, *others]
         self._owns, self._stepped = owns, stepped
         self._shares: weakref.WeakKeyDictionary[Optimizer, tuple[int, set[int]]] = weakref.WeakKeyDictionary()
         self._watching = ExitStack()
@@ -141,18 +144,18 @@ class Ledger:
         self._watched = {id(p) for p in self._parameters}
         self._model = {id(p) for p in self._whole_model.parameters()} | self._watched
         self._recurrent = [p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1]
-        self._first = [next(layer.parameters(), None) for layer in self._layers]
+        self._first = [next(module.parameters(), None) for module in self._heard]
 
     def _watch(self) -> None:
         self._watching.close()
-        for index, layer in enumerate(self._layers):
-            for parameter in [p for p in layer.parameters() if p.requires_grad][:1]:
+        for index, module in enumerate(self._heard):
+            for parameter in [p for p in module.parameters() if p.requires_grad][:1]:
                 handle, node = watch_parameter(parameter, functools.partial(self._accumulates, index))
                 self._watching.callback(lambda handle, node: handle.remove(), handle, node)
 
     def _renew(self) -> None:
         """Take the parameters anew if others have taken their places, as `fully_shard` makes them."""
-        if all(next(m.parameters(), None) is p for m, p in zip(self._layers, self._first, strict=True)):
+        if all(next(m.parameters(), None) is p for m, p in zip(self._heard, self._first, strict=True)):
             return
         self._take()
         self._watch()
@@ -161,18 +164,19 @@ class Ledger:
 
     # --- backward
 
-    def has_arrived(self, layer: int) -> bool:
-        """Whether a layer has received a gradient in this step; where its parameters are sharded, any is taken for one.
+    def has_arrived(self, index: int) -> bool:
+        """Whether a layer, or one of the others behind them, has received a gradient in this step.
 
-        What shards them writes their gradients by itself.
+        Where parameters are sharded, any is taken for one: what shards them writes their gradients by itself.
         """
-        return layer in self._arrived or hasattr(self._first[layer], "to_local")
+        return index in self._arrived or hasattr(self._first[index], "to_local")
 
     @uncompiled
-    def _accumulates(self, layer: int, _: Tensor) -> None:
-        """The first gradient of a backward pass: look at all of them when it is over."""
-        self._arrived.add(layer)
-        self._pass = after_backward(self._pass, self._backward_over)
+    def _accumulates(self, index: int, _: Tensor) -> None:
+        """The first gradient of a backward pass: look at all of the layers' when it is over."""
+        self._arrived.add(index)
+        if index < len(self._layers):
+            self._pass = after_backward(self._pass, self._backward_over)
 
     @guarded
     def _backward_over(self) -> None:

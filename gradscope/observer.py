@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from gradscope.alarm import Alarm, lost
 from gradscope.attach.find import is_call_of
-from gradscope.attach.modified import present_gradients
 from gradscope.capture.cell import Cell, real
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.positions import Given, SequenceModule
@@ -31,22 +30,9 @@ from gradscope.record.summary import nonfinite, summarise
 from gradscope.schedule import Schedule
 from gradscope.step import Recording
 from gradscope.types import KernelCall, LayerKey, Rows
-from gradscope.uncompiled import has_compiled, uncompiled
+from gradscope.uncompiled import uncompiled
+from gradscope.unseen import COMPILED, Calls
 
-NOT_CALLED = (
-    "it received gradient, but torch's fused kernel was not called for it: a class with a forward of its own cannot be "
-    "observed, nor can the replicas of torch.nn.DataParallel (DistributedDataParallel can)"
-)
-COMPILED = (
-    "it received gradient, but no call of it was seen: it ran inside a graph of torch.compile, and nothing of it is "
-    "recorded. Keep it out of the graph: put torch.compiler.disable around what calls it, or, for a fused layer, leave "
-    "torch._dynamo.config.allow_rnn at False; or train some steps without torch.compile"
-)
-CALLED_EARLIER = (
-    "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
-    "forward pass serves several optimizers, take all backward passes before the first of their steps"
-)
-REPLACED = "this layer is no longer part of the model: attach again to observe what has taken its place"
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
 
@@ -91,11 +77,12 @@ class Observer:
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        parts = list(layers.values()) or [watched.module for watched in own]
-        self.ledger = Ledger(model, parts, self.guard, self._owns, self._scaler_stepped)
+        sequences = [watched for watched in own if isinstance(watched, SequenceModule)]
+        parts = [list(layers.values()), [watched.module for watched in sequences]]
+        self.ledger = Ledger(model, *parts, self.guard, self._owns, self._scaler_stepped)
         self.paused = False
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
-        self._called: tuple[set[str], set[str]] = (set(), set())  # layers, in the last observed step and in this one
+        self._calls = Calls(layers, sequences)
         self.step = settings.first_step
         self._awaited: dict[str, Finals] = {}  # what a recorded step returned, until the next step's first calls
         self._carried: set[str] = set()  # modules that went on from it, in a step that was not recorded
@@ -132,7 +119,7 @@ class Observer:
         if self._recording is None:
             self._look_back(name, call.state, 0 if call.cell else 1)
             return None
-        self._called[-1].add(name)
+        self._calls.saw(name)
         if self.paused or not self._recording.takes(name):
             return None
         return name, call, begin_dropout(call)
@@ -162,9 +149,10 @@ class Observer:
                 self._look_back(watched.name, [real(x) for x in tensors_in(watched.bind(args, kwargs)[1])], 0)
             return None
         if isinstance(watched, SequenceModule):
+            self._calls.saw(watched.seal)
             taken = not self.paused and self._recording.takes(watched.seal)
             return watched.begin(args, kwargs) if taken else None
-        self._called[-1].add(watched.name)
+        self._calls.saw(watched.name)
         if self.paused or not self._recording.takes(watched.name):
             return None
         return watched, *watched.bind(args, kwargs)
@@ -255,7 +243,7 @@ class Observer:
         self.guard.take_reasons()  # they are among the rows
         if self._recording is not None:
             self._recording.close()
-            self._called = (self._called[-1], set())
+            self._calls.step()
         gradients, clips = self.ledger.close_step(optimizer)
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
@@ -380,20 +368,11 @@ class Observer:
         return list({id(p): p for layer in self._layers.values() for p in layer.parameters()}.values())
 
     def _unseen(self) -> list[Rows]:
-        """Notes on layers of which no kernel call was seen, although they have a gradient or are not there any more."""
-        earlier, now = self._called
+        """Notes on what has received gradient for calls that were not seen, or is not there any more."""
         found: list[Rows] = []
-        missing = [(k, name) for k, name in enumerate(self._layers) if name not in now]
-        present = set(self._model.modules()) if missing else set[nn.Module]()
-        for index, name in missing:
-            layer = self._layers[name]
-            arrived = self.ledger.has_arrived(index)  # in this step: what is left in `.grad` from another is no sign
-            reason = "" if layer in present else REPLACED
-            if not reason and arrived and any(bool(g.any()) for g in present_gradients(list(layer.parameters()))):
-                reason = CALLED_EARLIER if name in earlier else COMPILED if has_compiled() else NOT_CALLED
+        for name, reason in self._calls.unseen(self._model, self.ledger.has_arrived):
             if reason == COMPILED:
                 self.guard.warn(f"{name or 'the model'}: {reason}")
-            if reason:
-                head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
-                found.append(Rows("notes", {**head, "reason": reason}))
+            head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
+            found.append(Rows("notes", {**head, "reason": reason}))
         return found

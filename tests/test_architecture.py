@@ -37,8 +37,9 @@ ARROWS: dict[str, tuple[str, str]] = {
     "origins":         ("types capture families observed",                          "torch"),
     "step":            ("types errors attach capture families observed origins following", "torch"),
     "ledger":          ("types errors uncompiled attach record guard",              "torch"),
+    "unseen":          ("uncompiled attach capture",                                "torch"),
     "observer":        ("types errors uncompiled alarm attach capture record quantities schedule guard following step "
-                        "ledger", "torch"),
+                        "ledger unseen", "torch"),
     "whatif":          ("types errors diagnose",                                    "numpy pandas torch"),
     "scope":           ("types errors uncompiled attach capture record quantities schedule observer whatif",
                         "torch pandas gradscope_tensorboard"),

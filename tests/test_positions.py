@@ -338,6 +338,21 @@ def test_training_is_the_same_bit_for_bit() -> None:
     assert torch.equal(state, state_observed)
 
 
+def test_a_module_whose_parts_are_called_instead() -> None:
+    """Beside a layer; in the step in which nothing of it is used there is nothing to say."""
+    model = nn.ModuleDict({"lstm": nn.LSTM(SHAPE[2], 6), "encoder": nn.Sequential(nn.Linear(6, 4), nn.Tanh())})
+    optimizer = SGD(model.parameters(), 0.1)
+    with gradscope.attach(model.double(), positions={"encoder": 0}, every=1, strict=True) as scope:
+        for used in (True, False):
+            y = model["lstm"](batch())[0]
+            last(model["encoder"][0](y) if used else y).backward()
+            optimizer.step()
+    notes = scope.run.frame("notes")
+    assert list(notes.module) == ["encoder"] and list(notes.step) == [0]
+    assert "calls of the module itself" in notes.reason.item()
+    assert list(scope.run.frame("layers").module) == ["lstm", "lstm"]
+
+
 def test_nothing_is_left() -> None:
     model = Model(transformer(0, 0.1))
     kinds = {type(m) for m in model.modules()}

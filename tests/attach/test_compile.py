@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope.uncompiled import inner_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*:UserWarning:torch")
 STEPS = 4
@@ -62,6 +63,22 @@ class Loop(nn.Module):
         return self.unrolled(x)
 
 
+class Encoded(nn.Module):
+    """Calls a module that is observed by position, in the graph or out of it."""
+
+    def __init__(self, apart: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4))
+        self.head, self.apart = nn.Linear(4, 2), apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encode_apart(x) if self.apart else self.encoder(x)).square().mean()
+
+    @torch.compiler.disable
+    def encode_apart(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "lstm": Fused,
     "gru": lambda: Fused(nn.GRU),
@@ -69,8 +86,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "own cell": lambda: Loop(Own()),
     "cell apart": lambda: Loop(nn.GRUCell(3, 4), apart=True),
     "own cell apart": lambda: Loop(Own(), apart=True),
+    "positions": Encoded,
+    "positions apart": lambda: Encoded(apart=True),
 }
-SEEN = {"lstm", "gru", "cell apart", "own cell apart"}
+SEEN = {"lstm", "gru", "cell apart", "own cell apart", "positions apart"}
 Trained = tuple[list[bytes], list[int], "gradscope.Scope | None"]
 
 
@@ -124,7 +143,8 @@ def train(
 
 
 def attach(model: nn.Module) -> gradscope.Scope:
-    return gradscope.attach(model, every=1, max_sequences=None, strict=True)
+    positions = {"encoder": 0} if isinstance(inner_module(model), Encoded) else None
+    return gradscope.attach(model, every=1, max_sequences=None, positions=positions, strict=True)
 
 
 class Counting:
@@ -153,7 +173,7 @@ def test_seen_as_ever_or_said_not_to_be(name: str, when: str) -> None:
     assert scope is not None and seen == bare[0]
     assert counts[-1] == counts[1] <= bare[1][-1] + 1  # attaching may cost one compilation, no step does
     if name not in SEEN:
-        reasons = scope.run.frame("notes", module="cell")
+        reasons = scope.run.frame("notes", module="encoder" if name == "positions" else "cell")
         assert (
             len(reasons) == STEPS - (when == "late") and reasons["reason"].str.contains("torch.compiler.disable").all()
         )
@@ -169,7 +189,7 @@ def test_seen_as_ever_or_said_not_to_be(name: str, when: str) -> None:
 
 def numbers(run: gradscope.Run, table: str) -> Tensor:
     frame = run.frame(table)
-    assert len(frame) or table in ("gates", "units", "weights")  # an own cell's are not known
+    assert len(frame) or table in ("gates", "units", "weights")  # only those of torch's layers are known
     return torch.tensor(frame.select_dtypes("number").to_numpy(dtype=float))
 
 
