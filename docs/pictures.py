@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import seaborn
@@ -152,11 +152,16 @@ def four_views(run: gradscope.Run) -> Figure:
 # --- the story of the mathematics
 
 
-def powers() -> Figure:
-    """|lambda|^k: the reach of linear networks whose eigenvalues all have one modulus."""
+def pair() -> tuple[Figure, Any, Any, list[Any]]:
+    """A figure, two axes side by side, and four colours."""
     figure = Figure(figsize=(10, 3.6), dpi=90, layout="constrained")
     left, right = figure.subplots(1, 2)
-    palette = seaborn.color_palette("colorblind", 4)
+    return figure, left, right, seaborn.color_palette("colorblind", 4)
+
+
+def powers() -> Figure:
+    """|lambda|^k: the reach of linear networks whose eigenvalues all have one modulus."""
+    figure, left, right, palette = pair()
     for modulus, colour in zip((0.8, 0.95, 1.0, 1.1), palette, strict=True):
         torch.manual_seed(0)
         model = cells.orthogonal_(cells.Recurrent(cells.LinearCell, 2, 16))
@@ -174,9 +179,7 @@ def powers() -> Figure:
 
 def carousel() -> Figure:
     """The cell path of an LSTM: the same network with its forget gate at 0.5, 0.73, 0.95 and 0.993."""
-    figure = Figure(figsize=(10, 3.6), dpi=90, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    palette = seaborn.color_palette("colorblind", 4)
+    figure, left, right, palette = pair()
     for bias, colour in zip((0.0, 1.0, 3.0, 5.0), palette, strict=True):
         torch.manual_seed(0)
         model = cells.forget_bias_(nn.LSTM(2, 24), bias)

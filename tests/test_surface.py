@@ -16,5 +16,7 @@ GOLDEN = Path(__file__).parent / "golden" / "surface.txt"
 
 def test_what_users_read_has_not_changed_unseen() -> None:
     expected, found = GOLDEN.read_text(encoding="utf-8"), surface()
-    changed = "\n".join(difflib.unified_diff(expected.splitlines(), found.splitlines(), "before", "now", n=1, lineterm=""))
+    changed = "\n".join(
+        difflib.unified_diff(expected.splitlines(), found.splitlines(), "before", "now", n=1, lineterm="")
+    )
     assert not changed, f"{changed}\n\nif it is meant: python tests/surface.py > tests/golden/surface.txt"

@@ -56,5 +56,12 @@ def test_the_sdist_can_build_and_test(built: Path) -> None:
     (sdist,) = built.glob("gradscope_rnn-*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "gradscope/__init__.py", "tests/oracles.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "gradscope/__init__.py",
+        "tests/oracles.py",
+    } <= names
     assert not {name for name in names if name.startswith((".venv", "runs/", "build/"))}
