@@ -1,7 +1,7 @@
 """Everything that a user reads of gradscope, as one text: `python tests/surface.py > tests/golden/surface.txt`.
 
-Public names with their arguments, columns of tables, quantities, help texts, labels, and messages. It is there to be read in
-one go: it should be one language.
+Public names with their arguments, columns of tables, quantities, help texts, labels, and messages. It is there to be
+read in one go: it should be one language.
 """
 
 from __future__ import annotations

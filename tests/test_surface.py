@@ -1,4 +1,4 @@
-"""A snapshot of every name, column, label, help text and message: whoever changes one sees it here, and reads its neighbours."""
+"""A snapshot of every name, column, label, help text and message: who changes one sees it beside its neighbours."""
 
 from __future__ import annotations
 
