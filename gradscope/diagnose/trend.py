@@ -101,10 +101,11 @@ def peak_reach(seen: Seen, key: LayerKey) -> tuple[float, float]:
 
 
 def horizons(seen: Seen, key: LayerKey) -> tuple[float, float, float]:
-    """Horizon early and late, and the longest lag that could be seen."""
+    """Horizon early and late, and the longest lag there is, from where the loss enters to the chain's start."""
     layers = seen.of("layers", key)
     early, late = early_and_late(layers["horizon"].to_numpy())
-    return early, late, float(layers["timesteps"].median()) - 1 if len(layers) else 0.0
+    lags = seen.of("reach", key).groupby("step")["lag"].max()
+    return early, late, float(lags.median()) if len(lags) else 0.0
 
 
 def spectral_radius(seen: Seen, key: LayerKey) -> tuple[float, float]:

@@ -67,9 +67,12 @@ def muted(ax: Axes) -> Any:
 
 
 def say(ax: Axes, text: str) -> Axes:
-    """Words in the place of data."""
-    ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", wrap=True, color=muted(ax))
+    """Words in the place of data; below the upper edge where there are other data in the axes."""
+    empty = not ax.lines and not ax.collections
+    if empty:
+        ax.set(xticks=[], yticks=[])
+    middle = 0.5 if empty else 0.95
+    ax.text(0.5, middle, text, transform=ax.transAxes, ha="center", va="center", wrap=True, color=muted(ax))
     return ax
 
 

@@ -72,7 +72,7 @@ class Training:
                 [
                     {**head, "lag": lag, "p50": p}
                     for head, peak in zip(heads, self.peak, strict=True)
-                    for lag, p in ((0, 1.0), (5, peak))
+                    for lag, p in {0: 1.0, self.timesteps - 1: min(1.0, peak), min(5, self.timesteps - 1): peak}.items()
                 ],
                 "step module layer direction chain lag p50",
             ),

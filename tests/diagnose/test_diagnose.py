@@ -197,3 +197,16 @@ def test_every_remedy_can_be_compiled() -> None:
 def test_a_state_that_is_detached_within_the_step() -> None:
     found = diagnose(watched(nn.GRU(3, 8), 4, window=4))
     assert found[0].code == "detached_state"
+
+
+def test_where_the_loss_enters_at_the_start_of_a_recurrence_nothing_vanishes() -> None:
+    """The last output of a bidirectional layer holds the reverse direction's first state: there is no way back."""
+    rnn = torch.nn.LSTM(2, 4, bidirectional=True)
+    optimizer = torch.optim.SGD(rnn.parameters(), 1e-9)
+    with gradscope.attach(rnn, every=1) as scope:
+        for _ in range(4):
+            optimizer.zero_grad()
+            rnn(torch.randn(30, 3, 2))[0][-1].sum().backward()
+            optimizer.step()
+    found = [f.layer_key for f in scope.run.findings() if f.code == "vanishing_gradient"]
+    assert [key.direction for key in found if key] == ["forward"]
