@@ -20,7 +20,7 @@ from gradscope.record.run import Run
 from gradscope.scope import Scope, attach
 from gradscope.types import Batch, CellSpec, Finding, LayerKey, Rows
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "Batch",
     "CellSpec",

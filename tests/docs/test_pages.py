@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:.*:UserWarning:torch")  # of torch.compile
 @pytest.mark.parametrize("document", PAGES, ids=lambda document: document.stem)
 def test_code_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plt.switch_backend("agg")
