@@ -78,8 +78,8 @@ class Observer:
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
         sequences = [watched for watched in own if isinstance(watched, SequenceModule)]
-        parts = [list(layers.values()), [watched.module for watched in sequences]]
-        self.ledger = Ledger(model, *parts, self.guard, self._owns, self._scaler_stepped)
+        modules = [watched.module for watched in sequences]
+        self.ledger = Ledger(model, list(layers.values()), modules, self.guard, self._owns, self._scaler_stepped)
         self.paused = False
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._calls = Calls(layers, sequences)

@@ -151,8 +151,9 @@ def attach(
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter)
         undo.pop_all()
-    for begin in [sink.begin for sink in sinks if hasattr(sink, "begin")]:
-        begin(scope.run)
+    for begin in [getattr(sink, "begin", None) for sink in sinks]:
+        if begin is not None:
+            begin(scope.run)
     return scope
 
 

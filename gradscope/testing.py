@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import GradscopeError
@@ -58,9 +58,10 @@ def assert_reach(
     reach = run.frame("reach")
     if reach.empty:
         raise GradscopeError(f"assert_reach saw no gradient in any recurrent layer. {_notes(run)}".strip())
-    failures, longest = [], {}
-    for key, rows in reach.groupby(list(LayerKey._fields), sort=False):
-        key = LayerKey(*key)
+    failures, longest = list[str](), dict[tuple[Any, ...], int]()
+    groups: Iterable[tuple[Any, Any]] = reach.groupby(list(LayerKey._fields), sort=False)
+    for place, rows in groups:
+        key = LayerKey(*place)
         longest[key[:3]] = max(longest.get(key[:3], 0), int(rows["lag"].max()))
         lost = rows[(rows["lag"] <= at_least) & ~(rows["p50"] >= FLOOR)]
         if len(lost):
@@ -68,9 +69,9 @@ def assert_reach(
     if failures:
         raise AssertionError("\n\n".join(failures))
     if short := {key: lag for key, lag in longest.items() if lag < at_least}:
-        key, lag = next(iter(short.items()))
+        place, lag = next(iter(short.items()))
         raise GradscopeError(
-            f"assert_reach(at_least={at_least}): the gradient does not fall in {_said(key)}, but can be followed for "
+            f"assert_reach(at_least={at_least}): the gradient does not fall in {_said(place)}, but can be followed for "
             f"{lag} steps only. Pass longer sequences, without a detached state in between, or at_least={lag}."
         )
 

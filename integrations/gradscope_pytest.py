@@ -30,7 +30,7 @@ def gradscope_attach() -> Iterator[Callable[..., Scope]]:
     with ExitStack() as scopes:
 
         def attach(model: nn.Module, logdir: Any = None, **arguments: Any) -> Scope:
-            given = {"every": 1, "strict": True, **arguments}
+            given: dict[str, Any] = {"every": 1, "strict": True, **arguments}
             return scopes.enter_context(gradscope.attach(model, logdir, **given))
 
         yield attach
