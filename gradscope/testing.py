@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import GradscopeError
@@ -59,7 +59,7 @@ def assert_reach(
     if reach.empty:
         raise GradscopeError(f"assert_reach saw no gradient in any recurrent layer. {_notes(run)}".strip())
     failures, longest = list[str](), dict[tuple[Any, ...], int]()
-    groups: Iterable[tuple[Any, Any]] = reach.groupby(list(LayerKey._fields), sort=False)
+    groups: Any = reach.groupby(list(LayerKey._fields), sort=False)
     for place, rows in groups:
         key = LayerKey(*place)
         longest[key[:3]] = max(longest.get(key[:3], 0), int(rows["lag"].max()))
@@ -134,7 +134,7 @@ def _remedies(findings: Collection[Finding]) -> Iterator[str]:
         yield from (f"    {line}" for code in typed for line in code.splitlines())
 
 
-def _said(key: tuple[Any, ...]) -> str:
+def _said(key: Sequence[Any]) -> str:
     """A recurrence in words."""
     way = ", reverse" if key[2] == "reverse" else ""
     chain = f", chain {key[3]}" if len(key) > 3 and key[3] else ""
