@@ -58,6 +58,15 @@ def find_cells(model: nn.Module, cells: Mapping[type, CellSpec] | Sequence[type]
     return {name: {**asked, **inner}[name] for name in named if name in asked or name in inner}
 
 
+def find_recurrent(model: nn.Module) -> dict[str, nn.Module]:
+    """Torch's recurrent layers and cells in a model, and those that are known by their signature, by qualified name."""
+    named = dict(model.named_modules())
+    cells = find_cells(model, None)
+    part = inside(named, cells)
+    kinds = (nn.RNNBase, nn.RNNCellBase)
+    return {name: m for name, m in named.items() if name in cells or (name not in part and isinstance(m, kinds))}
+
+
 def find_sequences(model: nn.Module, positions: Mapping[str, int] | None) -> dict[str, int]:
     """Modules whose output is a sequence, by qualified name, and its time dimension.
 
@@ -104,6 +113,11 @@ def _checked(cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[typ
             raise AttachError(f"cells: {kind.__name__} needs a gradscope.CellSpec; got {type(spec).__name__}.")
         state_argument(kind, spec)
     return dict(pairs)
+
+
+def looks_recurrent(module: nn.Module) -> bool:
+    """Whether a module is one of torch's recurrent layers or cells, or is known for a cell by its signature."""
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or _looks_like_cell(module)
 
 
 def _looks_like_cell(module: nn.Module) -> bool:

@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gradscope
-
-Recurrent = (nn.RNNBase, nn.RNNCellBase)
+from gradscope.attach.custom import find_recurrent, looks_recurrent
 
 
 @dataclass(eq=False)
@@ -98,7 +97,7 @@ class Watch:
         folder = self.folder / f"{self._recorded + 1}-{type(model).__name__}" if self._recorded else self.folder
         scope = gradscope.attach(model, folder, every=self.every, include=include)
         self._recorded += 1
-        layers = {id(module) for module in model.modules() if isinstance(module, Recurrent)}
+        layers = {id(layer) for layer in find_recurrent(model).values()}
         self._watched.append(Watched(scope, weakref.ref(model), layers))
         return self._watched[-1]
 
@@ -129,14 +128,15 @@ def models(parameters: set[int]) -> list[tuple[nn.Module, dict[int, str]]]:
     A layer within several of them is the largest one's.
     """
     live = [one for one in gc.get_objects() if issubclass(type(one), nn.Module) and "_modules" in one.__dict__]
-    layers = [m for m in live if isinstance(m, Recurrent) and any(id(p) in parameters for p in m.parameters())]
+    layers = [m for m in live if looks_recurrent(m) and any(id(p) in parameters for p in m.parameters())]
     parents: dict[int, list[nn.Module]] = {}
     for module in live:
         for child in module._modules.values():
             parents.setdefault(id(child), []).append(module)
     tops = {id(top): top for layer in layers for top in _tops(layer, parents)}
     wanted = {id(layer) for layer in layers}
-    found = [(top, {id(m): name for name, m in top.named_modules() if id(m) in wanted}) for top in tops.values()]
+    known = [(top, find_recurrent(top)) for top in tops.values()]
+    found = [(top, {id(m): name for name, m in layers.items() if id(m) in wanted}) for top, layers in known]
     chosen: list[tuple[nn.Module, dict[int, str]]] = []
     for top, mine in sorted(found, key=lambda pair: -len(pair[1])):
         taken = {key for _, others in chosen for key in others}

@@ -54,6 +54,7 @@ class Training:
         self.clips: list[Row] = []
         self.notes: list[Row] = []
         self.timesteps = T
+        self.longest_lag = T - 1  # that anything could reach back
         self.chains = 1
 
     def seen(self) -> Seen:
@@ -107,7 +108,7 @@ class Training:
                 **head,
                 "chain": chain,
                 "horizon": h,
-                "horizon_censored": h >= T - 1,
+                "horizon_censored": h >= self.longest_lag,
                 "decay": -0.1,
                 "timesteps": self.timesteps,
             }

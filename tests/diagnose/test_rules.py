@@ -94,6 +94,13 @@ def test_too_short_sequences_say_nothing() -> None:
     assert vanishing_gradient(made.seen())
 
 
+def test_nothing_vanishes_where_it_had_no_way_to_go() -> None:
+    made = vanishing(0, 0)
+    assert vanishing_gradient(made.seen())
+    made.longest_lag = 0  # as in the reverse direction of a layer that is read at `[:, -1]`
+    assert not vanishing_gradient(made.seen())
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
     assert vanishing_gradient(vanishing(3, 3, [scale * x for x in STALLED]).seen())
