@@ -36,10 +36,13 @@ class Sessions:
         """What the latest session has recorded, as it grows; with a logdir, what those before it have as well.
 
         Raises:
-            GradscopeError: no training has begun.
+            GradscopeError: no training has begun in this process.
         """
         if self._run is None:
-            raise gradscope.GradscopeError("nothing is recorded yet: the scope opens when training begins")
+            elsewhere = f"; what other processes have recorded is in gradscope.load({str(self._logdir)!r})"
+            raise gradscope.GradscopeError(
+                "nothing is recorded yet: the scope opens when training begins" + (elsewhere if self._logdir else "")
+            )
         return self._run
 
     @property

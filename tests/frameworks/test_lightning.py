@@ -148,6 +148,14 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_another_process_has_recorded_is_in_the_folder(tmp_path: Path) -> None:
+    """A callback whose training ran in forked processes says where to look."""
+    with pytest.raises(gradscope.GradscopeError, match=r"gradscope\.load\('.*run'\)"):
+        _ = GradscopeCallback(tmp_path / "run").run
+    with pytest.raises(gradscope.GradscopeError, match="when training begins$"):
+        _ = GradscopeCallback().run
+
+
 def test_resumed(tmp_path: Path) -> None:
     """Three steps, a checkpoint, and three more in a new process: one run, with the records of six in one go."""
     for epochs, data in ((1, 3), (2, 3)):
