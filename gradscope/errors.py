@@ -1,15 +1,19 @@
 """What can go wrong, as one tree.
 
 GradscopeError
-├── AttachError       attach(): the model, a pattern or an argument is unusable
-├── RecordError       the run folder cannot be written, or is being written by another scope
-├── LoadError         a folder cannot be read as a run
-└── AnalysisError     a failure inside gradscope, raised only with strict=True
+├── AttachError           attach(): the model, a pattern or an argument is unusable
+├── RecordError           the run folder cannot be written, or is being written by another scope
+├── LoadError             a folder cannot be read as a run
+├── MissingPackageError   a package that an extra brings is not installed
+└── AnalysisError         a failure inside gradscope, raised only with strict=True
 
-GradscopeWarning      the same failures without strict: recorded in `notes`, warned about once
+GradscopeWarning          the same failures without strict: recorded in `notes`, warned about once
 """
 
 from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
 
 
 class GradscopeError(Exception):
@@ -26,6 +30,25 @@ class RecordError(GradscopeError):
 
 class LoadError(GradscopeError):
     """A folder cannot be read as a run."""
+
+
+class MissingPackageError(GradscopeError, ModuleNotFoundError):
+    """A package that the base install does without is needed; the message says how to get it."""
+
+
+@contextmanager
+def from_extra(extra: str) -> Generator[None]:
+    """Import in here what an extra brings.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        told = f"{package} is not installed; get it with: pip install 'gradscope-rnn[{extra}]'"
+        raise MissingPackageError(told, name=package) from None
 
 
 class AnalysisError(GradscopeError):

@@ -128,7 +128,14 @@ def rests_on(seen: Seen, key: LayerKey) -> str:
     """Where in the training and in the sequences a finding is from, a sentence."""
     count, longest = len(seen.records), int(seen.of("layers", key)["timesteps"].max())
     steps = f"step {seen.records[0]}" if count == 1 else f"steps {seen.records[0]} to {seen.records[-1]}"
-    return f" ({plural(count, 'record')}, {steps}; sequences of up to {plural(longest, 'timestep')}.)"
+    return f" ({plural(count, 'record')}, {steps}; sequences of up to {plural(longest, 'timestep')}.)" + too_few(seen)
+
+
+def too_few(seen: Seen) -> str:
+    """A sentence about trainings so short that the budget allows a record or two, or nothing."""
+    if not 0 < len(seen.records) < ENOUGH:
+        return ""
+    return " That is too little to see a trend in; every=N, or `gradscope run --every N`, records more of a short run."
 
 
 def severity(seen: Seen, critical: bool) -> Severity:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from gradscope.errors import from_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -46,14 +48,16 @@ def axes(ax: Axes | None) -> Axes:
     """The axes given, or the current ones, as in seaborn."""
     if ax is not None:
         return ax
-    import matplotlib.pyplot as plt
+    with from_extra("report"):
+        import matplotlib.pyplot as plt
 
     return plt.gca()
 
 
 def colours(number: int) -> list[str]:
     """So many colours that the colour-blind tell apart as well; of many, neighbours differ in lightness."""
-    import seaborn
+    with from_extra("report"):
+        import seaborn
 
     palette = seaborn.color_palette("colorblind", number) if number <= 8 else seaborn.color_palette("viridis", number)
     return cast("list[str]", palette.as_hex())

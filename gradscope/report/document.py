@@ -66,7 +66,8 @@ class Report:
             The path.
 
         Raises:
-            GradscopeError: the suffix is another, or the file cannot be written.
+            GradscopeError: the suffix is another, the file cannot be written, or the packages for pictures are not
+                installed.
         """
         path = Path(path)
         written = FORMATS.get(path.suffix.lower())

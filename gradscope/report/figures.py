@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+from gradscope.errors import from_extra
+
 INK, GRID = "#010203", "#040506"
 """Colours that matplotlib draws with in the place of those of the page."""
 WIDTH, HEIGHT = 4.9, 3.1
@@ -41,8 +43,9 @@ def svg(name: str, title: str, draw: Callable[[Any], object]) -> str:
         title: what screen readers call it.
         draw: draws it into given axes.
     """
-    from markupsafe import escape
-    from matplotlib.figure import Figure
+    with from_extra("report"):
+        from markupsafe import escape
+        from matplotlib.figure import Figure
 
     with look(name):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")

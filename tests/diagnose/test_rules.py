@@ -83,7 +83,9 @@ def test_how_bad_vanishing_is(late: float, severity: str) -> None:
 
 def test_two_records_are_a_hint() -> None:
     (finding,) = vanishing_gradient(vanishing(3, 3, records=2).seen())
-    assert finding.severity == "info"
+    assert finding.severity == "info" and "too little to see a trend in; every=N" in finding.explanation
+    (finding,) = vanishing_gradient(vanishing(3, 3, records=3).seen())
+    assert finding.severity == "critical" and "too little" not in finding.explanation
 
 
 def test_too_short_sequences_say_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -243,3 +244,11 @@ def test_ticks_in_plain_text(value: float, text: str) -> None:
 def test_decades_on_the_axis_include_one() -> None:
     ax = plot.reach(made(length=30))
     assert "1" in [label.get_text() for label in ax.get_yticklabels()]
+
+
+@pytest.mark.parametrize("package", ["matplotlib.pyplot", "seaborn"])
+def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(gradscope.GradscopeError, match=r"pip install 'gradscope-rnn\[report\]'") as raised:
+        plot.reach(made())
+    assert isinstance(raised.value, ModuleNotFoundError) and raised.value.name == package.partition(".")[0]

@@ -220,6 +220,16 @@ def test_notebook_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made()._repr_html_().startswith("<p>&lt;Run: 60 steps")
 
 
+def test_a_page_without_the_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    found = made().report()
+    with pytest.raises(gradscope.GradscopeError, match=r"matplotlib is not .* pip install 'gradscope-rnn\[report\]'"):
+        found.save(tmp_path / "report.html")
+    assert found.save(tmp_path / "report.txt").exists()
+
+
 def test_an_excerpt_is_read_like_the_run() -> None:
     run = made([ENCODER, LayerKey("decoder", 0, "reverse", 0)])
     part = excerpt(run)
