@@ -102,7 +102,20 @@ def accelerated(way: str, kind: str, world: int, folder: Path) -> None:
 def lightning(way: str, kind: str, world: int, folder: Path, strategy: str) -> None:
     """Lightning's Trainer."""
     from gradscope_lightning import GradscopeCallback
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
+
+    watching = GradscopeCallback(folder / way, every=1, max_sequences=None, strict=True)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    Trainer(
+        accelerator="cpu", devices=world, strategy=strategy, max_epochs=1, gradient_clip_val=0.01,
+        accumulate_grad_batches=WAYS[way], callbacks=[watching] if kind == "observed" else [],
+        **dict.fromkeys(quiet, False),
+    ).fit(module(lambda task: task.keep(folder, way, kind)), loader(world, way))  # fmt: skip
+
+
+def module(over: Callable[[Task], None]) -> Any:
+    """The task as a LightningModule; in each process `over` is called when training has ended."""
+    from lightning.pytorch import LightningModule
 
     class Module(LightningModule):
         def __init__(self) -> None:
@@ -119,18 +132,12 @@ def lightning(way: str, kind: str, world: int, folder: Path, strategy: str) -> N
             self.task.gradients()
 
         def on_train_end(self) -> None:
-            self.task.keep(folder, way, kind)
+            over(self.task)
 
-        def configure_optimizers(self) -> Any:
+        def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    watching = GradscopeCallback(folder / way, every=1, max_sequences=None, strict=True)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    Trainer(
-        accelerator="cpu", devices=world, strategy=strategy, max_epochs=1, gradient_clip_val=0.01,
-        accumulate_grad_batches=WAYS[way], callbacks=[watching] if kind == "observed" else [],
-        enable_model_summary=False, **quiet,
-    ).fit(Module(), loader(world, way))  # fmt: skip
+    return Module()
 
 
 def every_way(train: Callable[..., None], *where: Any) -> None:
