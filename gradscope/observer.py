@@ -31,7 +31,7 @@ from gradscope.schedule import Schedule
 from gradscope.step import Recording
 from gradscope.types import KernelCall, LayerKey, Rows
 from gradscope.uncompiled import uncompiled
-from gradscope.unseen import COMPILED, Calls
+from gradscope.unseen import COMPILED, NO_CALL, Calls
 
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
@@ -371,7 +371,9 @@ class Observer:
         """Notes on what has received gradient for calls that were not seen, or is not there any more."""
         found: list[Rows] = []
         for name, reason in self._calls.unseen(self._model, self.ledger.has_arrived):
-            if reason == COMPILED:
+            if reason == NO_CALL and self._said.setdefault((name, reason), self.step) != self.step:
+                continue
+            if reason.startswith(COMPILED):
                 self.guard.warn(f"{name or 'the model'}: {reason}")
             head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
             found.append(Rows("notes", {**head, "reason": reason}))

@@ -21,7 +21,7 @@ NO_CALL = (
 COMPILED = (
     "it received gradient, but no call of it was seen: it ran inside a graph of torch.compile, and nothing of it is "
     "recorded. Keep it out of the graph: put torch.compiler.disable around what calls it, or, for a fused layer, leave "
-    "torch._dynamo.config.allow_rnn at False; or train some steps without torch.compile"
+    "torch._dynamo.config.allow_rnn at False; or train some steps without torch.compile. If it is in no such graph: "
 )
 CALLED_EARLIER = (
     "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
@@ -67,6 +67,6 @@ class Calls:
             if module not in present:
                 found.append((name, REPLACED))
             elif arrived(index) and any(bool(g.any()) for g in present_gradients(list(module.parameters()))):
-                reason = COMPILED if has_compiled() else otherwise
+                reason = COMPILED + otherwise if has_compiled() else otherwise
                 found.append((name, CALLED_EARLIER if key in self._earlier else reason))
         return found
