@@ -23,7 +23,9 @@ REBUILT = "gates rebuilt, factors and sizes"
 
 CALLS = 5
 AT_ONCE = 16  # pairs in one vmap: the fastest of 16, 32, 64, 256 and all of them; the analysed sequences of one t
-MANY = 256  # as one writes it who leaves it to vmap: their Jacobians pass through memory
+MANY = 256  # their Jacobians pass through memory
+WHOLE_BYTES = 2 << 30  # all pairs in one vmap, as one writes it first, where their Jacobians need no more
+WHOLE_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Jacobians:
         sampled: how many of them `vmap(jacrev)` was run on.
         factors: its time per pair over the closed form's, by what of that is counted.
         many: the same with 256 pairs in one vmap.
+        whole: the same with all of them in one; None where their Jacobians are too many for that.
         training_steps: time of `vmap(jacrev)` for all pairs, in bare training steps.
         closed_steps: time of the closed form for all pairs, in bare training steps.
         difference: largest relative difference between the two on the sampled pairs.
@@ -44,6 +47,7 @@ class Jacobians:
     sampled: int
     factors: dict[str, Ratio]
     many: dict[str, Ratio]
+    whole: dict[str, Ratio] | None
     training_steps: float
     closed_steps: float
     difference: float
@@ -139,10 +143,25 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
         sampled=AT_ONCE * len(auto),
         factors={n: Ratio.of([scale * a / c for a, c in zip(auto, closed[n], strict=True)]) for n in forms},
         many={n: Ratio.of([scale * a / c for a, c in zip(many, closed[n], strict=True)]) for n in forms},
+        whole=whole_at_once(trace, forms),
         training_steps=scale * statistics.median(a / s for a, s in zip(auto, bare, strict=True)),
         closed_steps=statistics.median(c / s for c, s in zip(closed[CLOSED], bare, strict=True)),
         difference=difference,
     )
+
+
+def whole_at_once(trace: Trace, forms: dict[str, Callable[[], object]]) -> dict[str, Ratio] | None:
+    """What all pairs in one vmap cost, over each closed form, in turn with it."""
+    steps, batch, _, width = trace.gates.shape
+    if steps * batch * (2 * width) ** 2 * trace.gates.element_size() > WHOLE_BYTES:
+        return None
+    t, b = (grid.flatten() for grid in torch.meshgrid(torch.arange(steps), torch.arange(batch), indexing="ij"))
+    ratios: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(WHOLE_ROUNDS):
+        auto = timed(lambda: by_autograd(trace, t, b))
+        for name, form in forms.items():
+            ratios[name].append(auto / timed(form, CALLS))
+    return {name: Ratio.of(found) for name, found in ratios.items()}
 
 
 def timed(call: Callable[[], object], times: int = 1) -> float:

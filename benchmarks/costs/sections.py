@@ -104,10 +104,12 @@ def peers_section(workload: Workload, budget: Budget) -> Table:
 def jacobians_section(workload: Workload, budget: Budget) -> Table:
     """`vmap(jacrev)` against the closed form."""
     found = measure_jacobians(workload, budget.jacobians)
-    columns = ("closed form", "vmap(jacrev), 16 pairs at once, costs", "256 at once", "target", "verdict")
+    ways = [found.factors, found.many, *([] if found.whole is None else [found.whole])]
+    heads = ("vmap(jacrev), 16 pairs at once, costs", "256 at once", "all at once")[: len(ways)]
+    columns = ("closed form", *heads, "target", "verdict")
     table = Table(f"Frobenius sizes of all step Jacobians: {workload.title}", columns)
     for name, factor in found.factors.items():
-        cells = [f"{r.median:,.0f} times as much ({r.low:,.0f} to {r.high:,.0f})" for r in (factor, found.many[name])]
+        cells = [f"{r.median:,.0f} times as much ({r.low:,.0f} to {r.high:,.0f})" for r in (way[name] for way in ways)]
         short = CHEAPER - factor.median
         said = (
             ("", "") if name == REBUILT else (f">= {CHEAPER:,.0f}", f"missed by {short:,.0f}" if short > 0 else "met")
@@ -117,8 +119,8 @@ def jacobians_section(workload: Workload, budget: Budget) -> Table:
         f"For {found.pairs:,} pairs (t, b): {found.training_steps:,.0f} training steps by vmap(jacrev), "
         f"{found.closed_steps:.3f} by the closed form. vmap(jacrev) was run on {found.sampled} random pairs, "
         f"16 at once, and scaled per pair; there the two differ by at most {found.difference:.1e}. 16 is the fastest "
-        "number found, and the target is held against it; with all pairs in one vmap it takes longer still than with "
-        "256, for the Jacobians no longer fit a cache."
+        "number found, and the target is held against it; the more pairs in one vmap, the longer each takes, for "
+        "their Jacobians no longer fit a cache."
     )
     return table
 
