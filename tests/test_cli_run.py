@@ -102,8 +102,14 @@ def ending(logdir: str) -> str:
 
 @pytest.mark.parametrize(
     ("how", "status"),
-    [(("train.py",), 0), (("-m", "pack"), 0), (("train.py", "--end", "exit"), 7), (("train.py", "--end", "raise"), 1)],
-    ids=["file", "module", "exit", "raise"],
+    [
+        (("train.py",), 0),
+        (("-m", "pack"), 0),
+        (("train.py", "--end", "exit"), 7),
+        (("train.py", "--end", "raise"), 1),
+        (("-m", "pack", "--end", "raise"), 1),
+    ],
+    ids=["file", "module", "exit", "raise", "raise in a module"],
 )
 def test_the_script_is_as_under_python(project: Path, how: tuple[str, ...], status: int) -> None:
     logdir = re.sub(r"\W", "", f"runs{how}")

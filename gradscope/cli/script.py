@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import sys
 import types
 from contextlib import AbstractContextManager
@@ -62,8 +63,11 @@ def execute(script: Script, around: AbstractContextManager[object]) -> int:
     """
     try:
         with around:
-            main, code = _module(script) if script.as_module else _file(script)
-            exec(code(), main.__dict__)
+            if script.as_module:
+                _module(script)
+            else:
+                main, code = _file(script)
+                exec(code(), main.__dict__)
     except BaseException:
         hide_ours()
         raise
@@ -102,22 +106,12 @@ def _file(script: Script) -> tuple[types.ModuleType, Any]:
     )
 
 
-def _module(script: Script) -> tuple[types.ModuleType, Any]:
+def _module(script: Script) -> None:
+    """By what `python -m` itself calls, so that tracebacks and refusals are its own."""
     _put_first(os.getcwd())
     sys.argv = ["-m", *script.arguments]
-    spec = _spec(script.target)
-    sys.argv = [spec.origin or script.target, *script.arguments]
-    return _of(spec)
-
-
-def _spec(name: str) -> ModuleSpec:
-    """The module, or the `__main__` of the package, of that name."""
-    spec = importlib.util.find_spec(name)
-    if spec is not None and spec.submodule_search_locations is not None:
-        spec = importlib.util.find_spec(f"{name}.__main__")
-    if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"No module named {name!r}, or it cannot be run", name=name)
-    return spec
+    _main()
+    runpy._run_module_as_main(script.target)  # type: ignore[attr-defined]
 
 
 def _of(spec: ModuleSpec) -> tuple[types.ModuleType, Any]:
