@@ -61,9 +61,10 @@ def tables() -> Iterator[str]:
 def helps() -> Iterator[str]:
     """What `--help` says."""
     group = cli.commands()
+    whole = Context(group, info_name="gradscope", terminal_width=100, **group.context_settings)
     for name, command in group.commands.items():
         yield f"$ gradscope {name} --help"
-        yield command.get_help(Context(command, info_name=f"gradscope {name}", terminal_width=100))
+        yield command.get_help(Context(command, info_name=name, parent=whole, terminal_width=100))
 
 
 def messages() -> Iterator[str]:

@@ -13,6 +13,7 @@ sybil = pytest.importorskip("sybil", reason="sybil is not installed")
 from sybil import Sybil  # noqa: E402
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser  # noqa: E402
 
+KERNEL = torch._VF.lstm
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -30,6 +31,7 @@ def test_code_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.Mon
     finally:
         torch.set_default_dtype(before)
         plt.close("all")
+    assert torch._VF.lstm is KERNEL, "a scope of this page is still open"
 
 
 def test_no_page_skips_its_code_without_saying_why() -> None:
