@@ -84,12 +84,24 @@ def _numbers(values: list[Any], lengths: np.ndarray[Any, Any], dtype: np.dtype[A
 
 def gather(name: str, pieces: Sequence[Any]) -> Any:
     """Pieces of one table as one, without texts that no row has any more."""
-    plain = pyarrow().concat_tables(pieces).cast(schema(TABLES[name]))
-    text = [column for column, kind in TABLES[name].columns.items() if kind == TEXT]
-    for column in text:
-        position = plain.schema.get_field_index(column)
-        plain = plain.set_column(position, column, plain.column(column).dictionary_encode())
-    return plain.combine_chunks()
+    whole = pyarrow().concat_tables(pieces).unify_dictionaries().combine_chunks()
+    for column, kind in TABLES[name].columns.items():
+        if kind == TEXT and len(whole):
+            position = whole.schema.get_field_index(column)
+            whole = whole.set_column(position, column, _used(whole.column(column).combine_chunks()))
+    return whole
+
+
+def _used(text: Any) -> Any:
+    """Coded text without codes that no row has; text is spelt out only where there are some."""
+    if len(compute().unique(text.indices)) == len(text.dictionary):
+        return text
+    return text.dictionary_decode().dictionary_encode()
+
+
+def without(table: Any, steps: np.ndarray[Any, Any]) -> Any:
+    """A table without the rows of some steps."""
+    return table.filter(pyarrow().array(~np.isin(table.column("step").to_numpy(), steps)))
 
 
 def expression(wanted: Mapping[str, Condition]) -> Any:

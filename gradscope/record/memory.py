@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from gradscope.types import Batch
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-_PIECE_BYTES = 32 * 2**20
-_GATHER_EVERY = 64
+_PIECE_BYTES = 8 * 2**20  # what there is twice while pieces are gathered
+_GATHER_EVERY = 16
 _BLOCK_BYTES = 1024  # what a block costs beside its numbers: the objects that carry it
 
 
@@ -134,8 +134,7 @@ class _Tables:
         pieces = self._pieces.setdefault(name, [])
         pieces.append(piece)
         if len(pieces) % _GATHER_EVERY == 0:
-            groups = _groups(pieces)
-            self._pieces[name] = [arrow.gather(name, group) if len(group) > 1 else group[0] for group in groups]
+            _join(name, pieces)
 
     def pieces(self, name: str) -> list[Any]:
         return self._pieces.get(name, [])
@@ -148,20 +147,20 @@ class _Tables:
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
     def drop(self, tables: Sequence[str], steps: thin.Steps) -> None:
-        kept = ~arrow.compute().field("step").isin(steps)
         for name in tables:
-            thinned = [piece.filter(kept) for piece in self.pieces(name)]
-            self._pieces[name] = [arrow.gather(name, group) for group in _groups(thinned)]
+            pieces = self.pieces(name)
+            for place, piece in enumerate(pieces):
+                pieces[place] = arrow.gather(name, [arrow.without(piece, steps)])
+            _join(name, pieces)
 
 
-def _groups(pieces: Sequence[Any]) -> Iterator[list[Any]]:
-    """Neighbouring pieces, together no larger than a piece should be."""
-    group: list[Any] = []
-    for piece in pieces:
-        if group and sum(one.nbytes for one in [*group, piece]) > _PIECE_BYTES:
-            yield group
-            group = []
-        if len(piece):
-            group.append(piece)
-    if group:
-        yield group
+def _join(name: str, pieces: list[Any]) -> None:
+    """Neighbouring pieces as one, in their place, as long as that is no larger than a piece should be."""
+    pieces[:] = [piece for piece in pieces if len(piece)]
+    place = 0
+    while place < len(pieces):
+        sizes = np.cumsum([piece.nbytes for piece in pieces[place:]])
+        end = place + max(1, int(np.searchsorted(sizes, _PIECE_BYTES, side="right")))
+        if end > place + 1:
+            pieces[place:end] = [arrow.gather(name, pieces[place:end])]
+        place += 1

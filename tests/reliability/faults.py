@@ -318,7 +318,7 @@ ANY_ROOT: tuple[Fault, ...] = (
     Fault("batch size 0", sized((4, 0)), empty=frozenset(range(STEPS))),
     Fault("batch size 1", sized((4, 1))),
     Fault("hidden size 1", sized((4, 3), hidden=1)),
-    Fault("10,000 timesteps", sized((10_000, 1), hidden=1, steps=1), kept=1),
+    Fault("10,000 timesteps", sized((10_000, 1), hidden=1, steps=1, layers=1), kept=1),
     Fault("changing lengths and batch sizes", sized((4, 3), (1, 1), (9, 2), (2, 5), (4, 0)), empty=frozenset({4})),
     Fault("a fork in mid-run", before(AT, forked)),
     Fault("workers of a DataLoader", loaded),

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from reliability.faults import ANY_ROOT, MOUNTED, can_mount
+from reliability.meter import Use, can_measure, frozen, in_use, resident
 from reliability.stage import EVERY, Often
 from reliability.test_faults import holds
 from torch import nn
@@ -31,9 +32,9 @@ import gradscope
 from gradscope import scope as scope_module
 from gradscope.record import apart
 
-MEMORY_LIMIT, DISK_LIMIT = "8M", "4M"
+MEMORY_LIMIT, DISK_LIMIT = "2M", "4M"
 SAMPLES = 50
-PATIENCE = 6.0
+PATIENCE = 4.0
 """A kill comes after at most so many times what a short session takes."""
 
 
@@ -72,9 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     figures, end = Figures(), time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kills(figures, Path(folder), options.kills, until=end - 0.6 * options.seconds)
-        steps(figures, options.steps, until=end - 0.3 * options.seconds)
-        cycles(figures, options.cycles, until=end - 0.25 * options.seconds)
+        kills(figures, Path(folder), options.kills, until=end - 0.5 * options.seconds)
+        steps(figures, options.steps, until=end - 0.25 * options.seconds)
+        cycles(figures, options.cycles, until=end - 0.2 * options.seconds)
         faults(figures, Path(folder), options.faults, until=end)
     for failure in figures.failures:
         print(f"FAILED: {failure}")
@@ -157,66 +158,88 @@ class Tiny:
         self.optimizer.step()
 
 
-def resident() -> float:
-    """Resident memory, in KiB."""
-    gc.collect()
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
+@dataclass(frozen=True)
+class Sample:
+    """Memory after a step.
+
+    Attributes:
+        step: how many steps there have been.
+        resident: KiB.
+        blocks: Python's, in use.
+        native: KiB in use.
+    """
+
+    step: int
+    resident: float
+    blocks: int
+    native: float
+
+
+def sample(step: int) -> Sample:
+    use = in_use() if can_measure() else Use(0, 0)
+    return Sample(step, resident(), use.blocks, use.native / 1024)
 
 
 def steps(figures: Figures, count: int, until: float) -> None:
     """Memory of a run in memory, once it has reached its limit; and of a folder."""
     for name, share in (("in memory", 1.0), ("in a folder", 0.2)):
-        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        if not count:
+            break
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder, frozen():
             patch.setenv("GRADSCOPE_MEMORY_LIMIT", MEMORY_LIMIT)
             patch.setenv("GRADSCOPE_DISK_LIMIT", DISK_LIMIT)
             logdir = None if name == "in memory" else folder
-            sizes, run = _trained(int(count * share), logdir, until)
-            _tell(figures, name, sizes, run)
+            samples, run = _trained(int(count * share), logdir, until)
+            _tell(figures, name, samples, run)
 
 
-def _trained(count: int, logdir: str | None, until: float) -> tuple[list[tuple[int, float]], Any]:
+def _trained(count: int, logdir: str | None, until: float) -> tuple[list[Sample], Any]:
     tiny, every = Tiny(), max(1, count // SAMPLES)
-    sizes: list[tuple[int, float]] = []
+    samples: list[Sample] = []
     with gradscope.attach(tiny.model, logdir, every=16, strict=True) as scope:
-        for step in range(count):
+        for step in range(1, count + 1):
             tiny.step()
-            if step % every == every - 1:
-                sizes.append((step + 1, resident()))
+            if step % every == 0:
+                samples.append(sample(step))
                 if time.monotonic() > until:
                     break
-    return sizes, scope.run
+    return samples, scope.run
 
 
-def slope(sizes: list[tuple[int, float]]) -> float:
-    """KiB per 1,000 steps over the second half."""
-    half = np.array(sizes[len(sizes) // 2 :])
+def slope(samples: list[Sample], what: str) -> float:
+    """So much more for each 1,000 steps, over the second half."""
+    half = np.array([(one.step, getattr(one, what)) for one in samples[len(samples) // 2 :]])
     return 1000 * float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) if len(half) > 1 else 0.0
 
 
-def _tell(figures: Figures, name: str, sizes: list[tuple[int, float]], run: Any) -> None:
-    first, middle, last = sizes[0], sizes[len(sizes) // 2], sizes[-1]
+def _tell(figures: Figures, name: str, samples: list[Sample], run: Any) -> None:
+    first, middle, last = samples[0], samples[len(samples) // 2], samples[-1]
     kept, records = len(run.frame("steps")), run.frame("layers")["step"].nunique()
     said = run.frame("notes")["reason"].str.contains("is reached").sum()
-    at = ", ".join(f"{size / 1024:.0f} MiB after {step:,}" for step, size in (first, middle, last))
+    at = ", ".join(f"{one.resident / 1024:.1f} MiB after {one.step:,}" for one in (first, middle, last))
+    grows = [slope(samples, what) for what in ("resident", "native", "blocks")]
     figures.say(
-        f"{name}: {last[0]:,} steps; resident memory {at} steps; slope of the second half {slope(sizes):+.1f} KiB per "
-        f"1,000 steps; {kept:,} rows of steps and {records:,} records kept, thinned {said} times"
+        f"{name}: {last.step:,} steps; resident memory {at} steps; slope of the second half for each 1,000 steps "
+        f"{grows[0]:+.1f} KiB resident, {grows[1]:+.1f} KiB in use in C, {grows[2]:+.1f} blocks of Python's; "
+        f"{kept:,} rows of steps and {records:,} records kept, {said:,} notes of thinning among them"
     )
-    grown = (last[1] - middle[1]) / 1024
-    figures.expect(grown < 16, f"{name}: memory grew by {grown:.1f} MiB over the second half")
+    for what, grown in (("resident", last.resident - middle.resident), ("in use", last.native - middle.native)):
+        figures.expect(grown < 16 * 1024, f"{name}: memory {what} grew by {grown / 1024:.1f} MiB over the second half")
 
 
 def cycles(figures: Figures, count: int, until: float) -> None:
     """Attach, a step, close; objects and memory after a tenth of them, and at the end."""
     tiny, made, marks = Tiny(), 0, list[tuple[int, float, int]]()
-    for made in range(1, count + 1):
-        with gradscope.attach(tiny.model, every=1, strict=True):
-            tiny.step()
-        if made % max(1, count // 10) == 0:
-            marks.append((made, resident(), len(gc.get_objects())))
-            if time.monotonic() > until:
-                break
+    with frozen():
+        for made in range(1, count + 1):
+            with gradscope.attach(tiny.model, every=1, strict=True):
+                tiny.step()
+            if made % max(1, count // 10) == 0:
+                marks.append((made, resident(), len(gc.get_objects())))
+                if time.monotonic() > until:
+                    break
+    if not marks:
+        return
     first, last = marks[0], marks[-1]
     figures.say(
         f"attach and close: {made:,} cycles; from cycle {first[0]} on resident memory {last[1] - first[1]:+.0f} KiB, "

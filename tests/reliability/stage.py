@@ -31,9 +31,10 @@ class Often(ParquetStore):
 class Net(nn.Module):
     """A fused layer, a cell in a loop, a cell of one's own, and things that draw random numbers."""
 
-    def __init__(self, hidden: int = 4) -> None:
+    def __init__(self, hidden: int = 4, layers: int = 2) -> None:
         super().__init__()
-        self.rnn, self.cell, self.own = nn.GRU(3, hidden, 2, dropout=0.2), nn.LSTMCell(hidden, hidden), Own(hidden)
+        self.rnn = nn.GRU(3, hidden, layers, dropout=0.2 if layers > 1 else 0.0)
+        self.cell, self.own = nn.LSTMCell(hidden, hidden), Own(hidden)
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,9 +119,9 @@ class Outcome:
     run: gradscope.Run | None = None
 
 
-def stage(hidden: int = 4, length: int = 4, batch: int = 2, steps: int = STEPS) -> Stage:
+def stage(hidden: int = 4, length: int = 4, batch: int = 2, steps: int = STEPS, layers: int = 2) -> Stage:
     torch.manual_seed(3)
-    return Stage(Net(hidden), [torch.randn(length, batch, 3) for _ in range(steps)])
+    return Stage(Net(hidden, layers), [torch.randn(length, batch, 3) for _ in range(steps)])
 
 
 def bare(make: Callable[[], Stage]) -> Outcome:
