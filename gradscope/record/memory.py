@@ -57,9 +57,9 @@ class Buffer:
 class MemoryStore:
     """A sink and a source without a folder, for `attach(model)` without `logdir`.
 
-    Beyond `limit` bytes (512 MiB, or `GRADSCOPE_MEMORY_LIMIT`) older recorded steps are thinned (every second one of
-    the older half), `steps`, `clips` and `notes` last, and `notes` says so. For one thread that writes;
-    any may read.
+    Beyond `limit` bytes of rows (512 MiB, or `GRADSCOPE_MEMORY_LIMIT`) older recorded steps are thinned (every second
+    one of the older half), `steps`, `clips` and `notes` last, and `notes` says so. For one thread that writes; any may
+    read.
 
     >>> from gradscope.types import Rows
     >>> store = MemoryStore()
