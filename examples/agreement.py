@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", help="table of sentences instead of generated ones")
     parser.add_argument("--longest", type=int, default=40, help="distance between subject and verb, at most")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--hidden", type=int, default=32)
     options = parser.parse_args()
     random.seed(0)
