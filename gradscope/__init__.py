@@ -4,7 +4,7 @@
 >>> model = torch.nn.GRU(2, 4)
 >>> with gradscope.attach(model, every=1) as scope:
 ...     model(torch.ones(6, 3, 2))[0][-1].sum().backward()
->>> scope.run.frame("reach").lag.max()
+>>> int(scope.run.frame("reach").lag.max())
 5
 """
 

@@ -255,7 +255,7 @@ class Scope:
         >>> _ = model.weight_hh_l0.data.mul_(0.1)
         >>> with gradscope.attach(model) as scope:
         ...     found = scope.whatif(torch.ones(20, 3, 2), lambda model, x: model(x)[0][-1].sum())
-        >>> found.layers.set_index("code").horizon["torch.nn.init.orthogonal_(model.weight_hh_l0)"]
+        >>> float(found.layers.set_index("code").horizon["torch.nn.init.orthogonal_(model.weight_hh_l0)"])
         19.0
         """
         from gradscope.whatif import what_if

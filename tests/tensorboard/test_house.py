@@ -1,9 +1,8 @@
-"""The examples in the docstrings hold, files are small, and only public names of gradscope are used."""
+"""Files are small, and only public names of gradscope are used."""
 
 from __future__ import annotations
 
 import ast
-import doctest
 import importlib
 import pkgutil
 
@@ -13,11 +12,6 @@ import pytest
 import gradscope
 
 NAMES = [f"gradscope_tensorboard.{module.name}" for module in pkgutil.iter_modules(gradscope_tensorboard.__path__)]
-
-
-@pytest.mark.parametrize("name", ["gradscope_tensorboard", *NAMES])
-def test_doctests(name: str) -> None:
-    assert not doctest.testmod(importlib.import_module(name)).failed
 
 
 @pytest.mark.parametrize("name", NAMES)
