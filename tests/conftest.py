@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,6 +19,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Fail to import hypothesis:ImportWarning")
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning")
     torch.set_num_threads(1)
+    # A shell ignores interrupts for what it runs in the background, and programs that are started here inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """What is said of a module that was not seen depends on whether the process has ever compiled anything."""
+    yield
+    frames = sys.modules.get("torch._dynamo.convert_frame")
+    if frames is not None and getattr(frames, "FRAME_COUNTER", 0):
+        frames.FRAME_COUNTER = 0  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
