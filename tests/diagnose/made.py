@@ -65,6 +65,7 @@ class Training:
 
     def tables(self) -> Mapping[str, pd.DataFrame]:
         heads = [{"step": step, **self.where} for step in self.records]
+        last = min(self.longest_lag, self.timesteps - 1)
         return {
             "layers": _frame(
                 self._layers(heads), "step module layer direction chain horizon horizon_censored decay timesteps"
@@ -73,7 +74,7 @@ class Training:
                 [
                     {**head, "lag": lag, "p50": p}
                     for head, peak in zip(heads, self.peak, strict=True)
-                    for lag, p in {0: 1.0, self.timesteps - 1: min(1.0, peak), min(5, self.timesteps - 1): peak}.items()
+                    for lag, p in {0: 1.0, last: min(1.0, peak), min(5, last): peak}.items()
                 ],
                 "step module layer direction chain lag p50",
             ),

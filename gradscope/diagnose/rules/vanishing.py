@@ -38,8 +38,6 @@ def vanishing_gradient(seen: Seen) -> list[Finding]:
 
 def _short(seen: Seen, key: LayerKey, everywhere: bool) -> bool:
     early, late, longest = horizons(seen, key)
-    if seen.of("layers", key)["horizon_censored"].mean() > 0.5:
-        return False  # as far as it could go, all of it went: a reverse layer read at `[:, -1]` has taken one step
     if everywhere:
         return longest > 2 * NEXT_TO_NOTHING and max(early, late) <= NEXT_TO_NOTHING
     return longest >= LEAST and early <= SHORT_EARLY * longest and late <= SHORT_LATE * longest
