@@ -12,7 +12,7 @@
 Clipping, accumulation and precision are Accelerate's own; all of them are seen where they reach torch.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportUnknownParameterType=false
 from __future__ import annotations
 
 import json

@@ -10,7 +10,7 @@
 A handler of exceptions would keep Ignite from raising them, so there is none; the `with` closes the scope then.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportUnknownParameterType=false
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

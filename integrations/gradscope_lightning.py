@@ -10,7 +10,8 @@ Automatic and manual optimization, accumulation, clipping and precision are Ligh
 they reach torch.
 """
 
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportAttributeAccessIssue=false
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import sys

@@ -9,7 +9,7 @@
 skorch tells no callback of an exception, unless it is a KeyboardInterrupt; `watching.close()` closes the scope then.
 """
 
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,8 @@ class GradscopeCallback(Callback):
 
     def __init__(self, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
         self.logdir = logdir
-        vars(self).update(arguments)
+        for name, value in arguments.items():
+            setattr(self, name, value)
 
     def initialize(self) -> Self:
         """A new net: what is recorded from now on is another run."""
