@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.errors import GradscopeError
 from gradscope.types import LayerKey
+from gradscope.types.clips import limiting
 
 if TYPE_CHECKING:
     from gradscope.record.run import Run
@@ -144,11 +145,10 @@ def eigenvalues(run: Run, key: LayerKey, step: Steps = None) -> Frame:
 def norms(run: Run) -> Frame:
     """Gradient norms by optimizer step: columns `step`, `before`, `after`, `threshold`, `clipped`, `kind`.
 
-    One row per clipping call; where nothing clips, the norm of the recurrent gradients at every step, `kind` empty.
+    One row per call that can clip; where there is none, the norm of the recurrent gradients by step, `kind` empty.
     """
     columns = ["step", "kind", "how", "threshold", "norm_before", "norm_after", "clipped"]
-    calls = read(run, "clips", columns, {})
-    calls = calls[(calls["kind"] != "modified") | (calls["how"] == "clamped")]
+    calls = limiting(run.source.read("clips", None, columns)).replace([np.inf, -np.inf], np.nan)
     if len(calls):
         names = {"norm_before": "before", "norm_after": "after"}
         return calls.rename(columns=names)[["step", "before", "after", "threshold", "clipped", "kind"]]

@@ -103,11 +103,11 @@ def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
 
 def facts(run: Run) -> dict[str, Any]:
     """What the whole training was like."""
-    steps, calls = run.frame("steps"), data.norms(run)
+    steps, calls = run.source.read("steps"), run.source.read("clips", None, ["step", "clipped"])
     recorded = run.source.read("layers", None, ["step"])["step"].nunique()
-    clipped = calls.loc[calls["clipped"], "step"].nunique()
+    clipped = len(calls.loc[calls["clipped"], EACH].drop_duplicates())
     whole, own = float(steps["step_s"].sum()), float(steps["overhead_s"].sum())
-    count = steps["step"].nunique()  # every process has rows of its own
+    count = steps["step"].nunique()
     return {
         "steps": count,
         "first_step": int(steps["step"].min()) if len(steps) else None,
@@ -115,12 +115,16 @@ def facts(run: Run) -> dict[str, Any]:
         "recorded": int(recorded),
         "layers": len(run.layers),
         "processes": len(run.source.ranks),
-        "clipped": clipped / count if count else math.nan,
+        "clipped": clipped / len(steps[EACH].drop_duplicates()) if count else math.nan,
         "nonfinite_steps": int(steps.loc[steps["nonfinite"] > 0, "step"].nunique()),
         "skipped_steps": int(steps.loc[steps["skipped"], "step"].nunique()),
         "seconds": whole,
         "overhead": own / whole if whole else math.nan,
     }
+
+
+EACH = ["rank", "step"]
+"""What tells one process's optimizer step from another's."""
 
 
 def clipping(run: Run) -> list[dict[str, Any]]:
@@ -133,7 +137,7 @@ def clipping(run: Run) -> list[dict[str, Any]]:
         found.append(
             {
                 "kind": kind,
-                "how": how,
+                "how": f"{how}, which measures only" if threshold == math.inf else how,
                 "threshold": float(threshold),
                 "calls": len(rows),
                 "clipped": float(changed.mean()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,6 +293,32 @@ def test_dividing_by_hand_is_no_clipping() -> None:
     for row in made.clips:
         row["kind"], row["how"] = "modified", "scaled"
     assert not excessive_clipping(made.seen())
+
+
+def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls with one more at every step that only measures the norm, as Transformers makes them."""
+    return rows + [clip(row["step"], row["norm_after"], row["norm_after"], threshold=math.inf) for row in rows]
+
+
+def test_calls_that_only_measure_do_not_hide_excessive_clipping() -> None:
+    made = clipped(1.0, 0.001)
+    (alone,) = excessive_clipping(made.seen())
+    made.clips = measured(made.clips)
+    (beside,) = excessive_clipping(made.seen())
+    assert beside == alone and beside.evidence["clipped"] == 1.0
+
+
+def test_calls_that_only_measure_are_no_clipping() -> None:
+    made = spiking(50.0)
+    made.clips = [clip(i, 2.0, 2.0, threshold=math.inf) for i in range(100)]
+    assert missing_clipping(made.seen()) and not excessive_clipping(made.seen())
+
+
+@pytest.mark.parametrize(("count", "found"), [(10, True), (11, False)])
+def test_calls_that_only_measure_make_clipping_no_rarer(count: int, found: bool) -> None:
+    made = spiking(50.0)
+    made.clips = measured([clip(i, 2.0, 1.0 if i < count else 2.0) for i in range(1000)])
+    assert bool(missing_clipping(made.seen())) is found
 
 
 def test_the_threshold_that_is_recommended_is_the_ledgers_own() -> None:

@@ -17,8 +17,8 @@ import pytest
 from made_runs import CLIPPING, ENCODER, HEALTHY, HOSTILE, VANISHING, layer, made, of
 
 import gradscope
-from gradscope.record import MemoryStore, Run
-from gradscope.types import Finding, LayerKey, Remedy
+from gradscope.record import Joined, MemoryStore, Run
+from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 
 pytest.importorskip("jinja2")
 pytest.importorskip("seaborn")
@@ -180,6 +180,37 @@ def test_empty_and_unclipped_runs_have_reports() -> None:
         found = report(run, [HEALTHY])
         Page(found.html())
         assert found.text() and found.markdown() and json.loads(found.json())
+
+
+def _clips(step: int, clipped: bool, threshold: float = 0.5) -> Rows:
+    head = {"index": 0, "kind": "norm", "how": "clip_grad_norm_", "threshold": threshold, "norm_type": 2.0}
+    norms = {"norm_before": 1.0, "norm_after": 0.5 if clipped else 1.0, "coefficient": 0.5 if clipped else 1.0}
+    return Rows("clips", {**head, **norms, "parameters": 4, "clipped": clipped, "nonfinite": 0})
+
+
+def _steps(rank: int, clipped: int, threshold: float = 0.5, count: int = 10) -> MemoryStore:
+    """A process that clips at so many of its steps, and measures the norm at each."""
+    store = MemoryStore({}, rank=rank)
+    told = {"optimizer": "SGD", "nonfinite": 0, "recorded": False, "skipped": False, "overhead_s": 0.0, "step_s": 0.1}
+    for step in range(count):
+        calls = (_clips(step, step < clipped, threshold), _clips(step, False, math.inf))
+        store.write(Batch(step, (Rows("steps", {**told, "grad_norm": 3.0}), *calls)))
+    return store
+
+
+@pytest.mark.parametrize(("clipped", "share"), [((10, 0), 0.5), ((4, 8), 0.6), ((0, 0), 0.0), ((10, 10), 1.0)])
+def test_every_process_has_its_part_in_the_share_of_clipped_steps(clipped: tuple[int, int], share: float) -> None:
+    run = Run(Joined(_steps(0, clipped[0]), _steps(1, clipped[1])))
+    assert summary.facts(run)["clipped"] == pytest.approx(share) and summary.facts(run)["steps"] == 10
+    assert summary.facts(run.of_rank(1))["clipped"] == pytest.approx(clipped[1] / 10)
+
+
+def test_calls_that_only_measure_are_shown_as_such_and_counted_nowhere() -> None:
+    made = report(Run(_steps(0, 6)), [])
+    assert "10 clipping calls changed the gradients in 60%. The norm before: median 1" in made.text()
+    assert "norm, clip_grad_norm_, which measures only" in made.html()
+    only = report(Run(_steps(0, 0, threshold=math.inf)), [])
+    assert "Nothing clips. The norm of the recurrent gradients: median 3" in only.text()
 
 
 def test_save_goes_by_the_suffix(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.trend import ENOUGH, severity, stalled, weights_moved
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding
+from gradscope.types.clips import limiting
 
 ADAPTIVE = ("adam", "adagrad", "adadelta", "adamax", "rmsprop", "rprop", "lion", "lamb", "shampoo", "adafactor")
 """Optimizers whose steps do not shrink with the gradient, by part of their name."""
@@ -34,7 +35,7 @@ def excessive_clipping(seen: Seen) -> list[Finding]:
 
     With an adaptive optimizer even tight clipping may do no harm: that the weights do not move is what counts.
     """
-    clips = _clipping(seen)
+    clips = limiting(seen["clips"])
     if not len(clips):
         return []
     share, kept = float(clips["clipped"].mean()), _kept(clips)
@@ -74,7 +75,7 @@ def excessive_clipping(seen: Seen) -> list[Finding]:
 
 def missing_clipping(seen: Seen) -> list[Finding]:
     """Find trainings without effective clipping whose gradient spikes, and which get nowhere."""
-    clips, steps = _clipping(seen), seen["steps"]
+    clips, steps = limiting(seen["clips"]), seen["steps"]
     norms = _finite(steps["grad_norm"])
     if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or len(norms) < STEPS:
         return []
@@ -108,11 +109,6 @@ def missing_clipping(seen: Seen) -> list[Finding]:
             remedies=(remedies.clip(threshold), remedies.lower_rate()),
         )
     ]
-
-
-def _clipping(seen: Seen) -> Frame:
-    clips = seen["clips"]
-    return clips[(clips["kind"] != "modified") | (clips["how"] == "clamped")]
 
 
 def _kept(clips: Frame) -> float:
