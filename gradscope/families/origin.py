@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace
 from gradscope.families.measure import Entering
-from gradscope.families.stack import FAMILIES, _entering, _layer, _Place, _run_layers
+from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, run_layers
 from gradscope.types import Direction, Origin, Recurrence, Stack, Weights
 
 Found = tuple[int, Direction, Origin]
@@ -23,18 +23,18 @@ def find_origins(stack: Stack) -> list[Found]:
     """
     family = FAMILIES[stack.family]
     layers = len(stack.weights) // stack.directions
-    inputs, outputs = _run_layers(family, stack, layers)
-    places = [_Place(stack, index, bool(reverse)) for index in range(layers) for reverse in range(stack.directions)]
-    traces = [family.replay(_layer(place, inputs[place.layer], outputs[place.layer])) for place in places]
+    inputs, outputs = run_layers(family, stack)
+    places = [Place(stack, index, bool(reverse)) for index in range(layers) for reverse in range(stack.directions)]
+    traces = [family.replay(layer_at(place, inputs[place.layer], outputs[place.layer])) for place in places]
     found: list[Found] = [
-        (place.layer, _direction(place), origin)
+        (place.layer, place.direction, origin)
         for place, trace in zip(places, traces, strict=True)
         if (origin := _forward(family, place, trace)) is not None
     ]
     return found or list(_backward(family, stack, places, traces))
 
 
-def _forward(family: Family, place: _Place, trace: Trace) -> Origin | None:
+def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
     layer, lengths = trace.layer, place.stack.lengths
     for name, gates in _bad_weights(family, layer.weights):
         return Origin("forward", name, gates, None, len(lengths), len(lengths))
@@ -65,7 +65,7 @@ def _cells_before(trace: Trace) -> Tensor | None:
     return trace.before if trace.before is not None or trace.cells is None else trace.cells[:-1]
 
 
-def _backward(family: Family, stack: Stack, places: Sequence[_Place], traces: Sequence[Trace]) -> Sequence[Found]:
+def _backward(family: Family, stack: Stack, places: Sequence[Place], traces: Sequence[Trace]) -> Sequence[Found]:
     """The uppermost layer first: below it everything is what came from there."""
     gradient = stack.grad_output
     found: list[Found] = []
@@ -74,11 +74,11 @@ def _backward(family: Family, stack: Stack, places: Sequence[_Place], traces: Se
         for place, trace in zip(places, traces, strict=True):
             if place.layer != index:
                 continue
-            entering, piece = _entering(place, gradient), family.piece(trace, 0, len(trace.layer.output))
+            entering, piece = entering_at(place, gradient), family.piece(trace, 0, len(trace.layer.output))
             states, gates = _scan(family, trace.layer, piece, entering, stack.lengths)
             origin = _on_the_way_back(family, place, trace.layer, entering, states, gates)
             if origin is not None:
-                found.append((index, _direction(place), origin))
+                found.append((index, place.direction, origin))
             inner = family.input_cotangents(piece, tuple(s[1:, 0] for s in states), gates[:, 0])
             below.append(place.turn(inner.flatten(-2) @ trace.layer.weights.ih))
         if index:
@@ -111,7 +111,7 @@ def _into_cells(entering: Entering, hidden: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _on_the_way_back(
-    family: Family, place: _Place, layer: Layer, entering: Entering, states: State, gates: Tensor
+    family: Family, place: Place, layer: Layer, entering: Entering, states: State, gates: Tensor
 ) -> Origin | None:
     lengths = place.stack.lengths
     entered = _bad(entering.h) | (False if entering.c is None else _bad(entering.c))
@@ -141,10 +141,6 @@ def _through(gates: Tensor, layer: Layer) -> Tensor:
     return _bad((gates.unsqueeze(1) @ blocks).squeeze(1))
 
 
-def _direction(place: _Place) -> Direction:
-    return "reverse" if place.reverse else "forward"
-
-
 def _bad_weights(family: Family, weights: Weights) -> list[tuple[str, str]]:
     """Weights that are not finite, and the gates whose blocks they are in."""
     named = {"weight_ih": weights.ih, "weight_hh": weights.hh, "bias_ih": weights.b_ih, "bias_hh": weights.b_hh}
@@ -162,7 +158,7 @@ def _names(family: Family, bad: Tensor) -> str:
     return "" if len(names) == len(family.gates) > 1 else "+".join(names)
 
 
-def _time(place: _Place, t: int, b: int) -> int:
+def _time(place: Place, t: int, b: int) -> int:
     """From the order of the recurrence to that of the input, and from the sequence's start to the chain's."""
     stack = place.stack
     local = int(stack.lengths[b]) - 1 - t if place.reverse else t

@@ -1,63 +1,21 @@
-"""A whole call: the lower layers are run again from below, and gradients handed down from above."""
+"""A whole call, layer by layer: measured from the uppermost down, gradients handed on below."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from gradscope.families.base import Family, Layer
+from gradscope.families.base import Family
 from gradscope.families.blocks import measure_blocks
-from gradscope.families.gru import GRU
-from gradscope.families.lstm import LSTM
-from gradscope.families.measure import Entering, Measured, measure, relative, relative_parts, sketch_matrix
+from gradscope.families.measure import Measured, measure, relative, relative_parts, sketch_matrix
+from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, run_layers
 from gradscope.families.products import measure_products
-from gradscope.families.rnn import ReluRNN, TanhRNN
-from gradscope.types import Analysis, Gate, Stack, Weights
-
-FAMILIES: dict[str, Family] = {family.name: family for family in (TanhRNN(), ReluRNN(), LSTM(), GRU())}
+from gradscope.types import Analysis, Gate, Stack
 
 HIDDEN_DROPOUT = "the dropout mask between the layers is hidden inside the kernel; pass split_layers=True to attach"
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """One layer in one direction of a stack: its slot, and the way between input order and recurrence order."""
-
-    stack: Stack
-    layer: int
-    reverse: bool
-
-    @property
-    def slot(self) -> int:
-        return self.layer * self.stack.directions + self.reverse
-
-    @property
-    def weights(self) -> Weights:
-        return self.stack.weights[self.slot]
-
-    @property
-    def columns(self) -> slice:
-        """This direction's part of the layer's output."""
-        width = self.stack.h_0.shape[-1]
-        return slice(self.reverse * width, (self.reverse + 1) * width)
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Input order <-> recurrence order, [T, B, ...]: each sequence's valid part reversed for `reverse`."""
-        return flip(x, self.stack.lengths) if self.reverse else x
-
-    def start(self) -> tuple[Tensor, Tensor | None]:
-        c_0 = self.stack.c_0
-        return self.stack.h_0[self.slot], None if c_0 is None else c_0[self.slot]
-
-
-def flip(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse the first `lengths[b]` rows of every sequence of x, [T, B, ...]; the padding stays."""
-    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    source = torch.where(steps < lengths, lengths - 1 - steps, steps)
-    return x.gather(0, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[Analysis]:
@@ -73,15 +31,15 @@ def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[An
     """
     family = FAMILIES[stack.family]
     layers = len(stack.weights) // stack.directions
-    inputs, outputs = _run_layers(family, stack, layers)
+    inputs, outputs = run_layers(family, stack)
     found: list[Analysis] = []
     gradient = stack.grad_output
     for index in range(layers - 1, -1, -1):
         below: list[Tensor] = []
         for reverse in range(stack.directions):
-            place = _Place(stack, index, bool(reverse))
-            layer = _layer(place, inputs[index], outputs[index])
-            entering = _entering(place, gradient)
+            place = Place(stack, index, bool(reverse))
+            layer = layer_at(place, inputs[index], outputs[index])
+            entering = entering_at(place, gradient)
             measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch)
             found.append(_analysis(family, place, measured, full))
             if measured.grad_input is not None:
@@ -110,39 +68,7 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
     ]
 
 
-def _run_layers(family: Family, stack: Stack, layers: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs of every layer, [T, B, .]: the lower ones run again, the top one as the kernel gave it."""
-    valid = torch.arange(stack.input.shape[0], device=stack.lengths.device).unsqueeze(1) < stack.lengths
-    inputs, outputs = [stack.input], list[Tensor]()
-    for index in range(layers - 1):
-        parts: list[Tensor] = []
-        for reverse in range(stack.directions):
-            place = _Place(stack, index, bool(reverse))
-            parts.append(place.turn(family.run(place.weights, place.turn(inputs[index]), *place.start())))
-        output = torch.cat(parts, -1).masked_fill(~valid.unsqueeze(-1), 0)
-        outputs.append(output)
-        inputs.append(output * stack.dropout[index] if stack.dropout else output)
-    return inputs, [*outputs, stack.output]
-
-
-def _layer(place: _Place, x: Tensor, output: Tensor) -> Layer:
-    given, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
-    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), given, links)
-
-
-def _entering(place: _Place, gradient: Tensor) -> Entering:
-    """Loss gradient that enters from the output above and from h_n and c_n, in the order of the recurrence."""
-    stack, joined = place.stack, place.stack.joined
-    direct = place.turn(gradient[..., place.columns]).clone()
-    if joined is not None:
-        c = None if joined.grad_c is None or not bool(joined.grad_c.any()) else place.turn(joined.grad_c[place.slot])
-        return Entering(direct.add_(place.turn(joined.grad_h[place.slot])), c=c, totals=joined.totals)
-    if direct.shape[1]:
-        direct[stack.lengths - 1, torch.arange(direct.shape[1], device=direct.device)] += stack.grad_h_n[place.slot]
-    return Entering(direct, None if stack.grad_c_n is None else stack.grad_c_n[place.slot])
-
-
-def _analysis(family: Family, place: _Place, measured: Measured, full: bool) -> Analysis:
+def _analysis(family: Family, place: Place, measured: Measured, full: bool) -> Analysis:
     """Turn back to input order, add the weights and the full set, and say what cannot be given."""
     stack, values = place.stack, dict(measured.values)
     measured_at: dict[str, Tensor] = {}
@@ -155,7 +81,7 @@ def _analysis(family: Family, place: _Place, measured: Measured, full: bool) -> 
         lyapunov = products.lyapunov
     return Analysis(
         layer=place.layer,
-        direction="reverse" if place.reverse else "forward",
+        direction=place.direction,
         lengths=stack.lengths,
         values={name: place.turn(v) for name, v in values.items()},
         measured={name: place.turn(m) for name, m in measured_at.items()},
@@ -174,7 +100,7 @@ def _analysis(family: Family, place: _Place, measured: Measured, full: bool) -> 
     )
 
 
-def _residual(place: _Place, measured: Measured) -> Tensor:
+def _residual(place: Place, measured: Measured) -> Tensor:
     """How far the rebuilt layer is from the kernel: in its output, and in the final states that it returned."""
     stack, trace = place.stack, measured.trace
     batch = torch.arange(stack.lengths.shape[0], device=stack.lengths.device)
@@ -189,5 +115,5 @@ def _residual(place: _Place, measured: Measured) -> Tensor:
     return torch.stack([measured.residual, *differences]).amax()
 
 
-def _turn_gate(place: _Place, gate: Gate) -> Gate:
+def _turn_gate(place: Place, gate: Gate) -> Gate:
     return replace(gate, low=place.turn(gate.low), high=place.turn(gate.high), mean=place.turn(gate.mean))

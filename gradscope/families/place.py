@@ -1,0 +1,102 @@
+"""The layers and directions of a stack: what each was given, run again from below, and what entered it from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.families.base import Family, Layer
+from gradscope.families.gru import GRU
+from gradscope.families.lstm import LSTM
+from gradscope.families.measure import Entering
+from gradscope.families.rnn import ReluRNN, TanhRNN
+from gradscope.types import Direction, Stack, Weights
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (TanhRNN(), ReluRNN(), LSTM(), GRU())}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One layer in one direction of a stack: its slot, and the way between input order and recurrence order."""
+
+    stack: Stack
+    layer: int
+    reverse: bool
+
+    @property
+    def slot(self) -> int:
+        """Its number among the stack's parameter sets."""
+        return self.layer * self.stack.directions + self.reverse
+
+    @property
+    def direction(self) -> Direction:
+        """Its name."""
+        return "reverse" if self.reverse else "forward"
+
+    @property
+    def weights(self) -> Weights:
+        """Its parameters."""
+        return self.stack.weights[self.slot]
+
+    @property
+    def columns(self) -> slice:
+        """This direction's part of the layer's output."""
+        width = self.stack.h_0.shape[-1]
+        return slice(self.reverse * width, (self.reverse + 1) * width)
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Input order <-> recurrence order, [T, B, ...]: each sequence's valid part reversed for `reverse`."""
+        return flip(x, self.stack.lengths) if self.reverse else x
+
+    def start(self) -> tuple[Tensor, Tensor | None]:
+        """h_0, [B, P], and c_0, [B, H], of an LSTM."""
+        c_0 = self.stack.c_0
+        return self.stack.h_0[self.slot], None if c_0 is None else c_0[self.slot]
+
+
+def flip(x: Tensor, lengths: Tensor) -> Tensor:
+    """Reverse the first `lengths[b]` rows of every sequence of x, [T, B, ...]; the padding stays."""
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    source = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    return x.gather(0, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
+
+
+def run_layers(family: Family, stack: Stack) -> tuple[list[Tensor], list[Tensor]]:
+    """Inputs and outputs of every layer, [T, B, .]: the lower ones run again, the top one as the kernel gave it."""
+    valid = torch.arange(stack.input.shape[0], device=stack.lengths.device).unsqueeze(1) < stack.lengths
+    inputs, outputs = [stack.input], list[Tensor]()
+    for index in range(len(stack.weights) // stack.directions - 1):
+        parts: list[Tensor] = []
+        for reverse in range(stack.directions):
+            place = Place(stack, index, bool(reverse))
+            parts.append(place.turn(family.run(place.weights, place.turn(inputs[index]), *place.start())))
+        output = torch.cat(parts, -1).masked_fill(~valid.unsqueeze(-1), 0)
+        outputs.append(output)
+        inputs.append(output * stack.dropout[index] if stack.dropout else output)
+    return inputs, [*outputs, stack.output]
+
+
+def layer_at(place: Place, x: Tensor, output: Tensor) -> Layer:
+    """What is known of one layer in one direction, in the order of the recurrence.
+
+    Args:
+        place: which.
+        x: what the layer was given, [T, B, .].
+        output: what it made of it, both directions, [T, B, directions * P].
+    """
+    given, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
+    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), given, links)
+
+
+def entering_at(place: Place, gradient: Tensor) -> Entering:
+    """Loss gradient that enters from the output above and from h_n and c_n, in the order of the recurrence."""
+    stack, joined = place.stack, place.stack.joined
+    direct = place.turn(gradient[..., place.columns]).clone()
+    if joined is not None:
+        c = None if joined.grad_c is None or not bool(joined.grad_c.any()) else place.turn(joined.grad_c[place.slot])
+        return Entering(direct.add_(place.turn(joined.grad_h[place.slot])), c=c, totals=joined.totals)
+    if direct.shape[1]:
+        direct[stack.lengths - 1, torch.arange(direct.shape[1], device=direct.device)] += stack.grad_h_n[place.slot]
+    return Entering(direct, None if stack.grad_c_n is None else stack.grad_c_n[place.slot])
