@@ -107,6 +107,8 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
+    from gradscope import __version__
+
     model = inner_module(model)
     specs = find_cells(model, cells)
     sequences = find_sequences(model, positions)
@@ -124,7 +126,7 @@ def attach(
     rank, size = processes()
     meta = {
         "processes": size,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"gradscope": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "layers": {name: _describe(layer) for name, layer in layers.items()},
         "arguments": {
             "every": every if isinstance(every, int) or every is None else repr(every),

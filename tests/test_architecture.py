@@ -41,7 +41,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "observer":        ("types errors uncompiled alarm attach capture record quantities schedule guard following step "
                         "ledger unseen", "torch"),
     "whatif":          ("types errors diagnose",                                    "numpy pandas torch"),
-    "scope":           ("types errors uncompiled attach capture record quantities schedule observer whatif",
+    "scope":           ("PUBLIC types errors uncompiled attach capture record quantities schedule observer whatif",
                         "torch pandas gradscope_tensorboard"),
     "__init__":        ("types errors record scope compare",                                ""),
     "testing":         ("types errors record scope whatif",                                 "pandas torch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -32,8 +33,13 @@ def check(logdir: Path, fail_on: str) -> int:
     if isinstance(found, gradscope.Run):
         with shown.waiting("reading the run"):
             findings = found.findings()
-        shown.console().print(shown.findings_table(findings))
-        return int(any(finding.severity in worst for finding in findings))
+        out, failing = shown.console(), any(finding.severity in worst for finding in findings)
+        out.print(shown.findings_table(findings))
+        if failing:
+            out.print(
+                f"Why, and what to try: gradscope report {shlex.quote(str(logdir))}", soft_wrap=True, markup=False
+            )
+        return int(failing)
     with shown.counted("reading", "runs") as progress:
         everything = found.findings(progress)
     failing = [(name, finding) for name, mine in everything.items() for finding in mine if finding.severity in worst]

@@ -41,7 +41,10 @@ def compare(logdirs: tuple[Path, ...], output: Path, form: str | None) -> None:
         made = side_by_side(runs).report()
     said = shown.written(made, output, form)
     if said:
-        shown.console().print(said, soft_wrap=True, markup=False)
+        out = shown.console()
+        names = [run["name"] for run in made.summary["runs"] for _ in run["findings"]]
+        out.print(shown.runs_table(zip(names, made.findings, strict=True)))
+        out.print(said, soft_wrap=True, markup=False)
 
 
 def _named(logdirs: Sequence[Path]) -> dict[str, gradscope.Run]:

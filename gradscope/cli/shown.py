@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import click
@@ -67,7 +68,7 @@ def written(report: Any, output: Path, form: str) -> str:
     content = {
         "html": drawn,
         "md": lambda it: it.markdown(),
-        "text": lambda it: it.text(),
+        "text": lambda it: it.text(_columns() if str(output) == "-" else None),
         "json": lambda it: it.json(),
     }
     made = content[form](report)
@@ -81,6 +82,11 @@ def written(report: Any, output: Path, form: str) -> str:
     except OSError as error:
         raise click.ClickException(f"cannot write to {output}: {error.strerror}") from None
     return f"Report: {output}"
+
+
+def _columns() -> int | None:
+    """How wide the terminal is; None where stdout is no terminal."""
+    return max(40, get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def format_of(output: Path | None, form: str | None) -> str:
@@ -104,8 +110,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     table.add_column("layer", overflow="fold")
     table.add_column("what", ratio=1)
     for finding in findings:
-        healthy = finding.code == "healthy"
-        severity = Text("–" if healthy else finding.severity, "green" if healthy else COLOURS[finding.severity])
+        severity = Text("–" if finding.code == "healthy" else finding.severity, _colour(finding))
         table.add_row(severity, Text(finding.code), Text(place(finding)), Text(finding.title))
     return table
 
@@ -127,14 +132,18 @@ def fleet_table(rows: Sequence[Mapping[str, Any]], most: int = 20) -> Table:
 
 
 def runs_table(findings: Iterable[tuple[str, Finding]]) -> Table:
-    """Findings of many runs, one a row."""
+    """Findings of several runs, one a row."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("finding", no_wrap=True)
     table.add_column("run", overflow="fold", ratio=1)
     table.add_column("what", ratio=2)
     for name, finding in findings:
-        table.add_row(Text(finding.code, COLOURS[finding.severity]), Text(name), Text(finding.title))
+        table.add_row(Text(finding.code, _colour(finding)), Text(name), Text(finding.title))
     return table
+
+
+def _colour(finding: Finding) -> str:
+    return "green" if finding.code == "healthy" else COLOURS[finding.severity]
 
 
 def place(finding: Finding) -> str:

@@ -15,6 +15,7 @@ from gradscope.diagnose.rules.nonfinite import nonfinite_gradient
 from gradscope.diagnose.rules.saturated import saturated_gate
 from gradscope.diagnose.rules.vanishing import vanishing_gradient
 from gradscope.diagnose.trend import too_few
+from gradscope.diagnose.words import plural
 from gradscope.types import Finding
 
 __all__ = ["RULES", "Recorded", "Seen", "diagnose", "look_at", "merge_ranks", "root_causes_first"]
@@ -55,6 +56,7 @@ def healthy(seen: Seen) -> Finding:
         severity="info",
         layer_key=None,
         title="nothing was found" if records else "nothing was recorded",
-        explanation=f"No rule has found a fault in {told}, in {len(seen.first_chains)} recurrences." + too_few(seen),
+        explanation=f"No rule has found a fault in {told}, in {plural(len(seen.first_chains), 'recurrence')}."
+        + too_few(seen),
         evidence={"records": records, "steps": (seen.records[0], seen.records[-1]) if records else ()},
     )

@@ -77,7 +77,7 @@ def thresholds(run: Run, *, ax: Axes | None = None, **line: Any) -> Axes:
     ax.set_title("What other thresholds would have clipped", loc="left")
     curve = data.would_clip(run)
     if curve.empty:
-        return style.say(ax, "no positive finite gradient norm was recorded")
+        return style.say(ax, "no positive finite gradient norm was recorded", line)
     (colour,) = style.colours(1)
     first = curve["threshold"].iloc[0] * 0.8
     x, y = np.r_[first, curve["threshold"]], np.r_[1.0, curve["share"]]

@@ -70,12 +70,23 @@ def label(key: LayerKey) -> str:
 
 
 def recorded(run: Run, key: LayerKey) -> list[int]:
-    """The steps of which a layer has records."""
-    return sorted(set(run.source.read("layers", key._asdict(), ["step"])["step"].tolist()))
+    """The steps of which a layer has records, up to where its gradients are not finite any more, if ever they were."""
+    records = run.source.read("layers", key._asdict(), ["step", "horizon"])
+    found = records[sound(run, records)]
+    return sorted(set((found if len(found) else records)["step"].tolist()))
+
+
+def sound(run: Run, records: Frame) -> Any:
+    """Which rows of `layers` are of steps whose gradients are finite, or of layers that know their horizon there."""
+    unknown = records["horizon"].isna()
+    if not unknown.any():
+        return ~unknown
+    broken = run.source.read("steps", {"nonfinite": slice(1, None)}, ["step"])["step"]
+    return ~(unknown & records["step"].isin(set(broken)))
 
 
 def of(run: Run, key: LayerKey, step: Steps) -> dict[str, Any]:
-    """Filters for a layer at the steps meant, the last recorded ones by default."""
+    """Filters for a layer at the steps meant, the last finite records by default."""
     return {**key._asdict(), "step": recorded(run, key)[-LATE:] if step is None else step}
 
 
@@ -115,7 +126,7 @@ def over_training(run: Run, key: LayerKey, quantity: str) -> Frame:
 
 def saturated(run: Run, key: LayerKey, over: str, step: Steps = None) -> Frame:
     """Gate saturation by `t` or by `step`: columns `gate`, `over`, `low`, `high`, the mean over the other."""
-    filters = of(run, key, step) if over == "t" else key._asdict()
+    filters = of(run, key, step) if over == "t" else {**key._asdict(), "step": recorded(run, key)}
     frame = read(run, "gates", ["step", "t", "gate", "low", "high"], filters)
     if over == "t":
         frame["t"] = binned(frame["t"].to_numpy())[0]

@@ -43,10 +43,11 @@ def timesteps(
     keys = data.chosen(run, layer)
     frames = {data.label(key): data.spread(run, key, quantity, step) for key in keys}
     ax.set_title(style.TITLES.get(quantity, quantity), loc="left")
-    if not _curves(ax, frames, "t", line):
-        return style.say(ax, f"no positive finite {quantity} at these steps")
-    if quantity in (*JACOBIANS, "gain"):
-        style.reference(ax, 1)
+    level = 1.0 if quantity in (*JACOBIANS, "gain") else None
+    if not _curves(ax, frames, "t", line, level):
+        return style.say(ax, f"no positive finite {quantity} at these steps", line)
+    if level:
+        style.reference(ax, level)
     ax.set(xlabel="timestep t", ylabel=style.UNITS.get(quantity, quantity))
     return ax
 
@@ -67,8 +68,8 @@ def reach(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None 
     ax = style.axes(ax)
     frames = {data.label(key): data.reached(run, key, step) for key in data.chosen(run, layer)}
     ax.set_title("Reach of the loss gradient", loc="left")
-    if not _curves(ax, frames, "lag", line):
-        return style.say(ax, "no positive finite reach at these steps")
+    if not _curves(ax, frames, "lag", line, FLOOR):
+        return style.say(ax, "no positive finite reach at these steps", line)
     style.reference(ax, FLOOR, "horizon")
     ax.set(xlabel="steps back", ylabel="share of the gradient left")
     return ax
@@ -94,22 +95,26 @@ def jacobians(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | N
     frames = {} if key is None else {said: data.spread(run, key, name, step) for name, said in JACOBIANS.items()}
     if "h alone" in frames and frames["h alone"].equals(frames["whole state"]):
         del frames["h alone"]  # without a cell, they are the same
-    if not _curves(ax, frames, "t", {}):
+    if not _curves(ax, frames, "t", {}, 1.0):
         return style.say(ax, "no Jacobian was recorded at these steps")
     style.reference(ax, 1)
     ax.set(xlabel="timestep t", ylabel="size of ds(t)/ds(t-1)")
     return ax
 
 
-def _curves(ax: Axes, frames: dict[str, Frame], over: str, line: dict[str, Any]) -> bool:
-    """A curve and its band for every frame that has something to show; whether there was any."""
+def _curves(ax: Axes, frames: dict[str, Frame], over: str, line: dict[str, Any], level: float | None) -> bool:
+    """A curve and its band for every frame that has something to show; whether there was any.
+
+    The ticks leave room for a `level` to hold them against.
+    """
     shown = {name: frame for name, frame in frames.items() if style.drawable(frame["p50"])}
     if not shown:
         return False
     for (name, frame), colour in zip(shown.items(), style.colours(len(shown)), strict=True):
         named = {"label": name} if len(shown) > 1 else {}
         _curve(ax, frame, over, {"color": colour, **named, **line})
-    style.logarithmic(ax.yaxis, np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.get_lines()]))
+    drawn = [np.asarray(line.get_ydata(), float) for line in ax.get_lines()]
+    style.logarithmic(ax.yaxis, np.concatenate([*drawn, [level or np.nan]]))
     _mark_nonfinite(ax, shown, over)
     style.legend(ax)
     ax.margins(x=0.01)
@@ -181,7 +186,7 @@ def horizon(run: Run, *, layer: Layer = None, ax: Axes | None = None, **line: An
     frames = {name: frame for name, frame in frames.items() if frame["horizon"].notna().any()}
     ax.set_title("Horizon over training", loc="left")
     if not frames:
-        return style.say(ax, "no horizon was recorded")
+        return style.say(ax, "no horizon was recorded", line)
     for (name, frame), colour in zip(frames.items(), style.colours(len(frames)), strict=True):
         named = {"label": name} if len(frames) > 1 else {}
         look: dict[str, Any] = {"color": colour, "linewidth": 1.4, **named, **line}
@@ -189,6 +194,7 @@ def horizon(run: Run, *, layer: Layer = None, ax: Axes | None = None, **line: An
         beyond = frame["horizon_censored"]
         for rows, face in ((frame[~beyond], drawn.get_color()), (frame[beyond], "none")):
             ax.plot(rows["step"], rows["horizon"], "o", color=drawn.get_color(), markerfacecolor=face, markersize=4)
+    style.whole(ax.yaxis)
     ax.set_ylim(0, 1.06 * max(1.0, *(float(np.nanmax(line.get_ydata(), initial=0)) for line in ax.get_lines())))
     style.legend(ax)
     ax.set(xlabel="training step", ylabel="steps back to 1/1000 (○: beyond)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -70,13 +70,15 @@ def muted(ax: Axes) -> Any:
     return matplotlib.rcParams["axes.labelcolor"]
 
 
-def say(ax: Axes, text: str) -> Axes:
-    """Words in the place of data; below the upper edge where there are other data in the axes."""
-    empty = not ax.lines and not ax.collections
-    if empty:
+def say(ax: Axes, text: str, line: Mapping[str, Any] | None = None) -> Axes:
+    """Words in the place of data; where a curve with a name was wanted, others may be there: the legend tells of it."""
+    if line and line.get("label"):
+        ax.plot([], [], color=line.get("color"), label=f"{line['label']}: nothing to draw")
+        legend(ax)
+        return ax
+    if not ax.lines and not ax.collections:
         ax.set(xticks=[], yticks=[])
-    middle = 0.5 if empty else 0.95
-    ax.text(0.5, middle, text, transform=ax.transAxes, ha="center", va="center", wrap=True, color=muted(ax))
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", wrap=True, color=muted(ax))
     return ax
 
 
@@ -114,6 +116,13 @@ def logarithmic(axis: Axis, values: Array) -> None:
     axis.set_major_locator(FixedLocator(list(10.0**tens)) if high - low > 1.5 else fine)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
+
+
+def whole(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def power(value: float) -> str:

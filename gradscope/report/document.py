@@ -51,9 +51,13 @@ class Report:
         """The report without pictures, as Markdown."""
         return render.markdown(self.summary)
 
-    def text(self) -> str:
-        """The report without pictures, as plain text of at most 100 columns."""
-        return render.text(self.summary)
+    def text(self, width: int | None = None) -> str:
+        """The report without pictures, as plain text.
+
+        Args:
+            width: columns of a terminal, into which tables are made to fit; without it 100, and tables as they are.
+        """
+        return render.text(self.summary, width)
 
     def json(self) -> str:
         """The summary with the numbers behind every picture, as JSON; what is not finite is text there."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gradscope.plot import LATE
+from gradscope.plot import LATE, data
 from gradscope.record import TABLES, Run
 from gradscope.record.query import Condition, Filters, conditions
 from gradscope.types import LayerKey
@@ -98,16 +98,17 @@ def excerpt(run: Run, max_rows: int = MAX_ROWS) -> Run:
         return run
     counts = {name: run.source.count(name) for name in TABLES}
     layers = run.source.read("layers")
-    late = _late(layers)
+    late = _late(run, layers)
     kept = _kept(np.unique(layers["step"].to_numpy()), late, counts, max_rows)
     frames = {name: _split(name, _read(run, name, kept, late)) for name in TABLES}
     return Run(Excerpt(dict(run.meta), run.source.ranks, counts, frames))
 
 
-def _late(layers: Frame) -> Steps:
-    """The last recorded steps of each layer, and the first of all."""
-    steps = layers.drop_duplicates(["step", *LayerKey._fields]).sort_values("step")
-    late = steps.groupby(list(LayerKey._fields)).tail(LATE)["step"]
+def _late(run: Run, layers: Frame) -> Steps:
+    """The last recorded steps of each layer, those first whose gradients are finite, and the first of all."""
+    steps = layers.assign(sound=data.sound(run, layers)).drop_duplicates(["step", *LayerKey._fields])
+    late = steps.sort_values(["sound", "step"]).groupby(list(LayerKey._fields)).tail(LATE)["step"]
+    steps = steps.sort_values("step")
     return np.union1d(late.to_numpy(), steps["step"].head(1).to_numpy())
 
 

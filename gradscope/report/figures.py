@@ -63,9 +63,11 @@ def _legend_above(axes: Any) -> None:
     if axes.get_legend() is None:
         return
     handles, names = axes.get_legend_handles_labels()
-    columns = min(4, len(names)) if max(map(len, names)) < 18 else 2
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1, "columnspacing": 1.4}
-    axes.legend(handles, names, frameon=False, ncols=columns, handlelength=1.6, **place)
+    columns = 5 if sum(map(len, names)) < 40 else 4 if max(map(len, names)) < 18 else 2
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1, "columnspacing": 1.0}
+    axes.legend(
+        handles, names, frameon=False, ncols=min(columns, len(names)), handlelength=1.4, handletextpad=0.5, **place
+    )
 
 
 def _within_a_page(text: str, title: str) -> str:

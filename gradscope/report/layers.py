@@ -23,6 +23,8 @@ COLUMNS = {
     "residual": "largest relative difference between what was rebuilt and what the kernel computed",
 }
 """What the columns of the table of layers mean."""
+OPEN = 12
+"""Layers whose rows stand open in a page; the rest is folded."""
 
 
 def worst_first(keys: Sequence[LayerKey], findings: Sequence[Finding], run: Run) -> list[LayerKey]:
@@ -46,7 +48,8 @@ def _seen(horizons: Frame) -> float:
 def numbers(run: Run, key: LayerKey) -> dict[str, Any]:
     """The numbers of a layer, at the last recorded steps where nothing else is said."""
     horizons = data.horizons(run, key)
-    late, gradient = horizons.tail(data.LATE), data.spread(run, key, "grad_h")
+    recorded, gradient = data.recorded(run, key), data.spread(run, key, "grad_h")
+    late = horizons[horizons["step"].isin(recorded[-data.LATE :])]
     gate, saturated = _most_saturated(data.saturated(run, key, "t"))
     residual = data.read(run, "layers", ["residual"], key._asdict())["residual"]
     return {
@@ -60,6 +63,7 @@ def numbers(run: Run, key: LayerKey) -> dict[str, Any]:
         "gate": gate,
         "saturated": saturated,
         "residual": float(residual.max()),
+        "finite_until": recorded[-1] if recorded and recorded[-1] < horizons["step"].max() else None,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import json
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gradscope.report import words
-from gradscope.report.layers import COLUMNS
+from gradscope.report.layers import COLUMNS, OPEN
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,13 +39,13 @@ def markdown(summary: Summary) -> str:
     return _tidy(_fill(f"{summary['kind']}.md", summary))
 
 
-def text(summary: Summary) -> str:
-    """The same in plain text."""
-    return _tidy(_fill(f"{summary['kind']}.txt", summary))
+def text(summary: Summary, width: int | None = None) -> str:
+    """The same in plain text, in as many columns; without a width 100, and tables as wide as they need."""
+    return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width))
 
 
 def _fill(template: str, summary: Summary, **more: Any) -> str:
-    return _templates().get_template(template).render(summary=summary, columns=COLUMNS, **more)
+    return _templates().get_template(template).render(summary=summary, columns=COLUMNS, open=OPEN, **more)
 
 
 def _tidy(written: str) -> str:
@@ -55,7 +56,7 @@ def _tidy(written: str) -> str:
 
 @cache
 def _templates() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context, select_autoescape
 
     environment = Environment(
         loader=PackageLoader("gradscope.report"),
@@ -65,9 +66,15 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {
-        **{"told": words.told, "percent": words.percent, "plainly": plainly, "md": markdown_safe, "wrap": wrap},
         **{
-            "aligned": aligned,
+            "told": words.told,
+            "percent": words.percent,
+            "plainly": plainly,
+            "md": markdown_safe,
+            "wrap": pass_context(wrap),
+        },
+        **{
+            "aligned": pass_context(aligned),
             "csv": csv,
             "codeline": codeline,
             "sampled": sampled,
@@ -94,20 +101,31 @@ def markdown_safe(value: Any) -> str:
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", plainly(value))
 
 
-def wrap(value: Any, indent: int = 0) -> str:
-    """A paragraph of plain text."""
-    return textwrap.fill(plainly(value), WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+def wrap(context: Mapping[str, Any], value: Any, indent: int = 0) -> str:
+    """A paragraph of plain text, as wide as the page."""
+    blank, width = " " * indent, min(context.get("width") or WIDTH, WIDTH)
+    return textwrap.fill(plainly(value), width, initial_indent=blank, subsequent_indent=blank)
 
 
-def aligned(rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
-    """Rows as columns of equal width, the first as head; numbers to the right."""
+def aligned(context: Mapping[str, Any], rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
+    """Rows as columns of equal width, the first as head; numbers to the right.
+
+    Columns that the page has no room for are left out, from the right, and named below.
+    """
     cells = [[plainly(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    fit = _fitting(widths, (context.get("width") or math.inf) - indent)
     lines = [
-        "  ".join(f"{cell:<{width}}" if not place else f"{cell:>{width}}" for place, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in cells)
+        "  ".join(f"{cell:>{width}}" if place else f"{cell:<{width}}" for place, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True))[:fit] for row in cells)
     ]
+    lines += [f"(no room for: {', '.join(cells[0][fit:])})"] if fit < len(widths) else []
     return "\n".join(" " * indent + line for line in lines)
+
+
+def _fitting(widths: Sequence[int], room: float) -> int:
+    """How many columns fit, two at least."""
+    return max(n for n in range(len(widths) + 1) if sum(widths[:n]) + 2 * (n - 1) <= room or n <= 2)
 
 
 def shortened(value: Any, width: int) -> str:
@@ -149,6 +167,18 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if guarded else value  # a spreadsheet would take it for a formula
 
 
-def pretty(value: Any) -> str:
-    """Settings as indented JSON."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+def pretty(value: Any, indent: int = 0) -> str:
+    """Settings as JSON, with as much in a line as it has room for."""
+    if not isinstance(value, Mapping | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    inner, (opening, closing) = indent + 2, "{}" if isinstance(value, Mapping) else "[]"
+    names = [f"{json.dumps(str(name), ensure_ascii=False)}: " if isinstance(value, Mapping) else "" for name in value]
+    items = value.values() if isinstance(value, Mapping) else value
+    lines = [""]
+    for part in map(str.__add__, names, (pretty(item, inner) for item in items)):
+        beside = "\n" not in lines[-1] + part and len(lines[-1]) + len(part) + inner < WIDTH
+        lines[-1:] = [f"{lines[-1]}, {part}" if lines[-1] else part] if beside or not lines[-1] else [lines[-1], part]
+    if len(lines) == 1 and "\n" not in lines[0]:
+        return opening + lines[0] + closing
+    blank = "\n" + " " * inner
+    return opening + blank + f",{blank}".join(lines) + "\n" + " " * indent + closing

@@ -44,6 +44,7 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
         "facts": facts(run),
         "findings": [tell(finding) for finding in findings],
         "layers": layers,
+        "finite_until": _finite_until(layers),
         "clipping": {
             "calls": clipping(run),
             "thresholds": other_thresholds(run),
@@ -52,6 +53,12 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
         "notes": notes(run),
         "settings": settings(run),
     }, figures
+
+
+def _finite_until(layers: Sequence[Mapping[str, Any]]) -> int | None:
+    """The last record that was finite, where a layer has later ones that are not."""
+    known = [layer["numbers"]["finite_until"] for layer in layers]
+    return max((step for step in known if step is not None), default=None)
 
 
 def _layer(run: Run, key: LayerKey, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -170,5 +177,10 @@ def notes(run: Run) -> list[dict[str, Any]]:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What the run says of itself, as it stands in `run.json`."""
-    return {name: value for name, value in run.meta.items() if not (isinstance(value, Mapping | list) and not value)}
+    """What the run says of itself, as it stands in `run.json`; of its sessions, what differs from that."""
+    told = {name: value for name, value in run.meta.items() if not (isinstance(value, Mapping | list) and not value)}
+    if "sessions" in told:
+        told["sessions"] = [
+            {name: value for name, value in session.items() if value != told.get(name)} for session in told["sessions"]
+        ]
+    return told

@@ -56,15 +56,17 @@ def ends(frame: Frame, over: str, what: str) -> str:
     if len(known) == 1:
         return f"The median {start}.{worse}"
     low, high = float(known["p50"].min()), float(known["p50"].max())
-    beyond = {low, high} - {float(first["p50"]), float(last["p50"])}
+    end = told(float(last["p50"]))
+    beyond = {told(low), told(high)} - {told(float(first["p50"])), end}
     between = f", and between {told(low)} and {told(high)} elsewhere" if beyond else ""
-    return f"The median {start}, {told(float(last['p50']))} at {over} {int(last[over])}{between}.{worse}"
+    return f"The median {start}, {end} at {over} {int(last[over])}{between}.{worse}"
 
 
 def training(frame: Frame) -> str:
     """How the medians at both ends of the sequence went over training."""
     if frame.empty or not len(frame.columns):
         return "No gradient was recorded."
+    frame = frame.dropna(how="all") if frame.notna().to_numpy().any() else frame
     steps, times = frame.index, frame.columns
     first, last = (frame.iloc[row] for row in (0, -1))
     said = [

@@ -169,10 +169,74 @@ def test_worst_layers_come_first_and_many_are_folded(monkeypatch: pytest.MonkeyP
     assert [entry["name"] for entry in found.summary["layers"]][0] == "blocks.31.rnn, layer 0"
     page = Page(found.html())
     assert len(page.every("svg")) == 2 * 10 + 2
-    assert "48 more layers without pictures" in page.text
+    assert "38 more layers" in page.text and "The other 48 layers have no figures here" in page.text
     assert len([a for a in page.every("details") if "layer" in (a.get("class") or "").split() and "open" in a]) == 2
     targets = {a["id"] for _, a in page.tags if a.get("id")}
     assert {(a["href"] or "")[1:] for a in page.every("a") if (a["href"] or "").startswith("#")} <= targets
+
+
+def _broken(key: LayerKey) -> list[Rows]:
+    """A layer's tables at a step at which nothing of it is finite."""
+    ill = {"p10": math.nan, "p50": math.nan, "p90": math.nan, "mean": math.nan, "nonfinite": 8}
+    lost = {"horizon": math.nan, "horizon_censored": False, "decay": math.nan}
+    changes = {"timesteps": ill, "reach": ill, "layers": lost, "gates": {"low": 0.0, "high": 0.0}}
+    return [Rows(rows.table, {**rows.columns, **changes.get(rows.table, {})}) for rows in layer(key, 12, -0.5)]
+
+
+def test_a_training_that_ends_in_nan_is_shown_as_it_was_before() -> None:
+    """The last finite records are what tells of the cause."""
+    store = MemoryStore({})
+    told = {"optimizer": "SGD", "recorded": True, "skipped": False, "overhead_s": 0.0, "step_s": 0.1}
+    for step in range(20):
+        head = Rows("steps", {**told, "grad_norm": 1.0, "nonfinite": 3 * (step >= 8)})
+        store.write(Batch(step, (head, *(_broken(ENCODER) if step >= 8 else layer(ENCODER, 12, -0.5)))))
+    found, sound = report(Run(store), []), report(made(), [])
+    assert found.summary["finite_until"] == 7 and sound.summary["finite_until"] is None
+    (shown,), (as_it_was,) = (each.summary["layers"] for each in (found, sound))
+    assert shown["cells"] == as_it_was["cells"]
+    pictures = {picture["id"]: picture["text"] for picture in shown["pictures"]}
+    assert pictures["layer-0-reach"] == as_it_was["pictures"][2]["text"]
+    assert "limit; update 10% at its lower" in pictures["layer-0-gates-training"]
+    for written in (found.html(), found.text(), found.markdown()):
+        assert "Later gradients are not finite" in written and "up to step 7." in written
+    assert found.html().count("step 0") and "steps 4 to 7" in found.html()
+
+
+def test_text_takes_the_width_of_a_terminal() -> None:
+    whole = report(made(), FINDINGS, "runs/exp1")
+    for width in (60, 80, 100):
+        lines = whole.text(width).splitlines()
+        code = {line for found in FINDINGS for remedy in found.remedies for line in remedy.code.splitlines()}
+        assert max(len(line) for line in lines if line.strip() not in {piece.strip() for piece in code}) <= width
+    assert "  (no room for: saturated, residual)" in whole.text(80) and "no room" not in whole.text(100)
+    assert whole.text(120) == whole.text(100) == whole.text()
+
+
+def test_settings_are_short_and_sessions_say_what_differs() -> None:
+    layers = {f"layer.{number}": {"class": "LSTM", "hidden_size": 8} for number in range(50)}
+    meta = {"versions": {"torch": "2.13.0"}, "layers": layers, "arguments": {"every": 2}}
+    sessions = [{**meta, "started": "then", "arguments": {"every": 1}}, {**meta, "started": "now"}]
+    told = summary.settings(made(meta={**meta, "sessions": sessions}))
+    assert told["sessions"] == [{"started": "then", "arguments": {"every": 1}}, {"started": "now"}]
+    written = render.pretty(told)
+    assert json.loads(written) == told and len(written.splitlines()) < 70
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [],
+        {"a": []},
+        "x",
+        [[1, 2], {"b": "x" * 200, "c": 1.5}],
+        {"a": {"b": ["y" * 60] * 4}, "c": [{}] * 40, "d": 1},
+    ],
+)
+def test_settings_are_json_in_lines_that_fit(value: Any) -> None:
+    written = render.pretty(value)
+    assert json.loads(written) == value
+    assert all(len(line) <= 100 or "x" * 200 in line for line in written.splitlines())
 
 
 def test_empty_and_unclipped_runs_have_reports() -> None:

@@ -61,10 +61,11 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
     radius = spectral_radius(seen, key)
     where = place(key, count == 1)
     grows = "beyond what numbers can hold" if math.isinf(size) else f"to {number(size)} times its size"
+    times = zip(radius, ("early", "late in the training"), strict=True)
+    known = " and ".join(f"{number(value)} {when}" for value, when in times if math.isfinite(value))
     why = (
         f"Carried back through {where}, the loss gradient grows {grows}. The spectral radius of its recurrent weights "
-        f"is {number(radius[0])} early and {number(radius[1])} late in the training; above 1 they can make every step "
-        "back larger than the last."
+        f"is {known or 'not known'}; above 1 they can make every step back larger than the last."
     )
     if math.isfinite(left):
         why += f" Of the loss gradient of the beginning {percent(left)} is left."
