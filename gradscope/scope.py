@@ -238,9 +238,10 @@ class Scope:
         """Try each remedy on a copy of the model: how far would the gradients of this batch reach with it?
 
         The remedies are those of the findings so far and the usual ones for each recurrent module, one at a time: other
-        initialisations, layer normalisation, gates. What they change begins anew and the rest of the copy is as far as
-        the training is, so that the numbers are about how a training with the remedy would begin. The training does
-        not notice: model, gradients, buffers and random streams stay as they are, and no copy is recorded.
+        initialisations, layer normalisation, gates, residual connections. What they change begins anew and the rest of
+        the copy is as far as the training is, so that the numbers are about how a training with the remedy would begin.
+        The training does not notice: model, gradients, buffers and random streams stay as they are, and no copy is
+        recorded.
 
         Args:
             batch: whatever `loss` makes of it; it is copied for each trial.

@@ -49,11 +49,11 @@ def _usual_for(seen: Seen, key: LayerKey, layers: int) -> list[Remedy | None]:
     family = seen.family(key.module)
     timesteps = int(seen.of("layers", key)["timesteps"].max())
     whole, chrono = remedies.orthogonal(seen, key, layers), remedies.chrono(key, timesteps)
-    normalised = swaps.layer_norm(seen, key)
+    normalised, bridged = swaps.layer_norm(seen, key), swaps.residual(seen, key)
     if family == "lstm":
-        return [whole, remedies.forget_bias(key), chrono, normalised]
+        return [whole, remedies.forget_bias(key), chrono, normalised, bridged]
     if family == "gru":
-        return [whole, chrono, normalised]
+        return [whole, chrono, normalised, bridged]
     if family in ("rnn_tanh", "rnn_relu"):
         return [
             whole,
@@ -61,5 +61,6 @@ def _usual_for(seen: Seen, key: LayerKey, layers: int) -> list[Remedy | None]:
             swaps.gated(seen, key, "LSTM"),
             swaps.gated(seen, key, "GRU"),
             normalised,
+            bridged,
         ]
     return []

@@ -1,4 +1,4 @@
-"""Remedies that put another recurrent module in the place of one: gates, or normalised pre-activations."""
+"""Remedies that put another recurrent module in the place of one: gates, normalisation, or residual connections."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ DEFAULTS: Mapping[str, Any] = {
     "dropout": 0.0,
     "bidirectional": False,
 }
+CELLS = {"rnn_tanh": "RNNCell", "rnn_relu": "RNNCell", "lstm": "LSTMCell", "gru": "GRUCell"}
 NORMALISED = {
     "rnn_tanh": "LayerNormRNNCell",
     "rnn_relu": "LayerNormRNNCell",
@@ -49,8 +50,7 @@ def layer_norm(seen: Seen, key: LayerKey) -> Remedy | None:
     known, family = seen.modules.get(key.module, {}), seen.family(key.module)
     if family not in NORMALISED or known.get("proj_size") or "LayerNorm" in str(known.get("class", "")):
         return None
-    name, cell = NORMALISED[family], _is_cell(known)
-    own = {"nonlinearity": "relu"} if family == "rnn_relu" else {}
+    name, cell, own = NORMALISED[family], _is_cell(known), _nonlinearity(family)
 
     def apply(module: nn.Module) -> nn.Module:
         import gradscope.cells as cells
@@ -61,12 +61,38 @@ def layer_norm(seen: Seen, key: LayerKey) -> Remedy | None:
         made = kind if cell else _recurrent(kind)
         return _like(made(*sizes, **_options(has), **own), module)
 
-    normalised = f"gradscope.cells.{name}"
-    more = "".join(f", {option}={value!r}" for option, value in own.items())
-    call = f"{normalised}({_typed(known)}{more})"
-    if not cell:
-        call = f"gradscope.cells.Recurrent({normalised}, {_typed(known)}{more})"
+    normalised, given = f"gradscope.cells.{name}", _typed(known, own)
+    call = f"{normalised}({given})" if cell else f"gradscope.cells.Recurrent({normalised}, {given})"
     return Remedy("normalise the pre-activations (layer normalisation)", f"{typed(key.module)} = {call}", apply)
+
+
+def residual(seen: Seen, key: LayerKey) -> Remedy | None:
+    """Connections around the layers of a stack; None where there is no stack, or no such cell for it.
+
+    They carry the loss gradient down to every layer (He et al. 2016); how far it goes back in time from there is the
+    layer's own affair.
+    """
+    known, family = seen.modules.get(key.module, {}), seen.family(key.module)
+    if known.get("num_layers", 1) < 2 or family not in CELLS or known.get("proj_size"):
+        return None
+    name, own = CELLS[family], dict[str, Any](**_nonlinearity(family), skip="residual")
+
+    def apply(module: nn.Module) -> nn.Module:
+        from torch import nn
+
+        from gradscope.cells import Recurrent
+
+        has = vars(module)
+        made = Recurrent(getattr(nn, name), has["input_size"], has["hidden_size"], **_options(has), **own)
+        return _like(made, module)
+
+    call = f"gradscope.cells.Recurrent(torch.nn.{name}, {_typed(known, own)})"
+    title = "carry the loss gradient around the layers of the stack (residual connections)"
+    return Remedy(title, f"{typed(key.module)} = {call}", apply)
+
+
+def _nonlinearity(family: str) -> dict[str, str]:
+    return {"nonlinearity": "relu"} if family == "rnn_relu" else {}
 
 
 def _recurrent(kind: Any) -> Any:
@@ -84,10 +110,15 @@ def _options(known: Mapping[str, Any]) -> dict[str, Any]:
     return {name: known[name] for name, default in DEFAULTS.items() if known.get(name, default) != default}
 
 
-def _typed(known: Mapping[str, Any]) -> str:
+def _typed(known: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> str:
     """The same as it is typed, the sizes first."""
     sizes = [str(known.get(name, name)) for name in ("input_size", "hidden_size")]
-    return ", ".join([*sizes, *(f"{name}={value!r}" for name, value in _options(known).items())])
+    options = {**_options(known), **(more or {})}
+    return ", ".join([*sizes, *(f"{name}={_literal(value)}" for name, value in options.items())])
+
+
+def _literal(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _like(made: nn.Module, module: nn.Module) -> nn.Module:

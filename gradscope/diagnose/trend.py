@@ -41,17 +41,35 @@ def loss_left(seen: Seen, module: str) -> float:
     reads them. It falls as answers become right; in a training that gets nowhere it stays. It does not depend on the
     loss's scale. NaN where it is not known.
     """
-    keys = [key for key in seen.keys if key.module == module]
-    top = max((key.layer for key in keys), default=0)
+    layers = [key.layer for key in seen.keys if key.module == module]
+    sizes = _entering_by_step(seen, module, max(layers, default=0))
+    return _left(sizes[np.isfinite(sizes)])
+
+
+def passed_down(seen: Seen, module: str) -> float:
+    """How much of the loss gradient that enters a stack's uppermost layer enters its lowest one, median of the records.
+
+    NaN where there is but one layer, or nothing enters.
+    """
+    layers = {key.layer for key in seen.keys if key.module == module}
+    if len(layers) < 2:
+        return float("nan")
+    above, below = (_entering_by_step(seen, module, layer) for layer in (max(layers), min(layers)))
+    if len(above) != len(below):
+        return float("nan")
+    return _median(np.divide(below, above, out=np.full_like(above, np.nan), where=above > 0))
+
+
+def _entering_by_step(seen: Seen, module: str, layer: int) -> Array:
+    """What enters the states of one layer from above, all directions and chains together, a number for each record."""
     size: dict[int, float] = {}
-    for key in keys:
-        if key.layer == top:
+    for key in seen.keys:
+        if (key.module, key.layer) == (module, layer):
             rows = seen.of("timesteps", key)
             rows = rows[rows["quantity"] == "grad_h_direct"]
             for step, entering in (rows["mean"] * rows["sequences"]).groupby(rows["step"]).sum().items():
                 size[step] = size.get(step, 0.0) + float(entering)
-    sizes = np.array([size[step] for step in sorted(size)], dtype=np.float64)
-    return _left(sizes[np.isfinite(sizes)])
+    return np.array([size[step] for step in sorted(size)], dtype=np.float64)
 
 
 def loss_enters(seen: Seen, module: str) -> float:

@@ -17,7 +17,7 @@ UNCHANGED = "as it is"
 KEY = list(LayerKey._fields)
 TRIED = ["remedy", "code", "changed"]
 MEASURED = ["timesteps", "horizon", "horizon_censored", "decay"]
-LAYERS = [*TRIED, *KEY, *MEASURED, "peak", "left", "loss", "note"]
+LAYERS = [*TRIED, *KEY, *MEASURED, "peak", "left", "enters", "loss", "note"]
 REACH = [*TRIED, *KEY, "lag", "p10", "p50", "p90", "mean", "sequences", "nonfinite"]
 
 
@@ -30,8 +30,9 @@ class WhatIf:
 
     Attributes:
         layers: one row per remedy and recurrence: `timesteps`, `horizon`, `horizon_censored` and `decay` as in a run's
-            table `layers`; `peak` the largest median reach and `left` that at the longest lag; the batch's `loss`; and
-            a `note` that says why a remedy could not be tried.
+            table `layers`; `peak` the largest median reach and `left` that at the longest lag; `enters` the size of the
+            loss gradient that enters the states from above, the mean of its norm, summed over the timesteps; the
+            batch's `loss`; and a `note` that says why a remedy could not be tried.
         reach: one row per remedy, recurrence and lag, with the columns of a run's table `reach`.
     """
 
@@ -55,9 +56,9 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
     where = f"{row['module'] or 'model'}, layer {row['layer']}, {row['direction']}"
     told = {"remedy": row["remedy"], "where": row["changed"] or "model" if row["note"] else where}
     if row["note"]:
-        return {**told, "horizon": "cannot be tried", "decay": "", "left": "", "peak": ""}
+        return {**told, "horizon": "cannot be tried", "decay": "", "left": "", "peak": "", "enters": ""}
     more = "all" if row["horizon_censored"] else f"{row['horizon']:g}"
-    numbers = {name: f"{row[name]:.2g}" for name in ("decay", "left", "peak")}
+    numbers = {name: f"{row[name]:.2g}" for name in ("decay", "left", "peak", "enters")}
     return {**told, "horizon": f"{more} of {row['timesteps'] - 1:g}", **numbers}
 
 
@@ -99,9 +100,11 @@ def _within(frame: Frame, candidate: Candidate | None) -> Frame:
 
 def _rows(run: Recorded, lags: Frame, candidate: Candidate | None) -> Iterator[dict[str, Any]]:
     groups = {tuple(key): rows for key, rows in lags.groupby(KEY, sort=False)}
+    above = run.frame("timesteps", quantity="grad_h_direct").groupby(KEY)["mean"].sum()
     for row in _within(run.frame("layers"), candidate).to_dict("records"):
         key = {name: row[name] for name in KEY}
         rows = groups.get(tuple(key.values()))
         left = math.nan if rows is None else float(rows.sort_values("lag")["p50"].iloc[-1])
         peak = math.nan if rows is None else float(rows["p50"].max())
-        yield {**key, **{name: row[name] for name in MEASURED}, "peak": peak, "left": left}
+        enters = float(above.get(tuple(key.values()), math.nan))
+        yield {**key, **{name: row[name] for name in MEASURED}, "peak": peak, "left": left, "enters": enters}

@@ -77,7 +77,7 @@ def test_what_is_put_in_a_modules_place_is_the_same_typed_or_applied(family: str
     swaps = [
         c.remedy for c in candidates(seen(Training(family), known(module)), []) if "model.encoder =" in c.remedy.code
     ]
-    assert len(swaps) == (3 if family.startswith("rnn") else 1)
+    assert len(swaps) == {"rnn_tanh": 4, "rnn_relu": 3, "lstm": 2, "gru": 1}[family]  # connections around stacks alone
     for remedy in swaps:
         names: dict[str, Any] = {"torch": torch, "gradscope": gradscope, "model": Model(module)}
         torch.manual_seed(2)
@@ -98,6 +98,20 @@ def test_of_a_module_that_nobody_knows_nothing_is_said_that_it_may_not_have(what
     for remedy in found(code, "gru", what).remedies:
         assert "encoder" not in remedy.code
     assert candidates(seen(Training("gru"), what), []) == []
+
+
+def test_connections_go_around_the_layers_of_stacks_and_of_nothing_else() -> None:
+    def offered(family: str, module: nn.Module) -> list[str]:
+        return [
+            c.remedy.code for c in candidates(seen(Training(family), known(module)), []) if "skip=" in c.remedy.code
+        ]
+
+    assert not offered("lstm", nn.LSTM(3, 4)) and not offered("gru", nn.GRUCell(3, 4))
+    assert not offered("lstm", nn.LSTM(3, 4, num_layers=2, proj_size=2))
+    relu = nn.RNN(3, 4, num_layers=3, nonlinearity="relu", bidirectional=True)
+    (code,) = offered("rnn_relu", relu)
+    given = '3, 4, num_layers=3, bidirectional=True, nonlinearity="relu", skip="residual"'
+    assert code == f"model.encoder = gradscope.cells.Recurrent(torch.nn.RNNCell, {given})"
 
 
 def test_what_is_normalised_is_not_normalised_again() -> None:

@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from diagnose.made import Training, clip, course
+from diagnose.made import Training, clip, course, key
 
+from gradscope.diagnose import Seen
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
 from gradscope.diagnose.rules.dead import dead_units
 from gradscope.diagnose.rules.exploding import exploding_gradient
@@ -108,6 +110,38 @@ def test_nothing_vanishes_where_it_had_no_way_to_go() -> None:
 def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
     assert vanishing_gradient(vanishing(3, 3, [scale * x for x in STALLED]).seen())
     assert not vanishing_gradient(vanishing(3, 3, [scale * x for x in course(1.0, 0.1)]).seen())
+
+
+def stack(comes_down: float, layers: int = 2) -> Seen:
+    """A stack whose gradient vanishes in time in every layer, and of which so much enters the lowest one."""
+    parts: list[Training] = []
+    for layer in range(layers):
+        made = vanishing(3.0, 3.0)
+        made.where = key(layer=layer)
+        made.direct = [size * (1.0 if layer == layers - 1 else comes_down) for size in made.direct]
+        parts.append(made)
+    tables = [made.tables() for made in parts]
+    whole = ("steps", "clips", "notes")
+    joined = {
+        name: frame if name in whole else pd.concat([t[name] for t in tables]) for name, frame in tables[0].items()
+    }
+    known = {"class": "RNN", "mode": "RNN_TANH", "input_size": 3, "hidden_size": 4, "num_layers": layers}
+    return Seen(joined, {"encoder": known})
+
+
+@pytest.mark.parametrize(("comes_down", "bridged"), [(0.09, True), (0.11, False), (2.0, False)])
+def test_a_stack_that_the_gradient_does_not_come_down_is_bridged_as_well(comes_down: float, bridged: bool) -> None:
+    (finding,) = vanishing_gradient(stack(comes_down))
+    codes = [remedy.code for remedy in finding.remedies]
+    assert finding.evidence["passed_down"] == pytest.approx(comes_down)
+    assert codes[0] == "gradscope.cells.orthogonal_(model.encoder)"
+    assert ('skip="residual"' in codes[-2]) is bridged is ("comes down to the lowest" in finding.explanation)
+    assert len(codes) == 4 + bridged
+
+
+def test_one_layer_has_nothing_to_bridge() -> None:
+    (finding,) = vanishing_gradient(stack(0.01, layers=1))
+    assert "passed_down" not in finding.evidence and not any("skip=" in remedy.code for remedy in finding.remedies)
 
 
 # --- exploding

@@ -84,6 +84,7 @@ ENCODERS = {
     "gru": lambda: nn.GRU(3, 6, bias=True),
     "both ways": lambda: nn.RNN(3, 3, bidirectional=True),
     "no bias": lambda: nn.RNN(3, 6, bias=False),
+    "deep": lambda: nn.GRU(3, 6, num_layers=3),
 }
 
 
@@ -100,6 +101,16 @@ def test_the_prediction_is_what_the_typed_remedy_gives(name: str) -> None:
             mine = predicted.loc[predicted["code"] == code, columns].reset_index(drop=True)
             expected = run.frame(table)[columns].reset_index(drop=True)
             pd.testing.assert_frame_equal(mine, expected, check_dtype=False, rtol=0, atol=0)
+        above = run.frame("timesteps", quantity="grad_h_direct").groupby(KEY)["mean"].sum()
+        enters = found.layers[found.layers["code"] == code].set_index(KEY)["enters"]
+        np.testing.assert_allclose(enters.sort_index(), above.sort_index(), rtol=1e-12)
+
+
+def test_connections_around_the_layers_bring_the_gradient_down_a_stack() -> None:
+    found = tried(Net(nn.LSTM(3, 6, num_layers=6)))
+    lowest = found.layers.groupby("code", sort=False).first()["enters"]
+    (bridged,) = [code for code in lowest.index if "residual" in code]
+    assert lowest[bridged] > 100 * lowest[""]
 
 
 def test_a_cell_in_a_loop_and_a_model_that_is_the_layer_itself() -> None:

@@ -6,7 +6,16 @@ import math
 
 from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import horizons, loss_enters, loss_left, rests_on, severity, spectral_radius, stalled
+from gradscope.diagnose.trend import (
+    horizons,
+    loss_enters,
+    loss_left,
+    passed_down,
+    rests_on,
+    severity,
+    spectral_radius,
+    stalled,
+)
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy
 
@@ -20,6 +29,8 @@ LEAST = 4
 LEFT = 0.35
 """A training that has less than this of its loss gradient left learns what it has to without long memory."""
 CRITICAL = 0.25
+LOST = 0.1
+"""Where less than this share of the loss gradient comes down a stack, its layers are to be bridged as well."""
 
 
 def vanishing_gradient(seen: Seen) -> list[Finding]:
@@ -46,7 +57,7 @@ def _short(seen: Seen, key: LayerKey, everywhere: bool) -> bool:
 def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
     early, late, longest = horizons(seen, key)
     left, radius = loss_left(seen, key.module), spectral_radius(seen, key)[1]
-    enters = loss_enters(seen, key.module)
+    enters, down = loss_enters(seen, key.module), passed_down(seen, key.module)
     decay = float(seen.of("layers", key)["decay"].median())
     where = place(key, count == 1)
     why = (
@@ -54,6 +65,8 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
         f"in the training and {number(late)} late in it, of {number(longest)} that it could go. The spectral radius of "
         f"its recurrent weights is {number(radius)}. The loss enters at {percent(enters)} of the timesteps."
     )
+    if down < LOST:
+        why += f" {percent(down)} of what enters the uppermost layer comes down to the lowest."
     if math.isfinite(left):
         why += f" {percent(left)} of the loss gradient of the beginning is still there: the training seems to stall."
     return Finding(
@@ -71,20 +84,22 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
             "spectral_radius": radius,
             "loss_gradient_left": left,
             "loss_enters": enters,
+            **({"passed_down": down} if math.isfinite(down) else {}),
         },
-        remedies=_remedies(seen, key, count, int(longest) + 1),
+        remedies=_remedies(seen, key, count, int(longest) + 1, down < LOST),
     )
 
 
-def _remedies(seen: Seen, key: LayerKey, count: int, timesteps: int) -> tuple[Remedy, ...]:
+def _remedies(seen: Seen, key: LayerKey, count: int, timesteps: int, lost: bool) -> tuple[Remedy, ...]:
     family = seen.family(key.module)
     if not remedies.can_be_initialised(seen, key):
         return (remedies.pack(),)
+    bridged = swaps.residual(seen, key) if lost else None
     if family == "lstm":
-        return remedies.chrono(key, timesteps), remedies.forget_bias(key), remedies.pack()
-    if family == "gru":
-        return remedies.chrono(key, timesteps), remedies.pack()
-    start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
-    normalised = swaps.layer_norm(seen, key)
-    more = (remedies.pack(),) if normalised is None else (normalised, remedies.pack())
-    return start, swaps.gated(seen, key), *more
+        found = [remedies.chrono(key, timesteps), remedies.forget_bias(key), bridged]
+    elif family == "gru":
+        found = [remedies.chrono(key, timesteps), bridged]
+    else:
+        start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
+        found = [start, swaps.gated(seen, key), swaps.layer_norm(seen, key), bridged]
+    return (*(remedy for remedy in found if remedy is not None), remedies.pack())
