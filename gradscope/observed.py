@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gradscope.capture.cell import Cell, real
+from gradscope.capture.held import Arrived, Held
 from gradscope.capture.layout import Dense
 from gradscope.capture.snapshot import select_final
 from gradscope.types import Link
@@ -38,6 +40,7 @@ class ObservedCall:
         link: the earlier calls that its state comes from.
         weight_gradients: of its `weight_hh`s.
         custom: the cell, where it is not torch's.
+        held: references to the whole batch, where some of its sequences are not in the snapshot.
         received: some gradient has arrived.
         leaves: nodes below it that accumulate into some `.grad`.
         gradients: by result, summed up: output, h_n, c_n; of a cell h, c.
@@ -54,6 +57,7 @@ class ObservedCall:
     link: Link | None
     weight_gradients: tuple[WeightGradient, ...] = ()
     custom: Cell | None = None
+    held: Held | None = None
     received: bool = False
     leaves: tuple[Node, ...] = ()
     gradients: list[Tensor | None] = field(default_factory=list[Tensor | None])
@@ -74,9 +78,32 @@ class ObservedCall:
         """Which result is a part of the new state."""
         return self.snapshot.parts[part] if self.custom is not None else part + (not self.cell)
 
-    def part(self, slot: int, gradient: Tensor) -> Tensor:
+    def receive(self, into: str, place: int, slot: int, gradient: Tensor, *, turned: bool = False) -> None:
+        """Add a gradient of a result to its sum; see `Arrived`."""
+        if self.held is not None:
+            self.held.keep(Arrived(into, place, slot, gradient, turned))
+        sums: list[Tensor | None] = getattr(self, into)
+        before, value = sums[place], self._part(slot, gradient, turned)
+        sums[place] = value if before is None else before + value
+
+    def entire(self) -> ObservedCall | None:
+        """The same with every sequence of its batch; None where something of it has been written to since."""
+        if self.held is None:
+            return replace(self)
+        if not self.held.unchanged:
+            return None
+        rows, nothing = list(range(self.held.batch)), [None] * len(self.gradients)
+        sums = {name: list[Tensor | None](nothing) for name in ("gradients", "inside", "back")}
+        one = replace(self, snapshot=self.held.take(self.snapshot), rows=rows, held=None, **sums)
+        for each in self.held.arrived:
+            one.receive(each.into, each.place, each.slot, each.gradient, turned=each.turned)
+        return one
+
+    def _part(self, slot: int, gradient: Tensor, turned: bool) -> Tensor:
         """The analysed sequences of a gradient of a result: [T, n, .] of an output, [S, n, .] of a state."""
         layout = self.snapshot.layout
+        if turned:
+            return layout.time_first(gradient)
         if self.custom is not None:
             return layout.select(real(gradient)).flatten(2)
         return select_final(gradient, layout) if slot or self.cell else layout.select(gradient)
@@ -93,3 +120,14 @@ class ObservedCall:
         if not isinstance(layout, Dense) or not single or cotangent.shape[1 if layout.batch_first else 0] != 1:
             return None
         return 0, cotangent.transpose(0, 1) if layout.batch_first else cotangent
+
+
+def entirely(calls: Sequence[ObservedCall]) -> list[ObservedCall] | None:
+    """Calls with every sequence of their batches, linked as they were; None where one cannot be had."""
+    found = {id(call): call.entire() for call in calls}
+    whole = [call for call in found.values() if call is not None]
+    for call in whole if len(whole) == len(calls) else ():
+        if call.link is not None:
+            strands = [s._replace(call=found.get(id(s.call), s.call)) for s in call.link.strands]
+            call.link = replace(call.link, strands=tuple(strands))
+    return whole if len(whole) == len(calls) else None

@@ -284,13 +284,16 @@ class Observer:
                 key = LayerKey(module, analysis.layer, analysis.direction, chain)
                 found.extend(summarise(self.step, key, analysis))
         kept = [rows for rows in found if keep(rows, wanted)]
-        return [*kept, *self._origin(found), *self._remarks(), *self._unseen()]
+        return [*kept, *(self.guard.call(self._origin, found) or []), *self._remarks(), *self._unseen()]
 
     def _origin(self, found: Sequence[Rows]) -> list[Rows]:
         """Where values that are not finite were born, where there are any."""
-        if self._recording is None or not (any(map(nonfinite, found)) or (found and self.ledger.nonfinite)):
+        recording = self._recording
+        if recording is None or not found:
             return []
-        born = self._recording.origin(self.ledger.scaling.factor)
+        if not (any(map(nonfinite, found)) or self.ledger.nonfinite or recording.spoilt):
+            return []
+        born = recording.origin(self.ledger.scaling.factor)
         if born is None:
             return []
         key, origin = born

@@ -1,4 +1,4 @@
-"""Which of a step's chains has the first value that is not finite, and where in it that was born."""
+"""Which of a step's calls has the first value that is not finite, and where in it that was born."""
 
 from __future__ import annotations
 
@@ -10,26 +10,38 @@ from torch import Tensor
 from gradscope.capture.chain import Chain
 from gradscope.capture.join import join
 from gradscope.capture.join_cell import join_cells
-from gradscope.families import find_origin, find_origins
+from gradscope.capture.positions import SequenceCall
+from gradscope.families import find_origin, find_origins, find_position_origin
 from gradscope.observed import ObservedCall
 from gradscope.types import Direction, LayerKey, Origin, Stack
 
+Chained = tuple[int, list[ObservedCall], Chain]
+"""Number within the module, calls of the module, and chain."""
+Found = tuple[LayerKey, Origin]
+
 
 def first_origin(
-    chains: Sequence[tuple[int, list[ObservedCall], Chain]], factor: Tensor | float
-) -> tuple[LayerKey, Origin] | None:
+    chains: Sequence[Chained], sequences: Sequence[tuple[int, SequenceCall]], factor: Tensor | float
+) -> Found | None:
     """The first in causal order: forward passes as they were called, then the way back, the last call first.
 
     Args:
-        chains: number within the module, calls of the module, and chain, in the order of their first calls.
+        chains: in the order of their first calls.
+        sequences: calls of modules that are observed by position, each with its number within the module.
         factor: what the loss was multiplied by.
     """
-    forward, back = list[tuple[LayerKey, Origin]](), list[tuple[LayerKey, Origin]]()
+    called: list[tuple[int, list[Found]]] = []
     for number, calls, chain in chains:
-        module = calls[chain.calls[0]].module
-        found = [(LayerKey(module, n, d, number), o) for n, d, o in _origins(calls, chain, factor)]
-        forward += [each for each in found if each[1].phase == "forward"]
-        back[:0] = [each for each in found if each[1].phase == "backward"]
+        first = calls[chain.calls[0]]
+        found = [(LayerKey(first.module, n, d, number), o) for n, d, o in _origins(calls, chain, factor)]
+        called.append((first.index, found))
+    for number, call in sequences:
+        origin = find_position_origin(call.whole(factor))
+        key = LayerKey(call.given.module.name, -1, "forward", number)
+        called.append((call.index, [] if origin is None else [(key, origin)]))
+    called.sort(key=lambda each: each[0])
+    forward = [one for _, found in called for one in found if one[1].phase == "forward"]
+    back = [one for _, found in reversed(called) for one in found if one[1].phase == "backward"]
     return next(iter([*forward, *back]), None)
 
 
@@ -45,17 +57,39 @@ def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float
 def _origins(
     calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float
 ) -> list[tuple[int, Direction, Origin]]:
-    """What is not finite in a chain, by layer and direction; what was given to a cell comes before what it made."""
+    """What is not finite in a chain, by layer and direction."""
+    found: list[tuple[int, Direction, Origin]]
+    if calls[chain.calls[0]].custom is None:
+        found = find_origins(stack_of(calls, chain, factor))
+    else:
+        found = [(0, "forward", origin) for origin in _of_cell(calls, chain, factor)]
+    return [(n, d, replace(o, sequence=_number(calls, chain, o))) for n, d, o in found]
+
+
+def _of_cell(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float) -> list[Origin]:
+    """The same of a cell that is not torch's: what was given to it comes before what it made."""
     first = calls[chain.calls[0]]
-    if first.custom is None:
-        return find_origins(stack_of(calls, chain, factor))
-    recurrence = join_cells(first.custom, chain, calls, factor)
-    found = find_origin(recurrence)
+    assert first.custom is not None
+    found = find_origin(join_cells(first.custom, chain, calls, factor))
     if found is not None and found.phase == "forward" and found.what == "state":
         weight = next((n for n, w in first.snapshot.weights.items() if not bool(w.isfinite().all())), None)
         given = [calls[c] for c, t in zip(chain.calls, chain.begins, strict=True) if t == found.t]
         if weight is not None:
-            found = replace(found, what=weight, gate="", t=None)
+            found = replace(found, what=weight, gate="", t=None, sequence=None)
         elif any(not bool(row.isfinite().all()) for call in given for row in call.snapshot.arguments.rows):
             found = replace(found, what="input", gate="")
-    return [] if found is None else [(0, "forward", found)]
+    return [] if found is None else [found]
+
+
+def _number(calls: Sequence[ObservedCall], chain: Chain, origin: Origin) -> int | None:
+    """Number in the batch of a sequence of a chain, in the call in which it was."""
+    if origin.sequence is None or origin.t is None:
+        return None
+    track = chain.tracks[origin.sequence]
+    left, number = origin.t - track.start, None
+    for place, row in track.places:
+        call = calls[chain.calls[place]]
+        number, left = call.rows[row], left - call.lengths[row]
+        if left < 0:
+            break
+    return number

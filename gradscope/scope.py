@@ -32,6 +32,7 @@ from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
 from gradscope.record.query import Filters
 from gradscope.record.reader import FolderSource
+from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
 from gradscope.schedule import make_schedule
 from gradscope.types import CellSpec
@@ -165,7 +166,7 @@ def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore |
         return []
     from gradscope_tensorboard import make_sink
 
-    board = make_sink(logdir, writer, Run(store).findings)
+    board = make_sink(logdir, writer, Run(Recent(store)).findings)
     return [] if board is None else [board]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradie
 from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights
 from gradscope.capture.chain import Chain, join_calls
+from gradscope.capture.held import hold_cell, hold_kernel
 from gradscope.capture.join_cell import join_cells
 from gradscope.capture.layout import Dense, layout_of
 from gradscope.capture.positions import Given, SequenceCall
@@ -27,7 +28,7 @@ from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
 from gradscope.families import analyse, analyse_positions, analyse_recurrence, certify
 from gradscope.following import NO_CELL, NO_STATE, TOO_LARGE, Following
-from gradscope.observed import ObservedCall, WeightGradient
+from gradscope.observed import ObservedCall, WeightGradient, entirely
 from gradscope.origins import first_origin, stack_of
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
@@ -83,6 +84,7 @@ class Recording:
         taken = snapshot(call, result, self._copies(call), dropout, layout_of(call, rows))
         kept = list(range(call.batch)) if rows is None else rows
         observed = ObservedCall(module, self.counted, call.cell, taken, kept, link, self._weight_gradients(call, taken))
+        observed.held = None if rows is None else hold_kernel(call, result, dropout)
         if link is None and not any(state.requires_grad for state in call.state):
             following.begins(module, taken.state)
         following.passed(module, taken.final)
@@ -108,7 +110,8 @@ class Recording:
         rows = following.rows(len(found.state[0]), link)
         kept = list(range(len(found.state[0]))) if rows is None else rows
         taken = take_call(arguments, given, found, rows, self._cell_weights(cell))
-        observed = ObservedCall(cell.name, self.counted, True, taken, kept, link, custom=cell)
+        held = None if rows is None else hold_cell(arguments, given, found)
+        observed = ObservedCall(cell.name, self.counted, True, taken, kept, link, custom=cell, held=held)
         if not found.certain:
             following.unsettle(observed)
         if link is None and given and not any(part.requires_grad for part in given):
@@ -197,7 +200,7 @@ class Recording:
             factor: what the loss was multiplied by.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            chains = self._chains()
+            chains = _chains(self.calls)
             found: list[tuple[str, int, list[Analysis]]] = []
             for number, calls, chain in chains:
                 first = calls[chain.calls[0]]
@@ -213,32 +216,47 @@ class Recording:
             return [*found, *self._analyse_positions(factor)]
 
     def origin(self, factor: Tensor | float = 1.0) -> tuple[LayerKey, Origin] | None:
-        """Where the first value that is not finite was born, of all calls that received gradient."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return first_origin(self._chains(), factor)
+        """Where the first value that is not finite was born, in any sequence of all calls that received gradient.
 
-    def _analyse_positions(self, factor: Tensor | float) -> list[tuple[str, int, list[Analysis]]]:
-        chains: dict[str, int] = {}
-        found: list[tuple[str, int, list[Analysis]]] = []
+        Sequences that were not analysed are looked at as well, unless the loop has written to what they were.
+        """
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            calls = entirely(self.calls)
+            chains = _chains(self.calls if calls is None else calls)
+            found = first_origin(chains, self._numbered(), factor)
+            return None if found is None else (found[0], replace(found[1], entire=calls is not None))
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether something is not finite in or after a module that is observed by position, in whatever sequence."""
+        modules = {call.given.module.seal: call.given.module.module for call in self.sequences}
+        tensors = [t for call in self.sequences for t in (call.output, call.gradient) if t is not None]
+        tensors += [p.grad for module in modules.values() for p in module.parameters() if p.grad is not None]
+        return not all(bool(tensor.detach().sum().isfinite()) for tensor in tensors)
+
+    def _numbered(self) -> list[tuple[int, SequenceCall]]:
+        """Calls of modules that are observed by position, each with its number among those of its module."""
+        counts: dict[str, int] = {}
+        found: list[tuple[int, SequenceCall]] = []
         for call in sorted(self.sequences, key=lambda call: call.index):
             name = call.given.module.name
-            chain = chains[name] = chains.get(name, -1) + 1
-            found.append((name, chain, [analyse_positions(call.positions(self.limit, factor))]))
+            number = counts[name] = counts.get(name, -1) + 1
+            found.append((number, call))
         return found
 
-    def _chains(self) -> list[tuple[int, list[ObservedCall], Chain]]:
-        """Number within the module, calls of the module, and chain."""
-        modules: dict[str, list[ObservedCall]] = {}
-        for call in sorted(self.calls, key=lambda call: call.index):
-            modules.setdefault(call.module, []).append(call)
-        chains = [(n, calls, chain) for calls in modules.values() for n, chain in enumerate(join_calls(calls))]
-        return sorted(chains, key=lambda c: c[1][c[2].calls[0]].index)
+    def _analyse_positions(self, factor: Tensor | float) -> list[tuple[str, int, list[Analysis]]]:
+        return [
+            (call.given.module.name, number, [analyse_positions(call.positions(self.limit, factor))])
+            for number, call in self._numbered()
+        ]
 
     def close(self) -> None:
         """Let go of everything; gradients that arrive later are not this step's."""
         self.closed = True
         for handle in reversed(self.handles):
             handle.remove()
+        for call in self.calls:
+            call.held = None
         self.handles.clear()
         self.calls.clear()
         self.sequences.clear()
@@ -291,6 +309,15 @@ class Recording:
                     analyses[i][j] = analysis
 
 
+def _chains(calls: Sequence[ObservedCall]) -> list[tuple[int, list[ObservedCall], Chain]]:
+    """Number within the module, calls of the module, and chain, in the order of their first calls."""
+    modules: dict[str, list[ObservedCall]] = {}
+    for call in sorted(calls, key=lambda call: call.index):
+        modules.setdefault(call.module, []).append(call)
+    chains = [(n, calls, chain) for calls in modules.values() for n, chain in enumerate(join_calls(calls))]
+    return sorted(chains, key=lambda c: c[1][c[2].calls[0]].index)
+
+
 def _shares(
     chains: Sequence[tuple[int, list[ObservedCall], Chain]],
 ) -> list[tuple[list[WeightGradient], list[tuple[int, int]]]]:
@@ -315,18 +342,17 @@ def _receiver(
 
         def receive_final(gradient: Tensor) -> None:
             if recording.received(call):
-                call.gradients[slot] = _added(call.gradients[slot], call.part(slot, gradient))
+                call.receive("gradients", slot, slot, gradient)
 
         return tensor, receive_final
     base = tensor._base if tensor._is_view() else None
     turned = base is not None and isinstance(layout, Dense) and base.shape == tensor.transpose(0, 1).shape
     # Of a view that the user writes to in place the gradient passes by its own node, but not by its base's.
     target = base if turned and base is not None else tensor
-    select = layout.time_first if turned and isinstance(layout, Dense) else layout.select
 
     def receive_output(gradient: Tensor) -> None:
         if recording.received(call):
-            call.gradients[0] = _added(call.gradients[0], select(gradient))
+            call.receive("gradients", 0, 0, gradient, turned=turned)
 
     return target, receive_output
 
@@ -336,7 +362,7 @@ def _inside_receiver(recording: Recording, call: ObservedCall, slot: int) -> Cal
 
     def receive(gradient: Tensor) -> None:
         if not recording.closed:
-            call.inside[slot] = _added(call.inside[slot], call.part(slot, gradient))
+            call.receive("inside", slot, slot, gradient)
 
     return receive
 
@@ -346,7 +372,7 @@ def _back_receiver(recording: Recording, call: ObservedCall, part: int) -> Calla
 
     def receive(gradient: Tensor) -> None:
         if not recording.closed:
-            call.back[part] = _added(call.back[part], call.part(call.slot(part), gradient))
+            call.receive("back", part, call.slot(part), gradient)
 
     return receive
 

@@ -17,7 +17,7 @@ from gradscope.capture.double import double_of, put_weights, quietly
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import TOLERANCE
-from gradscope.types import Positions
+from gradscope.types import Positions, WholeCall
 
 
 @dataclass(eq=False)
@@ -91,6 +91,12 @@ class Given:
                 return index
         return None
 
+    def names(self) -> list[str]:
+        """What each leaf is called."""
+        numbered = pytree.tree_unflatten(list(range(len(self.leaves))), self.form)
+        paths = [path for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
+        return [f"argument {pytree.keystr(path[1:])}" for path in paths]
+
     def run(self, index: int) -> tuple[Tensor, Tensor]:
         """Run the module again: what came in, with a graph to what comes out."""
         source = self.leaves[index].detach().requires_grad_()
@@ -141,6 +147,20 @@ class SequenceCall:
             run=None if index is None else self._runner(index),
             dim=self.given.module.dim,
             tolerance=TOLERANCE.get(precision([self.output, *tensors_in(self.given.leaves)]), 1e-3),
+        )
+
+    def whole(self, factor: Tensor | float) -> WholeCall:
+        """With all that it was given, to see where something began."""
+        positions, given = self.positions(None, factor), self.given
+        index = given.source(len(self.output))
+        names = given.names()
+        parameters = {name for name, _ in given.module.module.named_parameters()}
+        return WholeCall(
+            positions,
+            None if index is None else given.module.by_time(given.leaves[index]),
+            {name: weight.detach() for name, weight in given.weights.items() if name in parameters},
+            {names[n]: x for n, x in enumerate(given.leaves) if isinstance(x, Tensor) and n != index}
+            | {name: buffer for name, buffer in given.weights.items() if name not in parameters},
         )
 
     def _runner(self, index: int) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -3,6 +3,15 @@
 from gradscope.families.generic import analyse_recurrence
 from gradscope.families.origin import find_origin, find_origins
 from gradscope.families.positions import analyse_positions
+from gradscope.families.positions_origin import find_position_origin
 from gradscope.families.stack import analyse, certify
 
-__all__ = ["analyse", "analyse_positions", "analyse_recurrence", "certify", "find_origin", "find_origins"]
+__all__ = [
+    "analyse",
+    "analyse_positions",
+    "analyse_recurrence",
+    "certify",
+    "find_origin",
+    "find_origins",
+    "find_position_origin",
+]

@@ -1,4 +1,7 @@
-"""Where values that are not finite begin in a layer: looked for only when there are any."""
+"""Where values that are not finite begin in a layer: looked for only when there are any.
+
+`Origin.sequence` is here the number among the sequences that are looked at.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def find_origins(stack: Stack) -> list[Found]:
 def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
     layer, lengths = trace.layer, place.stack.lengths
     for name, gates in _bad_weights(family, layer.weights):
-        return Origin("forward", name, gates, None, len(lengths), len(lengths))
+        return Origin("forward", name, gates, sequences=len(lengths), analysed=len(lengths))
     times = torch.arange(len(layer.output), device=lengths.device).unsqueeze(1)
     valid = times < lengths
     first = place.stack.h_0.new_zeros(valid.shape, dtype=torch.bool)
@@ -57,7 +60,7 @@ def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
     t, b = spot
     what = next((name for name, bad in named if bad[t, b]), "state")
     shown = _names(family, gates[t, b]) if what == "state" else ""
-    return Origin("forward", what, shown, _time(place, t, b), int(where.any(0).any(0).sum()), len(lengths))
+    return Origin("forward", what, shown, _time(place, t, b), b, int(where.any(0).any(0).sum()), len(lengths))
 
 
 def _cells_before(trace: Trace) -> Tensor | None:
@@ -132,7 +135,7 @@ def _on_the_way_back(
         if entered[t, b]
         else _names(family, inside[t, b] if not total[t, b] else _through(gates[t + 1, 0, b], layer))
     )
-    return Origin("backward", what, gate, _time(place, t, b), int(where.any(0).sum()), len(lengths))
+    return Origin("backward", what, gate, _time(place, t, b), b, int(where.any(0).sum()), len(lengths))
 
 
 def _through(gates: Tensor, layer: Layer) -> Tensor:
@@ -198,7 +201,7 @@ def find_origin(recurrence: Recurrence) -> Origin | None:
     bad = (given | returned) if forward else back
     counted = int(bad.any(0).sum())
     phase = "forward" if forward else "backward"
-    return Origin(phase, what, names, t + int(r.starts[b]), counted, len(r.lengths))
+    return Origin(phase, what, names, t + int(r.starts[b]), b, counted, len(r.lengths))
 
 
 def _from_above(direct: Tensor, t: int, b: int) -> str:

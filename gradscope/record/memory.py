@@ -87,6 +87,12 @@ class MemoryStore:
         self._tail = Buffer()
         self._batches = 0
         self._settled = Settled()
+        self.closed = False
+
+    @property
+    def last_step(self) -> int:
+        """The newest step that was written."""
+        return self._tail.last_step
 
     def write(self, batch: Batch) -> None:
         """Take all rows of one optimizer step."""
@@ -121,7 +127,8 @@ class MemoryStore:
         return sum(map(len, self._tables.pieces(lookup(table).name))) + self._tail.rows[table]
 
     def close(self) -> None:
-        """Nothing to do: what was written can still be read."""
+        """Nothing more will be written; what was can still be read."""
+        self.closed = True
 
 
 class _Tables:

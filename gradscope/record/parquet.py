@@ -85,6 +85,16 @@ class ParquetStore:
         return self._folder.meta
 
     @property
+    def last_step(self) -> int:
+        """The newest step that was written."""
+        return self._tail.last_step
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will be written."""
+        return self._closed
+
+    @property
     def ranks(self) -> list[int]:
         """The ranks of the run, as far as this one can see."""
         return sorted({self.rank, *self._folder.ranks})

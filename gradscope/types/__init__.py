@@ -8,7 +8,7 @@ diagnose -> show: `Finding`
 """
 
 from gradscope.types.calls import Direction, Joined, KernelCall, LayerKey, Link, Stack, Strand, Weights
-from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence
+from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence, WholeCall
 from gradscope.types.origin import Origin
 from gradscope.types.results import Analysis, Batch, Block, Finding, Gate, Remedy, Rows, Severity
 
@@ -34,4 +34,5 @@ __all__ = [
     "Stack",
     "Strand",
     "Weights",
+    "WholeCall",
 ]

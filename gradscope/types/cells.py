@@ -102,3 +102,20 @@ class Positions:
     run: Callable[[], tuple[Tensor, Tensor]] | None
     dim: int
     tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCall:
+    """The same call, and all that it was given.
+
+    Attributes:
+        positions: what is measured of it.
+        input: the sequence that came in, [T, B, D]; None where no argument is one.
+        parameters: by name.
+        others: its other tensors by name: arguments and buffers. Infinity in them is a mask, not a fault.
+    """
+
+    positions: Positions
+    input: Tensor | None
+    parameters: Mapping[str, Tensor]
+    others: Mapping[str, Tensor]

@@ -293,7 +293,10 @@ def test_the_finding_names_what_the_record_shows() -> None:
     assert {name: found.evidence[name] for name in expected} == expected
     assert [row[0] for row in found.evidence["before"]] == [6, 7, 8]
     assert all(math.isfinite(number) for row in found.evidence["before"] for number in row)
-    assert "At step 9 they begin in the forward pass of model, layer 0, forward: input at t = 3" in found.explanation
+    told = (
+        "they begin in the forward pass of model, layer 0, forward: input at t = 3 of sequence 0, in 3 of 3 sequences"
+    )
+    assert f"At step 9 {told}" in found.explanation
     assert found.title.endswith("born in the forward pass")
 
 
@@ -368,10 +371,14 @@ def test_steps_that_a_scaler_skips_raise_no_alarm() -> None:
     what=st.sampled_from([*PARAMETERS, "input", "state", "state between calls", "recurrence", "cell.inner.bias"]),
     gate=st.sampled_from(["", "forget", "input+output"]),
     t=st.none() | st.integers(0, 10**6),
+    sequence=st.none() | st.integers(0, 10**6),
     sequences=st.integers(0, 10**6),
+    entire=st.booleans(),
 )
-def test_a_note_is_read_as_it_was_written(phase: Any, what: str, gate: str, t: int | None, sequences: int) -> None:
-    origin = Origin(phase, what, gate, t, sequences, 10**6)
+def test_a_note_is_read_as_it_was_written(
+    phase: Any, what: str, gate: str, t: int | None, sequence: int | None, sequences: int, entire: bool
+) -> None:
+    origin = Origin(phase, what, gate, t, sequence, sequences, 10**6, entire)
     assert Origin.read(origin.reason) == origin
 
 

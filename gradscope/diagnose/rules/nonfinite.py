@@ -19,10 +19,13 @@ MEANING = {
     "initial state": "the layer was given an initial state with them",
     "state between calls": "the training loop made them of a finite state, between two calls",
     "state": "everything the step was given was finite, and what it made of that was not: numbers have overflowed",
+    "output": "all that the module was given was finite, and what it made of that was not",
     "gradient from above": "states are finite, and the gradient enters the layer like that: they are born in the loss "
     "or in what is between it and the layer, as by the root or logarithm of zero",
     "recurrence": "states are finite and so is what enters, and on the way back through time it is so no longer: "
     "gradients have overflowed",
+    "way back": "what went through the module is finite and so is the gradient that enters it, and the one that it "
+    "hands down is not: a root or logarithm of zero within it, or an overflow",
 }
 Born = tuple[int, LayerKey, Origin]
 
@@ -105,10 +108,13 @@ def _story(seen: Seen, first: int, step: int, key: LayerKey, origin: Origin) -> 
     """One paragraph: where, when, and what that means."""
     gate = f", gate {origin.gate}" if origin.gate else ""
     when = "" if origin.t is None else f" at t = {origin.t}"
-    meaning = MEANING.get(origin.what, "the weights themselves are not finite")
+    when += "" if origin.sequence is None else f" of sequence {origin.sequence}"
+    among = f"{origin.sequences} of {origin.analysed} {'' if origin.entire else 'analysed '}sequences"
+    given = origin.what.startswith("argument ")
+    meaning = MEANING["input"] if given else MEANING.get(origin.what, "the weights themselves are not finite")
     told = (
         f"At step {step} they begin in the {origin.phase} pass of {_where(seen, key)}: {origin.what}{gate}{when}, in "
-        f"{origin.sequences} of {origin.analysed} analysed sequences; {meaning}."
+        f"{among}; {meaning}."
     )
     if step == first:
         return told
@@ -122,6 +128,7 @@ def _told(step: int, key: LayerKey, origin: Origin) -> dict[str, Any]:
     told: dict[str, Any] = {"born_step": step, "phase": origin.phase, "what": origin.what}
     told |= {"layer": key.layer, "direction": key.direction}
     told |= {"gate": origin.gate} if origin.gate else {}
+    told |= {} if origin.sequence is None else {"sequence": origin.sequence}
     return told if origin.t is None else {**told, "timesteps": (origin.t, origin.t)}
 
 
