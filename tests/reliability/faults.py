@@ -111,6 +111,15 @@ def put(value: float, where: str) -> Callable[[Stage], None]:
     return act
 
 
+def spoiled_state(value: float) -> Callable[[Stage], None]:
+    """The state that a cell hands on is no longer finite."""
+
+    def act(one: Stage) -> None:
+        one.model.cell.register_forward_hook(lambda module, args, state: tuple(part * value for part in state))
+
+    return act
+
+
 def sized(*shapes: tuple[int, int], **options: Any) -> Callable[[], Stage]:
     """Batches of these lengths and sizes in turn."""
 
@@ -311,6 +320,7 @@ ANY_ROOT: tuple[Fault, ...] = (
         for where in ("input", "rnn.weight_hh_l0", "rnn.bias_ih_l1", "cell.weight_ih", "own.linear.weight")
         for value in (math.nan, math.inf)
     ),
+    *(Fault(f"{value} in the states", before(AT, spoiled_state(value))) for value in (math.nan, math.inf)),
     Fault("NaN in the loss", spoilt(lambda loss: loss * math.nan)),
     Fault("infinite gradients", spoilt(lambda loss: loss * math.inf)),
     Fault("length 0", sized((0, 3)), ends=RuntimeError, kept=0),
