@@ -167,8 +167,10 @@ def _gathered(group: Sequence[Part], dropped: Any) -> Iterator[Any]:
     for part in group:
         with parquet.ParquetFile(part.path, page_checksum_verification=True) as file:
             for index in range(file.num_row_groups):
-                piece = file.read_row_group(index, use_threads=False)  # each thread keeps pages of Arrow's pool
-                pieces.append(piece if dropped is None else arrow.without(piece, dropped))
+                piece = file.read_row_group(index)
+                if dropped is not None:
+                    piece = piece.filter(~arrow.compute().field("step").isin(dropped))
+                pieces.append(piece)
                 if sum(map(len, pieces)) >= _GROUP_ROWS:
                     yield pa.concat_tables(pieces)
                     pieces = []
