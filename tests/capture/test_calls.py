@@ -1,4 +1,4 @@
-"""What is seen of a fused layer, idiom by idiom: the ways in which people call it, and calls that are none of training's."""
+"""What is seen of a fused layer: the ways in which people call it, and calls that are none of training's."""
 
 from __future__ import annotations
 
