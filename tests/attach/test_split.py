@@ -11,8 +11,8 @@ import oracles
 import pytest
 import torch
 from cases import Case
-from test_main_job import recorded
-from test_promise import surroundings
+from families.jobs import recorded
+from scope.trainings import surroundings
 from torch import Tensor, nn
 
 import gradscope
