@@ -3,6 +3,7 @@ import * as csv from "./csv.js";
 import {download, fill, h, plain} from "./dom.js";
 import {pagedTable} from "./table.js";
 import {tones} from "./theme.js";
+import {leave, stay, walkable} from "./walk.js";
 
 const CONFIG = {displayModeBar: false, displaylogo: false, doubleClick: "reset", showTips: false, responsive: false};
 
@@ -27,11 +28,13 @@ export function loadPlotly(version) {
   });
 }
 
-export function figure(parent, id, {wide = false, run} = {}) {
+// A figure in a place of its own; `walks` says that its view takes care of the keyboard itself.
+export function figure(parent, id, {wide = false, run, walks = false} = {}) {
   const parts = {
     title: h("h3"),
     hint: h("p", {class: "hint"}),
     plot: h("div", {class: "plot"}),
+    walked: h("output", {class: "readout walked", hidden: true, "aria-live": "polite", "data-testid": `${id}-walked`}),
     say: h("p", {class: "say", hidden: true}),
     notes: h("div", {class: "notes"}),
     below: h("div", {class: "below"}),
@@ -64,12 +67,14 @@ export function figure(parent, id, {wide = false, run} = {}) {
     {class: wide ? "figure wide" : "figure", "data-testid": `figure-${id}`, "data-state": "loading"},
     h("header", {}, parts.title, it.tools, parts.hint),
     parts.plot,
+    parts.walked,
     parts.say,
     parts.below,
     parts.notes,
     parts.table,
   );
   parent.append(it.root);
+  if (!walks) walkable(it);
   return it;
 }
 
@@ -95,6 +100,7 @@ export async function draw(it, traces, layout, columns, notes = []) {
   await Plotly.react(it.parts.plot, traces, layout, CONFIG);
   if (!it.parts.plot.drawn) connect(it);
   it.parts.plot.drawn = it.parts.plot.clientWidth;
+  stay(it);
   note(it, notes);
   if (it.open) fill(it.parts.table, pagedTable(columns(), it.parts.title.textContent));
   it.root.dataset.state = "ready";
@@ -115,6 +121,7 @@ export async function adjust(it, layout) {
 
 // Words in place of a picture.
 export function say(it, text, keepTools = false) {
+  leave(it);
   it.parts.plot.hidden = true;
   it.tools.hidden = !keepTools;
   it.parts.say.hidden = false;

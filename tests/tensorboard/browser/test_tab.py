@@ -108,6 +108,53 @@ def test_the_keyboard_walks_through_views_steps_and_timesteps(tab: Tab) -> None:
     assert (tab.words()["step"], tab.words()["t"]) == (str(RECORDED[-2]), "10")
 
 
+def walked(tab: Tab, figure: str, *keys: str) -> str:
+    """What is read out after some keys in a picture."""
+    tab.get(f"figure-{figure}").first.locator(".plot").focus()
+    for key in keys:
+        tab.page.keyboard.press(key)
+    return tab.get(f"{figure}-walked").first.inner_text()
+
+
+def test_arrow_keys_read_out_what_the_mouse_would_show(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="clipping")
+    before, after = (next(t for t in tab.plotted("norms") if t["name"] == name) for name in ("before", "after"))
+    steps = before["x"]
+
+    def expected(place: int) -> list[str]:
+        return [f"step {steps[place]}: {name} " for name in ("before", "after")]
+
+    ways = {("ArrowRight",): 0, ("ArrowRight", "ArrowRight"): 2, ("End",): -1, ("ArrowLeft",): -2, ("Home",): 0}
+    for keys, place in ways.items():
+        parts = walked(tab, "norms", *keys).split("; ")
+        assert [part[: len(start)] for part, start in zip(parts, expected(place), strict=True)] == expected(place)
+        numbers = [float(part.rpartition(" ")[2]) for part in parts]
+        assert numbers == pytest.approx([before["y"][place], after["y"][place]], rel=1e-3)
+    assert tab.get("figure-norms").locator(".hovertext").count() == 2
+    tab.page.keyboard.press("Escape")
+    assert not tab.get("norms-walked").count() and not tab.get("figure-norms").locator(".hovertext").count()
+
+
+def test_enter_chooses_what_a_click_would(tab: Tab) -> None:
+    tab.open(runs=["first/gradscope"], view="gates")
+    walked(tab, "saturation", "ArrowRight", "ArrowRight", "Enter")
+    tab.ready()
+    assert tab.words()["step"] == str(RECORDED[1])
+    assert f"step {RECORDED[1]}" in tab.get("saturation-walked").inner_text()  # it was drawn anew
+
+
+def test_every_picture_is_walked_through(tab: Tab) -> None:
+    tab.open(runs=BOTH)
+    for view, figures in VIEWS.items():
+        tab.get(f"tab-{view}").click()
+        tab.ready(view)
+        for figure in figures:
+            if figure != "heatmap":  # whose keys move the step and the timestep of the view
+                first, second = walked(tab, figure, "Home"), walked(tab, figure, "Home", "ArrowRight")
+                assert first and (first != second or figure == "horizon"), figure  # a bar for the one layer that has any
+                assert "%{" not in first + second and "<" not in first + second
+
+
 def test_a_zoom_asks_for_what_is_between_and_goes_back(tab: Tab) -> None:
     tab.open(runs=["first/gradscope"], view="flow", zoom="2,8,10,40")
     drawn = tab.plotted("heatmap")[0]

@@ -55,7 +55,7 @@ export function mount(parent) {
 
 function panel(element, run) {
   const made = {
-    heat: figure(element, "heatmap", {run}),
+    heat: figure(element, "heatmap", {run, walks: true}),
     profile: figure(element, "profile", {run}),
     spectra: figure(element, "spectra", {run}),
   };
