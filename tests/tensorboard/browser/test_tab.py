@@ -151,7 +151,7 @@ def test_every_picture_is_walked_through(tab: Tab) -> None:
         for figure in figures:
             if figure != "heatmap":  # whose keys move the step and the timestep of the view
                 first, second = walked(tab, figure, "Home"), walked(tab, figure, "Home", "ArrowRight")
-                assert first and (first != second or figure == "horizon"), figure  # a bar for the one layer that has any
+                assert first and (first != second or figure == "horizon"), figure  # one bar, of the one layer there
                 assert "%{" not in first + second and "<" not in first + second
 
 
