@@ -65,7 +65,7 @@ def test_jacobians_carry_the_total_gradient(case: Case) -> None:
         for track in layer.tracks:
             carried = 0.0
             for t in reversed(track.order):
-                delta = oracles._joined(*track.entering(t)) + carried
+                delta = oracles.joined(*track.entering(t)) + carried
                 assert close(delta[: len(track.steps[t].h)], grad_of(track.steps[t].h))
                 carried = track.jacobians[t].T @ delta
 
@@ -176,9 +176,9 @@ def test_products_are_the_derivative_of_the_last_state(case: Case) -> None:
             for later in track.steps[t + 1 :]:
                 after = track.cell(later.x.detach(), h, c)
                 h, c = after.h, after.c
-            return oracles._joined(h, c)
+            return oracles.joined(h, c)
 
-        state = oracles._joined(step.h, step.c).detach()
+        state = oracles.joined(step.h, step.c).detach()
         assert close(track.products[t], torch.autograd.functional.jacobian(finish, state))
 
 

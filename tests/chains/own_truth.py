@@ -135,13 +135,13 @@ def tables(found: Sequence[Followed], module: str) -> dict[str, pd.DataFrame]:
                 values.setdefault((quantity, t), []).append(value)
     scales = {q: max(v for (other, _), vs in values.items() if other == q for v in vs) for q, _ in values}
     rows = [{"t": t, "quantity": q, **statistics(v), "se": 0.0, "scale": scales[q]} for (q, t), v in values.items()]
-    reach = oracles._reach_rows(found)  # type: ignore[arg-type]
+    reach = oracles.reach_rows(found)  # type: ignore[arg-type]
     median = [row["p50"] for row in reach]
     below = [lag for lag, value in enumerate(median) if value < oracles.FLOOR]
     layer = {
         "horizon": below[0] if below else len(median) - 1,
         "horizon_censored": not below,
-        "decay": oracles._decay(median),
+        "decay": oracles.decay(median),
         "lyapunov": float(np.median([one.lyapunov for one in found])),
         "timesteps": max(len(one.states) for one in found),
     }
@@ -154,4 +154,4 @@ def assert_agrees(run: Any, found: Sequence[Followed], module: str = "", rtol: f
     """The run has these rows of timesteps, reach and layers, and no others."""
     for table, want in tables(found, module).items():
         names, columns = oracles.ROWS[table]
-        oracles._assert_rows(table, run.frame(table), want, oracles.KEY + names, columns, rtol)
+        oracles.assert_rows(table, run.frame(table), want, oracles.KEY + names, columns, rtol)

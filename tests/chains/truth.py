@@ -268,14 +268,14 @@ def frames(model: nn.Module, chains: dict[str, list[list[Way]]], step: int = 0) 
 
 
 def _tables(cell: Cell, tracks: list[Track]) -> dict[str, list[dict[str, Any]]]:
-    reach = oracles._reach_rows(tracks)  # type: ignore[arg-type]
+    reach = oracles.reach_rows(tracks)  # type: ignore[arg-type]
     return {
         "timesteps": _timestep_rows(tracks),
         "reach": reach,
         "gates": _gate_rows(cell, tracks),
         "units": _unit_rows(cell, tracks),
-        "weights": oracles._weight_rows(cell),
-        "spectra": oracles._spectrum_rows(cell),
+        "weights": oracles.weight_rows(cell),
+        "spectra": oracles.spectrum_rows(cell),
         "layers": [_layer_row(tracks, reach)],
     }
 
@@ -303,7 +303,7 @@ def _gate_rows(cell: Cell, tracks: list[Track]) -> list[dict[str, Any]]:
     for gate in tracks[0].visits[0].step.gates:
         for t, parts in _activations(tracks, gate).items():
             values = torch.stack(parts)
-            low, high = (float(where.double().mean()) for where in oracles._saturated(cell, gate, values))
+            low, high = (float(where.double().mean()) for where in oracles.saturated(cell, gate, values))
             rows.append({"t": t, "gate": gate, "low": low, "high": high, "mean": float(values.mean())})
     return rows
 
@@ -312,7 +312,7 @@ def _unit_rows(cell: Cell, tracks: list[Track]) -> list[dict[str, Any]]:
     rows = []
     for gate in tracks[0].visits[0].step.gates:
         values = torch.stack([x for parts in _activations(tracks, gate).values() for x in parts])
-        low, high = (w.double().mean(0).tolist() for w in oracles._saturated(cell, gate, values))
+        low, high = (w.double().mean(0).tolist() for w in oracles.saturated(cell, gate, values))
         rows += [{"gate": gate, "unit": u, "low": low[u], "high": high[u]} for u in range(len(low))]
     return rows
 
@@ -326,4 +326,4 @@ def _layer_row(tracks: list[Track], reach: list[dict[str, Any]]) -> dict[str, An
     median = [r["p50"] for r in reach]
     below = [lag for lag, value in enumerate(median) if value < oracles.FLOOR]
     horizon = below[0] if below else len(median) - 1
-    return {**row, "horizon": horizon, "horizon_censored": not below, "decay": oracles._decay(median)}
+    return {**row, "horizon": horizon, "horizon_censored": not below, "decay": oracles.decay(median)}
