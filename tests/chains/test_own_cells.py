@@ -1,4 +1,4 @@
-"""Cells of one's own, named in `cells=`: ten of them against autograd, and what cannot be treated."""
+"""Cells of one's own, held to the truth."""
 
 from __future__ import annotations
 
@@ -7,35 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import uneven
 from chains.hold import data
-from chains.named import HIDDEN, INPUT, LRU, NAMED, SRU, CoupledLSTM, IndRNN, Liquid, MinGRU, Own, PeepholeLSTM
+from chains.named import INPUT, LRU, NAMED, IndRNN, Liquid, MinGRU, Own, PeepholeLSTM
+from chains.own_loops import BATCH, TIME, losses, new_state, run_loop
 from chains.own_truth import assert_agrees, follow
 from torch import Tensor, nn
 
 import gradscope
 from gradscope import CellSpec
-
-TIME, BATCH = 6, 3
-
-
-def new_state(cell: Own, result: Any) -> Any:
-    return result[1] if isinstance(cell, (SRU, CoupledLSTM)) else result
-
-
-def losses(outputs: list[Tensor], loss: str, row: int) -> Tensor:
-    """Row by row, so that a sequence alone has the loss that it had in the batch."""
-    picked = {"last": outputs[-1:], "all": outputs, "some": outputs[1::2]}[loss]
-    return torch.stack([uneven(o, seed=7 * row + t) for t, o in enumerate(picked)]).sum()
-
-
-def run_loop(cell: Own, loss: str, more: list[Any] | None = None, batch: int = BATCH) -> tuple[Tensor, list[Any]]:
-    x, state, seen = data(TIME, batch, INPUT), cell.initial(batch), []
-    for t in range(TIME):
-        result = cell(x[t], state, *([] if more is None else [more[t]]))
-        state = new_state(cell, result)
-        seen.append(cell.read(state))
-    return sum(losses([o[b] for o in seen], loss, b) for b in range(batch)), seen
 
 
 def truth(cell: Own, loss: str, more: list[Any] | None = None, batch: int = BATCH) -> list[Any]:
@@ -255,173 +234,3 @@ def test_parameters_that_are_kept_in_a_second_place():
         optimizer.step()
     assert scope.run.frame("notes").empty
     assert_agrees(scope.run, expected)
-
-
-# What cannot be treated
-
-
-class Normed(nn.Module):
-    """The sequences of a batch see each other."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.mix, self.norm = nn.Linear(INPUT + hidden, hidden).double(), nn.BatchNorm1d(hidden).double()
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return torch.tanh(self.norm(self.mix(torch.cat([x, state], 1))))
-
-
-class Random(Normed):
-    """Noise in the new state."""
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        new = torch.tanh(self.mix(torch.cat([x, state], 1)))
-        return new + torch.randn_like(new) / 4
-
-
-class NoDerivative(Normed):
-    """Its derivative was written by hand, for one time only."""
-
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.square() / 2
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, gradient):
-            return ctx.saved_tensors[0] * gradient
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return self.Square.apply(torch.tanh(self.mix(torch.cat([x, state], 1))))
-
-
-class Hides(Normed):
-    """Gives back what has not the form of the state."""
-
-    def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        return torch.tanh(self.mix(torch.cat([x, state], 1))).sum()
-
-
-UNTREATABLE = {
-    Normed: "differ from those of autograd",
-    Random: "it draws random numbers",
-    Hides: "a call of Hides was not recorded: its state has to be a tensor",
-}
-
-
-@pytest.mark.parametrize("kind", UNTREATABLE)
-def test_what_cannot_be_treated_says_what_is_missing(kind):
-    """The Jacobians are not given, nor what follows from them; what autograd itself has given is."""
-    torch.manual_seed(0)
-    cell = kind(HIDDEN)
-    optimizer = torch.optim.SGD(cell.parameters(), 0.1)
-    states = [torch.zeros(BATCH, HIDDEN, dtype=torch.float64)]
-    with gradscope.attach(cell, every=1, quantities="full", cells=[kind]) as scope:
-        for x in data(1 if kind is Hides else TIME, BATCH, INPUT):
-            states.append(cell(x, states[-1]))
-            states[-1].retain_grad()
-        uneven(states[-1]).backward()
-        optimizer.step()
-    reasons = scope.run.frame("notes")["reason"].tolist()
-    assert len(reasons) == 1 and UNTREATABLE[kind] in reasons[0], reasons
-    values = scope.run.frame("timesteps").set_index("quantity")["mean"]
-    if kind is not Hides:
-        assert values[values.index.str.startswith(("jacobian", "gain"))].isna().all()
-        assert scope.run.frame("reach")["mean"].isna().all()
-        expected = [float(s.grad.norm(dim=1).mean()) for s in states[1:]]
-        assert values["grad_h"].tolist() == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("hidden", [HIDDEN, 80])
-def test_a_second_derivative_is_needed_for_the_full_set_of_wide_states_alone(hidden):
-    torch.manual_seed(0)
-    cell = NoDerivative(hidden)
-    for quantities in ("core", "full"):
-        with gradscope.attach(cell, every=1, quantities=quantities, cells=[NoDerivative]) as scope:
-            state = torch.zeros(BATCH, hidden, dtype=torch.float64)
-            for x in data(TIME, BATCH, INPUT):
-                state = cell(x, state)
-            uneven(state).backward()
-        cell.zero_grad()
-        reasons = scope.run.frame("notes")["reason"].tolist()
-        lost = quantities == "full" and hidden > 64
-        assert [r for r in reasons if "derivative cannot be taken again" not in r] == [] and len(reasons) == lost
-        values = scope.run.frame("timesteps", quantity="jacobian")["mean"]
-        assert len(values) == TIME and values.isna().all() == lost and values.isna().any() == lost
-
-
-class Whole(nn.Module):
-    """Takes a state, and all steps at once: no cell, though it looks like one (as the sLSTM of `xlstm` does)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(INPUT, HIDDEN, dtype=torch.float64))
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        return (x @ self.w).cumsum(0).flatten()
-
-
-def test_what_looks_like_a_cell_and_is_none_is_said_once():
-    model = Whole()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with gradscope.attach(model, every=1) as scope:
-        for _ in range(3):
-            uneven(model(data(TIME, BATCH, INPUT))).backward()
-            optimizer.step()
-    notes = scope.run.frame("notes")
-    assert notes["step"].tolist() == [0]
-    assert notes["reason"].str.startswith("Whole.forward takes a state, but it was not recorded as a cell").all()
-
-
-class Stateless(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
-        ([Stateless], "Stateless.forward takes x; a cell takes its state as well"),
-        ({MinGRU: CellSpec(state="hx")}, "MinGRU.forward has no argument 'hx'; it has x, state"),
-        ([PeepholeLSTM], "no module of the class PeepholeLSTM"),
-        ({MinGRU: "state"}, "MinGRU needs a gradscope.CellSpec; got str"),
-        ([torch.tanh], "is no class of modules"),
-    ],
-)
-def test_refused_at_attach(cells, message):
-    with pytest.raises(gradscope.GradscopeError, match=message):
-        gradscope.attach(nn.ModuleList([MinGRU(), Stateless()]), cells=cells)
-
-
-WRONG = {
-    "gates": (
-        CellSpec(gates=lambda cell, x, state: {"update": x.sum()}),
-        "CellSpec.gates: ValueError: 'update' has to",
-    ),
-    "blocks": (CellSpec(blocks={"v": ("z", "n")}), "CellSpec.blocks: KeyError: 'v'"),
-    "transition": (CellSpec(transition=lambda cell, x, state: x), "CellSpec.transition: RuntimeError"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_spec_is_named(name):
-    spec, message = WRONG[name]
-    cell = MinGRU()
-    with gradscope.attach(cell, every=1, cells={MinGRU: spec}) as scope:
-        run_loop(cell, "last")[0].backward()
-    reasons = scope.run.frame("notes")["reason"].tolist()
-    assert len(reasons) == 1 and message in reasons[0], reasons
-
-
-def test_a_transition_that_is_not_the_cells():
-    """The total gradients would not be autograd's: what depends on them is not given."""
-    torch.manual_seed(0)
-    cell = MinGRU()
-    wrong = CellSpec(transition=lambda cell, x, state: 1.1 * cell.kept(x, state))
-    with gradscope.attach(cell, every=1, cells={MinGRU: wrong}) as scope:
-        run_loop(cell, "last")[0].backward()
-    reasons = scope.run.frame("notes")["reason"].tolist()
-    assert len(reasons) == 1 and "the transition given is not that of the cell" in reasons[0], reasons
-    assert scope.run.frame("reach")["mean"].isna().all()
