@@ -34,7 +34,7 @@ FAMILY_PARTS = {
     "constants": "sizes",
     "sizes": "sizes",
     "scan": "reverse scan",
-    "cell_cotangent": "norms",
+    "cotangents": "gradients at the gates",
     "activations": "saturation",
     "input_cotangents": "gradient for the layer below",
     "push": "full: products",

@@ -15,7 +15,7 @@ from gradscope.capture.cell import Cell, real
 from gradscope.capture.held import Arrived, Held
 from gradscope.capture.layout import Dense
 from gradscope.capture.snapshot import select_final
-from gradscope.types import Link
+from gradscope.types import Kept, Link
 
 
 @dataclass(eq=False)
@@ -47,6 +47,7 @@ class ObservedCall:
         inside: what of them came from within: torch's LSTM cell, as autograd sees it, computes h from the c that it
             returns.
         back: by part of the state that it was given: what came back to it through the call, summed up.
+        kept: by layer and direction: what the kernel kept of it for its backward pass, which has come there.
     """
 
     module: str
@@ -63,6 +64,7 @@ class ObservedCall:
     gradients: list[Tensor | None] = field(default_factory=list[Tensor | None])
     inside: list[Tensor | None] = field(default_factory=list[Tensor | None])
     back: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    kept: list[Kept | None] = field(default_factory=list[Kept | None])
 
     @property
     def lengths(self) -> list[int]:
@@ -73,6 +75,11 @@ class ObservedCall:
         """For each sequence: no gradient arrived, or nothing but zeros."""
         parts = [(g != 0).any(-1).any(0) for g in self.gradients if g is not None]
         return (~torch.stack(parts).any(0)).tolist() if parts else [True] * len(self.rows)
+
+    def known(self) -> list[Kept]:
+        """What the kernel kept of each layer and direction; empty unless it is known of all of them."""
+        known = [kept for kept in self.kept if kept is not None]
+        return known if len(known) == len(self.kept) else []
 
     def slot(self, part: int) -> int:
         """Which result is a part of the new state."""

@@ -13,7 +13,7 @@ from gradscope.capture.join_cell import join_cells
 from gradscope.capture.positions import SequenceCall
 from gradscope.families import find_origin, find_origins, find_position_origin
 from gradscope.observed import ObservedCall
-from gradscope.types import Direction, LayerKey, Origin, Stack
+from gradscope.types import Direction, Kept, LayerKey, Origin, Stack
 
 Chained = tuple[int, list[ObservedCall], Chain]
 """Number within the module, calls of the module, and chain."""
@@ -45,12 +45,12 @@ def first_origin(
     return next(iter([*forward, *back]), None)
 
 
-def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float) -> Stack:
-    """A chain of calls of torch's layers or cells in canonical layout."""
+def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float, kept: Sequence[Kept] = ()) -> Stack:
+    """A chain of calls of torch's layers or cells in canonical layout; of a single one with what its kernel kept."""
     first = calls[chain.calls[0]]
     if len(chain.calls) == 1 and not first.cell and len(chain.tracks) == len(first.rows):
         output, *final = first.gradients
-        return first.snapshot.stack(output, final, factor)
+        return first.snapshot.stack(output, final, factor, kept)
     return join(chain, calls, factor)
 
 

@@ -17,16 +17,18 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
+from gradscope.attach.kernel_nodes import kernel_nodes, watch_node
 from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.held import hold_cell, hold_kernel
 from gradscope.capture.join_cell import join_cells
+from gradscope.capture.kept import take_kept
 from gradscope.capture.layout import Dense, layout_of
 from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
-from gradscope.families import analyse, analyse_positions, analyse_recurrence, certify
+from gradscope.families import analyse, analyse_kept, analyse_positions, analyse_recurrence, certify
 from gradscope.following import NO_CELL, NO_STATE, TOO_LARGE, Following
 from gradscope.observed import ObservedCall, WeightGradient, entirely
 from gradscope.origins import first_origin, stack_of
@@ -34,7 +36,7 @@ from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
 SEARCHED_AGAIN = 32
 """Nodes to search below the inputs of each call of a chain: what is below all of them is known from the first."""
-Hook = Callable[[Callable[[Tensor], None]], Callable[[Tensor], None]]
+Hook = Callable[[Callable[[Any], None]], Callable[[Any], None]]
 
 
 @dataclass(slots=True)
@@ -90,6 +92,8 @@ class Recording:
         following.passed(module, taken.final)
         leaves = _leaves(observed, [*call.weights, call.input], call.state)
         self._watch(observed, result, leaves)
+        if link is None:
+            self._watch_kernel(observed, kernel_nodes(call, result[0]), leaves)
         if link is not None or (call.cell and len(result) > 1):
             inputs = [call.input, call.weights[0]]
             self._watch_recurrence(observed, Inner(result, call.state, inputs), leaves)
@@ -154,6 +158,13 @@ class Recording:
                 target, receive = _receiver(self, observed, slot, tensor)
                 self.handles.append(watch_gradient(target, leaves, self.guard(receive)))
 
+    def _watch_kernel(self, observed: ObservedCall, nodes: Sequence[Node], leaves: tuple[Node, ...]) -> None:
+        """Wait for the kernel's own backward pass: what it has kept need not be computed again."""
+        observed.kept = [None for _ in nodes]
+        for slot, node in enumerate(nodes):
+            lower = slot < len(nodes) - observed.snapshot.directions
+            self.handles.append(watch_node(node, leaves, self.guard(_kept_receiver(self, observed, slot, lower))))
+
     def _cell_weights(self, cell: Cell) -> Mapping[str, Tensor]:
         """Copies of a cell's parameters and buffers, shared between the calls of a step while they stay the same."""
         tensors = [*cell.module.parameters(), *cell.module.buffers()]
@@ -208,10 +219,14 @@ class Recording:
                     recurrence = join_cells(first.custom, chain, calls, factor)
                     found.append((first.module, number, [analyse_recurrence(recurrence, full=self.full)]))
                     continue
-                stack = stack_of(calls, chain, factor)
                 users = [g for n in chain.calls for g in calls[n].weight_gradients]
                 sketch = any(g.complete and g.total is not None for g in users)
-                found.append((first.module, number, analyse(stack, full=self.full, sketch=sketch)))
+                analyses = list[Analysis]()
+                if known := first.known():
+                    analyses = analyse_kept(stack_of(calls, chain, factor, known), full=self.full, sketch=sketch)
+                if not analyses:
+                    analyses = analyse(stack_of(calls, chain, factor), full=self.full, sketch=sketch)
+                found.append((first.module, number, analyses))
             self._certify(chains, [analyses for _, _, analyses in found], factor)
             return [*found, *self._analyse_positions(factor)]
 
@@ -355,6 +370,24 @@ def _receiver(
             call.receive("gradients", 0, 0, gradient, turned=turned)
 
     return target, receive_output
+
+
+def _kept_receiver(
+    recording: Recording, call: ObservedCall, slot: int, lower: bool
+) -> Callable[[tuple[Any, Tensor | None]], None]:
+    """Copy what the kernel has kept of a layer, and take in the gradient of a layer that others are above."""
+    layout = call.snapshot.layout
+
+    def receive(arrived: tuple[Any, Tensor | None]) -> None:
+        node, gradient = arrived
+        if recording.closed:
+            return
+        kept = call.kept[slot] or take_kept(node, layout, lower=lower)
+        if kept is not None and lower and gradient is not None:
+            kept = replace(kept, grad_output=_added(kept.grad_output, layout.time_first(gradient.detach())))
+        call.kept[slot] = kept
+
+    return receive
 
 
 def _inside_receiver(recording: Recording, call: ObservedCall, slot: int) -> Callable[[Tensor], None]:

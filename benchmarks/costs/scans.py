@@ -59,10 +59,10 @@ class Scan:
                 states[0][1:] = self.entering[start:stop].unsqueeze(1)
                 for state, carried in zip(states, carry, strict=False):
                     state[-1] += carried
-                gates = torch.empty(*states[0][1:].shape[:3], 4, shape[-1])
-                LSTM().scan(self.layer.weights, piece.factors, states, gates)
+                LSTM().scan(self.layer.weights, piece.factors, states)
                 carry = tuple(state[0] for state in states)
-                found.append(gates[:, 0])
+                total = tuple(state[1:, 0] for state in states)
+                found.append(LSTM().cotangents(self.layer.weights, piece.factors, total).gates)
         return torch.cat(found[::-1])
 
     def by_kernel(self) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.layout import Dense, Layout, Single
-from gradscope.types import KernelCall, Stack, Weights
+from gradscope.types import Kept, KernelCall, Stack, Weights
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
@@ -81,13 +81,20 @@ class Snapshot:
     precision: torch.dtype
 
     def stack(
-        self, grad_output: Tensor | None, grad_final: Sequence[Tensor | None], factor: Tensor | float = 1.0
+        self,
+        grad_output: Tensor | None,
+        grad_final: Sequence[Tensor | None],
+        factor: Tensor | float = 1.0,
+        kept: Sequence[Kept] = (),
     ) -> Stack:
-        """The canonical form, in float32 or better, with the loss gradients that have arrived, divided by `factor`."""
+        """The canonical form, in float32 or better, with the loss gradients that have arrived, divided by `factor`.
+
+        With what the kernel kept of the layers, dropout need not be drawn again.
+        """
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
         masks = (
             self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output)
-            if self.dropout
+            if self.dropout and not kept
             else ()
         )
         cell = len(self.state) == 2
@@ -115,6 +122,7 @@ class Snapshot:
             dropout=tuple(cast(mask) for mask in masks),
             hidden_dropout=self.dropout is not None and self.dropout.hidden,
             tolerance=TOLERANCE[self.precision],
+            kept=tuple(k if k.grad_output is None else replace(k, grad_output=k.grad_output / factor) for k in kept),
         )
 
 

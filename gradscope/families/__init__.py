@@ -1,6 +1,7 @@
 """The mathematics of recurrences: each family's equations, and what is measured of every one alike."""
 
 from gradscope.families.generic import analyse_recurrence
+from gradscope.families.kept import analyse_kept
 from gradscope.families.origin import find_origin, find_origins
 from gradscope.families.positions import analyse_positions
 from gradscope.families.positions_origin import find_position_origin
@@ -8,6 +9,7 @@ from gradscope.families.stack import analyse, certify
 
 __all__ = [
     "analyse",
+    "analyse_kept",
     "analyse_positions",
     "analyse_recurrence",
     "certify",

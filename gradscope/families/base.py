@@ -30,22 +30,24 @@ class Layer:
 
     Attributes:
         weights: the parameters that the kernel used.
-        input: [T, B, D].
+        input: [T, B, D]; None where the gates are known.
         h_0: [B, P].
         c_0: [B, H] for an LSTM.
         output: h_t as the kernel gave it, [T, B, P].
         given: h_{t-1} and c_{t-1} as they were given to the step, [T, B, .] each, where a loop has changed what the
             step before returned; else None.
         links: what the loop has multiplied them by, [T, B, .] each; None with `given`.
+        gates: after their nonlinearity, [G, T, B, H], where the kernel kept them.
     """
 
     weights: Weights
-    input: Tensor
+    input: Tensor | None
     h_0: Tensor
     c_0: Tensor | None
     output: Tensor
     given: State | None = None
     links: State | None = None
+    gates: Tensor | None = None
 
     @property
     def previous(self) -> Tensor:
@@ -93,6 +95,18 @@ class Piece(NamedTuple):
     previous: Tensor
 
 
+class Cotangents(NamedTuple):
+    """Loss gradients inside the steps of a piece.
+
+    Attributes:
+        gates: dL/d(U h_{t-1} + b_hh) by gate, [t, B, G, H].
+        cell: total dL/dc_t, through h_t of the same step as well as through c_{t+1}, [t, B, H]; None without a cell.
+    """
+
+    gates: Tensor
+    cell: Tensor | None = None
+
+
 class Family(ABC):
     """A recurrence.
 
@@ -131,23 +145,26 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
         """Carry cotangents back through consecutive steps, in place.
+
+        What a step needs besides goes where it was for the step before: memory that stays in the cache.
 
         Args:
             weights: the parameters.
             factors: of the steps, [t, B, ...].
             states: cotangents of s_{-1}, s_0, ..., s_{t-1}, [t + 1, R, B, .], each holding what enters from outside;
                 what comes back through the recurrence is added, from the last to the first.
-            gates: where dL/d(U h' + b_hh) of every step goes, [t, R, B, G, H].
         """
+
+    @abstractmethod
+    def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
+        """What cotangents of s_t, [t, B, .], that `scan` has filled, are inside the step."""
 
     def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         """Carry cotangents of s_t, [R, B, .], back one step with factors [B, ...]: those of s_{t-1}."""
         states = tuple(torch.stack([torch.zeros_like(s), s]) for s in state)
-        rows, batch = state[0].shape[:2]
-        gates = state[0].new_empty(1, rows, batch, len(self.gates), weights.hh.shape[0] // len(self.gates))
-        self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states, gates)
+        self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states)
         return tuple(s[0] for s in states)
 
     @abstractmethod
@@ -155,12 +172,8 @@ class Family(ABC):
         """Carry a tangent of s_{t-1} forward one step."""
 
     def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
-        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and the gates' as `scan` gives them."""
+        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and the gates' of `cotangents`."""
         return gates
-
-    def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:
-        """Total dL/dc_t, through h_t of the same step as well as through c_{t+1}: [t, B, H]; None without a cell."""
-        return None
 
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Gates in the order of `gates`, [t, B, G, H], and, unless it is one of them, the `hidden` state."""
@@ -190,7 +203,8 @@ def total_preactivation(layer: Layer, previous: Tensor, gates: int) -> Tensor:
     return total
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, gates: int) -> Tensor:
+def _affine(x: Tensor | None, weight: Tensor, bias: Tensor | None, gates: int) -> Tensor:
+    assert x is not None
     rows, blocks = _rows_and_blocks(x, weight, gates)
     product = torch.bmm(rows, blocks) if bias is None else torch.baddbmm(bias.view(gates, 1, -1), rows, blocks)
     return product.unflatten(1, x.shape[:2])

@@ -17,6 +17,7 @@ from typing_extensions import override
 from gradscope.families.base import (
     SIGMOID_LIMITS,
     TANH_LIMITS,
+    Cotangents,
     Family,
     Layer,
     Piece,
@@ -84,14 +85,20 @@ class GRU(Family):
         return {"jacobian": size, "jacobian_h": size}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
-        into, flat = gates.unbind(0), gates.flatten(1, 2).flatten(2).unbind(0)
+        wide = states[0].unsqueeze(-2).unbind(0)
+        gates = h[0].new_empty(*h[0].shape[:2], 3, h[0].shape[2])
+        flat = gates.flatten(0, 1).flatten(1)
         d, e = factors[0].unbind(0), factors[1].unbind(0)
         for t in range(len(d) - 1, -1, -1):
-            torch.mul(h[t + 1].unsqueeze(-2), d[t], out=into[t])
-            rows[t].addmm_(flat[t], weights.hh)
+            torch.mul(wide[t + 1], d[t], out=gates)
+            rows[t].addmm_(flat, weights.hh)
             h[t].addcmul_(h[t + 1], e[t])
+
+    @override
+    def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
+        return Cotangents(state[0].unsqueeze(-2) * factors[0])
 
     @override
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from gradscope.families.base import (
     SIGMOID_LIMITS,
     TANH_LIMITS,
+    Cotangents,
     Family,
     Layer,
     Piece,
@@ -52,10 +53,7 @@ class LSTM(Family):
     def replay(self, layer: Layer) -> Trace:
         assert layer.c_0 is not None
         previous = layer.previous
-        gates = total_preactivation(layer, previous, 4)
-        gates[:2].sigmoid_()
-        gates[2].tanh_()
-        gates[3].sigmoid_()
+        gates = _gates(layer, previous) if layer.gates is None else layer.gates
         if layer.given is not None:
             before = layer.given[1]
             cells = torch.cat([before[:1], torch.addcmul(gates[0] * gates[2], gates[1], before)])
@@ -115,20 +113,31 @@ class LSTM(Family):
         return {name: size.unflatten(0, a.shape[:2]) for name, size in found.items()}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         c = states[1].unbind(0)
-        flat = gates.flatten(1, 2).flatten(2).unbind(0)
-        into_c, into_o = gates[..., :3, :].unbind(0), gates[..., 3, :].unbind(0)
+        total, gates = torch.empty_like(c[0]), c[0].new_empty(*c[0].shape[:2], 4, c[0].shape[2])
+        flat, into_c, into_o = gates.flatten(0, 1).flatten(1), gates[..., :3, :], gates[..., 3, :]
+        wide = total.unsqueeze(-2)
         steps = list(zip(*(f.unbind(0) for f in factors), strict=True))
         for t in range(len(steps) - 1, -1, -1):
             a, a_o, k, f = steps[t]
             q = h[t + 1] if weights.hr is None else h[t + 1] @ weights.hr
-            total = torch.addcmul(c[t + 1], q, k)
-            torch.mul(total.unsqueeze(-2), a, out=into_c[t])
-            torch.mul(q, a_o, out=into_o[t])
-            rows[t].addmm_(flat[t], weights.hh)
+            torch.addcmul(c[t + 1], q, k, out=total)
+            torch.mul(wide, a, out=into_c)
+            torch.mul(q, a_o, out=into_o)
+            rows[t].addmm_(flat, weights.hh)
             c[t].addcmul_(total, f)
+
+    @override
+    def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
+        a, a_o, k, _ = factors
+        q = state[0] if weights.hr is None else state[0] @ weights.hr
+        cell = torch.addcmul(state[1], q, k)
+        gates = cell.new_empty(*cell.shape[:2], 4, cell.shape[2])
+        torch.mul(cell.unsqueeze(-2), a, out=gates[..., :3, :])
+        torch.mul(q, a_o, out=gates[..., 3, :])
+        return Cotangents(gates, cell)
 
     @override
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
@@ -139,13 +148,16 @@ class LSTM(Family):
         return (q if weights.hr is None else q @ weights.hr.mT, c)
 
     @override
-    def cell_cotangent(self, weights: Weights, piece: Piece, state: State) -> Tensor | None:
-        q = state[0] if weights.hr is None else state[0] @ weights.hr
-        return torch.addcmul(state[1], q, piece.factors[2])
-
-    @override
     def limits(self, gate: str) -> tuple[float, float]:
         return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
+
+
+def _gates(layer: Layer, previous: Tensor) -> Tensor:
+    gates = total_preactivation(layer, previous, 4)
+    gates[:2].sigmoid_()
+    gates[2].tanh_()
+    gates[3].sigmoid_()
+    return gates
 
 
 def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:

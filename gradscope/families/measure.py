@@ -101,9 +101,8 @@ def norm(x: Tensor) -> Tensor:
     doubtful = ~((size > 1e-15) & (size < 1e15))
     if x.dtype == torch.float64 or not doubtful.any():
         return size
-    peaks = x.abs().amax(-1)
-    doubtful &= peaks != 0  # most of them are: rows where nothing enters
-    rows, peak = x[doubtful], peaks[doubtful].unsqueeze(-1).clamp(min=torch.finfo(x.dtype).tiny)
+    rows = x[doubtful]  # most of them are 0: nothing enters there
+    peak = rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     size[doubtful] = torch.linalg.vector_norm(rows / peak, dim=-1).double() * peak.squeeze(-1)
     return size
 
@@ -128,17 +127,15 @@ def sketch_matrix(width: int, like: Tensor) -> Tensor:
     return signs.to(like.device, like.dtype)
 
 
-class _Cotangents(NamedTuple):
+class _Back(NamedTuple):
     """Cotangents at the timesteps of a piece, [t, R, B, .]: row 0 the total, then the anchors' alone.
 
     Attributes:
         state: of h_t, and of c_t.
-        gates: dL/d(U h_{t-1} + b_hh) of the total, [t, B, G, H].
-        scale: what all of them are to be multiplied by, [R, B].
+        scale: what they are to be multiplied by, [R, B].
     """
 
     state: State
-    gates: Tensor
     scale: Tensor
 
 
@@ -181,14 +178,14 @@ class _Pass:
         back = self._scan(piece, start, stop)
         total: State = tuple(s[:, 0] for s in back.state)
         weights, scale = self.trace.layer.weights, back.scale[0]
+        inside = self.family.cotangents(weights, piece.factors, total)
         sizes = [norm(part) * scale for part in (total if self.total_alone else total[:1])]
         self._put("grad_h", self._total_size(total, sizes[0], start, stop))
-        self._put("weight_grad", norm(back.gates.flatten(-2)) * scale * self._size_before(piece))
-        cell = self.family.cell_cotangent(weights, piece, total)
-        if cell is not None:
-            self._put("grad_c", norm(cell) * scale)
+        self._put("weight_grad", norm(inside.gates.flatten(-2)) * scale * self._size_before(piece))
+        if inside.cell is not None:
+            self._put("grad_c", norm(inside.cell) * scale)
         self._carried(sizes if self.total_alone else [norm(part[:, 1:]) * back.scale[1:] for part in back.state])
-        self._handed_down(piece, total, back.gates, scale.to(weights.hh.dtype).unsqueeze(-1))
+        self._handed_down(piece, total, inside.gates, scale.to(weights.hh.dtype).unsqueeze(-1))
 
     def _handed_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor) -> None:
         """What the layer below and the certificate need of a piece; `scale`, [B, 1], is what `gates` are short of."""
@@ -241,22 +238,21 @@ class _Pass:
             self.saturation[gates] = Saturation([self.family.limits(gate) for gate in gates], x)
         self.saturation[gates].add(x, valid)
 
-    def _scan(self, piece: Piece, start: int, stop: int) -> _Cotangents:
+    def _scan(self, piece: Piece, start: int, stop: int) -> _Back:
         """Carry the cotangents back through the piece."""
         weights = self.trace.layer.weights
         states = self._entering(piece, start, stop)
         for state, carried in zip(states, self.carry, strict=False):
             state[-1, : len(carried)] += carried
-        gates = piece.output.new_empty(*states[0][1:].shape[:3], len(self.family.gates), piece.hidden.shape[-1])
         links = self.trace.layer.links
         if links is None:
-            self.family.scan(weights, piece.factors, states, gates)
+            self.family.scan(weights, piece.factors, states)
         else:
-            self._scan_linked(piece, states, gates, tuple(link[start:stop] for link in links))
+            self._scan_linked(piece, states, tuple(link[start:stop] for link in links))
         self.carry = tuple(state[0] for state in states)
         scale = self.exponents[: states[0].shape[1]].exp2()
         self._rescale()
-        return _Cotangents(tuple(state[1:] for state in states), gates[:, 0], scale)
+        return _Back(tuple(state[1:] for state in states), scale)
 
     def _rescale(self) -> None:
         """Bring what leaves a piece back into range.
@@ -280,14 +276,13 @@ class _Pass:
             part.mul_(torch.exp2(-change).to(part.dtype).unsqueeze(-1))
         exponents += change
 
-    def _scan_linked(self, piece: Piece, states: State, gates: Tensor, links: State) -> None:
+    def _scan_linked(self, piece: Piece, states: State, links: State) -> None:
         """The same step by step, where a loop has multiplied the state before it handed it on."""
         weights = self.trace.layer.weights
-        for k in range(len(gates) - 1, -1, -1):
-            pair = tuple(torch.stack([torch.zeros_like(s[k + 1]), s[k + 1]]) for s in states)
-            self.family.scan(weights, tuple(f[k : k + 1] for f in piece.factors), pair, gates[k : k + 1])
-            for state, (back, _), link in zip(states, pair, links, strict=True):
-                state[k].addcmul_(back, link[k])
+        for t in range(len(links[0]) - 1, -1, -1):
+            found = self.family.pull(weights, tuple(f[t] for f in piece.factors), tuple(s[t + 1] for s in states))
+            for state, back, link in zip(states, found, links, strict=True):
+                state[t].addcmul_(back, link[t])
 
     def _entering(self, piece: Piece, start: int, stop: int) -> State:
         """What enters each row from outside at each timestep of the piece, behind a slot for what leaves it."""

@@ -39,6 +39,7 @@ def find_origins(stack: Stack) -> list[Found]:
 
 def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
     layer, lengths = trace.layer, place.stack.lengths
+    assert layer.input is not None
     for name, gates in _bad_weights(family, layer.weights):
         return Origin("forward", name, gates, sequences=len(lengths), analysed=len(lengths))
     times = torch.arange(len(layer.output), device=lengths.device).unsqueeze(1)
@@ -77,12 +78,15 @@ def _backward(family: Family, stack: Stack, places: Sequence[Place], traces: Seq
         for place, trace in zip(places, traces, strict=True):
             if place.layer != index:
                 continue
-            entering, piece = entering_at(place, gradient), family.piece(trace, 0, len(trace.layer.output))
-            states, gates = _scan(family, trace.layer, piece, entering, stack.lengths)
+            entering = entering_at(place, gradient[..., place.columns])
+            piece = family.piece(trace, 0, len(trace.layer.output))
+            states = _scan(family, trace.layer, piece, entering, stack.lengths)
+            total = tuple(s[1:, 0] for s in states)
+            gates = family.cotangents(trace.layer.weights, piece.factors, total).gates
             origin = _on_the_way_back(family, place, trace.layer, entering, states, gates)
             if origin is not None:
                 found.append((index, place.direction, origin))
-            inner = family.input_cotangents(piece, tuple(s[1:, 0] for s in states), gates[:, 0])
+            inner = family.input_cotangents(piece, total, gates)
             below.append(place.turn(inner.flatten(-2) @ trace.layer.weights.ih))
         if index:
             gradient = torch.stack(below).sum(0)
@@ -90,18 +94,15 @@ def _backward(family: Family, stack: Stack, places: Sequence[Place], traces: Seq
     return found
 
 
-def _scan(family: Family, layer: Layer, piece: Piece, entering: Entering, lengths: Tensor) -> tuple[State, Tensor]:
-    """Total cotangents of s_{-1}, s_0, ..., [T + 1, 1, B, .], and the gates', [T, 1, B, G, H]."""
+def _scan(family: Family, layer: Layer, piece: Piece, entering: Entering, lengths: Tensor) -> State:
+    """Total cotangents of s_{-1}, s_0, ..., [T + 1, 1, B, .]."""
     entered = [entering.h, *([] if not family.cell else [_into_cells(entering, piece.hidden, lengths)])]
     states = tuple(torch.cat([torch.zeros_like(part[:1]), part]).unsqueeze(1) for part in entered)
-    steps, batch, hidden = piece.hidden.shape
-    gates = piece.hidden.new_empty(steps, 1, batch, len(family.gates), hidden)
-    for t in range(steps - 1, -1, -1):
-        pair = tuple(torch.stack([torch.zeros_like(s[t + 1]), s[t + 1]]) for s in states)
-        family.scan(layer.weights, tuple(f[t : t + 1] for f in piece.factors), pair, gates[t : t + 1])
-        for part, (state, (back, _)) in enumerate(zip(states, pair, strict=True)):
+    for t in range(len(piece.hidden) - 1, -1, -1):
+        found = family.pull(layer.weights, tuple(f[t] for f in piece.factors), tuple(s[t + 1] for s in states))
+        for part, (state, back) in enumerate(zip(states, found, strict=True)):
             state[t] += back if layer.links is None else back * layer.links[part][t]
-    return states, gates
+    return states
 
 
 def _into_cells(entering: Entering, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ def _on_the_way_back(
         last = torch.arange(len(entered), device=lengths.device).unsqueeze(1) == lengths - 1
         entered = entered | (last & _bad(entering.c_last))
     total = torch.stack([_bad(s[1:, 0]) for s in states]).any(0)
-    inside = _bad(gates[:, 0])
+    inside = _bad(gates)
     where = (entered | total | inside.any(2)) & valid
     spot = _first(where.flip(0))
     if spot is None:
@@ -131,9 +132,7 @@ def _on_the_way_back(
     t, b = len(where) - 1 - spot[0], spot[1]
     what = "gradient from above" if entered[t, b] else "recurrence"
     gate = (
-        ""
-        if entered[t, b]
-        else _names(family, inside[t, b] if not total[t, b] else _through(gates[t + 1, 0, b], layer))
+        "" if entered[t, b] else _names(family, inside[t, b] if not total[t, b] else _through(gates[t + 1, b], layer))
     )
     return Origin("backward", what, gate, _time(place, t, b), b, int(where.any(0).sum()), len(lengths))
 

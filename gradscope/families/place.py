@@ -91,9 +91,14 @@ def layer_at(place: Place, x: Tensor, output: Tensor) -> Layer:
 
 
 def entering_at(place: Place, gradient: Tensor) -> Entering:
-    """Loss gradient that enters from the output above and from h_n and c_n, in the order of the recurrence."""
+    """Loss gradient that enters from above and from h_n and c_n, in the order of the recurrence.
+
+    Args:
+        place: where.
+        gradient: of what this direction gave to the layer above, or returned, [T, B, P].
+    """
     stack, joined = place.stack, place.stack.joined
-    direct = place.turn(gradient[..., place.columns]).clone()
+    direct = place.turn(gradient).clone()
     if joined is not None:
         c = None if joined.grad_c is None or not bool(joined.grad_c.any()) else place.turn(joined.grad_c[place.slot])
         return Entering(direct.add_(place.turn(joined.grad_h[place.slot])), c=c, totals=joined.totals)

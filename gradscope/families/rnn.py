@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from gradscope.families.base import (
     TANH_LIMITS,
+    Cotangents,
     Family,
     Layer,
     Piece,
@@ -60,12 +61,17 @@ class _Elman(Family):
         return {"jacobian": size, "jacobian_h": size}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State, gates: Tensor) -> None:
-        h, flat = states[0].flatten(1, 2).unbind(0), gates.flatten(1, 2).flatten(2).unbind(0)
-        slopes = factors[0].unbind(0)
-        for k in range(len(slopes) - 1, -1, -1):
-            torch.mul(states[0][k + 1], slopes[k], out=gates[k, :, :, 0])
-            h[k].addmm_(flat[k], weights.hh)
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
+        h, rows, slopes = states[0].unbind(0), states[0].flatten(1, 2).unbind(0), factors[0].unbind(0)
+        gates = torch.empty_like(h[0])
+        flat = gates.flatten(0, 1)
+        for t in range(len(slopes) - 1, -1, -1):
+            torch.mul(h[t + 1], slopes[t], out=gates)
+            rows[t].addmm_(flat, weights.hh)
+
+    @override
+    def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
+        return Cotangents((state[0] * factors[0]).unsqueeze(-2))
 
     @override
     def push(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:

@@ -39,9 +39,9 @@ def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[An
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
             layer = layer_at(place, inputs[index], outputs[index])
-            entering = entering_at(place, gradient)
+            entering = entering_at(place, gradient[..., place.columns])
             measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch)
-            found.append(_analysis(family, place, measured, full))
+            found.append(analysis_at(family, place, measured, full))
             if measured.grad_input is not None:
                 below.append(place.turn(measured.grad_input))
         if below:
@@ -68,7 +68,7 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
     ]
 
 
-def _analysis(family: Family, place: Place, measured: Measured, full: bool) -> Analysis:
+def analysis_at(family: Family, place: Place, measured: Measured, full: bool) -> Analysis:
     """Turn back to input order, add the weights and the full set, and say what cannot be given."""
     stack, values = place.stack, dict(measured.values)
     measured_at: dict[str, Tensor] = {}

@@ -7,7 +7,7 @@ record -> show: `Batch`, the rows of one optimizer step
 diagnose -> show: `Finding`
 """
 
-from gradscope.types.calls import Direction, Joined, KernelCall, LayerKey, Link, Stack, Strand, Weights
+from gradscope.types.calls import Direction, Joined, Kept, KernelCall, LayerKey, Link, Stack, Strand, Weights
 from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence, WholeCall
 from gradscope.types.origin import Origin
 from gradscope.types.results import Analysis, Batch, Block, Finding, Gate, Remedy, Rows, Severity
@@ -22,6 +22,7 @@ __all__ = [
     "Gate",
     "GateKind",
     "Joined",
+    "Kept",
     "KernelCall",
     "LayerKey",
     "Link",

@@ -118,6 +118,25 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What torch's kernel kept of one layer in one direction for its own backward pass.
+
+    Attributes:
+        gates: after their nonlinearity, in the order of the recurrence, [G, T, B, H].
+        output: of the layer, in the order of the input, [T, B, P]; None of the uppermost, which returned it.
+        places: a sample: timesteps in the order of the recurrence, and sequences, [K] each.
+        input: the layer's input there, [K, D].
+        grad_output: direct loss gradient of `output`; None of the uppermost, or where none entered.
+    """
+
+    gates: Tensor
+    output: Tensor | None
+    places: tuple[Tensor, Tensor]
+    input: Tensor
+    grad_output: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """One call of a fused layer, or a chain of calls, in canonical layout: time first, right-padded with zeros.
 
@@ -141,6 +160,7 @@ class Stack:
         hidden_dropout: the kernel applied a dropout mask that cannot be recovered.
         tolerance: largest relative difference that the kernel's arithmetic explains.
         joined: what only a chain of calls has; None for a single call of a fused layer.
+        kept: what the kernel kept of each layer and direction, S of them; empty where that is not known.
     """
 
     family: str
@@ -160,6 +180,7 @@ class Stack:
     hidden_dropout: bool = False
     tolerance: float = 1e-4
     joined: Joined | None = None
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

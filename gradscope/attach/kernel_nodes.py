@@ -1,0 +1,73 @@
+"""The nodes of autograd's graph in which torch's CPU kernel runs the layers of an LSTM, one for each direction.
+
+Such a node keeps what its own backward pass needs: the gates and the output of every layer. What is read there need not
+be computed again. All of it is private to torch: where anything looks otherwise, there are no nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
+
+from gradscope.attach.gradients import accumulates
+from gradscope.types import KernelCall
+from gradscope.uncompiled import uncompiled
+
+KERNEL = "MkldnnRnnLayerBackward0"
+LEAST_STEPS = 8
+"""Calls of fewer timesteps are mostly parts of a longer sequence, which is analysed as one."""
+
+
+def kernel_nodes(call: KernelCall, output: Tensor) -> tuple[Node, ...]:
+    """One node for each layer and direction, in torch's order of parameters; none where it was another kernel."""
+    plain = call.family == "lstm" and call.batch_sizes is None and not call.cell and call.masks is None
+    if not plain or output.dtype != torch.float32 or output.device.type != "cpu" or output.dim() != 3:
+        return ()
+    if output.shape[1 if call.batch_first else 0] < LEAST_STEPS or _tensors_are_packed():
+        return ()
+    layers: list[list[Node]] = []
+    below = output.grad_fn
+    for _ in range(call.num_layers):
+        nodes = _directions(below, call.directions)
+        if not nodes:
+            return ()
+        layers.insert(0, nodes)
+        below = nodes[0].next_functions[0][0]
+    return tuple(node for nodes in layers for node in nodes)
+
+
+@uncompiled
+def watch_node(
+    node: Node, leaves: tuple[Node, ...], receive: Callable[[tuple[Any, Tensor | None]], None]
+) -> RemovableHandle:
+    """Before a node runs in a backward pass: hand it to `receive`, with the gradient of its first result.
+
+    The hook holds nothing of the graph, which would keep itself alive.
+    """
+
+    def hook(gradients: tuple[Tensor | None, ...]) -> None:
+        if accumulates(leaves):
+            receive((torch._C._current_autograd_node(), gradients[0]))
+
+    return node.register_prehook(hook)
+
+
+def _directions(node: Node | None, directions: int) -> list[Node]:
+    """The nodes of one layer, from the one that made its output or what is made of that for the layer above."""
+    while node is not None and node.name().startswith(("Transpose", "Mul")):  # batch first; dropout
+        node = node.next_functions[0][0]
+    if node is None:
+        return []
+    found = [below for below, _ in node.next_functions] if directions == 2 and node.name() == "CatBackward0" else [node]
+    nodes = [each for each in found if each is not None and each.name() == KERNEL]
+    return nodes if len(nodes) == len(found) == directions else []
+
+
+def _tensors_are_packed() -> bool:
+    """Whether the user has hooks on what autograd saves: reading it would call them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # type: ignore[attr-defined]

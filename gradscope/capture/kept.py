@@ -1,0 +1,71 @@
+"""What torch's CPU kernel for LSTMs (oneDNN) keeps of a layer for its own backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.capture.layout import Dense
+from gradscope.types import Kept
+
+GATES = 4
+SAMPLE = 32
+LINE, ALIASED = 16, 256
+"""Numbers in a line of the cache; oneDNN adds a line to rows whose width is a multiple of the second."""
+
+
+def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
+    """Copy the analysed sequences.
+
+    Args:
+        node: a `MkldnnRnnLayerBackward0` that has not run yet.
+        layout: of the call's tensors, with the sequences to take.
+        lower: a layer below others, whose output the call did not return.
+
+    Returns:
+        None where the workspace does not look as expected.
+    """
+    with torch.no_grad():
+        try:
+            given, output, space = node._saved_input, node._saved_result0, node._saved_result3
+        except (AttributeError, RuntimeError):
+            return None
+        gates = _gates(space, output, layout.columns)
+        if gates is None:
+            return None
+        t, b = _sample(*gates.shape[1:3], device=gates.device)
+        time = len(output) - 1 - t if node._saved_reverse else t
+        column = b if layout.columns is None else layout.columns[b]
+        return Kept(
+            gates=gates,
+            output=layout.time_first(output.detach()) if lower else None,
+            places=(t, b),
+            input=given.detach()[time, column],
+        )
+
+
+def _gates(space: Tensor, output: Tensor, columns: Tensor | None) -> Tensor | None:
+    """Gates of the chosen sequences in the order of the recurrence, [4, T, n, H], from the head of the workspace."""
+    steps, batch, hidden = output.shape
+    width = -(-GATES * hidden // LINE) * LINE
+    width += LINE if width % ALIASED == 0 else 0
+    size = steps * batch * width
+    if space.dtype != torch.uint8 or not space.is_contiguous() or space.numel() < size * output.element_size():
+        return None
+    rows = space.view(output.dtype)[:size].view(steps, batch, width)[..., : GATES * hidden]
+    gates = rows.unflatten(-1, (GATES, hidden)).permute(2, 0, 1, 3)
+    if columns is None:
+        return gates.contiguous()
+    taken = gates.new_empty(GATES, steps, len(columns), hidden)
+    for place, column in enumerate(columns.tolist()):  # several times as fast as an index
+        taken[:, :, place].copy_(gates[:, :, column])
+    return taken
+
+
+def _sample(steps: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Timesteps and sequences of some places, evenly spaced."""
+    count = steps * batch
+    places = torch.linspace(0, count - 1, min(SAMPLE, count), dtype=torch.float64, device=device).long()
+    return places // batch, places % batch

@@ -1,0 +1,53 @@
+"""A whole call from what its kernel kept for its own backward pass: nothing is run again, each layer stands alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from gradscope.families.base import Family, Layer
+from gradscope.families.measure import Entering, measure, relative, relative_parts
+from gradscope.families.place import FAMILIES, Place, entering_at
+from gradscope.families.stack import analysis_at
+from gradscope.types import Analysis, Kept, Stack
+
+
+def analyse_kept(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[Analysis]:
+    """Measure every layer and direction of one call, as `gradscope.families.stack.analyse` does.
+
+    Returns:
+        None of them where not all is known, or where it is not what the layers' equations make of their inputs.
+    """
+    family = FAMILIES[stack.family]
+    return [
+        analysis_at(family, place, measure(family, layer, stack.lengths, entering, below=False, sketch=sketch), full)
+        for place, layer, entering in _known_layers(family, stack)
+    ]
+
+
+def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Layer, Entering]]:
+    """Every layer, and what entered it; none where one is not confirmed."""
+    found: list[tuple[Place, Layer, Entering]] = []
+    for slot, kept in enumerate(stack.kept):
+        place = Place(stack, slot // stack.directions, bool(slot % stack.directions))
+        output = stack.output[..., place.columns] if kept.output is None else kept.output
+        layer = Layer(place.weights, None, *place.start(), place.turn(output), gates=kept.gates)
+        if not _confirmed(family, layer, kept, stack.tolerance):
+            return []
+        if kept.output is None:
+            direct = stack.grad_output[..., place.columns]
+        else:
+            direct = torch.zeros_like(output) if kept.grad_output is None else kept.grad_output
+        found.append((place, layer, entering_at(place, direct)))
+    return found
+
+
+def _confirmed(family: Family, layer: Layer, kept: Kept, tolerance: float) -> bool:
+    """Whether the gates that the kernel kept are what the weights make of the inputs, at a sample of places."""
+    t, b = kept.places
+    before = torch.where((t == 0).unsqueeze(-1), layer.h_0[b], layer.output[t - 1, b])
+    step = Layer(layer.weights, kept.input.unsqueeze(0), before, None, layer.output[t, b].unsqueeze(0))
+    rebuilt = family.replay(step if layer.c_0 is None else replace(step, c_0=torch.zeros_like(layer.c_0[b])))
+    theirs = kept.gates[:, t, b].transpose(0, 1)
+    return bool(relative(relative_parts(rebuilt.gates[0].flatten(1), theirs.flatten(1))) <= tolerance)
