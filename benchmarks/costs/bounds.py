@@ -65,7 +65,10 @@ def least_time(call: Callable[[], object], repeats: int) -> float:
 
 
 def least_work(workload: Workload, loss: str) -> dict[str, Work]:
-    """Part -> what it has to do at least in one recorded step, for layers of the width of the first."""
+    """Part -> what it has to do at least in one recorded step, for layers of the width of the first.
+
+    An LSTM's gates are what the kernel kept of them; the others' are computed again.
+    """
     w, gates, lstm = workload, GATES[workload.family], workload.family == "lstm"
     count = w.T * min(ANALYSED, w.B) * w.recurrences
     units = count * w.H * FLOAT  # bytes of one number for every unit, timestep and analysed sequence
@@ -73,8 +76,10 @@ def least_work(workload: Workload, loss: str) -> dict[str, Work]:
     states = 1 + lstm
     factors = {"lstm": 6, "gru": 5, "rnn": 1}[w.family]
     scanned = units * (carried * (gates + 2 * states) + factors)
+    replay = Work(2.0 * count * gates * w.H * (w.D + w.H), units * (gates + 1))
+    kept = Work(bytes=2.0 * units * (gates + (w.layers > 1)))
     return {
-        "replay GEMM": Work(2.0 * count * gates * w.H * (w.D + w.H), units * (gates + 1)),
+        **({"what the kernel kept": kept} if lstm else {"replay GEMM": replay}),
         "reverse scan": Work(2.0 * carried * count * gates * w.H * w.H, scanned),
         "cell scan": Work(bytes=4.0 * units * lstm),
         "factors": Work(bytes=units * (gates + lstm + factors)),
