@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.arriving import added, back_receiver, inside_receiver, kept_receiver, output_receiver
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
 from gradscope.attach.kernel_nodes import kernel_nodes, watch_node
 from gradscope.attach.links import Inner, Mark, consumers, mark
@@ -23,8 +24,7 @@ from gradscope.capture.cell import Cell, take_call, take_weights
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.held import hold_cell, hold_kernel
 from gradscope.capture.join_cell import join_cells
-from gradscope.capture.kept import take_kept
-from gradscope.capture.layout import Dense, layout_of
+from gradscope.capture.layout import layout_of
 from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
@@ -142,7 +142,7 @@ class Recording:
                     self.sequences.append(call)
                     self.sealed.add(module.seal)
                 self.arrivals += 1
-                call.gradient = _added(call.gradient, module.by_time(gradient).clone())
+                call.gradient = added(call.gradient, module.by_time(gradient).clone())
 
         leaves = leaves_below([*module.module.parameters(), *tensors_in(given.leaves)])
         self.handles.append(watch_gradient(output, leaves, self.guard(receive)))
@@ -155,7 +155,7 @@ class Recording:
         for slot, tensor in enumerate(results):
             if tensor.requires_grad:
                 mark(tensor, (self.following.owner, observed.module), observed, slot)
-                target, receive = _receiver(self, observed, slot, tensor)
+                target, receive = output_receiver(self, observed, slot, tensor)
                 self.handles.append(watch_gradient(target, leaves, self.guard(receive)))
 
     def _watch_kernel(self, observed: ObservedCall, nodes: Sequence[Node], leaves: tuple[Node, ...]) -> None:
@@ -163,7 +163,7 @@ class Recording:
         observed.kept = [None for _ in nodes]
         for slot, node in enumerate(nodes):
             lower = slot < len(nodes) - observed.snapshot.directions
-            self.handles.append(watch_node(node, leaves, self.guard(_kept_receiver(self, observed, slot, lower))))
+            self.handles.append(watch_node(node, leaves, self.guard(kept_receiver(self, observed, slot, lower))))
 
     def _cell_weights(self, cell: Cell) -> Mapping[str, Tensor]:
         """Copies of a cell's parameters and buffers, shared between the calls of a step while they stay the same."""
@@ -182,9 +182,9 @@ class Recording:
             return
         for node, index, found in places:
             if not isinstance(found, Mark):
-                receive = _back_receiver(self, observed, found)
+                receive = back_receiver(self, observed, found)
             elif observed.cell and found.call is observed:
-                receive = _inside_receiver(self, observed, found.slot)
+                receive = inside_receiver(self, observed, found.slot)
             else:
                 continue
             self.handles.append(watch_input(node, index, leaves, self.guard(receive)))
@@ -303,7 +303,7 @@ class Recording:
         def receive(value: Tensor) -> None:
             target = reference()
             if target is not None and target.complete and backward_pass() in self.passes:
-                target.total = _added(target.total, value.detach().clone())
+                target.total = added(target.total, value.detach().clone())
 
         if weight.requires_grad:
             self.handles.append(watch_parameter(weight, self.guard(receive))[0])
@@ -348,68 +348,6 @@ def _shares(
     return [(list(mine.values()), list(places)) for mine, places in found]
 
 
-def _receiver(
-    recording: Recording, call: ObservedCall, slot: int, tensor: Tensor
-) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """Which tensor to watch for the gradient of a result, and what to do with it."""
-    layout = call.snapshot.layout
-    if slot or call.cell:
-
-        def receive_final(gradient: Tensor) -> None:
-            if recording.received(call):
-                call.receive("gradients", slot, slot, gradient)
-
-        return tensor, receive_final
-    base = tensor._base if tensor._is_view() else None
-    turned = base is not None and isinstance(layout, Dense) and base.shape == tensor.transpose(0, 1).shape
-    # Of a view that the user writes to in place the gradient passes by its own node, but not by its base's.
-    target = base if turned and base is not None else tensor
-
-    def receive_output(gradient: Tensor) -> None:
-        if recording.received(call):
-            call.receive("gradients", 0, 0, gradient, turned=turned)
-
-    return target, receive_output
-
-
-def _kept_receiver(
-    recording: Recording, call: ObservedCall, slot: int, lower: bool
-) -> Callable[[tuple[Any, Tensor | None]], None]:
-    """Copy what the kernel has kept of a layer, and take in the gradient of a layer that others are above."""
-    layout = call.snapshot.layout
-
-    def receive(arrived: tuple[Any, Tensor | None]) -> None:
-        node, gradient = arrived
-        if recording.closed:
-            return
-        kept = call.kept[slot] or take_kept(node, layout, lower=lower)
-        if kept is not None and lower and gradient is not None:
-            kept = replace(kept, grad_output=_added(kept.grad_output, layout.time_first(gradient.detach())))
-        call.kept[slot] = kept
-
-    return receive
-
-
-def _inside_receiver(recording: Recording, call: ObservedCall, slot: int) -> Callable[[Tensor], None]:
-    """Take in what comes back to a result from within its own call."""
-
-    def receive(gradient: Tensor) -> None:
-        if not recording.closed:
-            call.receive("inside", slot, slot, gradient)
-
-    return receive
-
-
-def _back_receiver(recording: Recording, call: ObservedCall, part: int) -> Callable[[Tensor], None]:
-    """Take in what comes back through a call to a part of the state that it was given."""
-
-    def receive(gradient: Tensor) -> None:
-        if not recording.closed:
-            call.receive("back", part, call.slot(part), gradient)
-
-    return receive
-
-
 def _leaves(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Node, ...]:
     """What accumulates below a call: of one that goes on from others, what does below them and its inputs."""
     if call.link is None:
@@ -419,7 +357,3 @@ def _leaves(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tensor
         far = [leaf for strand in call.link.strands for leaf in strand.call.leaves]
         call.leaves = tuple(dict.fromkeys([*near, *far]))
     return call.leaves
-
-
-def _added(total: Tensor | None, value: Tensor) -> Tensor:
-    return value if total is None else total + value

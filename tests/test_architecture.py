@@ -35,7 +35,8 @@ ARROWS: dict[str, tuple[str, str]] = {
     "observed":        ("types capture",                                            "torch"),
     "following":       ("types attach capture observed",                            "torch"),
     "origins":         ("types capture families observed",                          "torch"),
-    "step":            ("types errors attach capture families observed origins following", "torch"),
+    "arriving":        ("capture observed",                                         "torch"),
+    "step":            ("types errors arriving attach capture families observed origins following", "torch"),
     "ledger":          ("types errors uncompiled attach record guard",              "torch"),
     "unseen":          ("uncompiled attach capture",                                "torch"),
     "observer":        ("types errors uncompiled alarm attach capture record quantities schedule guard following step "

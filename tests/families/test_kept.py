@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope import arriving
 from gradscope import step as gradscope_step
 from gradscope.record import Run
 from gradscope.types import Analysis, Kept
@@ -165,8 +166,8 @@ def test_what_is_not_confirmed_is_not_believed(
     spoil: Callable[[Kept], Kept | None], replayed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replayed(STACKS["stacked"])
-    original = gradscope_step.take_kept
-    monkeypatch.setattr(gradscope_step, "take_kept", lambda *args, **kwargs: spoil(original(*args, **kwargs)))
+    original = arriving.take_kept
+    monkeypatch.setattr(arriving, "take_kept", lambda *args, **kwargs: spoil(original(*args, **kwargs)))
     seen = Seen(monkeypatch)
     assert_same(record(STACKS["stacked"]), other)
     assert seen.known == 0

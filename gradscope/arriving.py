@@ -1,0 +1,97 @@
+"""What is done with a gradient that arrives at a call: the hooks of a step's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradscope.capture.kept import take_kept
+from gradscope.capture.layout import Dense
+from gradscope.observed import ObservedCall
+
+
+class Step(Protocol):
+    """The recorded step, as far as they know it.
+
+    Attributes:
+        closed: whether it is over: gradients that arrive later are not its.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """See the class."""
+        ...
+
+    def received(self, call: ObservedCall) -> bool:
+        """A gradient arrives for a call: whether it is to be taken in."""
+        ...
+
+
+def output_receiver(
+    recording: Step, call: ObservedCall, slot: int, tensor: Tensor
+) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """Which tensor to watch for the gradient of a result, and what to do with it."""
+    layout = call.snapshot.layout
+    if slot or call.cell:
+
+        def receive_final(gradient: Tensor) -> None:
+            if recording.received(call):
+                call.receive("gradients", slot, slot, gradient)
+
+        return tensor, receive_final
+    base = tensor._base if tensor._is_view() else None
+    turned = base is not None and isinstance(layout, Dense) and base.shape == tensor.transpose(0, 1).shape
+    # Of a view that the user writes to in place the gradient passes by its own node, but not by its base's.
+    target = base if turned and base is not None else tensor
+
+    def receive_output(gradient: Tensor) -> None:
+        if recording.received(call):
+            call.receive("gradients", 0, 0, gradient, turned=turned)
+
+    return target, receive_output
+
+
+def kept_receiver(
+    recording: Step, call: ObservedCall, slot: int, lower: bool
+) -> Callable[[tuple[Any, Tensor | None]], None]:
+    """Copy what the kernel has kept of a layer, and take in the gradient of a layer that others are above."""
+    layout = call.snapshot.layout
+
+    def receive(arrived: tuple[Any, Tensor | None]) -> None:
+        node, gradient = arrived
+        if recording.closed:
+            return
+        kept = call.kept[slot] or take_kept(node, layout, lower=lower)
+        if kept is not None and lower and gradient is not None:
+            kept = replace(kept, grad_output=added(kept.grad_output, layout.time_first(gradient.detach())))
+        call.kept[slot] = kept
+
+    return receive
+
+
+def inside_receiver(recording: Step, call: ObservedCall, slot: int) -> Callable[[Tensor], None]:
+    """Take in what comes back to a result from within its own call."""
+
+    def receive(gradient: Tensor) -> None:
+        if not recording.closed:
+            call.receive("inside", slot, slot, gradient)
+
+    return receive
+
+
+def back_receiver(recording: Step, call: ObservedCall, part: int) -> Callable[[Tensor], None]:
+    """Take in what comes back through a call to a part of the state that it was given."""
+
+    def receive(gradient: Tensor) -> None:
+        if not recording.closed:
+            call.receive("back", part, call.slot(part), gradient)
+
+    return receive
+
+
+def added(total: Tensor | None, value: Tensor) -> Tensor:
+    """The sum of what has arrived."""
+    return value if total is None else total + value
