@@ -36,8 +36,8 @@ export function figure(parent, id, {wide = false, run, walks = false} = {}) {
     plot: h("div", {class: "plot"}),
     walked: h("output", {class: "readout walked", hidden: true, "aria-live": "polite", "data-testid": `${id}-walked`}),
     say: h("p", {class: "say", hidden: true}),
-    notes: h("div", {class: "notes"}),
     below: h("div", {class: "below"}),
+    notes: h("div", {class: "notes"}),
     table: h("div"),
   };
   const file = [id, run?.label]
@@ -45,37 +45,32 @@ export function figure(parent, id, {wide = false, run, walks = false} = {}) {
     .join("-")
     .replace(/[^\w.-]+/g, "_");
   const it = {id, file, parts, columns: null, listeners: {}};
-  const tool = (label, title, action) =>
-    h(
-      "button",
-      {class: "quiet", type: "button", title, "data-testid": `${id}-${label.toLowerCase()}`, onclick: action},
-      label,
-    );
-  const zoom = tool("Reset zoom", "show all again", () => reset(it));
-  zoom.hidden = true;
-  it.zoomButton = zoom;
-  it.tools = h(
-    "div",
-    {class: "tools"},
-    zoom,
-    tool("PNG", "save as picture", () => png(it)),
-    tool("CSV", "save the numbers", () => csv.save(`${file}.csv`, it.columns())),
-    tool("Table", "show the numbers", () => toggleTable(it)),
-  );
-  it.root = h(
-    "figure",
-    {class: wide ? "figure wide" : "figure", "data-testid": `figure-${id}`, "data-state": "loading"},
-    h("header", {}, parts.title, it.tools, parts.hint),
-    parts.plot,
-    parts.walked,
-    parts.say,
-    parts.below,
-    parts.notes,
-    parts.table,
-  );
+  it.tools = tools(it);
+  const {title, hint, ...rest} = parts;
+  const named = {"data-testid": `figure-${id}`, "data-state": "loading"};
+  const head = h("header", {}, title, it.tools, hint);
+  it.root = h("figure", {class: wide ? "figure wide" : "figure", ...named}, head, Object.values(rest));
   parent.append(it.root);
   if (!walks) walkable(it);
   return it;
+}
+
+// The buttons of a figure; the first is seen where it is zoomed.
+function tools(it) {
+  const tool = (label, title, onclick) => {
+    const marker = `${it.id}-${label.toLowerCase()}`;
+    return h("button", {class: "quiet", type: "button", title, "data-testid": marker, onclick}, label);
+  };
+  it.zoomButton = tool("Reset zoom", "show all again", () => reset(it));
+  it.zoomButton.hidden = true;
+  return h(
+    "div",
+    {class: "tools"},
+    it.zoomButton,
+    tool("PNG", "save as picture", () => png(it)),
+    tool("CSV", "save the numbers", () => csv.save(`${it.file}.csv`, it.columns())),
+    tool("Table", "show the numbers", () => toggleTable(it)),
+  );
 }
 
 export function describe(it, title, hint) {

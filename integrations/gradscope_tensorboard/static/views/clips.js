@@ -21,56 +21,63 @@ export function drawNorms(it, found) {
   if (!usable.length)
     return say(it, found.steps.length ? "No positive finite norm was seen." : "No optimizer step has been seen yet.");
   const chosen = extremes(found.before, DRAWN);
-  const take = (values) => chosen.map((place) => values[place]);
-  const hover = (name) => ({hovertemplate: `step %{x}: ${name} %{y:.4~g}<extra></extra>`});
-  const traces = [
-    line(found.clips ? "before" : "norm", take(found.steps), take(found.before), colour(0), {
-      ...hover("before"),
-      line: {width: 1.3},
-    }),
-  ];
-  if (found.clips)
-    traces.push(
-      line("after", take(found.steps), take(found.after), colour(1), {...hover("after"), line: {width: 1.3}}),
-    );
-  const limits = found.kind === "norm" && found.clips ? found.columns.threshold : [];
-  const shapes = [];
-  if (new Set(limits).size === 1) {
-    shapes.push(reference(found.threshold, tones()));
-    traces.push(meaning(`threshold ${number(found.threshold, 3)}`, tones()));
-  } else if (limits.length)
-    traces.push(
-      line("threshold", take(found.steps), take(limits), tones().soft, {
-        line: {width: 1, dash: "dash"},
-        ...hover("threshold"),
-      }),
-    );
+  const limit = threshold(found, chosen);
   const broken = found.before.flatMap((norm, place) => (Number.isFinite(norm) ? [] : [found.steps[place]]));
-  if (broken.length)
-    traces.push({
-      type: "scatter",
-      mode: "markers",
-      name: "NaN or infinite",
-      x: broken,
-      y: broken.map(() => Math.max(...usable)),
-      marker: {symbol: "x-thin-open", color: tones().bad, size: 8, line: {width: 1.5}},
-      hovertemplate: "step %{x}: not finite<extra></extra>",
-    });
-  const notes = [
+  const traces = [...courses(found, chosen), ...limit.traces, ...(broken.length ? [marks(broken, usable)] : [])];
+  const shape = layout({
+    height: 290,
+    margin: {l: 64, r: 16, t: 34, b: 44},
+    shapes: limit.shapes,
+    xaxis: wholeAxis("training step", found.steps),
+    yaxis: logAxis("gradient norm", extent([usable, found.clips ? found.after : []])),
+    uirevision: "norms",
+  });
+  return draw(it, traces, shape, () => listed(found.columns), leftOut(found, chosen, broken));
+}
+
+const taken = (chosen, values) => chosen.map((place) => values[place]);
+const hover = (name) => ({hovertemplate: `step %{x}: ${name} %{y:.4~g}<extra></extra>`});
+
+// The norm before and, where something clips, after.
+function courses(found, chosen) {
+  const course = (name, label, values, tint) =>
+    line(label, taken(chosen, found.steps), taken(chosen, values), tint, {...hover(name), line: {width: 1.3}});
+  const before = course("before", found.clips ? "before" : "norm", found.before, colour(0));
+  return found.clips ? [before, course("after", "after", found.after, colour(1))] : [before];
+}
+
+// A line across where it stayed the same, a course where it did not; limits of values are no norms.
+function threshold(found, chosen) {
+  const limits = found.kind === "norm" && found.clips ? found.columns.threshold : [];
+  if (!limits.length) return {traces: [], shapes: []};
+  if (new Set(limits).size === 1) {
+    const text = `threshold ${number(found.threshold, 3)}`;
+    return {traces: [meaning(text, tones())], shapes: [reference(found.threshold, tones())]};
+  }
+  const look = {line: {width: 1, dash: "dash"}, ...hover("threshold")};
+  const course = line("threshold", taken(chosen, found.steps), taken(chosen, limits), tones().soft, look);
+  return {traces: [course], shapes: []};
+}
+
+function marks(broken, usable) {
+  return {
+    type: "scatter",
+    mode: "markers",
+    name: "NaN or infinite",
+    x: broken,
+    y: broken.map(() => Math.max(...usable)),
+    marker: {symbol: "x-thin-open", color: tones().bad, size: 8, line: {width: 1.5}},
+    hovertemplate: "step %{x}: not finite<extra></extra>",
+  };
+}
+
+function leftOut(found, chosen, broken) {
+  return [
     found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`,
     chosen.length < found.before.length &&
       `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`,
     broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`,
   ].filter(Boolean);
-  const shape = layout({
-    height: 290,
-    margin: {l: 64, r: 16, t: 34, b: 44},
-    shapes,
-    xaxis: wholeAxis("training step", found.steps),
-    yaxis: logAxis("gradient norm", extent([usable, found.clips ? found.after : []])),
-    uirevision: "norms",
-  });
-  return draw(it, traces, shape, () => listed(found.columns), notes);
 }
 
 export function drawRate(it, found) {

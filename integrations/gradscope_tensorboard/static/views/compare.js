@@ -2,7 +2,7 @@
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {select} from "../controls.js";
-import {listed} from "../csv.js";
+import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
 import {band, extent, line, meaning, reference} from "../lines.js";
@@ -184,14 +184,6 @@ const what = (context, view) =>
 function drawSteps(it, members, found, view, context) {
   const detail = view.curve ? `, ${rowTitle(view.row)}, ${OVER[view.over]}` : "";
   describe(it, `${view.title} over training`, `${capital(view.unit)}${detail}. ${what(context, view)}`);
-  const traces = members.map((member, at) =>
-    line(member.name, found[at].steps, found[at].values, member.colour, {
-      line: {dash: member.dash},
-      hovertemplate: `${plain(member.name)}<br>step %{x}: %{y:.4~g}<extra></extra>`,
-      showlegend: members.length > 1,
-    }),
-  );
-  if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
   const values = found.flatMap((each) => [...each.values]);
   if (!values.some(Number.isFinite))
     return say(
@@ -200,29 +192,46 @@ function drawSteps(it, members, found, view, context) {
         ? 'Not recorded: attach with quantities="full".'
         : "Nothing of this was recorded, or nothing of it is finite.",
     );
+  const traces = members.map((member, at) => course(member, found[at].steps, found[at].values, "step", members));
   const logarithmic = view.logarithmic && extent([values]) !== null;
-  const notes = [...left(members, found), ...missing(values, logarithmic)];
-  const shape = layout({
-    height: 340,
-    margin: {l: 64, r: 16, t: 10, b: 44},
-    shapes: view.one ? [reference(1, tones())] : [],
-    xaxis: wholeAxis(
-      "training step",
-      found.flatMap((each) => [...each.steps]).sort((a, b) => a - b),
-    ),
+  const steps = found.flatMap((each) => [...each.steps]).sort((a, b) => a - b);
+  const axes = {
+    xaxis: wholeAxis("training step", steps),
     yaxis: logarithmic ? logAxis(view.unit, extent([values])) : axis(view.unit),
-    uirevision: view.measure + view.row + view.over,
+  };
+  const shape = framed(view, traces, {height: 340, ...axes, uirevision: view.measure + view.row + view.over});
+  const notes = [...left(members, found), ...missing(values, logarithmic)];
+  return draw(it, traces, spaced(shape, traces), () => rowsOver(members, found, view, context), notes);
+}
+
+// One line of a picture of several.
+function course(member, x, y, over, members) {
+  return line(member.name, x, y, member.colour, {
+    line: {dash: member.dash},
+    hovertemplate: `${plain(member.name)}<br>${over} %{x}: %{y:.4~g}<extra></extra>`,
+    showlegend: members.length > 1,
   });
-  const rows = {run: [], layer: [], step: [], [view.column ?? view.row]: []};
-  members.forEach((member, at) =>
-    found[at].values.forEach((value, place) =>
-      [member.run.label, context.title(member.key), found[at].steps[place], value].forEach((each, column) =>
-        Object.values(rows)[column].push(each),
-      ),
+}
+
+// A layout; where 1 is a landmark there is a line for it, and its meaning among the traces.
+function framed(view, traces, more) {
+  if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
+  return layout({margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, tones())] : [], ...more});
+}
+
+function rowsOver(members, found, view, context) {
+  return gathered(
+    members.flatMap((member, at) =>
+      Array.from(found[at].values, (value, place) => ({
+        ...whose(member, context),
+        step: found[at].steps[place],
+        [view.column ?? view.row]: value,
+      })),
     ),
   );
-  return draw(it, traces, spaced(shape, traces), () => listed(rows), notes);
 }
+
+const whose = (member, context) => ({run: member.run.label, layer: context.title(member.key)});
 
 function left(members, found) {
   const lines = members.flatMap((member, at) =>
@@ -259,38 +268,31 @@ function drawProfile(it, members, profiles, view, context) {
   const ends = extent(profiles.map((each) => each?.arrays[view.row]));
   const logarithmic = view.logarithmic && ends !== null;
   const traces = members.flatMap((member, at) => {
-    const {positions, ...values} = profiles[at].arrays;
-    const bands =
-      values.p10 && members.length <= 4 ? [band(positions, values.p10, values.p90, member.colour, logarithmic)] : [];
+    const {positions, p10, p90} = profiles[at].arrays;
+    const banded = p10 && members.length <= 4;
     return [
-      ...bands,
-      line(member.name, positions, values[view.row], member.colour, {
-        line: {dash: member.dash},
-        hovertemplate: `${plain(member.name)}<br>${position} %{x}: %{y:.4~g}<extra></extra>`,
-        showlegend: members.length > 1,
-      }),
+      ...(banded ? [band(positions, p10, p90, member.colour, logarithmic)] : []),
+      course(member, positions, profiles[at].arrays[view.row], position, members),
     ];
   });
-  if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
-  const shape = layout({
-    height: 300,
-    margin: {l: 64, r: 16, t: 10, b: 44},
-    shapes: view.one ? [reference(1, tones())] : [],
+  const axes = {
     xaxis: axis(axisTitle(position)),
     yaxis: logarithmic ? logAxis(view.unit, ends) : axis(view.unit, {rangemode: "tozero"}),
-    uirevision: view.measure,
-  });
-  const rows = {run: [], layer: [], step: [], [position]: [], [view.row]: []};
-  members.forEach((member, at) =>
-    profiles[at].arrays.positions.forEach((each, place) =>
-      [
-        member.run.label,
-        context.title(member.key),
-        profiles[at].head.step,
-        each,
-        profiles[at].arrays[view.row][place],
-      ].forEach((value, column) => Object.values(rows)[column].push(value)),
-    ),
+  };
+  const shape = framed(view, traces, {height: 300, ...axes, uirevision: view.measure});
+  return draw(it, traces, spaced(shape, traces), () => rowsAt(members, profiles, position, view, context));
+}
+
+function rowsAt(members, profiles, position, view, context) {
+  return gathered(
+    members.flatMap((member, at) => {
+      const {head, arrays} = profiles[at];
+      return Array.from(arrays.positions, (each, place) => ({
+        ...whose(member, context),
+        step: head.step,
+        [position]: each,
+        [view.row]: arrays[view.row][place],
+      }));
+    }),
   );
-  return draw(it, traces, spaced(shape, traces), () => listed(rows));
 }
