@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from record.rows import batch
+from torch import nn
 
+import gradscope
 from gradscope.record import MemoryStore, ParquetStore, Run, recent
 
 LAST, STEPS = 99, 30
@@ -52,3 +55,20 @@ def test_a_short_run_is_all_there(tmp_path: Path) -> None:
     with_few = MemoryStore()
     with_few.write(batch(3))
     assert Run(recent.Recent(with_few)).frame("steps")["step"].tolist() == [3]
+
+
+def test_findings_for_the_tab_look_back_on_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = pytest.importorskip("gradscope_tensorboard")
+    monkeypatch.setattr(recent, "STEPS", 3)
+    asked: list[Any] = []
+    monkeypatch.setattr(tab, "make_sink", lambda logdir, writer, findings: asked.append(findings))
+    model = nn.GRU(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6)
+    with gradscope.attach(model, tmp_path, every=1) as scope:
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.ones(2, 2, 2))[0].sum().backward()
+            optimizer.step()
+        scope.run.frame("steps")
+        assert asked[0]()[0].evidence["records"] == 3
+    assert asked[0]()[0].evidence["records"] == 10

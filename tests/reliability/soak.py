@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from torch import nn
 
 import gradscope
 from gradscope import scope as scope_module
-from gradscope.record import apart
+from gradscope.record import ParquetStore, apart, recent
 
-MEMORY_LIMIT, DISK_LIMIT = "2M", "4M"
+MEMORY_LIMIT, DISK_LIMIT = "2M", "512K"
+FLUSH_STEPS, RECENT_STEPS = 50, 1024
+"""What else a folder's run goes by is made smaller by as much, so that all of it happens many times."""
 SAMPLES = 50
 PATIENCE = 4.0
 """A kill comes after at most so many times what a short session takes."""
@@ -182,12 +185,14 @@ def sample(step: int) -> Sample:
 
 def steps(figures: Figures, count: int, until: float) -> None:
     """Memory of a run in memory, once it has reached its limit; and of a folder."""
-    for name, share in (("in memory", 1.0), ("in a folder", 0.2)):
+    for name, share in (("in memory", 1.0), ("in a folder", 0.5)):
         if not count:
             break
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder, frozen():
             patch.setenv("GRADSCOPE_MEMORY_LIMIT", MEMORY_LIMIT)
             patch.setenv("GRADSCOPE_DISK_LIMIT", DISK_LIMIT)
+            patch.setattr(scope_module, "ParquetStore", partial(ParquetStore, flush_steps=FLUSH_STEPS))
+            patch.setattr(recent, "STEPS", RECENT_STEPS)
             logdir = None if name == "in memory" else folder
             samples, run = _trained(int(count * share), logdir, until)
             _tell(figures, name, samples, run)
