@@ -93,6 +93,16 @@ def test_the_saved_numbers_are_exact(tab: Tab, made: Made) -> None:
     assert [row["how"] for row in rows] == frame.how.tolist()
 
 
+def test_calls_that_only_measure_are_no_clipping(tab: Tab, made: Made) -> None:
+    assert len(made.second.frame("clips")) == 20
+    tab.open(runs=["second/gradscope"], view="clipping")
+    assert "nothing clips" in tab.get("figure-norms").locator("h3").inner_text()
+    assert "Nothing clips in this run" in tab.get("what-if").inner_text()
+    shown = [number for number in tab.plotted("norms")[0]["y"] if number is not None]
+    norms = made.second.frame("steps").grad_norm
+    assert shown == pytest.approx(norms[np.isfinite(norms)].tolist())
+
+
 def test_what_another_threshold_would_have_clipped(tab: Tab, made: Made) -> None:
     norms = made.first.frame("clips").norm_before
     for threshold in (0.5, float(norms.median())):

@@ -71,18 +71,22 @@ async function read(run) {
     ["clips", "steps"].map((route) => api.table(route, {run: run.run, rows: MOST}, run.stamp)),
   );
   const calls = new Map();
-  clips.columns.how.forEach((how, row) => {
-    const id = `${clips.columns.index[row]} ${how}`;
-    if (!calls.has(id)) calls.set(id, `${how} (${plural(clips.columns.parameters[row], "parameter")})`);
+  limiting(clips).forEach((row) => {
+    const id = callOf(clips, row);
+    const {how, parameters} = clips.columns;
+    if (!calls.has(id)) calls.set(id, `${how[row]} (${plural(parameters[row], "parameter")})`);
   });
   return {clips, steps, calls: [...calls]};
 }
 
+const callOf = ({columns}, row) => `${columns.index[row]} ${columns.how[row]}`;
+
+// The rows of calls that can clip: one whose threshold is infinite only measures the norm.
+const limiting = ({columns}) => [...columns.how.keys()].filter((row) => columns.threshold[row] !== Infinity);
+
 // The rows of one call; where nothing clips, the gradient's norm.
 function series({clips, steps}, call) {
-  const rows = [...clips.columns.how.keys()].filter(
-    (row) => `${clips.columns.index[row]} ${clips.columns.how[row]}` === call,
-  );
+  const rows = limiting(clips).filter((row) => callOf(clips, row) === call);
   if (!rows.length) {
     const {step, grad_norm} = steps.columns;
     return {
