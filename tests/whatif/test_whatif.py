@@ -113,6 +113,40 @@ def test_connections_around_the_layers_bring_the_gradient_down_a_stack() -> None
     assert lowest[bridged] > 100 * lowest[""]
 
 
+class Last(nn.Module):
+    """Whether the last step but one was above zero, from the end of a deep stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.LSTM(2, 12, num_layers=8), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x)[0][-1])[:, 0]
+
+
+def learnt(model: nn.Module, steps: int = 100) -> float:
+    """Share of right answers over the last of some steps."""
+    optimizer, right = torch.optim.Adam(model.parameters(), 5e-3), list[float]()
+    for _ in range(steps):
+        x = torch.randn(12, 32, 2)
+        y, answer = (x[-2, :, 0] > 0).float(), model(x)
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(answer, y).backward()
+        optimizer.step()
+        right.append(((answer > 0) == (y > 0)).float().mean().item())
+    return sum(right[-20:]) / 20
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_brings_the_gradient_down_a_stack_lets_it_learn(seed: int) -> None:
+    torch.manual_seed(seed)
+    stuck, mended = Last(), Last()
+    found = tried(mended, torch.randn(12, 32, 2), lambda model, x: model(x).square().mean())
+    (code,) = {code for code in found.layers["code"] if "residual" in code}
+    exec(code, {"torch": torch, "gradscope": gradscope, "model": mended})
+    assert learnt(stuck) < 0.65 and learnt(mended) > 0.8
+
+
 def test_a_cell_in_a_loop_and_a_model_that_is_the_layer_itself() -> None:
     cell, layer = Looped(nn.RNNCell(3, 6)), nn.GRU(3, 6)
     x = torch.randn(12, 4, 3)
