@@ -27,7 +27,7 @@ class Made(NamedTuple):
         logdir: with the runs `first`, `second` and one with a hostile name.
         first: an LSTM of two layers in two directions, clipped by norm; `RECORDED` of its `STEPS` steps.
         second: a GRU; its last step is not finite, and its norm is measured by calls that clip nothing.
-        hostile: 50 layers in a module with a hostile name.
+        hostile: 50 layers in a module with a hostile name, clipped by value.
     """
 
     logdir: Path
@@ -64,7 +64,7 @@ def finding() -> list[Finding]:
 
 def train(
     model: Named, logdir: Path | None, steps: int, *, every: int = 1, threshold: float | None = None,
-    nan_at: int = -1, full: bool = True, findings: Callable[[], Sequence[Finding]] | None = None,
+    value: float | None = None, nan_at: int = -1, full: bool = True, findings: Callable[[], Sequence[Finding]] | None = None,
 ) -> Run:  # fmt: skip
     """Train a little; the loss of one step can be made NaN."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -79,6 +79,8 @@ def train(
             (loss * float("nan") if step == nan_at else loss).backward()
             if threshold is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), threshold)
+            if value is not None:
+                nn.utils.clip_grad_value_(model.parameters(), value)
             optimizer.step()
     return scope.run
 
@@ -93,4 +95,4 @@ def make(logdir: Path) -> Made:
     first = train(Named("rnn", lstm), logdir / "first", STEPS, every=EVERY, threshold=0.5, findings=finding)
     second = train(Named("rnn", gru), logdir / "second", 20, nan_at=19, threshold=float("inf"))
     name = 'a<b>&"c'
-    return Made(logdir, first, second, train(Named(HOSTILE, deep), logdir / name, 3, full=False))
+    return Made(logdir, first, second, train(Named(HOSTILE, deep), logdir / name, 3, value=0.1, full=False))

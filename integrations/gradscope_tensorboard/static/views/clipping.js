@@ -40,7 +40,7 @@ export function mount(parent) {
       const now = calls.has(context.state.call) ? context.state.call : calls.keys().next().value;
       call.set([...calls], now ?? "");
       call.show(calls.size > 1);
-      const found = tables.map((table) => series(table, now));
+      const found = tables.map((table) => series(table, table.has(now) ? now : table.calls[0]?.[0]));
       const levels = thresholds(found);
       const level =
         context.state.threshold ??
@@ -76,7 +76,7 @@ async function read(run) {
     const {how, parameters} = clips.columns;
     if (!calls.has(id)) calls.set(id, `${how[row]} (${plural(parameters[row], "parameter")})`);
   });
-  return {clips, steps, calls: [...calls]};
+  return {clips, steps, calls: [...calls], has: (call) => calls.has(call)};
 }
 
 const callOf = ({columns}, row) => `${columns.index[row]} ${columns.how[row]}`;
@@ -84,7 +84,7 @@ const callOf = ({columns}, row) => `${columns.index[row]} ${columns.how[row]}`;
 // The rows of calls that can clip: one whose threshold is infinite only measures the norm.
 const limiting = ({columns}) => [...columns.how.keys()].filter((row) => columns.threshold[row] !== Infinity);
 
-// The rows of one call; where nothing clips, the gradient's norm.
+// The rows of the chosen call, or of a run's own first; where nothing clips, the gradient's norm.
 function series({clips, steps}, call) {
   const rows = limiting(clips).filter((row) => callOf(clips, row) === call);
   if (!rows.length) {
@@ -106,6 +106,7 @@ function series({clips, steps}, call) {
   return {
     clips: true,
     kind: columns.kind[0],
+    how: columns.how[0],
     steps: columns.step,
     before: columns.norm_before,
     after: columns.norm_after,

@@ -14,7 +14,7 @@ export function drawNorms(it, found) {
     it,
     found.clips ? "Gradient norm before and after clipping" : "Gradient norm (nothing clips)",
     found.clips
-      ? "Where the lines part, clipping shortened the gradient."
+      ? `Where the lines part, ${found.how} shortened the gradient.`
       : "The norm of the recurrent layers' gradients, as the optimizer got them.",
   );
   const usable = found.before.filter((norm) => norm > 0 && Number.isFinite(norm));
