@@ -58,6 +58,8 @@ class Place:
 
 def flip(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse the first `lengths[b]` rows of every sequence of x, [T, B, ...]; the padding stays."""
+    if bool((lengths == len(x)).all()):
+        return x.flip(0)
     steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     source = torch.where(steps < lengths, lengths - 1 - steps, steps)
     return x.gather(0, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
