@@ -6,6 +6,7 @@ after round; medians of the ratios of each round, with their range. Absolute tim
     python benchmarks/bench.py                            everything, about 15 minutes
     python benchmarks/bench.py --quick                    a minute, small sizes: whether it works, not what it costs
     python benchmarks/bench.py --workloads lstm-256 --sections steps memory
+    python benchmarks/bench.py --flush-denormal --sections steps    as on a processor that is not slow with subnormals
     python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well
 
 Run it on a machine that does nothing else: the load is printed before and after.
@@ -77,6 +78,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch threads (default: 2, and 1 with --quick)")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="S")
+    parser.add_argument(
+        "--flush-denormal",
+        action="store_true",
+        help="subnormal numbers as 0, as on machines that are not slow with them",
+    )
     chosen = parser.parse_args(argv)
     chosen.threads = chosen.threads or (1 if chosen.quick else 2)
     if chosen.write and chosen.quick:
@@ -122,10 +128,14 @@ def say(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write if asked to."""
     chosen = arguments(argv)
+    if chosen.flush_denormal:
+        torch.set_flush_denormal(True)  # the threads of torch, which are not there yet, take it over from this one
     torch.set_num_threads(chosen.threads)
     warnings.simplefilter("ignore", UserWarning)  # torch's, of dropout and the like
     header = machine.describe()
     before, began = machine.load(), time.perf_counter()
+    if chosen.flush_denormal:
+        header["subnormal"] = "taken as 0 (torch.set_flush_denormal)"
     if chosen.quick:
         header["quick"] = "small sizes, short runs: these figures say nothing about cost"
     found = list(measure(chosen))
