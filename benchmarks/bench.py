@@ -81,7 +81,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--flush-denormal",
         action="store_true",
-        help="subnormal numbers as 0, as on machines that are not slow with them",
+        help="subnormal numbers as 0, which some processors are slow with",
     )
     chosen = parser.parse_args(argv)
     chosen.threads = chosen.threads or (1 if chosen.quick else 2)

@@ -64,7 +64,8 @@ def finding() -> list[Finding]:
 
 def train(
     model: Named, logdir: Path | None, steps: int, *, every: int = 1, threshold: float | None = None,
-    value: float | None = None, nan_at: int = -1, full: bool = True, findings: Callable[[], Sequence[Finding]] | None = None,
+    value: float | None = None, nan_at: int = -1, full: bool = True,
+    findings: Callable[[], Sequence[Finding]] | None = None,
 ) -> Run:  # fmt: skip
     """Train a little; the loss of one step can be made NaN."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
