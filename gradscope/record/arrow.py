@@ -5,6 +5,8 @@ Arrow ships no types, so what comes out of it is `Any` here; it is imported when
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,22 +20,37 @@ from gradscope.types import Rows
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
+POOL = "ARROW_DEFAULT_MEMORY_POOL"
 Block = tuple[int, Rows, int]
 """A step, a block of its rows, and how many rows it has."""
 
 
 def pyarrow() -> Any:
-    """The library, loaded when first asked for."""
-    return import_module("pyarrow")
+    """The library, loaded when first asked for.
+
+    Where nobody has loaded it before, and the environment does not say otherwise, it is given the system's allocator:
+    of Arrow's own, every thread that has decoded something keeps pages, a hundred MiB in a long training.
+    """
+    if "pyarrow" in sys.modules or POOL in os.environ:
+        return import_module("pyarrow")
+    os.environ[POOL] = "system"
+    try:
+        loaded = import_module("pyarrow")
+        loaded.default_memory_pool()  # chosen now, and for good
+    finally:
+        del os.environ[POOL]
+    return loaded
 
 
 def compute() -> Any:
     """Its module of functions over columns."""
+    pyarrow()
     return import_module("pyarrow.compute")
 
 
 def parquet() -> Any:
     """Its module for Parquet files."""
+    pyarrow()
     return import_module("pyarrow.parquet")
 
 

@@ -43,7 +43,8 @@ def in_use() -> Use:
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Malloc
     told = mallinfo2()
-    return Use(sys.getallocatedblocks(), told.uordblks + told.hblkhd + pa.total_allocated_bytes())
+    arrow = 0 if pa.default_memory_pool().backend_name == "system" else pa.total_allocated_bytes()
+    return Use(sys.getallocatedblocks(), told.uordblks + told.hblkhd + arrow)
 
 
 def resident() -> float:
