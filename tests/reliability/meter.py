@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import pyarrow as pa
+from gradscope.record import arrow
 
 
 class Use(NamedTuple):
@@ -43,8 +43,9 @@ def in_use() -> Use:
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Malloc
     told = mallinfo2()
-    arrow = 0 if pa.default_memory_pool().backend_name == "system" else pa.total_allocated_bytes()
-    return Use(sys.getallocatedblocks(), told.uordblks + told.hblkhd + arrow)
+    pool = arrow.pyarrow().default_memory_pool()
+    own = 0 if pool.backend_name == "system" else pool.bytes_allocated()
+    return Use(sys.getallocatedblocks(), told.uordblks + told.hblkhd + own)
 
 
 def resident() -> float:
