@@ -1,0 +1,140 @@
+"""The rules on clipping on hand-made records, on both sides of their thresholds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from diagnose.made import Training, clip, course
+
+from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
+
+STALLED = course(1.0, 0.95)
+
+# --- clipping
+
+
+def clipped(before: float, after: float, share: float = 1.0, moved: float = 0.01, optimizer: str = "SGD") -> Training:
+    made = Training()
+    made.direct, made.optimizer = STALLED, optimizer
+    made.norm = course(1.0, 1.0 + moved)
+    made.clips = [clip(i, before, after if i < 100 * share else before, threshold=after) for i in range(100)]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("after", "share", "moved", "found"),
+    [
+        (0.09, 1.0, 0.01, True),
+        (0.11, 1.0, 0.01, False),
+        (0.09, 0.91, 0.01, True),
+        (0.09, 0.89, 0.01, False),
+        (0.09, 1.0, 0.049, True),
+        (0.09, 1.0, 0.051, False),
+    ],
+)
+def test_clipping_is_excessive_where_it_keeps_the_weights_still(
+    after: float, share: float, moved: float, found: bool
+) -> None:
+    assert bool(excessive_clipping(clipped(1.0, after, share, moved).seen())) is found
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
+def test_tight_clipping_that_still_trains_is_no_fault(left: float, found: bool) -> None:
+    made = clipped(1.0, 0.001, optimizer="Adam")
+    made.direct = course(1.0, left)
+    assert bool(excessive_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
+def test_spikes_in_a_training_that_gets_somewhere_are_no_fault(left: float, found: bool) -> None:
+    made = spiking(50.0)
+    made.direct = course(1.0, left)
+    assert bool(missing_clipping(made.seen())) is found
+
+
+def test_dividing_by_hand_is_no_clipping() -> None:
+    made = clipped(1.0, 0.01)
+    for row in made.clips:
+        row["kind"], row["how"] = "modified", "scaled"
+    assert not excessive_clipping(made.seen())
+
+
+def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls with one more at every step that only measures the norm, as Transformers makes them."""
+    return rows + [clip(row["step"], row["norm_after"], row["norm_after"], threshold=math.inf) for row in rows]
+
+
+def test_calls_that_only_measure_do_not_hide_excessive_clipping() -> None:
+    made = clipped(1.0, 0.001)
+    (alone,) = excessive_clipping(made.seen())
+    made.clips = measured(made.clips)
+    (beside,) = excessive_clipping(made.seen())
+    assert beside == alone and beside.evidence["clipped"] == 1.0
+
+
+def test_calls_that_only_measure_are_no_clipping() -> None:
+    made = spiking(50.0)
+    made.clips = [clip(i, 2.0, 2.0, threshold=math.inf) for i in range(100)]
+    assert missing_clipping(made.seen()) and not excessive_clipping(made.seen())
+
+
+@pytest.mark.parametrize(("count", "found"), [(10, True), (11, False)])
+def test_calls_that_only_measure_make_clipping_no_rarer(count: int, found: bool) -> None:
+    made = spiking(50.0)
+    made.clips = measured([clip(i, 2.0, 1.0 if i < count else 2.0) for i in range(1000)])
+    assert bool(missing_clipping(made.seen())) is found
+
+
+def test_the_threshold_that_is_recommended_is_the_ledgers_own() -> None:
+    made = clipped(1.0, 0.001)
+    for i, row in enumerate(made.clips):
+        row["norm_before"] = 1.0 + i / 100
+    (finding,) = excessive_clipping(made.seen())
+    assert finding.evidence["norm_before_p90"] == pytest.approx(1.891)
+    assert finding.remedies[0].code == "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.9)"
+
+
+def spiking(peak: float, optimizer: str = "SGD", at: int = 60) -> Training:
+    made = Training()
+    made.direct, made.optimizer = STALLED, optimizer
+    made.grad_norm = [peak if i == at else 1.0 for i in range(120)]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("peak", "optimizer", "found"),
+    [(4.9, "SGD", False), (5.1, "SGD", True), (29.9, "AdamW", False), (30.1, "AdamW", True)],
+)
+def test_spikes_that_nothing_clips(peak: float, optimizer: str, found: bool) -> None:
+    findings = missing_clipping(spiking(peak, optimizer).seen())
+    assert bool(findings) is found
+    assert all(finding.evidence["steps"] == (60, 60) for finding in findings)
+
+
+@pytest.mark.parametrize(("count", "found"), [(10, True), (11, False)])
+def test_spikes_that_are_clipped_are_no_fault(count: int, found: bool) -> None:
+    made = spiking(50.0)
+    made.clips = [clip(i, 2.0, 1.0 if i < count else 2.0) for i in range(1000)]
+    assert bool(missing_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(
+    ("peak", "optimizer", "found"),
+    [(1.19, "SGD", False), (1.21, "SGD", True), (29.9, "Adam", False), (30.1, "Adam", True)],
+)
+def test_gradients_that_are_small_at_the_end_make_no_spike_of_the_first(
+    peak: float, optimizer: str, found: bool
+) -> None:
+    made = spiking(1.0, optimizer)
+    made.grad_norm = [1.0] * 29 + [peak] + [0.01] * 90
+    assert bool(missing_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(("steps", "found"), [(19, False), (20, True)])
+def test_a_spike_needs_a_number_of_steps(steps: int, found: bool) -> None:
+    made = spiking(50.0, at=10)
+    made.grad_norm = made.grad_norm[:steps]
+    made.nonfinite, made.skipped = [0] * steps, [False] * steps
+    assert bool(missing_clipping(made.seen())) is found
