@@ -200,7 +200,11 @@ class Observer:
         """Look at the gradients as the optimizer gets them."""
         if self._owns(optimizer) and not has_closure:
             self.ledger.look(optimizer)
-            if self._alarm.armed and self.ledger.on_host and self.ledger.nonfinite:
+            if not self.ledger.on_host:
+                return
+            if self._recording is not None and not self.ledger.nonfinite:
+                self._recording.release()
+            if self._alarm.armed and self.ledger.nonfinite:
                 own = {watched.name: watched.module for parts in self._own.values() for watched in parts}
                 self._lost = lost({**own, **self._layers})
 

@@ -265,13 +265,17 @@ class Recording:
             for number, call in self._numbered()
         ]
 
+    def release(self) -> None:
+        """Let go of sequences that were left out: what was not finite in one of them would show in the gradients."""
+        for call in self.calls:
+            call.held = None
+
     def close(self) -> None:
         """Let go of everything; gradients that arrive later are not this step's."""
         self.closed = True
         for handle in reversed(self.handles):
             handle.remove()
-        for call in self.calls:
-            call.held = None
+        self.release()
         self.handles.clear()
         self.calls.clear()
         self.sequences.clear()
