@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Generator
@@ -150,6 +151,11 @@ ENDS = st.one_of(
 )
 
 
+def uncounted(err: str) -> str:
+    """How often a script can call itself before Python stops it depends on who called it."""
+    return re.sub(r"repeated \d+ more times", "repeated", err)
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(end=ENDS, arguments=st.lists(WORDS, max_size=3), name=st.sampled_from(["it.py", "no suffix", f"{NO_TEXT}.py"]))
 def test_a_script_ends_as_it_would(shell: Shell, end: str, arguments: list[str], name: str) -> None:
@@ -158,7 +164,7 @@ def test_a_script_ends_as_it_would(shell: Shell, end: str, arguments: list[str],
     expected, found = shell.python(name, *arguments), shell.run("run", name, *arguments)
     told = [line for line in found.err.splitlines(keepends=True) if line.startswith(OURS)]
     err = "".join(line for line in found.err.splitlines(keepends=True) if not line.startswith(OURS))
-    assert (found.status, found.out, err) == expected
+    assert (found.status, found.out, uncounted(err)) == expected._replace(err=uncounted(expected.err))
     killed = "os._exit" in end or "os.kill" in end
     assert len(told) == (0 if killed else 1)
 
