@@ -26,7 +26,6 @@ from gradscope.attach.split import SPLITS, Splitter
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
 from gradscope.errors import AttachError, GradscopeError, GradscopeWarning
-from gradscope.observer import Observer, Settings
 from gradscope.quantities import choose_quantities
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+    from gradscope.observer import Observer
     from gradscope.whatif import WhatIf
 
 
@@ -109,6 +109,7 @@ def attach(
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
     from gradscope import __version__
+    from gradscope.observer import Observer, Settings  # the mathematics, not before there is something to observe
 
     model = inner_module(model)
     specs = find_cells(model, cells)
