@@ -8,6 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples every time: a change is judged by itself. `pytest --hypothesis-profile=default` draws others.
+settings.register_profile("repeated", derandomize=True, database=None)
+settings.load_profile("repeated")
 
 # Assertions of helpers explain themselves too. Said here, before any test module can have imported one.
 pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops", "reliability.stage")

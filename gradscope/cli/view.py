@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def view(logdir: Path, host: str, port: int | None) -> int:
 
     LOGDIR may also hold several runs, each in a folder of its own.
     """
-    if not logdir.is_dir():
+    if not os.path.isdir(logdir):  # also where the name is one that no file can have
         gradscope.load(logdir)  # says what is wrong with it
     from gradscope_tensorboard.view import serve
 

@@ -30,11 +30,11 @@ def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
     """
     folder = Path(logdir)
     for root in (folder / meta.FOLDER, folder):
-        if (root / meta.FILE).exists():
+        if os.path.exists(root / meta.FILE):  # `Path.exists` raises where no file can have the name
             return Run(FolderSource(root))
     if names := sorted(_below(folder), key=natural):
         return Fleet(folder, names)
-    what = "holds no run" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+    what = "holds no run" if os.path.isdir(folder) else "is a file" if os.path.exists(folder) else "does not exist"
     raise LoadError(
         f"{folder} {what}: there is no {meta.FOLDER}/{meta.FILE} in it, nor below it; "
         "pass the logdir that attach() was given"

@@ -66,6 +66,13 @@ def is_ours(ended: Ended, among: tuple[int, ...] = (0, 2)) -> None:
         assert len(ended.err) > len(OURS) + 5
 
 
+@pytest.mark.parametrize("command", [("view",), ("report",), ("check",), ("compare", "folder")])
+@pytest.mark.parametrize("name", ["a" * 300, "/".join(["b" * 200] * 30)], ids=["long name", "long path"])
+def test_a_name_that_no_file_can_have(shell: Shell, command: tuple[str, ...], name: str) -> None:
+    ended = shell.run(*command, name)
+    is_ours(ended, among=(2,))
+
+
 @pytest.mark.parametrize("command", ["view", "demo"])
 def test_whatever_is_asked_for(shell: Shell, command: str) -> None:
     @settings(max_examples=EXAMPLES, deadline=None)
