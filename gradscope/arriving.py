@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.capture.kept import take_kept
 from gradscope.capture.layout import Dense
-from gradscope.observed import ObservedCall
+from gradscope.observed import ObservedCall, added
 
 
 class Step(Protocol):
@@ -90,8 +90,3 @@ def back_receiver(recording: Step, call: ObservedCall, part: int) -> Callable[[T
             call.receive("back", part, call.slot(part), gradient)
 
     return receive
-
-
-def added(total: Tensor | None, value: Tensor) -> Tensor:
-    """The sum of what has arrived."""
-    return value if total is None else total + value

@@ -90,8 +90,7 @@ class ObservedCall:
         if self.held is not None:
             self.held.keep(Arrived(into, place, slot, gradient, turned))
         sums: list[Tensor | None] = getattr(self, into)
-        before, value = sums[place], self._part(slot, gradient, turned)
-        sums[place] = value if before is None else before + value
+        sums[place] = added(sums[place], self._part(slot, gradient, turned))
 
     def entire(self) -> ObservedCall | None:
         """The same with every sequence of its batch; None where something of it has been written to since."""
@@ -138,3 +137,8 @@ def entirely(calls: Sequence[ObservedCall]) -> list[ObservedCall] | None:
             strands = [s._replace(call=found.get(id(s.call), s.call)) for s in call.link.strands]
             call.link = replace(call.link, strands=tuple(strands))
     return whole if len(whole) == len(calls) else None
+
+
+def added(total: Tensor | None, value: Tensor) -> Tensor:
+    """The sum of what has arrived."""
+    return value if total is None else total + value

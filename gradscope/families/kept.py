@@ -8,7 +8,7 @@ import torch
 
 from gradscope.families.base import Family, Layer
 from gradscope.families.measure import Entering, measure, relative, relative_parts
-from gradscope.families.place import FAMILIES, Place, entering_at
+from gradscope.families.place import FAMILIES, Place, entering_at, places_of
 from gradscope.families.stack import analysis_at
 from gradscope.types import Analysis, Kept, Stack
 
@@ -29,16 +29,15 @@ def analyse_kept(stack: Stack, *, full: bool = False, sketch: bool = True) -> li
 def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Layer, Entering]]:
     """Every layer, and what entered it; none where one is not confirmed."""
     found: list[tuple[Place, Layer, Entering]] = []
-    for slot, kept in enumerate(stack.kept):
-        place = Place(stack, slot // stack.directions, bool(slot % stack.directions))
-        output = stack.output[..., place.columns] if kept.output is None else kept.output
+    for place, kept in zip(places_of(stack), stack.kept, strict=False):
+        if kept.output is None:
+            output, direct = (x[..., place.columns] for x in (stack.output, stack.grad_output))
+        else:
+            output = kept.output
+            direct = torch.zeros_like(output) if kept.grad_output is None else kept.grad_output
         layer = Layer(place.weights, None, *place.start(), place.turn(output), gates=kept.gates)
         if not _confirmed(family, layer, kept, stack.tolerance):
             return []
-        if kept.output is None:
-            direct = stack.grad_output[..., place.columns]
-        else:
-            direct = torch.zeros_like(output) if kept.grad_output is None else kept.grad_output
         found.append((place, layer, entering_at(place, direct)))
     return found
 

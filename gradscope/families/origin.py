@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace
 from gradscope.families.measure import Entering
-from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, run_layers
+from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, places_of, run_layers
 from gradscope.types import Direction, Origin, Recurrence, Stack, Weights
 
 Found = tuple[int, Direction, Origin]
@@ -25,9 +25,8 @@ def find_origins(stack: Stack) -> list[Found]:
     The backward pass is looked at only where the forward pass was finite throughout.
     """
     family = FAMILIES[stack.family]
-    layers = len(stack.weights) // stack.directions
     inputs, outputs = run_layers(family, stack)
-    places = [Place(stack, index, bool(reverse)) for index in range(layers) for reverse in range(stack.directions)]
+    places = places_of(stack)
     traces = [family.replay(layer_at(place, inputs[place.layer], outputs[place.layer])) for place in places]
     found: list[Found] = [
         (place.layer, place.direction, origin)

@@ -56,6 +56,11 @@ class Place:
         return self.stack.h_0[self.slot], None if c_0 is None else c_0[self.slot]
 
 
+def places_of(stack: Stack) -> list[Place]:
+    """Every layer and direction, by slot."""
+    return [Place(stack, n // stack.directions, bool(n % stack.directions)) for n in range(len(stack.weights))]
+
+
 def flip(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse the first `lengths[b]` rows of every sequence of x, [T, B, ...]; the padding stays."""
     if bool((lengths == len(x)).all()):
