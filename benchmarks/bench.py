@@ -7,7 +7,9 @@ after round; medians of the ratios of each round, with their range. Absolute tim
     python benchmarks/bench.py --quick                    a minute, small sizes: whether it works, not what it costs
     python benchmarks/bench.py --workloads lstm-256 --sections steps memory
     python benchmarks/bench.py --flush-denormal --sections steps    as on a processor that is not slow with subnormals
-    python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well
+    python benchmarks/bench.py --device cuda              on a GPU, which is waited for before the clock is read
+    python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well, where each
+                                                          kind of device has a part of its own
 
 Run it on a machine that does nothing else: the load is printed before and after.
 
@@ -29,6 +31,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,6 +73,16 @@ figure to look at.
 """
 
 
+ON_A_GPU = "<!-- on a GPU -->"
+
+READING_GPU = """
+## On a GPU
+
+The same trainings on one GPU, with cuDNN's kernels: `benchmarks/bench.py --device cuda --write`. The device is waited
+for before the clock is read, at the ends of a block, not between its steps. The targets are those for a processor.
+"""
+
+
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,6 +91,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch threads (default: 2, and 1 with --quick)")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="S")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the training is (default: cpu)")
     parser.add_argument(
         "--flush-denormal",
         action="store_true",
@@ -93,7 +107,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def measure(chosen: argparse.Namespace) -> Iterator[Table]:
     """The sections, workload by workload."""
     budget = QUICK if chosen.quick else Budget()
-    workloads = [WORKLOADS[key].smaller() if chosen.quick else WORKLOADS[key] for key in chosen.workloads]
+    workloads = [replace(WORKLOADS[key], device=chosen.device) for key in chosen.workloads]
+    workloads = [workload.smaller() for workload in workloads] if chosen.quick else workloads
     for workload in workloads:
         for name in chosen.sections:
             if name in PER_WORKLOAD and applies(name, workload):
@@ -102,7 +117,7 @@ def measure(chosen: argparse.Namespace) -> Iterator[Table]:
     for name in ONCE:
         if name in chosen.sections:
             say(f"measuring {name}")
-            yield ONCE[name](budget)
+            yield ONCE[name](budget, chosen.device)
     if "memory" in chosen.sections:
         say("measuring memory")
         yield memory_section(workloads[:1] if chosen.quick else workloads, budget)
@@ -121,6 +136,17 @@ def missed(found: Sequence[Table]) -> Table:
     return table
 
 
+def write(header: dict[str, str], found: list[Table], device: str) -> None:
+    """Put the part of this kind of device in its place on the page."""
+    before, mark, behind = PAGE.read_text(encoding="utf-8").partition(ON_A_GPU)
+    if device == "cpu":
+        before = tables.markdown(header, found, READING) + "\n" * bool(mark)
+    else:
+        mark, behind = ON_A_GPU, "\n\n" + tables.markdown(header, found, READING_GPU, level=3)
+        before = before.rstrip() + "\n\n"
+    PAGE.write_text(before + mark + behind, encoding="utf-8")
+
+
 def say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
@@ -132,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_flush_denormal(True)  # the threads of torch, which are not there yet, take it over from this one
     torch.set_num_threads(chosen.threads)
     warnings.simplefilter("ignore", UserWarning)  # torch's, of dropout and the like
-    header = machine.describe()
+    header = machine.describe(chosen.device)
     before, began = machine.load(), time.perf_counter()
     if chosen.flush_denormal:
         header["subnormal"] = "taken as 0 (torch.set_flush_denormal)"
@@ -149,8 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             header["beware"] = "the machine did other things at the same time, so that ranges are wide"
     sys.stdout.write(tables.text(header, found) + "\n")
     if chosen.write:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(tables.markdown(header, found, READING), encoding="utf-8")
+        write(header, found, chosen.device)
         say(f"written to {PAGE}")
     return 0
 

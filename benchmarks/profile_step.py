@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -76,6 +77,7 @@ PARTS = {
     **{f"gradscope.families.{c}.{method}": part for c in CLASSES for method, part in FAMILY_PARTS.items()},
 }
 EXPECTED = [name for name in PARTS if not name.startswith(tuple(f"gradscope.families.{c}." for c in CLASSES))]
+PEAK_SIZES = {"cpu": (1024, 1 << 24), "cuda": (4096, 1 << 28)}  # large enough to be at the peak
 
 
 def settled(step: int) -> bool:
@@ -109,7 +111,7 @@ def profile(workload: Workload, loss: str, quantities: str, steps: int) -> Table
                 parts.append(taken)
     table = _table(bare_s, mine_s, parts)
     if quantities == "core":
-        _add_bounds(table, least_work(workload, loss), measure_peaks())
+        _add_bounds(table, least_work(workload, loss), measure_peaks(workload.device, *PEAK_SIZES[workload.device]))
     if quantities == "full":
         table.notes.append("Scans and factors that the products need are counted with the scans and factors.")
     missing = [name for name in unknown if name in EXPECTED]
@@ -162,11 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="the full set of quantities")
     parser.add_argument("--steps", type=int, default=10, help="recorded steps (default: 10)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="a GPU is waited for around every part"
+    )
     chosen = parser.parse_args(argv)
     torch.set_num_threads(chosen.threads)
-    workload = WORKLOADS[chosen.workload]
+    workload = replace(WORKLOADS[chosen.workload], device=chosen.device)
     table = profile(workload, chosen.loss, "full" if chosen.full else "core", chosen.steps)
-    header = {**machine.describe(), "workload": f"{workload.title}, loss on {chosen.loss}"}
+    header = {**machine.describe(chosen.device), "workload": f"{workload.title}, loss on {chosen.loss}"}
     sys.stdout.write(tables.text(header, [table]) + "\n")
     return 0
 

@@ -31,12 +31,17 @@ def entries(name: str, dtype: torch.dtype = torch.float64) -> list[Any]:
 SAMPLES = [(name, number) for name in FUSED for number in range(len(entries(name)))]
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
 def loss_of(output: Any, h_n: Tensor, c_n: Tensor | None) -> Tensor:
     parts = [cases.values_of(output), h_n, *([] if c_n is None else [c_n])]
     return sum(cases.uneven(part, seed) for seed, part in enumerate(parts))
 
 
 def build(name: str, number: int) -> tuple[nn.RNNBase, list[Any]]:
+    """On the CPU, whose generator the database draws from."""
     sample = entries(name)[number]
     torch.manual_seed(1)
     module = FUSED[name](*sample.constructor_input.args, **sample.constructor_input.kwargs).double()
@@ -48,6 +53,12 @@ def leaves(value: Any) -> list[Tensor]:
     if isinstance(value, PackedSequence):
         return [value.data]
     return [value] if isinstance(value, Tensor) else [leaf for part in value or () for leaf in leaves(part)]
+
+
+def moved(value: Any, device: str) -> Any:
+    if isinstance(value, (PackedSequence, Tensor)):
+        return value.to(device)
+    return tuple(moved(part, device) for part in value)
 
 
 def fresh(value: Any) -> Any:
@@ -71,11 +82,13 @@ def play(module: nn.RNNBase, arguments: list[Any], scoped: bool) -> tuple[list[T
     return [tensor.detach().clone() for tensor in (*seen, torch.get_rng_state())], scope.run if scoped else None
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "number"), SAMPLES, ids=[f"{n}-{k}" for n, k in SAMPLES])
-def test_entry(name: str, number: int) -> None:
+def test_entry(name: str, number: int, device: str) -> None:
     module, arguments = build(name, number)
-    bare, _ = play(module, arguments, scoped=False)
-    seen, run = play(module, arguments, scoped=True)
+    there = copy.deepcopy(module).to(device), [moved(argument, device) for argument in arguments]
+    bare, _ = play(*there, scoped=False)
+    seen, run = play(*there, scoped=True)
     assert len(bare) == len(seen) and all(map(torch.equal, bare, seen))
     call = oracles.Call(module, arguments[0], loss_of, *arguments[1:])
     oracles.assert_agrees(run, oracles.frames(oracles.examine(call)))

@@ -41,10 +41,10 @@ class Peaks:
         return max(by_operations, by_bytes), "operations" if by_operations > by_bytes else "bytes"
 
 
-def measure_peaks(size: int = 1024, elements: int = 1 << 24, repeats: int = 10) -> Peaks:
+def measure_peaks(device: str = "cpu", size: int = 1024, elements: int = 1 << 24, repeats: int = 10) -> Peaks:
     """The best of a few tries."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    x, y, z = (torch.rand(elements) for _ in range(3))
+    a, b = (torch.rand(size, size, device=device) for _ in range(2))
+    x, y, z = (torch.rand(elements, device=device) for _ in range(3))
     product = torch.empty_like(a)
     return Peaks(
         operations=2 * size**3 / least_time(lambda: torch.mm(a, b, out=product), repeats),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import gradscope
-from costs.rounds import Ratio, now, without_gc
+from costs.rounds import Ratio, clock, now, without_gc
 from costs.workloads import Training, Workload
 
 
@@ -47,14 +47,14 @@ class Stopwatch:
         self._stopped_at: float | None = None
 
     def __call__(self) -> float:
-        return (now() if self._stopped_at is None else self._stopped_at) - self.stopped_for
+        return (clock() if self._stopped_at is None else self._stopped_at) - self.stopped_for
 
     def stop(self) -> None:
-        self._stopped_at = now()
+        self._stopped_at = clock()
 
     def go(self) -> None:
         if self._stopped_at is not None:
-            self.stopped_for += now() - self._stopped_at
+            self.stopped_for += clock() - self._stopped_at
             self._stopped_at = None
 
     @contextmanager
@@ -71,7 +71,7 @@ def train_for(training: Training, seconds: float) -> tuple[float, int]:
     """Train for so long: the seconds that it took in fact, and the steps."""
     steps, started = 0, now()
     with without_gc():
-        while now() - started < seconds:
+        while clock() - started < seconds:
             training.step()
             steps += 1
     return now() - started, steps

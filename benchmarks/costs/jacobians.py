@@ -112,10 +112,10 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
     trace = family.replay(layer)
     given = list(linearised(family, trace))
     known = sizes(family, trace, given)
-    generator = torch.Generator().manual_seed(0)
+    generator, device = torch.Generator().manual_seed(0), layer.output.device
     steps, batch = layer.output.shape[:2]
     training.step()
-    by_autograd(trace, torch.arange(2), torch.arange(2))
+    by_autograd(trace, torch.arange(2, device=device), torch.arange(2, device=device))
     forms: dict[str, Callable[[], object]] = {
         SIZES: lambda: sizes(family, trace, given),
         CLOSED: lambda: sizes(family, trace, linearised(family, trace)),
@@ -127,13 +127,12 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
     closed: dict[str, list[float]] = {name: [] for name in forms}
     difference, began = 0.0, now()
     while len(auto) < LEAST_ROUNDS or now() - began < seconds:
-        t = torch.randint(steps, (AT_ONCE,), generator=generator)
-        b = torch.randint(batch, (AT_ONCE,), generator=generator)
+        t, b = _random_pairs(steps, batch, AT_ONCE, generator, device)
         found: list[Tensor] = []
         auto.append(timed(lambda t=t, b=b, found=found: found.append(by_autograd(trace, t, b))))
         for name, form in forms.items():
             closed[name].append(timed(form, CALLS))
-        more = torch.randint(steps, (MANY,), generator=generator), torch.randint(batch, (MANY,), generator=generator)
+        more = _random_pairs(steps, batch, MANY, generator, device)
         many.append(timed(lambda more=more: by_autograd(trace, *more)) / MANY * AT_ONCE)
         bare.append(timed(training.step))
         difference = max(difference, float(((found[0] - known[t, b]) / found[0]).abs().max()))
@@ -150,12 +149,20 @@ def measure_jacobians(workload: Workload, seconds: float) -> Jacobians:
     )
 
 
+def _random_pairs(
+    steps: int, batch: int, count: int, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    t, b = (torch.randint(most, (count,), generator=generator).to(device) for most in (steps, batch))
+    return t, b
+
+
 def whole_at_once(trace: Trace, forms: dict[str, Callable[[], object]]) -> dict[str, Ratio] | None:
     """What all pairs in one vmap cost, over each closed form, in turn with it."""
     steps, batch, _, width = trace.gates.shape
     if steps * batch * (2 * width) ** 2 * trace.gates.element_size() > WHOLE_BYTES:
         return None
-    t, b = (grid.flatten() for grid in torch.meshgrid(torch.arange(steps), torch.arange(batch), indexing="ij"))
+    sides = (torch.arange(size, device=trace.gates.device) for size in (steps, batch))
+    t, b = (grid.flatten() for grid in torch.meshgrid(*sides, indexing="ij"))
     ratios: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(WHOLE_ROUNDS):
         auto = timed(lambda: by_autograd(trace, t, b))

@@ -37,9 +37,11 @@ def load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def describe() -> dict[str, str]:
+def describe(device: str = "cpu") -> dict[str, str]:
     """Header of a table of figures."""
+    gpu = {} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}
     return {
+        **gpu,
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}",
         "gradscope": revision(),

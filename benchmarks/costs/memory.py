@@ -1,6 +1,7 @@
 """Peak memory of a recorded step over that of a bare one, each in a process of its own.
 
-Run as a program, `memory.py WORKLOAD QUANTITIES THREADS [--small]` is such a process and prints what it saw.
+Of a GPU, the peak of what torch has allocated on it. Run as a program, `memory.py WORKLOAD QUANTITIES THREADS DEVICE
+[--small]` is such a process and prints what it saw.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -47,8 +48,11 @@ def copy_of_gates(workload: Workload) -> int:
     return workload.T * min(ANALYSED, workload.B) * 4 * workload.H * 4
 
 
-def reset_peak() -> bool:
-    """Start `VmHWM` anew; false where the system does not let us."""
+def reset_peak(device: str = "cpu") -> bool:
+    """Start the peak anew; false where the system does not let us."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -56,8 +60,10 @@ def reset_peak() -> bool:
     return True
 
 
-def peak() -> int:
-    """Peak resident set in bytes, since the last `reset_peak`."""
+def peak(device: str = "cpu") -> int:
+    """Peak resident set, or of what is allocated on a GPU, in bytes, since the last `reset_peak`."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
@@ -70,7 +76,7 @@ def peak() -> int:
 
 def child(workload: Workload, quantities: str) -> dict[str, int | bool]:
     """Peaks of one step, up to the optimizer and within it, after what both kinds of process load and warm up."""
-    warm = Training(WORKLOADS["lstm-128"].one_timestep())
+    warm = Training(replace(WORKLOADS["lstm-128"].one_timestep(), device=workload.device))
     with gradscope.attach(warm.model, every=1, quantities="full"):
         warm.steps(2)
     training = Training(workload)
@@ -81,13 +87,13 @@ def child(workload: Workload, quantities: str) -> dict[str, int | bool]:
     seen: dict[str, int | bool] = {}
 
     def before_optimizer() -> None:
-        seen["before"] = peak()
-        seen["reset"] = reset_peak()
+        seen["before"] = peak(workload.device)
+        seen["reset"] = reset_peak(workload.device)
 
     training.after_backward = before_optimizer
-    reset_peak()
+    reset_peak(workload.device)
     training.step()
-    seen["within"] = peak()
+    seen["within"] = peak(workload.device)
     if scope is not None:
         scope.close()
     return seen
@@ -96,7 +102,7 @@ def child(workload: Workload, quantities: str) -> dict[str, int | bool]:
 def spawn(workload: Workload, quantities: str, small: bool) -> dict[str, int]:
     """Run `child` in a process whose allocator hands freed memory back at once, so that peaks are of what is in use."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, workload.key, quantities, str(torch.get_num_threads())]
+    command = [sys.executable, __file__, workload.key, quantities, str(torch.get_num_threads()), workload.device]
     command += ["--small"] if small else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -106,7 +112,7 @@ def spawn(workload: Workload, quantities: str, small: bool) -> dict[str, int]:
 
 def measure_memory(workload: Workload, *, small: bool = False, quantities: str = "core", repeats: int = 2) -> Peak:
     """Compare a recorded step with a bare one."""
-    key = WORKLOADS[workload.key]
+    key = replace(WORKLOADS[workload.key], device=workload.device)
     runs = [(spawn(key, BARE, small), spawn(key, quantities, small)) for _ in range(repeats)]
     copy = copy_of_gates(workload)
 
@@ -122,9 +128,10 @@ def measure_memory(workload: Workload, *, small: bool = False, quantities: str =
 
 
 def main() -> None:
-    key, quantities, threads, *rest = sys.argv[1:]
+    key, quantities, threads, device, *rest = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    workload = WORKLOADS[key].smaller() if "--small" in rest else WORKLOADS[key]
+    workload = replace(WORKLOADS[key], device=device)
+    workload = workload.smaller() if "--small" in rest else workload
     sys.stdout.write(json.dumps(child(workload, quantities)) + "\n")
 
 

@@ -34,13 +34,13 @@ class Scan:
     copies: int
 
     @classmethod
-    def of(cls, steps: int, rows: int, hidden: int) -> Scan:
+    def of(cls, steps: int, rows: int, hidden: int, device: str = "cpu") -> Scan:
         """Random; a forget bias of 2 keeps the gradient from becoming subnormal, which would slow both down."""
         torch.manual_seed(0)
-        lstm, x = torch.nn.LSTM(INPUT, hidden), torch.randn(steps, SEQUENCES, INPUT)
+        lstm, x = torch.nn.LSTM(INPUT, hidden).to(device), torch.randn(steps, SEQUENCES, INPUT).to(device)
         with torch.no_grad():
             lstm.bias_hh_l0[hidden : 2 * hidden] = 2.0
-            output, zeros = lstm(x)[0], torch.zeros(SEQUENCES, hidden)
+            output, zeros = lstm(x)[0], x.new_zeros(SEQUENCES, hidden)
         weights = Weights(*(p.detach() for p in lstm.parameters()))
         family, layer = LSTM(), Layer(weights, x, zeros, zeros, output)
         with torch.no_grad():
@@ -55,7 +55,7 @@ class Scan:
         with torch.no_grad():
             for start, stop, piece in self.linear:
                 shape = (stop - start + 1, self.copies, SEQUENCES, self.entering.shape[-1])
-                states = torch.zeros(shape), torch.zeros(shape)
+                states = self.entering.new_zeros(shape), self.entering.new_zeros(shape)
                 states[0][1:] = self.entering[start:stop].unsqueeze(1)
                 for state, carried in zip(states, carry, strict=False):
                     state[-1] += carried
@@ -70,18 +70,20 @@ class Scan:
         w, hidden = self.layer.weights, self.layer.output.shape[-1]
         assert w.b_ih is not None and w.b_hh is not None
         given = (self.layer.input @ w.ih.mT + (w.b_ih + w.b_hh)).repeat(1, self.copies, 1).requires_grad_()
-        flat = [torch.eye(4 * hidden), w.hh, torch.zeros(4 * hidden), torch.zeros(4 * hidden)]
-        zeros = torch.zeros(1, given.shape[1], hidden)
+        identity, nothing = torch.eye(4 * hidden, device=given.device), given.new_zeros(4 * hidden)
+        flat, zeros = [identity, w.hh, nothing, nothing], given.new_zeros(1, given.shape[1], hidden)
         output = torch.lstm(given, [zeros, zeros], flat, True, 1, 0.0, False, False, False)[0]
         (found,) = torch.autograd.grad(output, given, self.entering.repeat(1, self.copies, 1))
         return found[:, :SEQUENCES].unflatten(2, (4, hidden))
 
 
-def measure_scans(grid: tuple[tuple[int, int, int], ...] = GRID) -> dict[tuple[int, int, int], float]:
+def measure_scans(
+    grid: tuple[tuple[int, int, int], ...] = GRID, device: str = "cpu"
+) -> dict[tuple[int, int, int], float]:
     """(T, rows, H) -> time of the kernel's way over the loop's, medians of a few turns."""
     found: dict[tuple[int, int, int], float] = {}
     for point in grid:
-        scan = Scan.of(*point)
+        scan = Scan.of(*point, device)
         turns = [(least_time(scan.by_loop, 1), least_time(scan.by_kernel, 1)) for _ in range(LEAST_ROUNDS)]
         loop, kernel = (statistics.median(column) for column in zip(*turns, strict=True))
         found[point] = kernel / loop

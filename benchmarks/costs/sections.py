@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costs.default import measure_default
-from costs.growth import SIZES, measure_growth
+from costs.growth import BASE, SIZES, measure_growth
 from costs.jacobians import REBUILT, measure_jacobians
 from costs.memory import measure_memory
 from costs.peers import COCKPIT, measure_peers
@@ -136,24 +136,25 @@ def memory_section(workloads: list[Workload], budget: Budget) -> Table:
         cells = [(f"{x:.2f}", _within(x)) for x in (found.step, found.analysis)]
         table.rows.append((workload.title, f"{found.copy / 2**20:.1f} MiB", *cells[0], *cells[1]))
     table.notes.append(
-        "Peak resident set of a recorded step less that of a bare one, each in a process of its own whose allocator "
-        "hands freed memory back at once. The first is what a machine has to have more. The second is the analysis "
-        "alone, with what was copied for it: it runs within optimizer.step, when backward has freed the graph. One "
-        "copy is (T, 16, 4H) float32 of one layer and direction, whatever the family and however many there are."
+        "Peak resident set (on a GPU, of what torch allocates there) of a recorded step less that of a bare one, each "
+        "in a process of its own whose allocator hands freed memory back at once. The first is what a machine has to "
+        "have more. The second is the analysis alone, with what was copied for it: it runs within optimizer.step, when "
+        "backward has freed the graph. One copy is (T, 16, 4H) float32 of one layer and direction, whatever the family "
+        "and however many there are."
     )
     if unreset:
         table.notes.append("The system does not let peaks be reset here: both columns are peaks of the whole process.")
     return table
 
 
-def growth_section(budget: Budget) -> Table:
+def growth_section(budget: Budget, device: str) -> Table:
     """Whether the cost is linear."""
     table = Table(
         "Growth of what recording a step costs: LSTM, D 64, H 128, T 128, all of B 16 analysed",
         ("with", "sizes", "cost, relative", "power of the size", "off a straight line by at most"),
     )
     for what in SIZES:
-        found = measure_growth(what, budget.growth)
+        found = measure_growth(what, budget.growth, replace(BASE, device=device))
         costs = ", ".join(f"{c:.2f}" for c in found.costs)
         sizes = ", ".join(map(str, found.sizes))
         table.rows.append((what, sizes, costs, f"{found.power:.2f}", f"{found.straight:.0%}"))
@@ -164,7 +165,7 @@ def growth_section(budget: Budget) -> Table:
     return table
 
 
-def start_section(budget: Budget) -> Table:
+def start_section(budget: Budget, device: str) -> Table:
     """Import and attach."""
     found = measure_start(budget.starts)
     table = Table("To begin with", ("what", "takes", "target", "verdict"))
@@ -200,9 +201,9 @@ PER_WORKLOAD: dict[str, Callable[[Workload, Budget], Table]] = {
 }
 
 
-def scans_section(budget: Budget) -> Table:
+def scans_section(budget: Budget, device: str) -> Table:
     """Two ways to do the reverse scan."""
-    found = measure_scans(GRID[:2] if budget.small else GRID)
+    found = measure_scans(GRID[:2] if budget.small else GRID, device)
     widths = list(dict.fromkeys(hidden for _, _, hidden in found))
     table = Table(
         "The reverse scan of an LSTM: the vendor's kernel over our loop", ("T, rows", *(f"H {h}" for h in widths))
@@ -219,7 +220,7 @@ def scans_section(budget: Budget) -> Table:
     return table
 
 
-ONCE: dict[str, Callable[[Budget], Table]] = {
+ONCE: dict[str, Callable[[Budget, str], Table]] = {
     "growth": growth_section,
     "scans": scans_section,
     "start": start_section,

@@ -27,10 +27,10 @@ class Table:
         notes = [textwrap.fill(note, WIDTH, initial_indent="  ", subsequent_indent="  ") for note in self.notes]
         return "\n".join([self.title, "", *lines, *notes])
 
-    def markdown(self) -> str:
+    def markdown(self, level: int = 2) -> str:
         rows = [self.columns, ("---",) * len(self.columns), *self.rows]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        return "\n\n".join([f"## {self.title}", "\n".join(lines), *self.notes])
+        return "\n\n".join([f"{'#' * level} {self.title}", "\n".join(lines), *self.notes])
 
 
 def text(header: Mapping[str, str], tables: list[Table]) -> str:
@@ -38,6 +38,6 @@ def text(header: Mapping[str, str], tables: list[Table]) -> str:
     return "\n\n".join([head, *(table.text() for table in tables)])
 
 
-def markdown(header: Mapping[str, str], tables: list[Table], introduction: str) -> str:
+def markdown(header: Mapping[str, str], tables: list[Table], introduction: str, level: int = 2) -> str:
     head = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in header.items())])
-    return "\n\n".join([introduction.strip(), head, *(table.markdown() for table in tables)]) + "\n"
+    return "\n\n".join([introduction.strip(), head, *(table.markdown(level) for table in tables)]) + "\n"

@@ -20,7 +20,7 @@ LEARNING_RATE = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One recurrent layer and its data: D input, H hidden, T timesteps, B sequences."""
+    """One recurrent layer and its data: D input, H hidden, T timesteps, B sequences, on one device."""
 
     key: str
     family: str
@@ -31,6 +31,7 @@ class Workload:
     layers: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
+    device: str = "cpu"
 
     @property
     def title(self) -> str:
@@ -93,11 +94,11 @@ class Training:
 
     def __init__(self, workload: Workload, loss: str = "last", make_net: Callable[[Workload], Net] = Net) -> None:
         torch.manual_seed(0)
-        self.model = make_net(workload)
+        self.model = make_net(workload).to(workload.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
         torch.manual_seed(1)
-        self.x = torch.randn(workload.T, workload.B, workload.D)
-        self.y = torch.randint(0, CLASSES, (workload.T, workload.B))
+        self.x = torch.randn(workload.T, workload.B, workload.D).to(workload.device)
+        self.y = torch.randint(0, CLASSES, (workload.T, workload.B)).to(workload.device)
         self.first = -1 if loss == "last" else 0
         self.after_backward: Callable[[], object] | None = None
 
