@@ -41,7 +41,7 @@ class Peaks:
         return max(by_operations, by_bytes), "operations" if by_operations > by_bytes else "bytes"
 
 
-def measure_peaks(device: str = "cpu", size: int = 1024, elements: int = 1 << 24, repeats: int = 10) -> Peaks:
+def measure_peaks(size: int = 1024, elements: int = 1 << 24, repeats: int = 10, device: str = "cpu") -> Peaks:
     """The best of a few tries."""
     a, b = (torch.rand(size, size, device=device) for _ in range(2))
     x, y, z = (torch.rand(elements, device=device) for _ in range(3))
