@@ -111,7 +111,8 @@ def profile(workload: Workload, loss: str, quantities: str, steps: int) -> Table
                 parts.append(taken)
     table = _table(bare_s, mine_s, parts)
     if quantities == "core":
-        _add_bounds(table, least_work(workload, loss), measure_peaks(*PEAK_SIZES[workload.device], device=workload.device))
+        peaks = measure_peaks(*PEAK_SIZES[workload.device], device=workload.device)
+        _add_bounds(table, least_work(workload, loss), peaks)
     if quantities == "full":
         table.notes.append("Scans and factors that the products need are counted with the scans and factors.")
     missing = [name for name in unknown if name in EXPECTED]
