@@ -180,7 +180,7 @@ class _Pass:
         weights, scale = self.trace.layer.weights, back.scale[0]
         inside = self.family.cotangents(weights, piece.factors, total)
         sizes = [norm(part) * scale for part in (total if self.total_alone else total[:1])]
-        self._put("grad_h", self._total_size(total, sizes[0], start, stop))
+        self._put("grad_h", self._total_size(total, scale, sizes[0], start, stop))
         self._put("weight_grad", norm(inside.gates.flatten(-2)) * scale * self._size_before(piece))
         if inside.cell is not None:
             self._put("grad_c", norm(inside.cell) * scale)
@@ -198,13 +198,16 @@ class _Pass:
             before = (piece.previous @ signs).mul_(scale)
             self.sketches.append(gates.flatten(-2).flatten(0, 1).mT @ before.flatten(0, 1))
 
-    def _total_size(self, total: State, size: Tensor, start: int, stop: int) -> Tensor:
-        """Norm of the total gradient of h_t: autograd's own where that is known, and what we make of it held to it."""
+    def _total_size(self, total: State, scale: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
+        """Norm of the total gradient of h_t: autograd's own where that is known, and what we make of it held to it.
+
+        `scale`, [B], is what `total` is short of, `size` what it amounts to.
+        """
         if self.entering.totals is None:
             return size
         valid = self.valid[start:stop] if self.padded else None
         known = [part[start:stop] for part in self.entering.totals]
-        factor = self.exponents[0].exp2().to(total[0].dtype).unsqueeze(-1)
+        factor = scale.to(total[0].dtype).unsqueeze(-1)
         pairs = zip(total, known, strict=True)
         self.totals.append(torch.stack([relative_parts(mine * factor, theirs, valid) for mine, theirs in pairs]))
         return norm(known[0])

@@ -142,3 +142,16 @@ def test_same_as_the_fused_layer(kind):
         runs.append(scope.run)
     assert runs[0].frame("layers")["timesteps"].tolist() == [4, 4, 3]
     assert_same_tables(*runs, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", ["last", "some"])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_gradient_that_vanishes_in_float32(kind, loss):
+    """By much more than a factor that is kept aside between pieces of time; what autograd had of it confirms that."""
+    time, cell = 80, a_cell(kind, dtype=torch.float32)
+    with torch.no_grad():
+        cell.weight_hh.mul_(0.2)
+    run = hold(cell, loop_of(loss, time=time), [straight(time, BATCH)], rtol=2e-4)
+    grad_h = run.frame("timesteps", quantity="grad_h").set_index("t")["p50"]
+    if loss == "last":
+        assert grad_h[0] < 2.0**-20 * grad_h[time - 1]
