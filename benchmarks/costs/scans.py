@@ -72,7 +72,7 @@ class Scan:
         given = (self.layer.input @ w.ih.mT + (w.b_ih + w.b_hh)).repeat(1, self.copies, 1).requires_grad_()
         identity, nothing = torch.eye(4 * hidden, device=given.device), given.new_zeros(4 * hidden)
         flat, zeros = [identity, w.hh, nothing, nothing], given.new_zeros(1, given.shape[1], hidden)
-        output = torch.lstm(given, [zeros, zeros], flat, True, 1, 0.0, False, False, False)[0]
+        output = torch.lstm(given, [zeros, zeros], flat, True, 1, 0.0, given.is_cuda, False, False)[0]  # as cuDNN asks
         (found,) = torch.autograd.grad(output, given, self.entering.repeat(1, self.copies, 1))
         return found[:, :SEQUENCES].unflatten(2, (4, hidden))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradscope.capture.cell import Cell, CellSnapshot
 from gradscope.capture.chain import Chain
 from gradscope.capture.join import Gradients, Places, direct_gradients, find_places, link_factor, total_gradient
-from gradscope.capture.snapshot import TOLERANCE
+from gradscope.capture.snapshot import tolerance
 from gradscope.types import GateKind, Recurrence
 
 TANH = frozenset({"candidate", "hidden"})
@@ -135,7 +135,7 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
         gates=found.gates,
         blocks=found.blocks,
         transition=found.transition,
-        tolerance=max(TOLERANCE.get(s.precision, 0.0) for s in taken),
+        tolerance=max(tolerance(s.precision, device) for s in taken),
         widths=_widths(blank, steps.widths, places),
         reason=found.reason,
     )

@@ -16,7 +16,7 @@ from gradscope.capture.cell import precision, take_weights
 from gradscope.capture.double import double_of, put_weights, quietly
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in
-from gradscope.capture.snapshot import TOLERANCE
+from gradscope.capture.snapshot import tolerance
 from gradscope.types import Positions, WholeCall
 
 
@@ -146,7 +146,7 @@ class SequenceCall:
             columns=columns.to(self.output.device),
             run=None if index is None else self._runner(index),
             dim=self.given.module.dim,
-            tolerance=TOLERANCE.get(precision([self.output, *tensors_in(self.given.leaves)]), 1e-3),
+            tolerance=tolerance(precision([self.output, *tensors_in(self.given.leaves)]), self.output.device),
         )
 
     def whole(self, factor: Tensor | float) -> WholeCall:

@@ -2,7 +2,9 @@
 
 The reverse scan carries, as rows of one GEMM per timestep, the total loss gradient and the gradients of a few anchors
 alone; all else is elementwise. Working in pieces keeps the factors of the step Jacobians in the cache, and the peak
-memory at about one copy of the gates.
+memory at about one copy of the gates; a GPU, which has no use for a cache of that size and would wait for every kernel
+to be asked for, gets larger ones. Within a piece the scan goes span by span, between which gradients are brought back
+into range.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.families.saturation import Saturation
 from gradscope.types import Gate
 
-PIECE_ELEMENTS, PIECE_STEPS = 1 << 19, 64
+PIECE_ELEMENTS, ON_A_DEVICE = 1 << 19, 1 << 24
+SPAN_STEPS = 64
 SKETCH_COLUMNS = 8
 LEAST_EXPONENT, MOST_EXPONENT = 20, 100
 
@@ -97,6 +100,8 @@ def measure(
 
 def norm(x: Tensor) -> Tensor:
     """2-norm over the last dimension, in float64; rows whose squares would leave the range of float32 are scaled."""
+    if x.device.type != "cpu":
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)  # one kernel, and nobody has to look at it
     size = torch.linalg.vector_norm(x, dim=-1).double()
     doubtful = ~((size > 1e-15) & (size < 1e15))
     if x.dtype == torch.float64 or not doubtful.any():
@@ -108,16 +113,22 @@ def norm(x: Tensor) -> Tensor:
 
 
 def drop_nearly_subnormal(x: Tensor) -> Tensor:
-    """0 in place of what is below 1e-34 in float32: a step or two later it would be subnormal."""
-    return torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).tiny * 2**13)
+    """0 in place of what is below 1e-34 in float32 on a processor: a step or two later it would be subnormal."""
+    return x if x.device.type != "cpu" else torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).tiny * 2**13)
 
 
 def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
-    """Spans of time, the last first: their gates fit the cache, and gradients stay in range from one to the next."""
+    """Pieces of time, the last first: on a processor their gates fit the cache."""
     steps, batch = layer.output.shape[:2]
-    size = max(1, min(steps, PIECE_STEPS, PIECE_ELEMENTS // max(1, batch * layer.weights.hh.shape[0])))
-    for stop in range(steps, 0, -size):
-        yield max(0, stop - size), stop
+    on_cpu = layer.output.device.type == "cpu"
+    elements, most = (PIECE_ELEMENTS, SPAN_STEPS) if on_cpu else (ON_A_DEVICE, steps)
+    yield from backwards(steps, min(most, elements // max(1, batch * layer.weights.hh.shape[0])))
+
+
+def backwards(steps: int, size: int) -> Iterator[tuple[int, int]]:
+    """Parts of so many steps, the last first; the first gets what is left."""
+    for stop in range(steps, 0, -max(1, size)):
+        yield max(0, stop - max(1, size)), stop
 
 
 def sketch_matrix(width: int, like: Tensor) -> Tensor:
@@ -132,7 +143,7 @@ class _Back(NamedTuple):
 
     Attributes:
         state: of h_t, and of c_t.
-        scale: what they are to be multiplied by, [R, B].
+        scale: what they are to be multiplied by, [t, R, B], or [1, R, B] where it is the same for all.
     """
 
     state: State
@@ -177,18 +188,18 @@ class _Pass:
         self._pointwise(piece, start, stop)
         back = self._scan(piece, start, stop)
         total: State = tuple(s[:, 0] for s in back.state)
-        weights, scale = self.trace.layer.weights, back.scale[0]
+        weights, scale = self.trace.layer.weights, back.scale[:, 0]
         inside = self.family.cotangents(weights, piece.factors, total)
         sizes = [norm(part) * scale for part in (total if self.total_alone else total[:1])]
         self._put("grad_h", self._total_size(total, scale, sizes[0], start, stop))
         self._put("weight_grad", norm(inside.gates.flatten(-2)) * scale * self._size_before(piece))
         if inside.cell is not None:
             self._put("grad_c", norm(inside.cell) * scale)
-        self._carried(sizes if self.total_alone else [norm(part[:, 1:]) * back.scale[1:] for part in back.state])
+        self._carried(sizes if self.total_alone else [norm(part[:, 1:]) * back.scale[:, 1:] for part in back.state])
         self._handed_down(piece, total, inside.gates, scale.to(weights.hh.dtype).unsqueeze(-1))
 
     def _handed_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor) -> None:
-        """What the layer below and the certificate need of a piece; `scale`, [B, 1], is what `gates` are short of."""
+        """What the layer below and the certificate need; `scale`, [t, B, 1], is what `gates` are short of."""
         weights = self.trace.layer.weights
         if self.below:
             inputs = self.family.input_cotangents(piece, total, gates).flatten(-2) @ weights.ih
@@ -201,7 +212,7 @@ class _Pass:
     def _total_size(self, total: State, scale: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
         """Norm of the total gradient of h_t: autograd's own where that is known, and what we make of it held to it.
 
-        `scale`, [B], is what `total` is short of, `size` what it amounts to.
+        `scale`, [t, B], is what `total` is short of, `size` what it amounts to.
         """
         if self.entering.totals is None:
             return size
@@ -243,19 +254,31 @@ class _Pass:
 
     def _scan(self, piece: Piece, start: int, stop: int) -> _Back:
         """Carry the cotangents back through the piece."""
-        weights = self.trace.layer.weights
         states = self._entering(piece, start, stop)
         for state, carried in zip(states, self.carry, strict=False):
             state[-1, : len(carried)] += carried
-        links = self.trace.layer.links
+        scales: list[Tensor] = []
+        for low, high in backwards(stop - start, SPAN_STEPS):
+            span = tuple(state[low : high + 1] for state in states)
+            self._scan_span(tuple(f[low:high] for f in piece.factors), span, start + low)
+            scales.append(self.exponents[: states[0].shape[1]].exp2().unsqueeze(0))
+            self.carry = tuple(state[0] for state in span)
+            self._rescale()
+        if len(scales) > 1:
+            sizes = [high - low for low, high in backwards(stop - start, SPAN_STEPS)]
+            scales = [scale.expand(size, -1, -1) for scale, size in zip(scales, sizes, strict=True)]
+        return _Back(tuple(state[1:] for state in states), torch.cat(scales[::-1]))
+
+    def _scan_span(self, factors: tuple[Tensor, ...], states: State, start: int) -> None:
+        """The same through a few steps, with no loss of range in between; the first is timestep `start`."""
+        weights, links = self.trace.layer.weights, self.trace.layer.links
         if links is None:
-            self.family.scan(weights, piece.factors, states)
-        else:
-            self._scan_linked(piece, states, tuple(link[start:stop] for link in links))
-        self.carry = tuple(state[0] for state in states)
-        scale = self.exponents[: states[0].shape[1]].exp2()
-        self._rescale()
-        return _Back(tuple(state[1:] for state in states), scale)
+            self.family.scan(weights, factors, states)
+            return
+        for t in range(len(states[0]) - 2, -1, -1):
+            found = self.family.pull(weights, tuple(f[t] for f in factors), tuple(s[t + 1] for s in states))
+            for state, back, link in zip(states, found, links, strict=True):
+                state[t].addcmul_(back, link[start + t])
 
     def _rescale(self) -> None:
         """Bring what leaves a piece back into range.
@@ -278,14 +301,6 @@ class _Pass:
         for part in alone:
             part.mul_(torch.exp2(-change).to(part.dtype).unsqueeze(-1))
         exponents += change
-
-    def _scan_linked(self, piece: Piece, states: State, links: State) -> None:
-        """The same step by step, where a loop has multiplied the state before it handed it on."""
-        weights = self.trace.layer.weights
-        for t in range(len(links[0]) - 1, -1, -1):
-            found = self.family.pull(weights, tuple(f[t] for f in piece.factors), tuple(s[t + 1] for s in states))
-            for state, back, link in zip(states, found, links, strict=True):
-                state[t].addcmul_(back, link[t])
 
     def _entering(self, piece: Piece, start: int, stop: int) -> State:
         """What enters each row from outside at each timestep of the piece, behind a slot for what leaves it."""

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import cases
 import numpy as np
+import oracles
 import pytest
 import torch
+from cases import Case
+from families.jobs import recorded as recorded_case
+from families.jobs import truth_of
 from torch import nn
 
 import gradscope
+from gradscope.families import measure
 
 T, B, H = 200, 3, 4
+
+
+@pytest.fixture(params=["pieces", "one piece"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor, and all of time in one piece as on a GPU, where only the scan goes span by span."""
+    if request.param == "one piece":
+        monkeypatch.setattr(measure, "pieces", lambda layer, gates: [(0, len(layer.output))])
+
+
+@pytest.mark.parametrize("case", cases.COVERING, ids=str)
+def test_spans(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a scan is broken off and taken up again changes nothing."""
+    monkeypatch.setattr(measure, "SPAN_STEPS", 2)
+    monkeypatch.setattr(measure, "pieces", lambda layer, gates: [(0, len(layer.output))])
+    built = cases.build(case)
+    oracles.assert_agrees(recorded_case(built), truth_of(built), rtol=1e-10)
 
 
 def relu_rnn(factor: float) -> nn.RNN:
@@ -28,6 +50,7 @@ def recorded(rnn: nn.RNN, times: list[int]) -> gradscope.Run:
     return scope.run
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("times", [[T - 1], [T // 2, T - 1]], ids=["last step", "two steps"])
 def test_reach_is_followed_beyond_the_range_of_float32(times: list[int]) -> None:
     factor = 0.5  # powers of two: exact, and 2**-199 at the longest lag, far below the smallest float32, 2**-149
@@ -36,6 +59,7 @@ def test_reach_is_followed_beyond_the_range_of_float32(times: list[int]) -> None
     assert len(reach) == T
 
 
+@pytest.mark.usefixtures("pieces")
 def test_total_gradients_are_those_of_the_sum() -> None:
     factor, times = 0.5, [T // 2, T - 1]
     frame = recorded(relu_rnn(factor), times).frame("timesteps", quantity="grad_h").sort_values("t")
@@ -46,6 +70,7 @@ def test_total_gradients_are_those_of_the_sum() -> None:
     assert (frame.p50.to_numpy()[~seen] <= 1e-25).all()
 
 
+@pytest.mark.usefixtures("pieces")
 def test_what_overflows_in_the_kernel_is_counted_as_such() -> None:
     frame = recorded(relu_rnn(16.0), [T - 1]).frame("timesteps", quantity="grad_h").sort_values("t")
     overflown = 16.0 ** (T - 1 - frame.t.astype(float)) > torch.finfo(torch.float32).max
