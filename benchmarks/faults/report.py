@@ -78,7 +78,7 @@ def _scales(verdicts: Sequence[Verdict], out: Path) -> Iterator[str]:
     yield f"Loss multiplied by 1e-4 and 1e4: the findings stay the same in {same}.\n"
     for kept, scale, before, after in changed:
         yield f"- {kept.case.group}, {scale:g}: {', '.join(before) or 'healthy'} became {', '.join(after) or 'healthy'}"
-    yield ""
+    yield from [""] if changed else ()
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
