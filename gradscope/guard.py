@@ -46,12 +46,13 @@ class Guard:
 
     Args:
         strict: raise failures instead of keeping them for the notes.
-        cuda: count the device's time as well, by events.
+        cuda: the device's time can be counted as well, see `by_device`.
     """
 
     def __init__(self, strict: bool, *, cuda: bool = False) -> None:
         """See the class."""
-        self._events: list[torch.cuda.Event] | None = [] if cuda else None
+        self._cuda = cuda
+        self._events: list[torch.cuda.Event] | None = None
         self._spent = 0.0
         self._since = 0.0
         self._strict = strict
@@ -94,6 +95,14 @@ class Guard:
         if self._depth:
             self._mark()  # the rest of what is running counts next time
         return Overhead(host, events)
+
+    def by_device(self, wanted: bool) -> None:
+        """Count by the device's clock from now on, where there is one: for steps that give it work worth counting."""
+        if not self._cuda or wanted == (self._events is not None):
+            return
+        self._events = [] if wanted else None
+        if self._depth:
+            self._mark()
 
     def _mark(self) -> None:
         """Note where the device is in its work; nothing waits for it."""

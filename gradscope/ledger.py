@@ -329,13 +329,13 @@ class Ledger:
         return torch.where(now.any(), now, before.norms) if zeroed and now.shape == before.norms.shape else now
 
     def _explain(self, glanced: Tensor) -> Tensor:
+        """The norms as they are; what was changed by hand is entered, on a device when its numbers are on the host."""
         norms, now = torch.stack(two_norms(present_gradients(self._parameters))), glance(self._recurrent)
-        if torch.equal(glanced, now):
+        if self.on_host and torch.equal(glanced, now):
             return norms
-        change = explain(glanced, now, math.hypot(*norms.tolist()))
-        if change is not None:
-            self._rows.append(Rows("clips", _modified(change, len(self._rows), len(self._parameters))))
-            self._seen()
+        later = _glanced_later(glanced, now, norms, len(self._rows), self._seen)
+        row = later.rows(later.values) if self.on_host else later
+        self._rows += [row] if row is not None else []
         return norms
 
     def _seen(self) -> None:
@@ -353,7 +353,7 @@ class Ledger:
             self._reference = None  # else another optimizer's gradients are still to be looked at
         self.scaling.over(optimizer)
         self._steps += 1
-        self._vigilant = self._steps < WATCHED_STEPS or not self.on_host
+        self._vigilant = self._steps < WATCHED_STEPS
         return found, rows
 
 
@@ -366,6 +366,20 @@ def _later(comparison: Comparison, index: int, parameters: int, seen: Callable[[
         return Rows("clips", _modified(change, index, parameters))
 
     return Later(comparison.values, rows)
+
+
+def _glanced_later(glanced: Tensor, now: Tensor, norms: Tensor, index: int, seen: Callable[[], None]) -> Later:
+    sizes = [len(glanced), len(now), len(norms)]
+
+    def rows(values: Tensor) -> Rows | None:
+        before, after, each = values.split(sizes)
+        change = explain(before, after, math.hypot(*each.tolist()))
+        if change is None:
+            return None
+        seen()
+        return Rows("clips", _modified(change, index, len(norms)))
+
+    return Later(torch.cat([glanced, now, norms.to(glanced)]), rows)
 
 
 def _modified(change: Change, index: int, parameters: int) -> dict[str, Any]:

@@ -89,6 +89,7 @@ class Observer:
         self._said: dict[tuple[str, str], int] = {}  # in which step a remark was made that is made once in a run
         self._recording: Recording | None = None
         self._recording = self._begin()
+        self.guard.by_device(self._recording is not None)
 
     @property
     def model(self) -> nn.Module:
@@ -271,6 +272,7 @@ class Observer:
         self._since = ended
         self.step += 1
         self._recording = self._begin()
+        self.guard.by_device(self._recording is not None)
 
     def rows(self) -> list[Rows]:
         """Rows of the step so far; the step goes on."""

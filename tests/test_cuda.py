@@ -15,6 +15,7 @@ import gradscope
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 FAMILIES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}

@@ -44,6 +44,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def test_on_cuda_events_around_our_callbacks_are_what_counts(device: Device) -> None:
     guard = Guard(strict=True, cuda=True)
+    guard.by_device(True)
 
     def work(milliseconds: float) -> None:
         device.now += milliseconds
@@ -59,6 +60,7 @@ def test_on_cuda_events_around_our_callbacks_are_what_counts(device: Device) -> 
 
 def test_a_running_callback_is_split_between_two_steps(device: Device) -> None:
     guard, taken = Guard(strict=True, cuda=True), []
+    guard.by_device(True)
 
     def step() -> None:
         device.now += 40
@@ -68,6 +70,22 @@ def test_a_running_callback_is_split_between_two_steps(device: Device) -> None:
     guard.call(step)
     guard.call(step)
     assert [overhead.seconds() for overhead in taken] == pytest.approx([0.040, 0.045])
+
+
+def test_the_devices_clock_is_asked_only_while_it_is_wanted(device: Device) -> None:
+    guard, taken = Guard(strict=True, cuda=True), []
+
+    def step(wanted: bool) -> None:
+        device.now += 40
+        taken.append(guard.take_overhead())
+        device.now += 5
+        guard.by_device(wanted)
+        device.now += 2
+
+    for wanted in (False, True, True, False, False):
+        guard.call(step, wanted)
+    assert [bool(overhead.events) for overhead in taken] == [False, False, True, True, False]
+    assert [overhead.seconds() for overhead in taken[2:4]] == pytest.approx([0.042, 0.047])
 
 
 def test_on_the_cpu_there_are_no_events() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,9 +101,10 @@ def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch
 def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
     found = {id(tensor): tensor.detach().reshape(-1) for tensor in tensors if tensor.device.type == "cpu"}
     for device in {tensor.device for tensor in tensors} - {torch.device("cpu")}:
-        here = [tensor for tensor in tensors if tensor.device == device]
-        flat = torch.cat([tensor.detach().double().reshape(-1) for tensor in here]).cpu()
-        parts = flat.split([tensor.numel() for tensor in here])
+        here = sorted((tensor for tensor in tensors if tensor.device == device), key=lambda tensor: str(tensor.dtype))
+        kinds = [list(alike) for _, alike in itertools.groupby(here, key=lambda tensor: tensor.dtype)]
+        joined = [torch.cat([tensor.detach().reshape(-1) for tensor in alike]).double() for alike in kinds]
+        parts = torch.cat(joined).cpu().split([tensor.numel() for tensor in here])
         found.update({id(tensor): part for tensor, part in zip(here, parts, strict=True)})
     return found
 

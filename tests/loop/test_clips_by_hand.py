@@ -13,6 +13,8 @@ from loop.loops import Loop, Net, observe, size
 from torch.nn.utils import clip_grad_norm_  # long before any attach
 from torch.optim import SGD
 
+from gradscope.ledger import WATCHED_STEPS, Ledger
+
 # -- by hand
 
 
@@ -204,3 +206,25 @@ def test_gradients_that_are_not_finite_late_in_a_training() -> None:
 
     outcome = observe(train, every=10**9, noted=True)
     assert outcome.clips == [] and outcome.run.frame("steps")["nonfinite"].tolist() == [0] * 40 + [4, 4]
+
+
+@pytest.mark.parametrize("device", [False, True], ids=["host", "device"])
+def test_scaled_by_hand_after_a_long_time(device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few elements of the gradients are looked at by then; on a device the first such step is told a little later."""
+    if device:
+        monkeypatch.setattr(Ledger, "on_host", property(lambda ledger: False))
+
+    def train(loop: Loop) -> None:
+        optimizer = SGD(loop.model.parameters(), 0.1)
+        for step in range(WATCHED_STEPS + 8):
+            loop.backward()
+            if step in (WATCHED_STEPS + 2, WATCHED_STEPS + 5):
+                loop.by_hand(halve)
+            loop.step(optimizer)
+
+    outcome = observe(train)
+    steps = [WATCHED_STEPS + 2, WATCHED_STEPS + 5]
+    expected = [(k, "modified", "scaled", False) for k in steps]
+    assert outcome.rows("clips", "step", "kind", "how", "clipped") == expected
+    assert outcome.run.frame("clips")["coefficient"].tolist() == pytest.approx([0.5] * 2, rel=1e-5)
+    assert outcome.run.frame("clips")["norm_after"].notna().all()
