@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
-from gradscope.attach.kernel_nodes import kernel_nodes, watch_node
+from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes, watch_node
 from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights
 from gradscope.capture.chain import Chain, join_calls
@@ -83,6 +83,8 @@ class Recording:
         following = self.following
         link = following.link(module, call)
         rows = following.rows(call.batch, link)
+        if dropout is not None and dropout.hidden and call.masks is None:
+            dropout = replace(dropout, bits=dropout_bits(call, result[0]))
         taken = snapshot(call, result, self._copies(call), dropout, layout_of(call, rows))
         kept = list(range(call.batch)) if rows is None else rows
         observed = ObservedCall(module, self.counted, call.cell, taken, kept, link, self._weight_gradients(call, taken))

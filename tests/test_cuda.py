@@ -1,17 +1,22 @@
-"""On a GPU: cuDNN's kernels, its hidden dropout, 16 bits with a scaler, and no wait for the device in between."""
+"""On a GPU: cuDNN's kernels and its dropout masks, cells in loops, 16 bits with a scaler, and no wait in between."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import oracles
 import pytest
 import torch
+from chains.hold import CELLS, a_cell, assert_same_tables, data, h_of
+from chains.named import NAMED
+from chains.own_loops import new_state
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 import gradscope
+from gradscope import cells
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,13 +78,80 @@ def test_bit_for_bit() -> None:
     assert all(map(torch.equal, bare, seen))
 
 
-def test_dropout_is_hidden_below_the_top_layer() -> None:
-    model = stack()
-    with attach(model) as scope:
-        loss(model(torch.randn(6, 4, 3, device="cuda"))[0]).backward()
-    gradients = scope.run.frame("timesteps", quantity="grad_h").set_index("layer")["p50"]
-    assert gradients.loc[0].isna().all() and gradients.loc[1].notna().all()
-    assert "split_layers=True" in scope.run.frame("notes", layer=0)["reason"].iloc[0]
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_masks_are_read(family: str, layers: int, bidirectional: bool, packed: bool) -> None:
+    """Every layer is certified against the kernel's outputs, states and the gradients of its weights."""
+    module, x = pair(family, num_layers=layers, bidirectional=bidirectional, dropout=0.5)
+    given: Any = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 4, 4, 1])) if packed else x
+    with attach(module) as scope:
+        output = module(given)[0]
+        loss(output.data if packed else output).backward()
+    run = scope.run
+    assert run.frame("notes").empty, run.frame("notes")["reason"].tolist()
+    assert len(run.frame("layers")) == layers * (1 + bidirectional) and run.frame("layers")["residual"].max() < 1e-9
+    assert run.frame("timesteps", quantity="grad_h")["p50"].notna().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_masks_of_wide_layers(family: str, dtype: torch.dtype) -> None:
+    """Where cuDNN may choose another way to compute, and in 16 bits; batch first."""
+    torch.manual_seed(0)
+    module = FAMILIES[family](32, 128, 3, dropout=0.3, batch_first=True, dtype=dtype).cuda()
+    with attach(module, quantities="core") as scope:
+        module(torch.randn(33, 40, 32, dtype=dtype, device="cuda"))[0].float().square().sum().backward()
+    assert scope.run.frame("notes").empty, scope.run.frame("notes")["reason"].tolist()
+    assert scope.run.frame("timesteps", quantity="grad_h")["p50"].notna().all()
+
+
+def to(value: Any, device: str) -> Any:
+    """Tensors, and tuples of them, elsewhere."""
+    return tuple(to(part, device) for part in value) if isinstance(value, tuple) else value.to(device)
+
+
+def looped(cell: nn.Module, device: str, initial: Any, read: Callable[[Any], Tensor]) -> gradscope.Run:
+    """What is recorded of a cell in a loop of six steps, on that device."""
+    cell, x, state = copy.deepcopy(cell).to(device), data(6, 3, 3).to(device), to(initial, device)
+    seen: list[Tensor] = []
+    with attach(cell) as scope:
+        for x_t in x:
+            returned = cell(x_t, state)
+            state = new_state(cell, returned)
+            seen.append(read(state))
+        loss(torch.stack(seen)).backward()
+    assert scope.run.frame("notes").empty, scope.run.frame("notes")["reason"].tolist()
+    return scope.run
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_as_on_the_host(kind: str) -> None:
+    initial = torch.zeros(3, 4, dtype=torch.float64)
+    cell, state = a_cell(kind, 3, 4), (initial, initial) if kind == "lstm" else initial
+    assert_same_tables(*(looped(cell, device, state, h_of) for device in ("cpu", "cuda")))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_own_cells_as_on_the_host(name: str) -> None:
+    torch.manual_seed(0)
+    cell = NAMED[name][0]()
+    runs = [looped(cell, device, cell.initial(3), cell.read) for device in ("cpu", "cuda")]
+    assert_same_tables(*runs, tables=("timesteps", "reach", "layers"))
+
+
+@pytest.mark.parametrize("cell", [cells.RNNCell, cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell])
+def test_reference_cells_as_on_the_host(cell: Any) -> None:
+    torch.manual_seed(0)
+    model, x = cells.Recurrent(cell, 3, 4, num_layers=2, skip="residual").double(), data(6, 3, 3)
+    runs: list[gradscope.Run] = []
+    for device in ("cpu", "cuda"):
+        mine = copy.deepcopy(model).to(device)
+        with attach(mine) as scope:
+            loss(mine(x.to(device))[0]).backward()
+        runs.append(scope.run)
+    assert_same_tables(*runs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,6 +211,7 @@ def test_nothing_waits_for_the_device(_no_waiting: None) -> None:
     """Neither a step that is not recorded, nor forward and backward of one that is."""
     model = stack()
     optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(6, 4, 3, device="cuda")
+    loss(model(x)[0]).backward()  # cuDNN waits where it makes its generator, once
     with attach(model, every=lambda step: step == 3, quantities="core") as scope:
         for step in range(4):
             optimizer.zero_grad()

@@ -1,7 +1,10 @@
-"""The nodes of autograd's graph in which torch's CPU kernel runs the layers of an LSTM, one for each direction.
+"""The nodes of autograd's graph in which vendors' kernels run recurrences, and what they keep.
 
-Such a node keeps what its own backward pass needs: the gates and the output of every layer. What is read there need not
-be computed again. All of it is private to torch: where anything looks otherwise, there are no nodes.
+On the CPU there is a node for every layer and direction of an LSTM, with what its own backward pass needs: the gates
+and the output of the layer. What is read there need not be computed again. cuDNN has one node for a whole stack, with a
+*reserve* of bytes, at whose end are the dropout masks between the layers, which it gives to nobody. All of it is
+private: where anything looks otherwise, there are no nodes and no masks, and what is read is held against the kernel's
+results before it is believed.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from gradscope.attach.gradients import accumulates
 from gradscope.types import KernelCall
 from gradscope.uncompiled import uncompiled
 
-KERNEL = "MkldnnRnnLayerBackward0"
+KERNEL, CUDNN = "MkldnnRnnLayerBackward0", "CudnnRnnBackward0"
+RESERVE_ALIGNED, RESERVE_TAIL = 32, 256
+"""Bytes: what the mask of a layer in one direction is filled up to, and what comes behind the last (cuDNN 9)."""
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LEAST_STEPS = 8
 """Calls of fewer timesteps are mostly parts of a longer sequence, which is analysed as one."""
 
@@ -55,6 +61,30 @@ def watch_node(
             receive((torch._C._current_autograd_node(), gradients[0]))
 
     return node.register_prehook(hook)
+
+
+def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
+    """What cuDNN keeps of the dropout masks between the layers, a copy: [layers - 1, bytes], a bit for every element.
+
+    A bit is set where the element was kept, the lowest first, in the order of the elements of the layer's output, time
+    first or packed. None where there is no such node.
+    """
+    if output.device.type != "cuda" or output.dtype not in FLOATING or _tensors_are_packed():
+        return None
+    node = output.grad_fn
+    while node is not None and node.name().startswith("Transpose"):  # batch first
+        node = node.next_functions[0][0]
+    reserve = getattr(node, "_saved_result3", None) if node is not None and node.name() == CUDNN else None
+    if not isinstance(reserve, Tensor):
+        return None
+    elements = output.numel() // call.directions
+    block = -(-elements // (8 * RESERVE_ALIGNED)) * RESERVE_ALIGNED * call.directions
+    count = call.num_layers - 1
+    last = reserve.numel() * reserve.element_size() - RESERVE_TAIL
+    if last < count * block:
+        return None
+    kept = reserve.detach().contiguous().view(torch.uint8)[last - count * block : last]
+    return kept.reshape(count, block)[:, : -(-output.numel() // 8)].clone()
 
 
 def _directions(node: Node | None, directions: int) -> list[Node]:

@@ -357,7 +357,7 @@ def consumers(inner: Inner, owner: Hashable) -> list[tuple[Node, int, int | Mark
     """
     parts = {edge_of(x): part for part, x in enumerate(inner.state) if x.requires_grad}
     inputs = {edge_of(x) for x in inner.inputs if x.requires_grad}
-    stack = [edge_of(r)[0] for r in inner.results if r.requires_grad]
+    stack = list(dict.fromkeys(edge_of(r)[0] for r in inner.results if r.requires_grad))  # a fused cell has one node
     seen, found = set(stack), list[tuple[Node, int, "int | Mark"]]()
     while stack:
         node = stack.pop()

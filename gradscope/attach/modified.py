@@ -138,7 +138,7 @@ def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference
 def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     """Look at the gradients again, where they should still be as in `reference`."""
     now = snapshot(parameters, reference.each)
-    values = torch.empty(0)
+    values = torch.empty(0, device="cpu")
     if now.present == reference.present and not _known_identical(reference, now):
         bounds = vector(torch.stack, largest(present_gradients(parameters)))
         values = vector(torch.cat, [reference.norms, now.norms, bounds, reference.sample, now.sample])
@@ -202,7 +202,7 @@ def vector(join: Callable[[list[Tensor]], Tensor], parts: list[Tensor]) -> Tenso
     """The parts as one vector, on the device of the first."""
     if len({part.device for part in parts}) > 1:
         parts = [part.to(parts[0].device, non_blocking=True) for part in parts]
-    return join(parts) if parts else torch.empty(0)
+    return join(parts) if parts else torch.empty(0, device="cpu")
 
 
 def _every(gradient: Tensor, stride: int) -> Tensor:
@@ -239,7 +239,7 @@ def _classify(values: Sequence[Tensor], rtol: float, atol: float) -> Change | No
         factor = (size[1] / size[0]).copysign(sample @ sample_now)
         if close(norms_now, norms * factor.abs()) and close(sample_now, sample * factor):
             return change("scaled", math.nan, coefficient=float(factor))
-        bound = torch.cat([bounds, torch.zeros(1)]).max()
+        bound = torch.cat([bounds, bounds.new_zeros(1)]).max()
         reached = bounds[~torch.isclose(norms_now, norms, rtol, atol)] == bound
         if reached.all() and (norms_now <= norms * (1 + rtol)).all() and close(sample_now, sample.clamp(-bound, bound)):
             return change("clamped", float(bound), coefficient=float(now / before))

@@ -161,6 +161,7 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
         grad_c_n=None,
         dropout=tuple(places.by_time(list(masks)) for masks in zip(*(s.dropout for s in stacks), strict=True)),
         hidden_dropout=any(s.hidden_dropout for s in stacks),
+        dropout_read=any(s.dropout_read for s in stacks),
         tolerance=max(s.tolerance for s in stacks),
         joined=Joined(
             starts=torch.tensor([track.start for track in chain.tracks], device=places.lengths.device),

@@ -33,14 +33,14 @@ class _Steps:
         self.groups = _alike(snapshots)
         self.arguments = [self.rows(group) for group in self.groups]
         counts = [len(s.returned[0]) for s in snapshots]
-        self.group = torch.zeros(sum(counts), dtype=torch.long)
-        self.local = torch.zeros(sum(counts), dtype=torch.long)
+        self.group = torch.zeros(sum(counts), dtype=torch.long, device="cpu")
+        self.local = torch.zeros(sum(counts), dtype=torch.long, device="cpu")
         starts = [sum(counts[:n]) for n in range(len(counts))]
         for number, group in enumerate(self.groups):
             offset = 0
             for call in group:
                 here = slice(starts[call], starts[call] + counts[call])
-                self.group[here], self.local[here] = number, torch.arange(offset, offset + counts[call])
+                self.group[here], self.local[here] = number, torch.arange(offset, offset + counts[call], device="cpu")
                 offset += counts[call]
 
     def rows(self, numbers: Sequence[int]) -> list[Tensor]:
@@ -214,7 +214,7 @@ def _gates(steps: _Steps, kind: torch.dtype) -> dict[str, tuple[Tensor, GateKind
         for name, value in values.items():
             if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != sum(counts):
                 raise ValueError(f"{name!r} has to be a tensor [B, H]")
-            parts = rows.setdefault(name, [torch.empty(0)] * len(steps.snapshots))
+            parts = rows.setdefault(name, [torch.empty(0, device="cpu")] * len(steps.snapshots))
             for number, part in zip(group, value.detach().flatten(1).split(counts), strict=True):
                 parts[number] = part.unsqueeze(0).to(kind)
     kinds = steps.cell.spec.kinds
@@ -230,7 +230,7 @@ def _transition(steps: _Steps, kind: torch.dtype) -> Tensor | None:
         raise ValueError(f"a state of one tensor has a transition; this one has {len(first.parts)}")
     pairs = first.complex[first.parts[0]]
     shape = first.returned[0].shape[1 : -1 if pairs else None]
-    parts: list[Tensor] = [torch.empty(0)] * len(steps.snapshots)
+    parts: list[Tensor] = [torch.empty(0, device="cpu")] * len(steps.snapshots)
     for group, value in steps.each(steps.cell.transition):
         counts = [len(steps.snapshots[n].returned[0]) for n in group]
         wide = value.detach().to(kind.to_complex() if pairs or value.is_complex() else kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,30 +18,34 @@ TENSOR_CORES = 5e-3  # which cuDNN's recurrences use by default: TF32, float32 w
 
 @dataclass(frozen=True, slots=True)
 class Dropout:
-    """Dropout between the layers, to be drawn again.
+    """Dropout between the layers, to be drawn again, or read.
 
     Attributes:
         probability: of a zero.
         generator_state: of the CPU generator as the kernel found it; None where the kernel drew elsewhere.
         shape: of what it was applied to, the whole batch.
         drawn: the factors of the analysed sequences, where they were seen.
+        bits: what the kernel has kept of them, for the whole batch: [layers - 1, bytes], the lowest bit first.
     """
 
     probability: float
     generator_state: Tensor | None
     shape: tuple[int, ...]
     drawn: tuple[Tensor, ...] = ()
+    bits: Tensor | None = None
 
     @property
     def hidden(self) -> bool:
         """Whether the factors cannot be known."""
-        return self.generator_state is None and not self.drawn
+        return self.generator_state is None and not self.drawn and self.bits is None
 
     def masks(self, count: int, layout: Layout, like: Tensor) -> tuple[Tensor, ...]:
         """The factors on the inputs of layers 1, 2, ..., [T, n, .] each.
 
         Drawn as `torch.dropout` draws them, from a generator of our own: the user's stream is not touched.
         """
+        if self.bits is not None:
+            return _selected(self._read(self.bits, like.dtype), layout)
         if self.generator_state is None:
             return self.drawn
         generator = torch.Generator("cpu")
@@ -52,6 +57,11 @@ class Dropout:
             blank = (torch.empty(self.shape, dtype=like.dtype, device="cpu") for _ in range(count))
             masks = [noise.bernoulli_(keep, generator=generator).div_(keep) for noise in blank]
         return _selected(masks, layout)
+
+    def _read(self, bits: Tensor, kind: torch.dtype) -> list[Tensor]:
+        places, count = torch.arange(8, dtype=torch.uint8, device=bits.device), math.prod(self.shape)
+        flat = (bits.unsqueeze(-1) >> places & 1).flatten(1)[:, :count]
+        return [mask.view(self.shape).to(kind).div_(1 - self.probability or 1) for mask in flat]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,7 @@ class Snapshot:
             grad_c_n=None if not cell or grad_final[1] is None else unscaled(grad_final[1], self.final[1]),
             dropout=tuple(cast(mask) for mask in masks),
             hidden_dropout=self.dropout is not None and self.dropout.hidden,
+            dropout_read=self.dropout is not None and self.dropout.bits is not None,
             tolerance=tolerance(self.precision, self.input.device),
             kept=tuple(k if k.grad_output is None else replace(k, grad_output=k.grad_output / factor) for k in kept),
         )

@@ -47,6 +47,8 @@ def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[An
         if below:
             gradient = torch.stack(below).sum(0)
             gradient = gradient * stack.dropout[index - 1] if stack.dropout else gradient
+    if stack.dropout_read and not bool((torch.stack([a.residual for a in found]) <= stack.tolerance).all()):
+        found = [replace(a, reason=HIDDEN_DROPOUT) for a in found]
     return sorted(found, key=lambda analysis: (analysis.layer, analysis.direction))
 
 

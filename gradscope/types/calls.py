@@ -158,6 +158,7 @@ class Stack:
         grad_c_n: direct loss gradient of `c_n` for an LSTM; None where none entered.
         dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each; empty without dropout.
         hidden_dropout: the kernel applied a dropout mask that cannot be recovered.
+        dropout_read: the masks were read where the kernel keeps them, and are to be believed if the layers confirm it.
         tolerance: largest relative difference that the kernel's arithmetic explains.
         joined: what only a chain of calls has; None for a single call of a fused layer.
         kept: what the kernel kept of each layer and direction, S of them; empty where that is not known.
@@ -178,6 +179,7 @@ class Stack:
     grad_c_n: Tensor | None
     dropout: tuple[Tensor, ...] = ()
     hidden_dropout: bool = False
+    dropout_read: bool = False
     tolerance: float = 1e-4
     joined: Joined | None = None
     kept: tuple[Kept, ...] = ()

@@ -155,3 +155,31 @@ def test_a_gradient_that_vanishes_in_float32(kind, loss):
     grad_h = run.frame("timesteps", quantity="grad_h").set_index("t")["p50"]
     if loss == "last":
         assert grad_h[0] < 2.0**-20 * grad_h[time - 1]
+
+
+class OneNode(torch.autograd.Function):
+    """Both results of an LSTM's step from one node of the graph, as torch's kernel for GPUs has them."""
+
+    @staticmethod
+    def forward(ctx, gates, c):
+        i, f, g, o = gates.chunk(4, 1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        new = f * c + i * g
+        ctx.save_for_backward(i, f, g, o, c, new)
+        return o * new.tanh(), new
+
+    @staticmethod
+    def backward(ctx, grad_h, grad_c):
+        i, f, g, o, c, new = ctx.saved_tensors
+        total = grad_c + grad_h * o * (1 - new.tanh() ** 2)
+        parts = total * g * i * (1 - i), total * c * f * (1 - f), total * i * (1 - g * g)
+        return torch.cat([*parts, grad_h * new.tanh() * o * (1 - o)], 1), total * f
+
+
+@pytest.mark.parametrize("loss", ["last", "all", "c_and_h"])
+def test_both_results_from_one_node(loss, monkeypatch):
+    def fused(x, state, w_ih, w_hh, b_ih, b_hh):
+        return OneNode.apply(x @ w_ih.T + state[0] @ w_hh.T + b_ih + b_hh, state[1])
+
+    monkeypatch.setattr(torch._VF, "lstm_cell", fused)
+    hold(a_cell("lstm"), loop_of(loss), [straight(TIME, BATCH)])
