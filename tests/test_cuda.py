@@ -39,7 +39,8 @@ def pair(family: str, **options: Any) -> tuple[nn.RNNBase, Tensor]:
 
 
 def loss(output: Tensor, *_: Any) -> Tensor:
-    return (output * torch.linspace(0.5, 2.0, output.numel()).to(output).view_as(output)).square().sum()
+    weights = torch.linspace(0.5, 2.0, output.numel(), dtype=output.dtype, device=output.device)
+    return (output * weights.view_as(output)).square().sum()
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -95,6 +96,7 @@ def test_dropout_masks_are_read(family: str, layers: int, bidirectional: bool, p
     assert run.frame("timesteps", quantity="grad_h")["p50"].notna().all()
 
 
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part")  # torch never lays those in bfloat16 out
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_masks_of_wide_layers(family: str, dtype: torch.dtype) -> None:
@@ -130,7 +132,7 @@ def looped(cell: nn.Module, device: str, initial: Any, read: Callable[[Any], Ten
 def test_cells_as_on_the_host(kind: str) -> None:
     initial = torch.zeros(3, 4, dtype=torch.float64)
     cell, state = a_cell(kind, 3, 4), (initial, initial) if kind == "lstm" else initial
-    assert_same_tables(*(looped(cell, device, state, h_of) for device in ("cpu", "cuda")))
+    assert_same_tables(*(looped(cell, device, state, h_of) for device in ("cpu", "cuda")), tables=oracles.ROWS)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -151,7 +153,7 @@ def test_reference_cells_as_on_the_host(cell: Any) -> None:
         with attach(mine) as scope:
             loss(mine(x.to(device))[0]).backward()
         runs.append(scope.run)
-    assert_same_tables(*runs)
+    assert_same_tables(*runs, tables=oracles.ROWS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -77,6 +77,7 @@ def fresh(value: Any) -> Any:
 def play(module: nn.RNNBase, arguments: list[Any], scoped: bool) -> tuple[list[Tensor], Any]:
     """One forward and backward on copies; all that can be seen of it, and the run."""
     module, arguments, scope = copy.deepcopy(module), [fresh(argument) for argument in arguments], nullcontext()
+    module.flatten_parameters()  # copies are not, and cuDNN would complain
     if scoped:
         scope = gradscope.attach(module, quantities="full", every=1, max_sequences=None, strict=True)
     with scope:
