@@ -23,7 +23,7 @@ from gradscope.uncompiled import uncompiled
 
 KERNEL, CUDNN = "MkldnnRnnLayerBackward0", "CudnnRnnBackward0"
 RESERVE_ALIGNED, RESERVE_TAIL = 32, 256
-"""Bytes: what the mask of a layer in one direction is filled up to, and what comes behind the last (cuDNN 9)."""
+"""Bytes: what a mask is filled up to, and what comes behind the last (cuDNN 9)."""
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LEAST_STEPS = 8
 """Calls of fewer timesteps are mostly parts of a longer sequence, which is analysed as one."""
@@ -64,10 +64,11 @@ def watch_node(
 
 
 def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
-    """What cuDNN keeps of the dropout masks between the layers, a copy: [layers - 1, bytes], a bit for every element.
+    """What cuDNN keeps of the dropout masks between the layers, a copy: [masks, bytes], a bit for every element.
 
-    A bit is set where the element was kept, the lowest first, in the order of the elements of the layer's output, time
-    first or packed. None where there is no such node.
+    Each direction of a layer has a mask of its own on all that the layer below gives it, forward before reverse. A bit
+    is set where the element was kept, the lowest first, in the order of the elements of that output, time first or
+    packed. None where there is no such node.
     """
     if output.device.type != "cuda" or output.dtype not in FLOATING or _tensors_are_packed():
         return None
@@ -77,14 +78,13 @@ def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
     reserve = getattr(node, "_saved_result3", None) if node is not None and node.name() == CUDNN else None
     if not isinstance(reserve, Tensor):
         return None
-    elements = output.numel() // call.directions
-    block = -(-elements // (8 * RESERVE_ALIGNED)) * RESERVE_ALIGNED * call.directions
-    count = call.num_layers - 1
+    count, length = (call.num_layers - 1) * call.directions, -(-output.numel() // 8)
+    block = -(-length // RESERVE_ALIGNED) * RESERVE_ALIGNED
     last = reserve.numel() * reserve.element_size() - RESERVE_TAIL
     if last < count * block:
         return None
     kept = reserve.detach().contiguous().view(torch.uint8)[last - count * block : last]
-    return kept.reshape(count, block)[:, : -(-output.numel() // 8)].clone()
+    return kept.reshape(count, block)[:, :length].clone()
 
 
 def _directions(node: Node | None, directions: int) -> list[Node]:

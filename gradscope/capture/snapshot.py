@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ class Dropout:
         generator_state: of the CPU generator as the kernel found it; None where the kernel drew elsewhere.
         shape: of what it was applied to, the whole batch.
         drawn: the factors of the analysed sequences, where they were seen.
-        bits: what the kernel has kept of them, for the whole batch: [layers - 1, bytes], the lowest bit first.
+        bits: what the kernel has kept of them, for the whole batch: [masks, bytes], the lowest bit first.
     """
 
     probability: float
@@ -40,7 +41,7 @@ class Dropout:
         return self.generator_state is None and not self.drawn and self.bits is None
 
     def masks(self, count: int, layout: Layout, like: Tensor) -> tuple[Tensor, ...]:
-        """The factors on the inputs of layers 1, 2, ..., [T, n, .] each.
+        """The factors on the inputs of layers 1, 2, ..., [T, n, .] each; see `Stack`.
 
         Drawn as `torch.dropout` draws them, from a generator of our own: the user's stream is not touched.
         """
@@ -61,7 +62,8 @@ class Dropout:
     def _read(self, bits: Tensor, kind: torch.dtype) -> list[Tensor]:
         places, count = torch.arange(8, dtype=torch.uint8, device=bits.device), math.prod(self.shape)
         flat = (bits.unsqueeze(-1) >> places & 1).flatten(1)[:, :count]
-        return [mask.view(self.shape).to(kind).div_(1 - self.probability or 1) for mask in flat]
+        keep = 1 - struct.unpack("f", struct.pack("f", self.probability))[0]  # cuDNN is given it in single precision
+        return [mask.view(self.shape).to(kind).div_(keep or 1) for mask in flat]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,9 @@ def find_origins(stack: Stack) -> list[Found]:
     The backward pass is looked at only where the forward pass was finite throughout.
     """
     family = FAMILIES[stack.family]
-    inputs, outputs = run_layers(family, stack)
+    outputs = run_layers(family, stack)
     places = places_of(stack)
-    traces = [family.replay(layer_at(place, inputs[place.layer], outputs[place.layer])) for place in places]
+    traces = [family.replay(layer_at(place, outputs)) for place in places]
     found: list[Found] = [
         (place.layer, place.direction, origin)
         for place, trace in zip(places, traces, strict=True)
@@ -86,10 +86,8 @@ def _backward(family: Family, stack: Stack, places: Sequence[Place], traces: Seq
             if origin is not None:
                 found.append((index, place.direction, origin))
             inner = family.input_cotangents(piece, total, gates)
-            below.append(place.turn(inner.flatten(-2) @ trace.layer.weights.ih))
-        if index:
-            gradient = torch.stack(below).sum(0)
-            gradient = gradient * stack.dropout[index - 1] if stack.dropout else gradient
+            below.append(place.dropped(place.turn(inner.flatten(-2) @ trace.layer.weights.ih)))
+        gradient = torch.stack(below).sum(0)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,18 @@ class Place:
         """Input order <-> recurrence order, [T, B, ...]: each sequence's valid part reversed for `reverse`."""
         return flip(x, self.stack.lengths) if self.reverse else x
 
+    def given(self, outputs: Sequence[Tensor]) -> Tensor:
+        """What it was given, [T, B, .], where these are the outputs of the layers below."""
+        return self.dropped(outputs[self.layer - 1]) if self.layer else self.stack.input
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """What dropout leaves of what the layer below gives it, or of a gradient on its way there."""
+        masks, below = self.stack.dropout, self.layer - 1
+        if not masks or below < 0:
+            return x
+        each = len(masks) * self.stack.directions // (len(self.stack.weights) - self.stack.directions)
+        return x * masks[below * each + (self.reverse if each > 1 else 0)]
+
     def start(self) -> tuple[Tensor, Tensor | None]:
         """h_0, [B, P], and c_0, [B, H], of an LSTM."""
         c_0 = self.stack.c_0
@@ -70,29 +83,27 @@ def flip(x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(0, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
-def run_layers(family: Family, stack: Stack) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs of every layer, [T, B, .]: the lower ones run again, the top one as the kernel gave it."""
+def run_layers(family: Family, stack: Stack) -> list[Tensor]:
+    """Outputs of every layer, [T, B, .]: the lower ones run again, the top one as the kernel gave it."""
     valid = torch.arange(stack.input.shape[0], device=stack.lengths.device).unsqueeze(1) < stack.lengths
-    inputs, outputs = [stack.input], list[Tensor]()
+    outputs: list[Tensor] = []
     for index in range(len(stack.weights) // stack.directions - 1):
         parts: list[Tensor] = []
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
-            parts.append(place.turn(family.run(place.weights, place.turn(inputs[index]), *place.start())))
-        output = torch.cat(parts, -1).masked_fill(~valid.unsqueeze(-1), 0)
-        outputs.append(output)
-        inputs.append(output * stack.dropout[index] if stack.dropout else output)
-    return inputs, [*outputs, stack.output]
+            parts.append(place.turn(family.run(place.weights, place.turn(place.given(outputs)), *place.start())))
+        outputs.append(torch.cat(parts, -1).masked_fill(~valid.unsqueeze(-1), 0))
+    return [*outputs, stack.output]
 
 
-def layer_at(place: Place, x: Tensor, output: Tensor) -> Layer:
+def layer_at(place: Place, outputs: Sequence[Tensor]) -> Layer:
     """What is known of one layer in one direction, in the order of the recurrence.
 
     Args:
         place: which.
-        x: what the layer was given, [T, B, .].
-        output: what it made of it, both directions, [T, B, directions * P].
+        outputs: of every layer, both directions, [T, B, directions * P] each.
     """
+    x, output = place.given(outputs), outputs[place.layer]
     given, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
     return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), given, links)
 

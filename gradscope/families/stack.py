@@ -31,22 +31,21 @@ def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[An
     """
     family = FAMILIES[stack.family]
     layers = len(stack.weights) // stack.directions
-    inputs, outputs = run_layers(family, stack)
+    outputs = run_layers(family, stack)
     found: list[Analysis] = []
     gradient = stack.grad_output
     for index in range(layers - 1, -1, -1):
         below: list[Tensor] = []
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
-            layer = layer_at(place, inputs[index], outputs[index])
+            layer = layer_at(place, outputs)
             entering = entering_at(place, gradient[..., place.columns])
             measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch)
             found.append(analysis_at(family, place, measured, full))
             if measured.grad_input is not None:
-                below.append(place.turn(measured.grad_input))
+                below.append(place.dropped(place.turn(measured.grad_input)))
         if below:
             gradient = torch.stack(below).sum(0)
-            gradient = gradient * stack.dropout[index - 1] if stack.dropout else gradient
     if stack.dropout_read and not bool((torch.stack([a.residual for a in found]) <= stack.tolerance).all()):
         found = [replace(a, reason=HIDDEN_DROPOUT) for a in found]
     return sorted(found, key=lambda analysis: (analysis.layer, analysis.direction))

@@ -156,7 +156,8 @@ class Stack:
         grad_output: direct loss gradient of `output`, zeros where none entered.
         grad_h_n: direct loss gradient of `h_n`.
         grad_c_n: direct loss gradient of `c_n` for an LSTM; None where none entered.
-        dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each; empty without dropout.
+        dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each, one for both directions or one
+            for each, forward before reverse; empty without dropout.
         hidden_dropout: the kernel applied a dropout mask that cannot be recovered.
         dropout_read: the masks were read where the kernel keeps them, and are to be believed if the layers confirm it.
         tolerance: largest relative difference that the kernel's arithmetic explains.
