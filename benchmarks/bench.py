@@ -11,7 +11,8 @@ after round; medians of the ratios of each round, with their range. Absolute tim
     python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well, where each
                                                           kind of device has a part of its own
 
-Run it on a machine that does nothing else: the load is printed before and after.
+Run it on a machine that does nothing else: the load is printed before and after. Interrupted with Ctrl-C, it tells
+what it has measured by then.
 
 workloads  lstm-256, lstm-128, bilstm, gru-256, rnn-784
 sections   default    attach(model, logdir) over a long run, in alternating slices with the bare training
@@ -88,6 +89,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and short runs, to see that it works")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.parent.name}/{PAGE.name} as well")
+    parser.add_argument("--share", type=float, default=1.0, help="of the usual time: less of it, and wider ranges")
     parser.add_argument("--threads", type=int, help="torch threads (default: 2, and 1 with --quick)")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="S")
@@ -106,7 +108,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def measure(chosen: argparse.Namespace) -> Iterator[Table]:
     """The sections, workload by workload."""
-    budget = QUICK if chosen.quick else Budget()
+    budget = QUICK if chosen.quick else Budget().times(chosen.share)
     workloads = [replace(WORKLOADS[key], device=chosen.device) for key in chosen.workloads]
     workloads = [workload.smaller() for workload in workloads] if chosen.quick else workloads
     for workload in workloads:
@@ -115,7 +117,7 @@ def measure(chosen: argparse.Namespace) -> Iterator[Table]:
                 say(f"measuring {name}: {workload.title}")
                 yield PER_WORKLOAD[name](workload, budget)
     for name in ONCE:
-        if name in chosen.sections:
+        if name in chosen.sections and (name != "start" or chosen.device == "cpu"):
             say(f"measuring {name}")
             yield ONCE[name](budget, chosen.device)
     if "memory" in chosen.sections:
@@ -164,7 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         header["subnormal"] = "taken as 0 (torch.set_flush_denormal)"
     if chosen.quick:
         header["quick"] = "small sizes, short runs: these figures say nothing about cost"
-    found = list(measure(chosen))
+    found: list[Table] = []
+    try:
+        found.extend(measure(chosen))
+    except KeyboardInterrupt:
+        header["stopped"] = "before the end: what had been measured by then"
     found.append(missed(found))
     header["took"] = f"{time.perf_counter() - began:.0f} s"
     if before is not None:

@@ -110,10 +110,15 @@ def spawn(workload: Workload, quantities: str, small: bool) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def _here(workload: Workload, quantities: str, small: bool) -> dict[str, int]:
+    return child(workload.smaller() if small else workload, quantities)
+
+
 def measure_memory(workload: Workload, *, small: bool = False, quantities: str = "core", repeats: int = 2) -> Peak:
     """Compare a recorded step with a bare one."""
     key = replace(WORKLOADS[workload.key], device=workload.device)
-    runs = [(spawn(key, BARE, small), spawn(key, quantities, small)) for _ in range(repeats)]
+    in_its_own_process = spawn if workload.device == "cpu" else _here  # torch counts what it allocates on a GPU
+    runs = [tuple(in_its_own_process(key, what, small) for what in (BARE, quantities)) for _ in range(repeats)]
     copy = copy_of_gates(workload)
 
     def whole(seen: dict[str, int]) -> int:

@@ -40,21 +40,16 @@ def timed_steps(step: int) -> bool:
 
 def recorded_steps(workload: Workload, loss: str, seconds: float, idle: Ratio) -> dict[str, Ratio]:
     """Every step recorded, measured; one in 16 or 64 recorded, composed of that and `idle`."""
-    measured = ratios(
-        [
-            Variant("bare", Training(workload, loss)),
-            variant("core", workload, loss, every=timed_steps),
-            variant("full", workload, loss, every=timed_steps, quantities="full"),
-        ],
-        seconds,
-    )
-    return {
-        "core, every=1": measured["core"],
-        "core, every=16, composed": composed(measured["core"], idle, 16),
-        "core, every=64, composed": composed(measured["core"], idle, 64),
-        "full, every=1": measured["full"],
-        "full, every=64, composed": composed(measured["full"], idle, 64),
-    }
+    variants = [Variant("bare", Training(workload, loss)), variant("core", workload, loss, every=timed_steps)]
+    if workload.device == "cpu":  # on a GPU a step of it takes seconds
+        variants.append(variant("full", workload, loss, every=timed_steps, quantities="full"))
+    measured = ratios(variants, seconds)
+    found: dict[str, Ratio] = {}
+    for name, intervals in (("core", (1, 16, 64)), ("full", (1, 64))):
+        for interval in intervals if name in measured else ():
+            title = f"{name}, every={interval}" + (", composed" if interval > 1 else "")
+            found[title] = measured[name] if interval == 1 else composed(measured[name], idle, interval)
+    return found
 
 
 def idle_steps(workload: Workload, loss: str, seconds: float) -> Ratio:
