@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,15 @@ RECENT = 4
 Finals = deque[tuple[Tensor, ...]]
 
 
+class Asked(NamedTuple):
+    """Whether a state is one of those that earlier calls have returned: then the reason is to be told of the module."""
+
+    module: str
+    reason: str
+    state: Sequence[Tensor]
+    finals: list[tuple[Tensor, ...]]
+
+
 @dataclass(slots=True)
 class Following:
     """Follows the states from call to call within one step.
@@ -59,6 +69,7 @@ class Following:
         remarks: module and reason of what could not be followed.
         recent: by module, the states that its last calls have returned.
         before: the same of the step before.
+        asked: states without a graph with which something begins: are they known? Told when the device is waited for.
         unsettled: calls of cells of which it is not known yet what in their results is the state.
         owner: tells the marks of this step from others'.
     """
@@ -67,6 +78,7 @@ class Following:
     remarks: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
     recent: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
     before: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
+    asked: list[Asked] = field(default_factory=list["Asked"])
     unsettled: dict[str, deque[ObservedCall]] = field(default_factory=dict["str", "deque[ObservedCall]"])
     owner: int = field(default_factory=OWNERS.__next__)
 
@@ -102,11 +114,20 @@ class Following:
         self.recent.setdefault(module, deque(maxlen=RECENT)).append(final)
 
     def begins(self, module: str, state: tuple[Tensor, ...]) -> None:
-        """A chain begins with a state without a graph: say so if it is an earlier result, detached."""
+        """A chain begins with a state without a graph: `tell` says so if it is an earlier result, detached."""
         for reason, known in ((DETACHED, self.recent), (CARRIED, self.before)):
-            if came_back(state, known.get(module, ())):
-                self.remarks[module, reason] = None
-                return
+            if module in known:
+                self.asked.append(Asked(module, reason, state, list(known[module])))
+
+    def tell(self) -> list[tuple[str, str]]:
+        """Module and reason of everything that is to be remarked upon; the device is waited for."""
+        said: set[int] = set()
+        for asked in self.asked:
+            if id(asked.state) not in said and came_back(asked.state, asked.finals):
+                said.add(id(asked.state))
+                self.remarks[asked.module, asked.reason] = None
+        self.asked.clear()
+        return list(self.remarks)
 
     def _continues(self, link: Link, call: KernelCall) -> bool:
         """Whether a fused call goes on from states as they were: what is run again as one call allows no change."""

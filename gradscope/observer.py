@@ -21,7 +21,7 @@ from gradscope.capture.layout import choose_sequences
 from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
-from gradscope.following import CARRIED, ONCE, Finals, came_back
+from gradscope.following import CARRIED, ONCE, Asked, Finals
 from gradscope.guard import Guard, guarded
 from gradscope.ledger import Ledger
 from gradscope.quantities import keep, needs_full
@@ -85,7 +85,7 @@ class Observer:
         self._calls = Calls(layers, sequences)
         self.step = settings.first_step
         self._awaited: dict[str, Finals] = {}  # what a recorded step returned, until the next step's first calls
-        self._carried: set[str] = set()  # modules that went on from it, in a step that was not recorded
+        self._asked: list[Asked] = []  # what modules went on from, in steps that were not recorded
         self._said: dict[tuple[str, str], int] = {}  # in which step a remark was made that is made once in a run
         self._recording: Recording | None = None
         self._recording = self._begin()
@@ -178,8 +178,7 @@ class Observer:
         chosen = choose_sequences(state[0].shape[rows], self._settings.limit)
         columns = slice(None) if chosen is None else torch.tensor(chosen, device=state[0].device)
         parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in state]
-        if came_back([part[:, columns] for part in parts], finals):
-            self._carried.add(name)
+        self._asked.append(Asked(name, CARRIED, [part[:, columns].clone() for part in parts], list(finals)))
 
     @guarded
     def after_call(self, token: list[Any], result: Any) -> None:
@@ -307,7 +306,7 @@ class Observer:
 
     def _remarks(self) -> list[Rows]:
         """Notes on what could not be followed between calls."""
-        remarks = [] if self._recording is None else list(self._recording.following.remarks)
+        remarks = [] if self._recording is None else self._recording.following.tell()
         once = [r for r in remarks if any(part in r[1] for part in ONCE)]
         remarks = [r for r in remarks if r not in once or self._said.setdefault(r, self.step) == self.step]
         key = {"layer": -1, "direction": "", "chain": -1}
@@ -344,8 +343,7 @@ class Observer:
         recording = Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
         if last is not None:
             recording.following.before = last.following.recent
-        recording.following.remarks.update({(name, CARRIED): None for name in self._carried})
-        self._carried.clear()
+        recording.following.asked, self._asked = self._asked, []
         return recording
 
     @uncompiled
