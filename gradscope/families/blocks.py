@@ -115,8 +115,9 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iteratio
 
 
 def _ordered(values: Tensor) -> Tensor:
-    """By descending modulus."""
-    return values[values.abs().argsort(descending=True)]
+    """By descending modulus; of a pair of conjugates the one above the real axis first, whoever computed them."""
+    values = values[values.imag.argsort(descending=True, stable=True)]
+    return values[values.abs().argsort(descending=True, stable=True)]
 
 
 def _unknown(blocks: Tensor, eigenvalues: bool) -> Block:
