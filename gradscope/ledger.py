@@ -379,7 +379,7 @@ def _glanced_later(glanced: Tensor, now: Tensor, norms: Tensor, index: int, seen
         seen()
         return Rows("clips", _modified(change, index, len(norms)))
 
-    return Later(torch.cat([glanced, now, norms.to(glanced)]), rows)
+    return Later(torch.cat([glanced.to(norms), now.to(norms), norms]), rows)
 
 
 def _modified(change: Change, index: int, parameters: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Dropout:
         Drawn as `torch.dropout` draws them, from a generator of our own: the user's stream is not touched.
         """
         if self.bits is not None:
-            return _selected(self._read(self.bits, like.dtype), layout)
+            return _selected(self._read(self.bits, torch.promote_types(like.dtype, torch.float32)), layout)
         if self.generator_state is None:
             return self.drawn
         generator = torch.Generator("cpu")
