@@ -87,8 +87,8 @@ def attach(
         positions: pattern over qualified names -> time dimension, 0 or 1, of the output of any other module that turns
             a sequence into a sequence: `grad_h` is recorded at its positions, and `reach` from there to its input.
         split_layers: run a stack of layers layer by layer on a device whose kernel draws its own dropout; needed where
-            a note says that the mask is hidden (cuDNN 9's is read). The training is then not the same as without the scope, for it draws other random
-            numbers: a warning and a note say so.
+            a note says that the mask is hidden (cuDNN 9's is read). The training is then not the same as without the
+            scope, for it draws other random numbers: a warning and a note say so.
         strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
             goes on.
 
