@@ -88,6 +88,8 @@ def steps_section(workload: Workload, budget: Budget) -> Table:
             said += f"; every: {verdicts['every']}"
         cells = [spread(by_loss[loss]) if loss in by_loss else NOT_MEASURED for loss in ("last", "every")]
         table.rows.append((name, *cells, "" if wanted is None else f"{wanted:g}", said))
+    if workload.device != "cpu":
+        return table
     slower = bare_by_loss(workload)
     table.notes.append(
         f"A bare step with the loss on the last step takes {slower.median:.2f} times as long as one with the loss on "
