@@ -50,12 +50,11 @@ Finals = deque[tuple[Tensor, ...]]
 
 
 class Asked(NamedTuple):
-    """Whether a state is one of those that earlier calls have returned: then the reason is to be told of the module."""
+    """Whether a state is one of those that earlier calls have returned: the first reason of those is to be told."""
 
     module: str
-    reason: str
     state: Sequence[Tensor]
-    finals: list[tuple[Tensor, ...]]
+    known: list[tuple[str, list[tuple[Tensor, ...]]]]
 
 
 @dataclass(slots=True)
@@ -115,17 +114,17 @@ class Following:
 
     def begins(self, module: str, state: tuple[Tensor, ...]) -> None:
         """A chain begins with a state without a graph: `tell` says so if it is an earlier result, detached."""
-        for reason, known in ((DETACHED, self.recent), (CARRIED, self.before)):
-            if module in known:
-                self.asked.append(Asked(module, reason, state, list(known[module])))
+        earlier = (DETACHED, self.recent), (CARRIED, self.before)
+        known = [(reason, list(finals[module])) for reason, finals in earlier if module in finals]
+        if known:
+            self.asked.append(Asked(module, state, known))
 
     def tell(self) -> list[tuple[str, str]]:
         """Module and reason of everything that is to be remarked upon; the device is waited for."""
-        said: set[int] = set()
-        for asked in self.asked:
-            if id(asked.state) not in said and came_back(asked.state, asked.finals):
-                said.add(id(asked.state))
-                self.remarks[asked.module, asked.reason] = None
+        for module, state, known in self.asked:
+            reason = next((reason for reason, finals in known if came_back(state, finals)), None)
+            if reason is not None:
+                self.remarks[module, reason] = None
         self.asked.clear()
         return list(self.remarks)
 

@@ -19,7 +19,6 @@ from gradscope.attach.clipping import CLIPPING, Clip
 from gradscope.attach.gradients import after_backward, watch_parameter
 from gradscope.attach.modified import (
     Change,
-    Comparison,
     Reference,
     compare,
     explain,
@@ -321,10 +320,12 @@ class Ledger:
         before = self._reference.only(chosen)
         comparison = compare(before, parameters)
         if not comparison.known_unchanged:
-            later = _later(comparison, len(self._rows), len(parameters), self._seen, zeroed)
-            on_host = comparison.values.device.type == "cpu"
-            row = later.rows(later.values) if on_host else later
-            self._rows += [row] if row is not None else []
+
+            def read(values: Tensor) -> Change | None:
+                change = comparison.read(values)
+                return None if change is not None and zeroed and change.norm_after == 0 else change
+
+            self._enter(comparison.values, read, len(parameters), now=comparison.values.device.type == "cpu")
         now = comparison.now.norms
         return torch.where(now.any(), now, before.norms) if zeroed and now.shape == before.norms.shape else now
 
@@ -333,10 +334,29 @@ class Ledger:
         norms, now = torch.stack(two_norms(present_gradients(self._parameters))), glance(self._recurrent)
         if self.on_host and torch.equal(glanced, now):
             return norms
-        later = _glanced_later(glanced, now, norms, len(self._rows), self._seen)
-        row = later.rows(later.values) if self.on_host else later
-        self._rows += [row] if row is not None else []
+        sizes = [len(glanced), len(now), len(norms)]
+
+        def read(values: Tensor) -> Change | None:
+            before, after, each = values.split(sizes)
+            return explain(before, after, math.hypot(*each.tolist()))
+
+        values = torch.cat([glanced.to(norms), now.to(norms), norms])
+        self._enter(values, read, len(self._parameters), now=self.on_host)
         return norms
+
+    def _enter(self, values: Tensor, read: Callable[[Tensor], Change | None], parameters: int, *, now: bool) -> None:
+        """Enter what `read` says was changed by hand, now or when its numbers are on the host."""
+        index, seen = len(self._rows), self._seen
+
+        def rows(values: Tensor) -> Rows | None:
+            change = read(values)
+            if change is None:
+                return None
+            seen()
+            return Rows("clips", _modified(change, index, parameters))
+
+        row = rows(values) if now else Later(values, rows)
+        self._rows += [row] if row is not None else []
 
     def _seen(self) -> None:
         """Gradients are changed by hand: from now on all of them are compared in every step."""
@@ -355,31 +375,6 @@ class Ledger:
         self._steps += 1
         self._vigilant = self._steps < WATCHED_STEPS
         return found, rows
-
-
-def _later(comparison: Comparison, index: int, parameters: int, seen: Callable[[], None], zeroed: bool) -> Later:
-    def rows(values: Tensor) -> Rows | None:
-        change = comparison.read(values)
-        if change is None or (zeroed and change.norm_after == 0):
-            return None
-        seen()
-        return Rows("clips", _modified(change, index, parameters))
-
-    return Later(comparison.values, rows)
-
-
-def _glanced_later(glanced: Tensor, now: Tensor, norms: Tensor, index: int, seen: Callable[[], None]) -> Later:
-    sizes = [len(glanced), len(now), len(norms)]
-
-    def rows(values: Tensor) -> Rows | None:
-        before, after, each = values.split(sizes)
-        change = explain(before, after, math.hypot(*each.tolist()))
-        if change is None:
-            return None
-        seen()
-        return Rows("clips", _modified(change, index, len(norms)))
-
-    return Later(torch.cat([glanced.to(norms), now.to(norms), norms]), rows)
 
 
 def _modified(change: Change, index: int, parameters: int) -> dict[str, Any]:

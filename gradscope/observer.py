@@ -178,7 +178,7 @@ class Observer:
         chosen = choose_sequences(state[0].shape[rows], self._settings.limit)
         columns = slice(None) if chosen is None else torch.tensor(chosen, device=state[0].device)
         parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in state]
-        self._asked.append(Asked(name, CARRIED, [part[:, columns].clone() for part in parts], list(finals)))
+        self._asked.append(Asked(name, [part[:, columns].clone() for part in parts], [(CARRIED, list(finals))]))
 
     @guarded
     def after_call(self, token: list[Any], result: Any) -> None:

@@ -248,6 +248,11 @@ def build_loss(case: Case, seed: int) -> Callable[[Any, Tensor, Tensor | None], 
     }[case.loss]
 
 
+def moved(value: Any, device: str) -> Any:
+    """Tensors, packed sequences, and tuples of them, on another device."""
+    return tuple(moved(part, device) for part in value) if type(value) is tuple else value.to(device)
+
+
 def uneven(values: Tensor, seed: int = 0) -> Tensor:
     """A weighted sum and a weighted sum of squares, with weights that depend on the seed and the shape alone."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
+from cases import moved
 from chains.hold import CELLS, a_cell, assert_same_tables, data, h_of
 from chains.named import NAMED
 from chains.own_loops import new_state
@@ -109,14 +110,9 @@ def test_dropout_masks_of_wide_layers(family: str, dtype: torch.dtype) -> None:
     assert scope.run.frame("timesteps", quantity="grad_h")["p50"].notna().all()
 
 
-def to(value: Any, device: str) -> Any:
-    """Tensors, and tuples of them, elsewhere."""
-    return tuple(to(part, device) for part in value) if isinstance(value, tuple) else value.to(device)
-
-
 def looped(cell: nn.Module, device: str, initial: Any, read: Callable[[Any], Tensor]) -> gradscope.Run:
     """What is recorded of a cell in a loop of six steps, on that device."""
-    cell, x, state = copy.deepcopy(cell).to(device), data(6, 3, 3).to(device), to(initial, device)
+    cell, x, state = copy.deepcopy(cell).to(device), data(6, 3, 3).to(device), moved(initial, device)
     seen: list[Tensor] = []
     with attach(cell) as scope:
         for x_t in x:

@@ -59,12 +59,6 @@ def leaves(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [leaf for part in value or () for leaf in leaves(part)]
 
 
-def moved(value: Any, device: str) -> Any:
-    if isinstance(value, (PackedSequence, Tensor)):
-        return value.to(device)
-    return tuple(moved(part, device) for part in value)
-
-
 def fresh(value: Any) -> Any:
     """A copy whose tensors are leaves."""
     if isinstance(value, PackedSequence):
@@ -91,7 +85,7 @@ def play(module: nn.RNNBase, arguments: list[Any], scoped: bool) -> tuple[list[T
 @pytest.mark.parametrize(("name", "number"), SAMPLES, ids=[f"{n}-{k}" for n, k in SAMPLES])
 def test_entry(name: str, number: int, device: str) -> None:
     module, arguments = build(name, number)
-    there = copy.deepcopy(module).to(device), [moved(argument, device) for argument in arguments]
+    there = copy.deepcopy(module).to(device), [cases.moved(argument, device) for argument in arguments]
     bare, _ = play(*there, scoped=False)
     seen, run = play(*there, scoped=True)
     assert len(bare) == len(seen) and all(map(torch.equal, bare, seen))

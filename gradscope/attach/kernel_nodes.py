@@ -72,9 +72,7 @@ def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
     """
     if output.device.type != "cuda" or output.dtype not in FLOATING or _tensors_are_packed():
         return None
-    node = output.grad_fn
-    while node is not None and node.name().startswith("Transpose"):  # batch first
-        node = node.next_functions[0][0]
+    node = _past(output.grad_fn, "Transpose")  # batch first
     reserve = getattr(node, "_saved_result3", None) if node is not None and node.name() == CUDNN else None
     if not isinstance(reserve, Tensor):
         return None
@@ -89,13 +87,19 @@ def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
 
 def _directions(node: Node | None, directions: int) -> list[Node]:
     """The nodes of one layer, from the one that made its output or what is made of that for the layer above."""
-    while node is not None and node.name().startswith(("Transpose", "Mul")):  # batch first; dropout
-        node = node.next_functions[0][0]
+    node = _past(node, "Transpose", "Mul")  # batch first; dropout
     if node is None:
         return []
     found = [below for below, _ in node.next_functions] if directions == 2 and node.name() == "CatBackward0" else [node]
     nodes = [each for each in found if each is not None and each.name() == KERNEL]
     return nodes if len(nodes) == len(found) == directions else []
+
+
+def _past(node: Node | None, *names: str) -> Node | None:
+    """The first node below, or this one, whose name does not begin like that."""
+    while node is not None and node.name().startswith(names):
+        node = node.next_functions[0][0]
+    return node
 
 
 def _tensors_are_packed() -> bool:

@@ -257,22 +257,22 @@ def quadratic_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Ten
     return out
 
 
-def flat_weights(weights: Weights, mode: str) -> list[Tensor]:
+def flat_weights(family: Family, weights: Weights) -> list[Tensor]:
     """The parameters in the order in which torch's kernels take them.
 
     For cuDNN copies in one stretch of memory, as `nn.RNNBase.flatten_parameters` lays them out: it would copy them
     anyway, and warn about it.
 
     Args:
+        family: whose; its name is torch's own for the recurrence, in small letters.
         weights: of one layer in one direction.
-        mode: torch's name of the recurrence, `"LSTM"`, `"GRU"`, `"RNN_TANH"` or `"RNN_RELU"`.
     """
     flat = [w for w in (weights.ih, weights.hh, weights.b_ih, weights.b_hh, weights.hr) if w is not None]
     if weights.hh.device.type != "cuda" or not torch.backends.cudnn.is_acceptable(weights.hh):
         return flat
-    copies, hidden = [w.clone() for w in flat], weights.hh.shape[0] // {"LSTM": 4, "GRU": 3}.get(mode, 1)
+    copies, hidden = [w.clone() for w in flat], weights.hh.shape[0] // len(family.gates)
     projected = 0 if weights.hr is None else weights.hr.shape[0]
-    kind = torch.backends.cudnn.rnn.get_cudnn_mode(mode)
+    kind = torch.backends.cudnn.rnn.get_cudnn_mode(family.name.upper())
     sizes = (weights.ih.shape[1], kind, hidden, projected, 1, False, False)
     torch._cudnn_rnn_flatten_weight(copies, len(copies), *sizes)
     return copies

@@ -42,7 +42,7 @@ class GRU(Family):
 
     @override
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
-        flat = flat_weights(weights, "GRU")
+        flat = flat_weights(self, weights)
         return torch.gru(x, h_0.unsqueeze(0), flat, weights.b_ih is not None, 1, 0.0, False, False, False)[0]
 
     @override

@@ -127,8 +127,9 @@ def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
 
 def backwards(steps: int, size: int) -> Iterator[tuple[int, int]]:
     """Parts of so many steps, the last first; the first gets what is left."""
-    for stop in range(steps, 0, -max(1, size)):
-        yield max(0, stop - max(1, size)), stop
+    size = max(1, size)
+    for stop in range(steps, 0, -size):
+        yield max(0, stop - size), stop
 
 
 def sketch_matrix(width: int, like: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class _Back(NamedTuple):
 
     Attributes:
         state: of h_t, and of c_t.
-        scale: what they are to be multiplied by, [t, R, B], or [1, R, B] where it is the same for all.
+        scale: what they are to be multiplied by, [t, R, B].
     """
 
     state: State
@@ -261,12 +262,9 @@ class _Pass:
         for low, high in backwards(stop - start, SPAN_STEPS):
             span = tuple(state[low : high + 1] for state in states)
             self._scan_span(tuple(f[low:high] for f in piece.factors), span, start + low)
-            scales.append(self.exponents[: states[0].shape[1]].exp2().unsqueeze(0))
+            scales.append(self.exponents[: states[0].shape[1]].exp2().expand(high - low, -1, -1))
             self.carry = tuple(state[0] for state in span)
             self._rescale()
-        if len(scales) > 1:
-            sizes = [high - low for low, high in backwards(stop - start, SPAN_STEPS)]
-            scales = [scale.expand(size, -1, -1) for scale, size in zip(scales, sizes, strict=True)]
         return _Back(tuple(state[1:] for state in states), torch.cat(scales[::-1]))
 
     def _scan_span(self, factors: tuple[Tensor, ...], states: State, start: int) -> None:
@@ -281,7 +279,7 @@ class _Pass:
                 state[t].addcmul_(back, link[start + t])
 
     def _rescale(self) -> None:
-        """Bring what leaves a piece back into range.
+        """Bring what leaves a span back into range.
 
         In float32 a vanishing gradient is soon subnormal, which many processors compute with ten times slower, and
         then 0. What is alone in its row is multiplied by powers of two; of a total what is nearly subnormal is dropped.

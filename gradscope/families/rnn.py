@@ -31,11 +31,10 @@ from gradscope.types import Weights
 class _Elman(Family):
     gates = ("hidden",)
     kernel: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
-    mode: ClassVar[str]
 
     @override
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
-        flat = flat_weights(weights, self.mode)
+        flat = flat_weights(self, weights)
         return self.kernel(x, h_0.unsqueeze(0), flat, weights.b_ih is not None, 1, 0.0, False, False, False)[0]
 
     @override
@@ -96,7 +95,6 @@ class TanhRNN(_Elman):
 
     name = "rnn_tanh"
     kernel = staticmethod(torch.rnn_tanh)
-    mode = "RNN_TANH"
 
     @override
     def activate(self, a: Tensor) -> Tensor:
@@ -116,7 +114,6 @@ class ReluRNN(_Elman):
 
     name = "rnn_relu"
     kernel = staticmethod(torch.rnn_relu)
-    mode = "RNN_RELU"
 
     @override
     def activate(self, a: Tensor) -> Tensor:

@@ -26,11 +26,15 @@ def packed(mask: Tensor) -> Tensor:
     return (kept << torch.arange(8)).sum(1).to(torch.uint8)
 
 
+def without_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the generator that the masks are drawn from is not known."""
+    hidden = lambda call: replace(begin_dropout(call), generator_state=None)  # noqa: E731
+    monkeypatch.setattr(gradscope.observer, "begin_dropout", hidden)
+
+
 def as_on_a_device(built: Built, monkeypatch: pytest.MonkeyPatch, spoil: Any = None) -> None:
     """The generator's state is not known, but bits are, spoilt or not."""
-    monkeypatch.setattr(
-        gradscope.observer, "begin_dropout", lambda call: replace(begin_dropout(call), generator_state=None)
-    )
+    without_generator(monkeypatch)
 
     def bits(call: Any, output: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=[]):  # as the kernel drew them
@@ -84,9 +88,7 @@ def test_each_direction_has_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         return output, *(torch.cat(part) for part in zip(*finals, strict=True))
 
     monkeypatch.setattr(torch._VF, "lstm", kernel)
-    monkeypatch.setattr(
-        gradscope.observer, "begin_dropout", lambda call: replace(begin_dropout(call), generator_state=None)
-    )
+    without_generator(monkeypatch)
     monkeypatch.setattr(gradscope.step, "dropout_bits", lambda call, output: torch.stack([packed(m) for m in masks]))
     with gradscope.attach(module, every=1, quantities="full", strict=True) as scope:
         cases.uneven(module(x.double())[0]).backward()
