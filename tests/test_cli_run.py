@@ -152,6 +152,25 @@ def test_a_run_that_is_there_is_not_written_over(project: Path) -> None:
     assert (status, out) == (2, "") and "taken holds a run already" in err
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_several_processes_record_in_one_folder(project: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--no-python", "--standalone", "--nproc_per_node", "2")
+    once = (*launcher, sys.executable, "-m", "gradscope.cli", "run", "--logdir", "both", "train.py")
+    status, _, err = python(project, *once)
+    assert status == 0 and err.count(ending("both")) == 1, err
+    run = gradscope.load(project / "both")
+    assert run.source.ranks == [0, 1] and len(run.frame("steps")) == 24
+    status, _, err = python(project, *once)
+    assert status == 1 and "both holds a run already" in err
+
+
+def test_without_a_folder_several_processes_would_not_agree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, err = python(project, "-m", "gradscope.cli", "run", "train.py")
+    assert (status, out) == (2, "") and "--logdir runs/train" in err
+
+
 # --- which models are found
 
 

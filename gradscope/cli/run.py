@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 import gradscope
+from gradscope.attach.processes import processes
 from gradscope.cli.script import Script, execute
 from gradscope.cli.watch import Watch
 
@@ -22,7 +23,8 @@ SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 @click.option("-m", "--module", "as_module", is_flag=True, help="SCRIPT is a module, as for `python -m`.")
 @click.option(
     "--logdir", type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder to write; without it runs/NAME, after the script, with a number if that is taken.",
+    help="Run folder to write; without it runs/NAME, after the script, with a number if that is taken. "
+    "Several processes, as of torchrun, have to be given one.",
 )  # fmt: skip
 @click.option(
     "--every",
@@ -48,10 +50,23 @@ def run(
     OMP_NUM_THREADS, must be set outside of the script.
     """
     found = Script.find(script, arguments, as_module)
-    if logdir is not None and (logdir / "gradscope" / "run.json").exists():
-        raise gradscope.GradscopeError(f"{logdir} holds a run already: pass another --logdir, or remove it")
-    watch = Watch((logdir or _free(Path("runs") / found.name)).absolute(), every)
+    rank, size = processes()
+    if logdir is not None:
+        _refuse_taken(logdir, rank if size > 1 else None)
+    elif size > 1:
+        raise gradscope.GradscopeError(
+            f"this is one of {size} processes, and they record in one folder: "
+            f"pass it to all of them, as --logdir runs/{found.name}"
+        )
+    folder = logdir or _free(Path("runs") / found.name)
+    watch = Watch(folder.absolute(), every, telling=rank == 0)
     return lambda: execute(found, watch)
+
+
+def _refuse_taken(logdir: Path, rank: int | None) -> None:
+    """Leave the run of an earlier script alone; of several processes another may have begun this one already."""
+    if (logdir / "gradscope" / ("run.json" if rank is None else f".rank={rank}.lock")).exists():
+        raise gradscope.GradscopeError(f"{logdir} holds a run already: pass another --logdir, or remove it")
 
 
 def _free(folder: Path) -> Path:

@@ -37,10 +37,11 @@ class Watch:
     Args:
         folder: where the first model is recorded; further ones in folders within it.
         every: record every so many steps; None for as often as the budget allows.
+        telling: say at the end where the records are; for one of several processes.
     """
 
-    def __init__(self, folder: Path, every: int | None) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int | None, *, telling: bool = True) -> None:
+        self.folder, self.every, self.telling = folder, every, telling
         self._watched: list[Watched] = []
         self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._recorded = 0
@@ -68,6 +69,8 @@ class Watch:
             return  # a fork of the script: the records are its parent's
         for watched in self._watched:
             self._safely(watched.scope.close)
+        if not self.telling:
+            return
         if self._recorded:
             self._say(f"recorded in {_near(self.folder)}; see it with: gradscope report {_near(self.folder)}")
         else:

@@ -83,10 +83,10 @@ def refuse_foreign(root: Path) -> None:
     Raises:
         RecordError: it has files, and none of them says that it is a run.
     """
-    if (root / FILE).exists() or not root.is_dir():
+    if not root.is_dir():
         return
     foreign = sorted(name for name in os.listdir(root) if not _OURS.fullmatch(name))
-    if foreign:
+    if foreign and not (root / FILE).exists():  # asked last: another rank may begin the run meanwhile
         raise RecordError(
             f"{root} holds something else ({', '.join(foreign[:3])}) and no {FILE}; it is left alone: "
             "pass another logdir, or move it away"

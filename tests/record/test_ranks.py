@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,23 @@ def test_another_rank_never_takes_the_place_of_the_first(tmp_path: Path, monkeyp
     meta.begin(tmp_path, {"told_by": 1}, 1, 0)
     assert json.loads((tmp_path / meta.FILE).read_text())["told_by"] == 0
     assert os.listdir(tmp_path) == [meta.FILE]
+
+
+@pytest.mark.parametrize(("place", "name"), [(Path, "exists"), (os, "listdir")])
+def test_a_folder_that_another_rank_begins_meanwhile_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str
+) -> None:
+    """The other rank is there between two looks of this one."""
+    look = getattr(place, name)
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        found = look(*arguments, **options)
+        monkeypatch.undo()
+        meta.begin(tmp_path, {}, 0, 0)
+        return found
+
+    monkeypatch.setattr(place, name, late)
+    meta.refuse_foreign(tmp_path)
 
 
 def test_what_all_show_is_said_once(two: Run) -> None:
