@@ -24,6 +24,7 @@ CHILD = """
 import json, resource, sys, time
 import gradscope
 import pandas as pd
+from gradscope.record import duck
 from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[3]).parent / "tests"))
 
@@ -41,6 +42,9 @@ def findings(fleet, paths):
     return fleet.findings()
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        connect = duck.connect
+        duck.connect = lambda: (database := connect()).execute(f"SET memory_limit = '{sys.argv[4]}'") and database
     started = time.perf_counter()
     fleet = gradscope.load(sys.argv[1])
     loaded, busy = time.perf_counter(), time.process_time()
@@ -59,6 +63,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1_000)
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of each run")
     parser.add_argument("--ways", nargs="*", default=["duckdb", "pandas"], help="and findings")
+    parser.add_argument("--memory", help="what DuckDB may use, such as 500MB; without it four fifths of what there is")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -69,6 +74,7 @@ def main() -> None:
         script.write_text(CHILD, encoding="utf-8")
         for way in options.ways:
             command = [sys.executable, str(script), folder, way, str(Path(__file__).resolve().parent)]
+            command += [options.memory] if options.memory else []
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             each = found["table"] / rows * 1e6
             sys.stdout.write(f"{way:<9} load {found['load']:6.2f} s   table {found['table']:7.2f} s   ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,21 +21,27 @@ _ROWS = """
     FROM read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false) AS rows
     JOIN listed USING (filename)
 """
-"""The rows of one table of all runs, with `run` (a number), `rank`, and `place`, the place of their file."""
+"""The rows of one table of all runs, with `run` (a number), `rank`, `place`, the place of their file, and `shared`,
+whether the run has several ranks: only there can rows of `steps` have a step in common."""
 
 STEPS = f"""
-    SELECT run, count(DISTINCT step) AS steps, min(step) AS first_step, max(step) AS last_step,
-        count(DISTINCT (rank, step)) AS attempts,
-        count(DISTINCT step) FILTER (nonfinite > 0) AS nonfinite_steps,
-        count(DISTINCT step) FILTER (skipped) AS skipped_steps,
-        median(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm,
-        max(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm_max,
-        sum(step_s) AS seconds, sum(overhead_s) / nullif(sum(step_s), 0) AS overhead
-    {_ROWS} GROUP BY run
+    WITH counted AS (
+        SELECT run, count(*) AS attempts, min(step) AS first_step, max(step) AS last_step,
+            median(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm,
+            max(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm_max,
+            sum(step_s) AS seconds, sum(overhead_s) / nullif(sum(step_s), 0) AS overhead
+        {_ROWS} GROUP BY run
+    ), common AS (SELECT run, count(DISTINCT step) AS steps {_ROWS} WHERE shared GROUP BY run),
+    ill AS (SELECT run, count(DISTINCT step) AS nonfinite_steps {_ROWS} WHERE nonfinite > 0 GROUP BY run),
+    passed AS (SELECT run, count(DISTINCT step) AS skipped_steps {_ROWS} WHERE skipped GROUP BY run)
+    SELECT counted.*, coalesce(steps, attempts) AS steps, nonfinite_steps, skipped_steps
+    FROM counted LEFT JOIN common USING (run) LEFT JOIN ill USING (run) LEFT JOIN passed USING (run)
 """
 CLIPS = f"""
-    SELECT run, count(DISTINCT (rank, step)) FILTER (clipped AND (kind <> 'modified' OR how = 'clamped')) AS clipped
-    {_ROWS} GROUP BY run
+    WITH clipped AS (
+        SELECT DISTINCT run, rank, step {_ROWS} WHERE clipped AND (kind <> 'modified' OR how = 'clamped')
+    )
+    SELECT run, count(*) AS clipped FROM clipped GROUP BY run
 """
 LAYERS = f"""
     WITH dated AS (
@@ -132,7 +139,8 @@ def _answer(files: Sequence[Listed], question: str, asked: Mapping[str, Any]) ->
     whose = {"filename": [str(one.path) for one in files], "run": [one.run for one in files]}
     with connect() as database:
         places = {"rank": [one.rank for one in files], "place": [one.place for one in files]}
-        database.register("listed", pa.table({**whose, **places}))
+        ranks = Counter(run for run, _ in {(one.run, one.rank) for one in files})
+        database.register("listed", pa.table({**whose, **places, "shared": [ranks[one.run] > 1 for one in files]}))
         patterns = [_literally(one.path) for one in files]
         return database.sql(question, params={"files": patterns, **asked}).to_arrow_table()
 

@@ -173,8 +173,8 @@ class Fleet(Mapping[str, Run]):
         whole = whole[[name for name in COLUMNS if name not in FOUND]]
         kinds = {name: "int64" for name in COUNTS}
         floats = {name: "float64" for name in whole.columns if name not in (*COUNTS, "run", "path", "horizon_censored")}
-        filled = whole.fillna({**dict.fromkeys(COUNTS, 0), "horizon_censored": False})
-        return filled.astype({**kinds, **floats, "horizon_censored": "bool"})
+        censored = whole["horizon_censored"].eq(True)  # and not where there is no layer to ask
+        return whole.fillna(dict.fromkeys(COUNTS, 0)).assign(horizon_censored=censored).astype({**kinds, **floats})
 
     def __repr__(self) -> str:
         """How many runs, and where."""

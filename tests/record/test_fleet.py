@@ -8,15 +8,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from fleets import HOSTILE, sweep, table_by_pandas
-from made_runs import CLIPPING, HEALTHY, VANISHING
+from made_runs import CLIPPING, HEALTHY, META, VANISHING
 from pandas.testing import assert_frame_equal
 
 import gradscope
-from gradscope.record import Fleet
+from gradscope.record import Fleet, ParquetStore
 from gradscope.record.fleet import COLUMNS, worst
+from gradscope.types import Batch, Rows
 
 pytest.importorskip("duckdb")
 NUMBER = 20
+CLIP = {"kind": "norm", "how": "", "threshold": 1.0, "norm_type": 2.0, "parameters": 4, "nonfinite": 0,
+        "norm_before": 2.0, "norm_after": 1.0, "coefficient": 0.5}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,21 @@ def test_parts_that_a_merge_replaced_count_once(tmp_path: Path) -> None:
     part.rename(folder / "part-000001-000003.parquet")
     (folder / "part-000002.parquet").write_bytes((folder / "part-000001-000003.parquet").read_bytes())
     assert gradscope.load(tmp_path).table(findings=False).set_index("run").loc[names[1], "steps"] == 24
+
+
+def test_a_step_of_several_ranks_counts_once(tmp_path: Path) -> None:
+    told = {"optimizer": "SGD", "recorded": True, "overhead_s": 0.0, "step_s": 1.0}
+    for rank, steps in ((0, 8), (1, 5)):
+        store = ParquetStore(tmp_path / "both", META, rank=rank)
+        for step in range(steps):
+            row = {**told, "grad_norm": 1.0, "skipped": step == 2, "nonfinite": int(step in (3, 4 + 3 * rank))}
+            clips = [Rows("clips", {**CLIP, "index": index, "clipped": step == 1 + rank}) for index in range(2)]
+            store.write(Batch(step, (Rows("steps", row), *clips)))
+        store.close()
+    sweep(tmp_path, 2)
+    row = gradscope.load(tmp_path).table(findings=False).set_index("run").loc["both"]
+    assert (row["steps"], row["nonfinite_steps"], row["skipped_steps"]) == (8, 2, 1)
+    assert row["clip_rate"] == 2 / 13 and row["seconds"] == 13
 
 
 def test_says_what_to_install(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
