@@ -32,7 +32,7 @@ bench-fleet: $(READY)  # the table of 1,000 small runs, and of few long ones: ho
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/fleet.py --runs 20 --steps 100000
 
-faults: $(READY)  # how often findings are right, on several hundred small trainings; about an hour and a half the first time
+faults: $(READY)  # how often findings are right, on several hundred small trainings; about an hour the first time
 	$(BIN)/python -W ignore -m benchmarks.faults
 
 docs: $(READY)  # the documentation, as pages in build/site

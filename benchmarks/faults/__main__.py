@@ -7,7 +7,7 @@
     python -m benchmarks.faults train --again          also those that could not be observed the last time
     python -m benchmarks.faults report --write         what is there so far, also at the end of docs/diagnosis.md
 
-The rules were tuned on the tuning part alone. The first run takes about an hour and a half on one core, and everything
+The rules were tuned on the tuning part alone. The first run takes about an hour on one core, and everything
 is kept: remove runs/faults to begin anew, or --only what a name holds to look at some. Faulty configurations come
 first, one of every kind of fault after the other, each with its healthy twins, its remedies and its other scales before
 the next: wherever it is stopped, what is there is a random sample of each kind.
