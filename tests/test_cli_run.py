@@ -164,6 +164,19 @@ def test_several_processes_record_in_one_folder(project: Path) -> None:
     assert status == 1 and "both holds a run already" in err
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path) -> None:
+    fails = 'import os\nexec(open("train.py").read())\nassert os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"\n'
+    (project / "fails.py").write_text(fails, encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--no-python", "--standalone", "--max-restarts", "1")
+    status, _, err = python(
+        project, *launcher, sys.executable, "-m", "gradscope.cli", "run", "--logdir", "anew", "fails.py"
+    )
+    assert status == 0, err
+    for folder in ("anew", "anew/restart-1"):
+        assert ending(folder) in err and len(gradscope.load(project / folder).frame("steps")) == 12
+
+
 def test_without_a_folder_several_processes_would_not_agree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def run(
     found = Script.find(script, arguments, as_module)
     rank, size = processes()
     if logdir is not None:
+        logdir = _of_this_start(logdir)
         _refuse_taken(logdir, rank if size > 1 else None)
     elif size > 1:
         raise gradscope.GradscopeError(
@@ -61,6 +63,12 @@ def run(
     folder = logdir or _free(Path("runs") / found.name)
     watch = Watch(folder.absolute(), every, telling=rank == 0)
     return lambda: execute(found, watch)
+
+
+def _of_this_start(logdir: Path) -> Path:
+    """The folder, or one within it for processes that `torchrun` has started anew after a failure."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return logdir / f"restart-{restart}" if restart.strip("0") else logdir
 
 
 def _refuse_taken(logdir: Path, rank: int | None) -> None:
