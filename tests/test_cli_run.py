@@ -67,9 +67,12 @@ if end == "raise":
             raise KeyError("it") from error
     fail()
 if end == "sleep":
-    import time
+    import os, select
+    read, write = os.pipe()  # an interrupt just before the system call would leave `time.sleep` asleep
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
     print("ready", flush=True)
-    time.sleep(60)
+    select.select([read], [], [], 60)
 '''
 
 
@@ -152,26 +155,27 @@ def test_a_run_that_is_there_is_not_written_over(project: Path) -> None:
     assert (status, out) == (2, "") and "taken holds a run already" in err
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def launched(project: Path, logdir: str, script: str, *how: str) -> tuple[int, str, str]:
+    if not torch.distributed.is_available():
+        pytest.skip("torch was built without torch.distributed")
+    launcher = ("-m", "torch.distributed.run", "--no-python", "--standalone", *how, sys.executable)
+    return python(project, *launcher, "-m", "gradscope.cli", "run", "--logdir", logdir, script)
+
+
 def test_several_processes_record_in_one_folder(project: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--no-python", "--standalone", "--nproc_per_node", "2")
-    once = (*launcher, sys.executable, "-m", "gradscope.cli", "run", "--logdir", "both", "train.py")
-    status, _, err = python(project, *once)
+    two = ("--nproc_per_node", "2")
+    status, _, err = launched(project, "both", "train.py", *two)
     assert status == 0 and err.count(ending("both")) == 1, err
     run = gradscope.load(project / "both")
     assert run.source.ranks == [0, 1] and len(run.frame("steps")) == 24
-    status, _, err = python(project, *once)
+    status, _, err = launched(project, "both", "train.py", *two)
     assert status == 1 and "both holds a run already" in err
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path) -> None:
     fails = 'import os\nexec(open("train.py").read())\nassert os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"\n'
     (project / "fails.py").write_text(fails, encoding="utf-8")
-    launcher = ("-m", "torch.distributed.run", "--no-python", "--standalone", "--max-restarts", "1")
-    status, _, err = python(
-        project, *launcher, sys.executable, "-m", "gradscope.cli", "run", "--logdir", "anew", "fails.py"
-    )
+    status, _, err = launched(project, "anew", "fails.py", "--max-restarts", "1")
     assert status == 0, err
     for folder in ("anew", "anew/restart-1"):
         assert ending(folder) in err and len(gradscope.load(project / folder).frame("steps")) == 12
