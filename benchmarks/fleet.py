@@ -44,7 +44,7 @@ def findings(fleet, paths):
 if __name__ == "__main__":
     if len(sys.argv) > 4:
         connect = duck.connect
-        duck.connect = lambda: (database := connect()).execute(f"SET memory_limit = '{sys.argv[4]}'") and database
+        duck.connect = lambda: connect().execute(f"SET memory_limit = '{sys.argv[4]}'")
     started = time.perf_counter()
     fleet = gradscope.load(sys.argv[1])
     loaded, busy = time.perf_counter(), time.process_time()

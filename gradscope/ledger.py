@@ -39,7 +39,7 @@ CLIPPED_SCALED = (
 )
 
 WATCHED_STEPS = 32
-"""After so many steps in which nothing was changed by hand, a glance at the gradients has to do, on the CPU."""
+"""After so many steps in which nothing was changed by hand, a glance at the gradients has to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "compare":         ("types errors record report",                               "pandas"),
     "cli":             ("PUBLIC types compare demo",                                "click rich"),
     "cli.view":        ("PUBLIC",                                                   "click gradscope_tensorboard"),
-    "cli.run":         ("PUBLIC attach",                                            "click"),
+    "cli.run":         ("PUBLIC attach record",                                     "click"),
     "cli.watch":       ("PUBLIC attach",                                            "torch"),
     "demo":            ("PUBLIC compare",                                           "click rich torch pandas"),
     "demo.tasks":      ("",                                                         "torch"),

@@ -12,6 +12,7 @@ import gradscope
 from gradscope.attach.processes import processes
 from gradscope.cli.script import Script, execute
 from gradscope.cli.watch import Watch
+from gradscope.record.folder import begun
 
 SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -52,29 +53,27 @@ def run(
     """
     found = Script.find(script, arguments, as_module)
     rank, size = processes()
-    if logdir is not None:
-        logdir = _of_this_start(logdir)
-        _refuse_taken(logdir, rank if size > 1 else None)
-    elif size > 1:
+    if logdir is None and size > 1:
         raise gradscope.GradscopeError(
             f"this is one of {size} processes, and they record in one folder: "
             f"pass it to all of them, as --logdir runs/{found.name}"
         )
-    folder = logdir or _free(Path("runs") / found.name)
+    folder = _free(Path("runs") / found.name) if logdir is None else _given(logdir, rank if size > 1 else None)
     watch = Watch(folder.absolute(), every, telling=rank == 0)
     return lambda: execute(found, watch)
 
 
-def _of_this_start(logdir: Path) -> Path:
-    """The folder, or one within it for processes that `torchrun` has started anew after a failure."""
+def _given(logdir: Path, rank: int | None) -> Path:
+    """The folder, or one within it for processes that `torchrun` has started anew after a failure.
+
+    Raises:
+        GradscopeError: it holds an earlier run.
+    """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return logdir / f"restart-{restart}" if restart.strip("0") else logdir
-
-
-def _refuse_taken(logdir: Path, rank: int | None) -> None:
-    """Leave the run of an earlier script alone; of several processes another may have begun this one already."""
-    if (logdir / "gradscope" / ("run.json" if rank is None else f".rank={rank}.lock")).exists():
-        raise gradscope.GradscopeError(f"{logdir} holds a run already: pass another --logdir, or remove it")
+    folder = logdir if restart == "0" else logdir / f"restart-{restart}"
+    if begun(folder, rank):
+        raise gradscope.GradscopeError(f"{folder} holds a run already: pass another --logdir, or remove it")
+    return folder
 
 
 def _free(folder: Path) -> Path:

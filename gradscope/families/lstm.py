@@ -47,9 +47,8 @@ class LSTM(Family):
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
         assert c_0 is not None
         state = [h_0.unsqueeze(0), c_0.unsqueeze(0)]
-        return torch.lstm(x, state, flat_weights(self, weights), weights.b_ih is not None, 1, 0.0, False, False, False)[
-            0
-        ]
+        flat = flat_weights(self, weights)
+        return torch.lstm(x, state, flat, weights.b_ih is not None, 1, 0.0, False, False, False)[0]
 
     @override
     def replay(self, layer: Layer) -> Trace:

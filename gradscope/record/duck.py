@@ -136,11 +136,16 @@ def ask(roots: Sequence[Path], table: str, question: str, asked: Mapping[str, An
 
 def _answer(files: Sequence[Listed], question: str, asked: Mapping[str, Any]) -> Any:
     pa = arrow.pyarrow()
-    whose = {"filename": [str(one.path) for one in files], "run": [one.run for one in files]}
+    ranks = Counter(run for run, _ in {(one.run, one.rank) for one in files})
+    known = {
+        "filename": [str(one.path) for one in files],
+        "run": [one.run for one in files],
+        "rank": [one.rank for one in files],
+        "place": [one.place for one in files],
+        "shared": [ranks[one.run] > 1 for one in files],
+    }
     with connect() as database:
-        places = {"rank": [one.rank for one in files], "place": [one.place for one in files]}
-        ranks = Counter(run for run, _ in {(one.run, one.rank) for one in files})
-        database.register("listed", pa.table({**whose, **places, "shared": [ranks[one.run] > 1 for one in files]}))
+        database.register("listed", pa.table(known))
         patterns = [_literally(one.path) for one in files]
         return database.sql(question, params={"files": patterns, **asked}).to_arrow_table()
 

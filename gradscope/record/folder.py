@@ -25,10 +25,16 @@ def claim(root: Path, rank: int) -> FolderLock:
     try:
         meta.refuse_foreign(root)
         root.mkdir(parents=True, exist_ok=True)
-        return FolderLock(root / f".rank={rank}.lock")
+        return FolderLock(_lock_file(root, rank))
     except OSError as error:
         taken = next((path for path in (root, *root.parents) if path.exists() and not path.is_dir()), None)
         raise _unwritable(root, f"{taken} is a file" if taken else error) from error
+
+
+def begun(logdir: Path, rank: int | None = None) -> bool:
+    """Whether a run is there; of a rank, whether that one has been there: another may have begun it a moment ago."""
+    root = logdir / meta.FOLDER
+    return (root / meta.FILE if rank is None else _lock_file(root, rank)).exists()
 
 
 def begin(root: Path, told: Mapping[str, Any], rank: int, first_step: int) -> int:
@@ -52,6 +58,10 @@ def begin(root: Path, told: Mapping[str, Any], rank: int, first_step: int) -> in
     except OSError as error:
         raise _unwritable(root, error) from error
     return parts.finished(root, rank) + 1
+
+
+def _lock_file(root: Path, rank: int) -> Path:
+    return root / f".rank={rank}.lock"
 
 
 def _unwritable(root: Path, why: OSError | str) -> RecordError:
