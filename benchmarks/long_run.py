@@ -101,6 +101,7 @@ def _rows(step: int, random: np.random.Generator) -> Iterator[object]:
             yield from _layer({"module": "encoder", "layer": layer, "direction": "forward", "chain": 0}, random)
     told = {
         "optimizer": "Adam",
+        "loss": 1.0,
         "grad_norm": norm,
         "nonfinite": 0,
         "skipped": False,
@@ -127,7 +128,10 @@ def _layer(key: dict[str, object], random: np.random.Generator) -> Iterator[obje
         yield Rows("gates", {**key, "t": times, "gate": gate, "low": low, "high": high, "mean": low})
         low, high = random.uniform(0, 0.5, (2, UNITS))
         yield Rows("units", {**key, "gate": gate, "unit": np.arange(UNITS), "low": low, "high": high})
-        yield Rows("weights", {**key, "gate": gate, "spectral_radius": 1.0, "spectral_norm": 1.2, "orthogonality": 0.5})
+        yield Rows(
+            "weights",
+            {**key, "gate": gate, "spectral_radius": 1.0, "spectral_norm": 1.2, "orthogonality": 0.5, "update": 1e-3},
+        )
     told = {"horizon": 61.0, "horizon_censored": False, "decay": -0.05, "lyapunov": float("nan"), "residual": 1e-7}
     yield Rows("layers", {**key, **told, "timesteps": LENGTH})
 

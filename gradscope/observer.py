@@ -255,6 +255,7 @@ class Observer:
         row = {
             "step": self.step,
             "optimizer": name,
+            "loss": math.nan,
             "grad_norm": math.nan,
             "nonfinite": 0,
             "recorded": recorded,

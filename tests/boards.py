@@ -47,7 +47,7 @@ def layer(**columns: Any) -> Rows:
 
 def steps(**columns: Any) -> Rows:
     """The row of `steps`."""
-    found = {"optimizer": "Adam", "grad_norm": 0.5, "nonfinite": 0, "recorded": True, "skipped": False}
+    found = {"optimizer": "Adam", "loss": 1.0, "grad_norm": 0.5, "nonfinite": 0, "recorded": True, "skipped": False}
     return Rows("steps", {**found, "overhead_s": 0.0, "step_s": 0.1, **columns})
 
 
@@ -64,7 +64,10 @@ def gates(gate: str = "forget", count: int = 5, units: int = 7) -> list[Rows]:
     return [
         Rows("gates", {**KEY, "gate": gate, "t": np.arange(count), "low": low, "high": 1 - low, "mean": low}),
         Rows("units", {**KEY, "gate": gate, "unit": np.arange(units), "low": unit, "high": unit / 4}),
-        Rows("weights", {**KEY, "gate": gate, "spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.2}),
+        Rows(
+            "weights",
+            {**KEY, "gate": gate, "spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.2, "update": 1e-3},
+        ),
     ]
 
 

@@ -29,7 +29,13 @@ def sweep(root: Path, number: int) -> list[str]:
 
 def _rows(step: int, random: np.random.Generator, place: int, number: int) -> list[Rows]:
     norm = np.nan if place == 3 and step in (5, 9) else float(random.lognormal())
-    told = {"optimizer": "SGD", "grad_norm": norm, "recorded": step % 4 == 0, "skipped": place == 2 and step == 7}
+    told = {
+        "optimizer": "SGD",
+        "loss": 1.0,
+        "grad_norm": norm,
+        "recorded": step % 4 == 0,
+        "skipped": place == 2 and step == 7,
+    }
     rows = [Rows("steps", {**told, "nonfinite": int(np.isnan(norm)), "overhead_s": 0.001, "step_s": 0.01})]
     if place % 4:
         rows.append(Rows("clips", _clip(norm, "modified" if place % 4 == 3 else "norm", random)))

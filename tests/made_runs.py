@@ -49,7 +49,14 @@ def of(*rows: Rows, step: int = 0) -> Run:
 
 
 def _step(step: int, recorded: bool) -> dict[str, Any]:
-    told = {"optimizer": "Adam", "grad_norm": _norm(step), "nonfinite": 0, "recorded": recorded, "skipped": False}
+    told = {
+        "optimizer": "Adam",
+        "loss": 1.0,
+        "grad_norm": _norm(step),
+        "nonfinite": 0,
+        "recorded": recorded,
+        "skipped": False,
+    }
     return {**told, "overhead_s": 0.001, "step_s": 0.1}
 
 
@@ -81,7 +88,8 @@ def layer(key: LayerKey, length: int, decay: float) -> Iterator[Rows]:
         yield Rows("units", {**name, "gate": gate, "unit": np.arange(5), "low": share * 0.95, "high": share * 0.02})
     for gate in GATES[:-1]:
         yield Rows(
-            "weights", {**name, "gate": gate, "spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.3}
+            "weights",
+            {**name, "gate": gate, "spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.3, "update": 1e-3},
         )
         angle = np.arange(5) * 2 * np.pi / 5
         plane = {"real": 0.9 * np.cos(angle), "imag": 0.9 * np.sin(angle)}

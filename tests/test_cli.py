@@ -47,7 +47,7 @@ def logdir(tmp_path: Path) -> Path:
 
 def written(logdir: Path) -> Path:
     store = ParquetStore(logdir, {"layers": {}})
-    told = {"optimizer": "SGD", "grad_norm": 1.0, "nonfinite": 0, "recorded": True, "skipped": False}
+    told = {"optimizer": "SGD", "loss": 1.0, "grad_norm": 1.0, "nonfinite": 0, "recorded": True, "skipped": False}
     steps = Rows("steps", {**told, "overhead_s": 0.0, "step_s": 0.1})
     store.write(Batch(0, (*layer(ENCODER, 8, -0.5), timesteps(ENCODER, "cell", [1.0] * 8), steps)))
     store.close()

@@ -18,7 +18,9 @@ from gradscope.record.schema import TABLES
 
 _ATTEMPTS = 5
 _ROWS = """
-    FROM read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false) AS rows
+    FROM read_parquet(
+        $files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true
+    ) AS rows
     JOIN listed USING (filename)
 """
 """The rows of one table of all runs, with `run` (a number), `rank`, `place`, the place of their file, and `shared`,

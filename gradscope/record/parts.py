@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,21 +154,21 @@ def rewrite(name: str, group: Sequence[Part], dropped: Any = None) -> None:
     number = f"{first:06}" if first == last else f"{first:06}-{last:06}"
     path = group[0].path.with_name(f"part-{number}.parquet")
     with _writer(path, name, arrow.schema(TABLES[name]), durable=True) as writer:
-        for table in _gathered(group, dropped):
+        for table in _gathered(name, group, dropped):
             writer.write_table(table)
     for part in group:
         if part.path != path:
             os.unlink(part.path)
 
 
-def _gathered(group: Sequence[Part], dropped: Any) -> Iterator[Any]:
+def _gathered(name: str, group: Sequence[Part], dropped: Any) -> Iterator[Any]:
     """The rows of some parts, in pieces large enough to be row groups."""
     pa, parquet = arrow.pyarrow(), arrow.parquet()
     pieces: list[Any] = []
     for part in group:
         with parquet.ParquetFile(part.path, page_checksum_verification=True) as file:
             for index in range(file.num_row_groups):
-                piece = file.read_row_group(index)
+                piece = _completed(file.read_row_group(index), name)
                 if dropped is not None:
                     piece = piece.filter(~arrow.compute().field("step").isin(dropped))
                 pieces.append(piece)
@@ -180,11 +181,23 @@ def _gathered(group: Sequence[Part], dropped: Any) -> Iterator[Any]:
 
 def read(part: Part, name: str, columns: Sequence[str], wanted: Any) -> Any:
     """The wanted rows and columns of one part."""
-    table = arrow.parquet().read_table(
-        part.path, columns=list(columns), filters=wanted, partitioning=None, page_checksum_verification=True
-    )
+    read_table = partial(arrow.parquet().read_table, part.path, partitioning=None, page_checksum_verification=True)
+    try:
+        table = read_table(columns=list(columns), filters=wanted)
+    except arrow.pyarrow().ArrowInvalid:  # damaged, or of an earlier gradscope
+        table = _completed(read_table(), name)
+        table = table if wanted is None else table.filter(wanted)
     fields = [arrow.schema(TABLES[name]).field(column) for column in columns]
     return table.select(list(columns)).cast(arrow.pyarrow().schema(fields))
+
+
+def _completed(table: Any, name: str) -> Any:
+    """A table with every column; NaN in those that an earlier gradscope did not write."""
+    pa, schema = arrow.pyarrow(), arrow.schema(TABLES[name])
+    missing = [field for field in schema if field.name not in table.column_names]
+    for field in missing:
+        table = table.append_column(field, pa.array([float("nan")] * len(table), field.type))
+    return table.select(schema.names) if missing else table
 
 
 def count(part: Part) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 from gradscope.errors import GradscopeError, RecordError
 from gradscope.types import Rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added `steps.loss` and `weights.update`; what an older run lacks is read as NaN."""
 
 Kind = Literal["int64", "float64", "bool", "text"]
 INT: Kind = "int64"
@@ -59,7 +60,7 @@ _CLIPS: Mapping[str, Kind] = {
     **{"norm_before": FLOAT, "norm_after": FLOAT, "coefficient": FLOAT, "clipped": BOOL, "nonfinite": INT},
 }
 _STEPS: Mapping[str, Kind] = {
-    **{"optimizer": TEXT, "grad_norm": FLOAT, "nonfinite": INT, "recorded": BOOL, "skipped": BOOL},
+    **{"optimizer": TEXT, "loss": FLOAT, "grad_norm": FLOAT, "nonfinite": INT, "recorded": BOOL, "skipped": BOOL},
     **{"overhead_s": FLOAT, "step_s": FLOAT},
 }
 _LAYERS: Mapping[str, Kind] = {
@@ -69,12 +70,14 @@ _LAYERS: Mapping[str, Kind] = {
 _SPREAD: Mapping[str, Kind] = {"p10": FLOAT, "p50": FLOAT, "p90": FLOAT, "mean": FLOAT}
 _COUNTS: Mapping[str, Kind] = {"sequences": INT, "nonfinite": INT}
 
+_OF_BLOCKS = ("spectral_radius", "spectral_norm", "orthogonality", "update")
+
 _ALL = (
     _table("timesteps", {"t": INT, "quantity": TEXT, **_SPREAD, "se": FLOAT, **_COUNTS}),
     _table("reach", {"lag": INT, **_SPREAD, **_COUNTS}),
     _table("gates", {"t": INT, "gate": TEXT, "low": FLOAT, "high": FLOAT, "mean": FLOAT}),
     _table("units", {"gate": TEXT, "unit": INT, "low": FLOAT, "high": FLOAT}),
-    _table("weights", {"gate": TEXT, "spectral_radius": FLOAT, "spectral_norm": FLOAT, "orthogonality": FLOAT}),
+    _table("weights", {"gate": TEXT, **dict.fromkeys(_OF_BLOCKS, FLOAT)}),
     _table("spectra", {"gate": TEXT, "index": INT, "real": FLOAT, "imag": FLOAT}),
     _table("layers", _LAYERS),
     _table("clips", _CLIPS, keyed=False),

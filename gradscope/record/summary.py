@@ -17,6 +17,7 @@ FLOOR = 1e-3
 GRADIENT_SLACK = 4  # rounding differences grow on the way back through time
 COARSE = 1e-2
 STATISTICS = ("p10", "p50", "p90", "mean")
+BLOCKS = ("spectral_radius", "spectral_norm", "orthogonality", "update")
 QUANTILES = (0.1, 0.5, 0.9)
 OF_GRADIENTS = frozenset({"grad_h", "grad_h_direct", "grad_c", "weight_grad"})
 STATES_DIFFER = (
@@ -79,8 +80,9 @@ def _statistics(a: Analysis) -> dict[str, Tensor]:
             found[f"gate/{name}/{part}"] = getattr(gate, part).masked_fill(~valid, 0).sum(1) / sequences
         found[f"unit/{name}/low"], found[f"unit/{name}/high"] = gate.unit_low, gate.unit_high
     for name, block in a.blocks.items():
-        for part in ("spectral_radius", "spectral_norm", "orthogonality"):
-            found[f"block/{name}/{part}"] = getattr(block, part)
+        for part in BLOCKS:
+            value = getattr(block, part)
+            found[f"block/{name}/{part}"] = a.residual.new_full((), math.nan) if value is None else value
         if block.eigenvalues is not None:
             found[f"spectrum/{name}/real"] = block.eigenvalues.real
             found[f"spectrum/{name}/imag"] = block.eigenvalues.imag
@@ -234,8 +236,7 @@ def _tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _weight_tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
     for gate, block in a.blocks.items():
-        parts = ("spectral_radius", "spectral_norm", "orthogonality")
-        yield "weights", {"gate": gate, **{part: float(host[f"block/{gate}/{part}"][0]) for part in parts}}
+        yield "weights", {"gate": gate, **{part: float(host[f"block/{gate}/{part}"][0]) for part in BLOCKS}}
         if block.eigenvalues is not None:
             spectrum = {part: host[f"spectrum/{gate}/{part}"] for part in ("real", "imag")}
             yield "spectra", {"gate": gate, "index": np.arange(len(spectrum["real"])), **spectrum}

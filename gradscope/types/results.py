@@ -33,12 +33,16 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One gate's block of `weight_hh`: 0-dim tensors, and the complex eigenvalues where asked for."""
+    """One gate's block of `weight_hh`: 0-dim tensors, and the complex eigenvalues where asked for.
+
+    `update` is the norm of the change by the step's optimizer over the norm of the block; None where that is not known.
+    """
 
     spectral_radius: Tensor
     spectral_norm: Tensor
     orthogonality: Tensor
     eigenvalues: Tensor | None = None
+    update: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Row = Sequence[float | str]
 
-_STEPS = ("step", "optimizer", "grad_norm", "nonfinite", "recorded", "skipped", "overhead_s", "step_s")
+_STEPS = ("step", "optimizer", "loss", "grad_norm", "nonfinite", "recorded", "skipped", "overhead_s", "step_s")
 _CLIPS = ("step", "index", "kind", "how", "threshold", "norm_type", "parameters", "norm_before", "norm_after",
           "coefficient", "clipped", "nonfinite")  # fmt: skip
 _LAYERS = ("step", "key", "horizon", "horizon_censored", "decay", "lyapunov", "residual", "timesteps")
-_WEIGHTS = ("spectral_radius", "spectral_norm", "orthogonality")
+_WEIGHTS = ("spectral_radius", "spectral_norm", "orthogonality", "update")
 _BLOCKS = ("step", "key", "gate", *_WEIGHTS, "low", "high")
 COLUMNS: Mapping[str, tuple[str, ...]] = {"layers": _LAYERS, "blocks": _BLOCKS, "clips": _CLIPS, "steps": _STEPS}
 TEXTS = frozenset({"optimizer", "kind", "how", "key", "gate"})

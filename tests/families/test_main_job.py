@@ -115,7 +115,7 @@ def test_columns_are_the_contract_s() -> None:
         "reach": [*key, "lag", *statistics, "sequences", "nonfinite"],
         "gates": [*key, "t", "gate", "low", "high", "mean"],
         "units": [*key, "gate", "unit", "low", "high"],
-        "weights": [*key, "gate", "spectral_radius", "spectral_norm", "orthogonality"],
+        "weights": [*key, "gate", "spectral_radius", "spectral_norm", "orthogonality", "update"],
         "spectra": [*key, "gate", "index", "real", "imag"],
         "layers": [*key, "horizon", "horizon_censored", "decay", "lyapunov", "residual", "timesteps"],
         "notes": [*key, "reason"],

@@ -207,7 +207,14 @@ def test_thresholds_are_one_minus_the_distribution_of_norms() -> None:
 def test_norms_of_long_trainings_are_binned() -> None:
     store = MemoryStore()
     for step in range(2500):
-        told = {"optimizer": "SGD", "grad_norm": float(step), "nonfinite": 0, "recorded": False, "skipped": False}
+        told = {
+            "optimizer": "SGD",
+            "loss": 1.0,
+            "grad_norm": float(step),
+            "nonfinite": 0,
+            "recorded": False,
+            "skipped": False,
+        }
         store.write(gradscope.Batch(step, (Rows("steps", {**told, "overhead_s": 0.0, "step_s": 0.0}),)))
     frame = data.binned_norms(data.norms(Run(store)))
     assert list(frame["step"][:3]) == [0, 3, 6] and frame["calls"].sum() == 2500

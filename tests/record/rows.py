@@ -76,7 +76,7 @@ def _clip(step: int) -> dict[str, Any]:
 
 
 def _step(step: int) -> dict[str, Any]:
-    found = {"optimizer": "Adam", "grad_norm": step / 3, "nonfinite": 0, "skipped": False}
+    found = {"optimizer": "Adam", "loss": 1.0, "grad_norm": step / 3, "nonfinite": 0, "skipped": False}
     return {**found, "overhead_s": 0.0, "step_s": 0.1}
 
 

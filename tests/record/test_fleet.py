@@ -122,7 +122,13 @@ def test_a_step_of_several_ranks_counts_once(tmp_path: Path) -> None:
     for rank, steps in ((0, 8), (1, 5)):
         store = ParquetStore(tmp_path / "both", META, rank=rank)
         for step in range(steps):
-            row = {**told, "grad_norm": 1.0, "skipped": step == 2, "nonfinite": int(step in (3, 4 + 3 * rank))}
+            row = {
+                **told,
+                "loss": 1.0,
+                "grad_norm": 1.0,
+                "skipped": step == 2,
+                "nonfinite": int(step in (3, 4 + 3 * rank)),
+            }
             clips = [Rows("clips", {**CLIP, "index": index, "clipped": step == 1 + rank}) for index in range(2)]
             store.write(Batch(step, (Rows("steps", row), *clips)))
         store.close()

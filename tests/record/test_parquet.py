@@ -133,7 +133,7 @@ def test_the_description_is_plain_json(tmp_path) -> None:
         raise AssertionError(constant)
 
     found = json.loads((tmp_path / "gradscope/run.json").read_text(), parse_constant=refuse)
-    assert found["schema_version"] == 1 and found["layers"] == [{"module": "rnn"}]
+    assert found["schema_version"] == 2 and found["layers"] == [{"module": "rnn"}]
     assert (found["path"], found["budget"], found["n"], found["4"]) == ("a", "nan", "3", None)
     assert "built-in function max" in found["every"]
 
@@ -215,9 +215,9 @@ def test_somebody_elses_folder_is_left_alone(tmp_path) -> None:
 def test_a_newer_run_is_not_continued(tmp_path) -> None:
     write(tmp_path, range(2))
     path = tmp_path / "gradscope/run.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 3'))
     for attempt in (lambda: ParquetStore(tmp_path, {}, first_step=2), lambda: load(tmp_path)):
-        with pytest.raises(LoadError, match="newer gradscope .schema 2, this one reads up to 1.*pip install -U"):
+        with pytest.raises(LoadError, match="newer gradscope .schema 3, this one reads up to 2.*pip install -U"):
             attempt()
 
 
@@ -327,3 +327,15 @@ def test_an_unfit_limit_is_refused(tmp_path, monkeypatch, text: str) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(RecordError, match="disk_limit is '0'"):
         disk_limit(0)
+
+
+def test_a_run_of_an_earlier_gradscope_is_read_continued_and_merged(tmp_path) -> None:
+    """Of what it did not write yet there is NaN."""
+    write(tmp_path, range(4))
+    for path in (tmp_path / "gradscope/steps").rglob("*.parquet"):
+        old = pyarrow.parquet.read_table(path, partitioning=None).drop_columns("loss")
+        pyarrow.parquet.write_table(old, path)
+    steps = load(tmp_path).frame("steps", step=slice(1, None))
+    assert steps["loss"].isna().tolist() == [True] * 3 and steps["grad_norm"].tolist() == [1 / 3, 2 / 3, 1.0]
+    write(tmp_path, range(4, 6))
+    assert load(tmp_path).frame("steps")["loss"].isna().tolist() == [True] * 4 + [False] * 2

@@ -18,7 +18,15 @@ from gradscope.record import ParquetStore, Run, meta
 from gradscope.types import Batch, Finding, Rows
 
 STEPS = 6
-STEP = {"optimizer": "Adam", "grad_norm": 1.0, "recorded": True, "skipped": False, "overhead_s": 0.01, "step_s": 1.0}
+STEP = {
+    "optimizer": "Adam",
+    "loss": 1.0,
+    "grad_norm": 1.0,
+    "recorded": True,
+    "skipped": False,
+    "overhead_s": 0.01,
+    "step_s": 1.0,
+}
 HEALTHY = Finding("healthy", "info", None, "nothing was found", "No rule has found a fault.", {})
 NONFINITE = Finding("nonfinite_gradient", "critical", None, "NaN from step 4 on", "All later.", {"steps": (4, 5)})
 

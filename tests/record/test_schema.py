@@ -17,16 +17,16 @@ timesteps t quantity p10 p50 p90 mean se sequences nonfinite
 reach lag p10 p50 p90 mean sequences nonfinite
 gates t gate low high mean
 units gate unit low high
-weights gate spectral_radius spectral_norm orthogonality
+weights gate spectral_radius spectral_norm orthogonality update
 spectra gate index real imag
 layers horizon horizon_censored decay lyapunov residual timesteps
 clips index kind how threshold norm_type parameters norm_before norm_after coefficient clipped nonfinite
-steps optimizer grad_norm nonfinite recorded skipped overhead_s step_s
+steps optimizer loss grad_norm nonfinite recorded skipped overhead_s step_s
 notes reason
 """
 WEIGHTS = {
     **{"module": "rnn", "layer": 0, "direction": "forward", "chain": 0, "gate": "hidden"},
-    **{"spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.2},
+    **{"spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.2, "update": 1e-3},
 }
 
 

@@ -149,7 +149,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = {"layers": {name: {"class": name, "mode": name} for name in HOSTILE}, "arguments": {"every": HOSTILE[0]}}
     store = ParquetStore(folder, meta)
     layer = {"horizon": 1.0, "horizon_censored": False, "decay": -1.0, "lyapunov": 0.0, "residual": 0.0, "timesteps": 2}
-    told = {"optimizer": HOSTILE[0], "grad_norm": 1.0, "nonfinite": 1, "recorded": True, "skipped": False}
+    told = {"optimizer": HOSTILE[0], "loss": 1.0, "grad_norm": 1.0, "nonfinite": 1, "recorded": True, "skipped": False}
     for step in range(4):
         rows = [Rows("steps", {**told, "overhead_s": 0.0, "step_s": 1.0})]
         for name in HOSTILE:

@@ -188,7 +188,7 @@ def test_a_training_that_ends_in_nan_is_shown_as_it_was_before() -> None:
     store = MemoryStore({})
     told = {"optimizer": "SGD", "recorded": True, "skipped": False, "overhead_s": 0.0, "step_s": 0.1}
     for step in range(20):
-        head = Rows("steps", {**told, "grad_norm": 1.0, "nonfinite": 3 * (step >= 8)})
+        head = Rows("steps", {**told, "loss": 1.0, "grad_norm": 1.0, "nonfinite": 3 * (step >= 8)})
         store.write(Batch(step, (head, *(_broken(ENCODER) if step >= 8 else layer(ENCODER, 12, -0.5)))))
     found, sound = report(Run(store), []), report(made(), [])
     assert found.summary["finite_until"] == 7 and sound.summary["finite_until"] is None
@@ -258,7 +258,7 @@ def _steps(rank: int, clipped: int, threshold: float = 0.5, count: int = 10) -> 
     told = {"optimizer": "SGD", "nonfinite": 0, "recorded": False, "skipped": False, "overhead_s": 0.0, "step_s": 0.1}
     for step in range(count):
         calls = (_clips(step, step < clipped, threshold), _clips(step, False, math.inf))
-        store.write(Batch(step, (Rows("steps", {**told, "grad_norm": 3.0}), *calls)))
+        store.write(Batch(step, (Rows("steps", {**told, "loss": 1.0, "grad_norm": 3.0}), *calls)))
     return store
 
 
