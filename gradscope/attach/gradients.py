@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.uncompiled import uncompiled
+from gradscope.attach.uncompiled import uncompiled
 
 SEARCHED_NODES = 512
 

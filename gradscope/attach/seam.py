@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.jit import _builtins
 
-from gradscope.uncompiled import as_written, uncompiled
+from gradscope.attach.uncompiled import as_written, uncompiled
 
 Listener = TypeVar("Listener")
 Restore = Callable[[], None]

@@ -13,7 +13,7 @@ from loop.loops import Loop, Net, observe, size
 from torch.nn.utils import clip_grad_norm_  # long before any attach
 from torch.optim import SGD
 
-from gradscope.ledger import WATCHED_STEPS, Ledger
+from gradscope.observe.ledger import WATCHED_STEPS, Ledger
 
 # -- by hand
 

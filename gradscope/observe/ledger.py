@@ -28,10 +28,10 @@ from gradscope.attach.modified import (
     two_norms,
 )
 from gradscope.attach.scaler import SCALER, Scaling
-from gradscope.guard import Guard, Overhead, guarded
+from gradscope.attach.uncompiled import uncompiled
+from gradscope.observe.guard import Guard, Overhead, guarded
 from gradscope.record.recorder import Later
 from gradscope.types import Rows
-from gradscope.uncompiled import uncompiled
 
 CLIPPED_SCALED = (
     "gradients were clipped while still multiplied by the GradScaler's factor, so that the threshold means something "

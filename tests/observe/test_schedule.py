@@ -9,7 +9,7 @@ import pytest
 from loop.loops import Loop, observe
 from torch.optim import SGD
 
-from gradscope.schedule import Budget, make_schedule
+from gradscope.observe.schedule import Budget, make_schedule
 
 
 def train(loop: Loop) -> None:

@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope.alarm import Alarm, lost
 from gradscope.attach.find import is_call_of
+from gradscope.attach.uncompiled import uncompiled
 from gradscope.capture.cell import Cell, real
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
-from gradscope.following import CARRIED, ONCE, Asked, Finals
-from gradscope.guard import Guard, guarded
-from gradscope.ledger import Ledger
-from gradscope.quantities import keep, needs_full
+from gradscope.observe.alarm import Alarm, lost
+from gradscope.observe.following import CARRIED, ONCE, Asked, Finals
+from gradscope.observe.guard import Guard, guarded
+from gradscope.observe.ledger import Ledger
+from gradscope.observe.quantities import keep, needs_full
+from gradscope.observe.schedule import Schedule
+from gradscope.observe.step import Recording
+from gradscope.observe.unseen import COMPILED, NO_CALL, Calls
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import nonfinite, summarise
-from gradscope.schedule import Schedule
-from gradscope.step import Recording
 from gradscope.types import KernelCall, LayerKey, Rows
-from gradscope.uncompiled import uncompiled
-from gradscope.unseen import COMPILED, NO_CALL, Calls
 
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 

@@ -12,8 +12,8 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
+from gradscope.attach.uncompiled import set_eval_frame, uncompiled
 from gradscope.errors import AnalysisError, GradscopeWarning
-from gradscope.uncompiled import set_eval_frame, uncompiled
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes, watch_node
 from gradscope.attach.links import Inner, Mark, consumers, mark
@@ -29,9 +28,10 @@ from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
 from gradscope.families import analyse, analyse_kept, analyse_positions, analyse_recurrence, certify
-from gradscope.following import NO_CELL, NO_STATE, TOO_LARGE, Following
-from gradscope.observed import ObservedCall, WeightGradient, added, entirely
-from gradscope.origins import first_origin, stack_of
+from gradscope.observe.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
+from gradscope.observe.following import NO_CELL, NO_STATE, TOO_LARGE, Following
+from gradscope.observe.observed import ObservedCall, WeightGradient, added, entirely
+from gradscope.observe.origins import first_origin, stack_of
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
 SEARCHED_AGAIN = 32
