@@ -1,4 +1,4 @@
-"""The sink: takes a step's rows from the training in no time, and writes them from a thread of its own, many at once."""
+"""The sink: takes a step's rows from the training in no time, and writes them from its own thread, many at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a step's rows in the sink's thread: curves at once, losses, rows of tables and counts now and then."""
+"""What becomes of a step's rows in the sink's thread: curves at once; losses, table rows and counts now and then."""
 
 from __future__ import annotations
 

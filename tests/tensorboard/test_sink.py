@@ -385,7 +385,8 @@ def test_of_the_users_own_writer_nothing_but_its_file_is_used(tmp_path: Path) ->
     assert len(files(tmp_path)) == 1
     found = values(tmp_path)
     assert len(found["loss"]) == 6
-    assert [step for step, _ in found["grad_h/rnn/0/forward"]] == list(range(5))
+    for tag in ("grad_h/rnn/0/forward", "gradscope/loss"):
+        assert [step for step, _ in found[tag]] == list(range(5))
     assert state(tmp_path)["closed"]
     assert "custom_scalars__config__" not in found, "the user may have a layout"
 
