@@ -29,7 +29,7 @@ GO = """hash => new Promise(done => {
     addEventListener("hashchange", () => done(), {once: true});
     location.hash = hash;
 })"""
-PLOTTED = """plot => JSON.stringify(plot.data.map(({name, type, x, y, z}) =>
+PLOTTED = """plot => JSON.stringify((plot.data ?? []).map(({name, type, x, y, z}) =>
     ({name: name ?? "", type, x: [...(x ?? [])], y: [...(y ?? [])], z: (z ?? []).map(row => [...row])})))"""
 
 
