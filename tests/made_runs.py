@@ -28,10 +28,11 @@ def made(
     length: int = 12,
     clip: bool = True,
     meta: dict[str, Any] | None = None,
+    steps: int = 60,
 ) -> Run:
     """A run of 60 steps in which every layer loses half a decade of gradient per step back."""
     store, wanted = MemoryStore(META if meta is None else meta), set(recorded)
-    for step in range(60):
+    for step in range(steps):
         rows = [Rows("steps", _step(step, step in wanted))]
         if clip:
             rows.append(Rows("clips", _clip(step)))
@@ -51,13 +52,23 @@ def of(*rows: Rows, step: int = 0) -> Run:
 def _step(step: int, recorded: bool) -> dict[str, Any]:
     told = {
         "optimizer": "Adam",
-        "loss": 1.0,
+        "loss": loss(step),
         "grad_norm": _norm(step),
         "nonfinite": 0,
         "recorded": recorded,
         "skipped": False,
     }
     return {**told, "overhead_s": 0.001, "step_s": 0.1}
+
+
+def loss(step: int, seed: int = 0) -> float:
+    """A loss as of a classifier of ten things, which falls from 2.3 and is noisy."""
+    return 0.3 + 2.0 / (1 + step / 30) * float(np.random.default_rng([seed, step]).lognormal(0, 0.15))
+
+
+def spread(steps: int) -> list[int]:
+    """The steps that are recorded by default where time allows: eight to each doubling."""
+    return [step for step in range(steps) if step % max(1, 1 << max(0, step.bit_length() - 4)) == 0]
 
 
 def _norm(step: int) -> float:

@@ -1,0 +1,61 @@
+"""From what to what the loss went: the same two numbers wherever a person looks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Frame = Any
+SHARE, MOST = 10, 100
+"""A stretch is a tenth of the steps, and at most 100 of them: one batch tells little."""
+
+
+class Change(NamedTuple):
+    """The loss at both ends of a training.
+
+    Attributes:
+        first: median over the first stretch; infinite where more than half of it was not finite.
+        last: median over the last stretch.
+        steps: how many steps a stretch has.
+    """
+
+    first: float
+    last: float
+    steps: int
+
+    def __str__(self) -> str:
+        """Both, as in `2.30 -> 1.39`."""
+        return f"{number(self.first)} -> {number(self.last)}"
+
+
+def seen(steps: Frame) -> Frame:
+    """Those rows of a frame of `steps` whose loss was seen.
+
+    NaN means that nobody saw the loss, unless the same step counts something that is not finite: then that is its value.
+    """
+    known = steps["loss"].notna()
+    return steps[known | (steps["nonfinite"] > 0)] if known.any() else steps[known]
+
+
+def change(steps: Frame) -> Change | None:
+    """From what to what the loss went in a frame of `steps`; None where no loss was seen."""
+    found = seen(steps)
+    if found.empty:
+        return None
+    step, loss = found["step"].to_numpy(), found["loss"].fillna(math.inf).to_numpy(float)
+    begin, end = int(step.min()), int(step.max())
+    length = min(MOST, max(1, (end - begin + 1) // SHARE))
+    with np.errstate(invalid="ignore"):  # the mean of both infinities
+        first, last = (float(np.median(loss[near])) for near in (step < begin + length, step > end - length))
+    return Change(first, last, length)
+
+
+def number(value: float) -> str:
+    """A loss with three digits, zeros at its end included, so that 2.30 and 1.39 stand beside each other."""
+    if not math.isfinite(value):
+        return "not finite"
+    if 1000 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:#.3g}".rstrip(".")
