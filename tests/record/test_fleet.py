@@ -73,7 +73,7 @@ def test_runs_of_an_earlier_gradscope_have_no_loss(tmp_path: Path) -> None:
         parquet.write_table(parquet.read_table(path, partitioning=None).drop_columns("loss"), path)
     fleet = gradscope.load(tmp_path)
     found = fleet.table(findings=False)
-    assert found["loss_first"].isna().all() and found["steps"].tolist() == [24, 24, 24, 0]
+    assert found["loss_first"].isna().all() and sorted(found["steps"]) == [0, 24, 24, 24]
     assert fleet.frame("steps", run=names[0])["loss"].isna().tolist() == [True] * 24
 
 

@@ -53,7 +53,7 @@ def test_representations_are_short_and_escaped() -> None:
     html = run._repr_html_()
     assert "<script>" not in html and "&lt;script&gt;, layer 0" in html
     assert repr(Run(MemoryStore())) == "<Run: 0 steps, 0 layers; rows: none yet>"
-    assert repr(made()).startswith("<Run: 60 steps, 1 layer, loss 2.23 -> 0.934; rows: ")
+    assert repr(made()).startswith("<Run: 60 steps, 1 layer, loss 2.06 -> 0.978; rows: ")
 
 
 def test_a_step_not_yet_written_can_be_joined(tmp_path) -> None:
