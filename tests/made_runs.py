@@ -14,6 +14,7 @@ from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 ENCODER = LayerKey("encoder", 0, "forward", 0)
 QUANTITIES = ("grad_h", "jacobian", "jacobian_h", "gain")
 GATES = ("reset", "update", "candidate", "hidden")
+WEIGHTS = {"spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.3}
 META = {
     "versions": {"torch": "2.13.0", "python": "3.11.7"},
     "layers": {"encoder": {"class": "GRU"}},
@@ -97,10 +98,10 @@ def layer(key: LayerKey, length: int, decay: float) -> Iterator[Rows]:
         yield Rows("gates", {**name, "t": times, "gate": gate, "low": low, "high": high, "mean": low})
         share = np.linspace(0, 1, 5)
         yield Rows("units", {**name, "gate": gate, "unit": np.arange(5), "low": share * 0.95, "high": share * 0.02})
-    for gate in GATES[:-1]:
+    for place, gate in enumerate(GATES[:-1]):
         yield Rows(
             "weights",
-            {**name, "gate": gate, "spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.3, "update": 1e-3},
+            {**name, "gate": gate, **WEIGHTS, "update": 1e-3 * (1 + place)},
         )
         angle = np.arange(5) * 2 * np.pi / 5
         plane = {"real": 0.9 * np.cos(angle), "imag": 0.9 * np.sin(angle)}

@@ -23,7 +23,8 @@ MAX_CELLS = 400
 MAX_POINTS = 1_000
 """Optimizer steps drawn one by one, at most."""
 CALM = 25
-"""A running median looks this part of all points to either side, and never further than to the first point."""
+"""A running median looks this part of all points to either side, and never further than to the first point; with fewer
+points than this, each stands for itself."""
 
 Layer = LayerKey | str | None
 Steps = int | slice | Iterable[int] | None
@@ -223,7 +224,7 @@ def binned_losses(frame: Frame) -> Frame:
 
 def running_median(values: Array) -> Array:
     """The median around each value; at the beginning of fewer, so that a steep start stays steep. NaN stays NaN."""
-    wide = -(-len(values) // CALM)
+    wide = len(values) // CALM
     near = (values[place - min(place, wide) : place + min(place, wide) + 1] for place in range(len(values)))
     return np.array([np.nan if np.isnan(value) else np.nanmedian(some) for value, some in zip(values, near, strict=True)])
 

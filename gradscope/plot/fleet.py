@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MOST_BINS = 40
 SEVERITIES = {"": "healthy", "info": "info", "warning": "warning", "critical": "critical"}
 LABELS = {
+    "loss_first": "median loss of the first tenth of the steps",
+    "loss_last": "median loss of the last tenth of the steps",
     "horizon": "steps back to 1/1000 of the loss gradient",
     "decay_min": "decades per step back, layer that loses most",
     "decay_max": "decades per step back, layer that gains most",

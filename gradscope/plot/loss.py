@@ -37,7 +37,8 @@ def loss(run: Run, *, ax: Axes | None = None, **line: Any) -> Axes:
         return style.say(ax, "no loss was seen", line)
     (colour,) = style.colours(1)
     running = bins["running"].to_numpy()
-    look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "marker": style.mark_lonely(running), **line}
+    mark = "." if len(bins) < data.CALM else style.mark_lonely(running)
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "marker": mark, **line}
     (drawn,) = ax.plot(bins["step"], running, **look)
     alone = "label" not in line
     if alone:

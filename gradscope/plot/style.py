@@ -129,9 +129,12 @@ def whole(axis: Axis, values: Any = ()) -> None:
     points = np.unique(np.asarray(values, float))
     axis.set_major_locator(FixedLocator(list(points)) if len(points) == 1 else MaxNLocator("auto", integer=True))
     if len(points) == 1:
-        bounds: dict[str, Any] = {f"set_{axis.axis_name}lim": (points[0] - 1, points[0] + 1)}
-        for name, ends in bounds.items():
-            getattr(axis.axes, name)(*ends, auto=None)  # another run, drawn into the same axes, may widen it
+        _limit(axis, points[0] - 1, points[0] + 1)
+
+
+def _limit(axis: Axis, low: float, high: float) -> None:
+    """Bounds that another run, drawn into the same axes, may still widen."""
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high, auto=None)
 
 
 def training(axis: Axis, steps: Any) -> None:
@@ -140,19 +143,22 @@ def training(axis: Axis, steps: Any) -> None:
     whole(axis, points)
     axis.set_label_text("training step")
     if len(points) > 8 and np.median(points) - points[0] < CROWDED * (points[-1] - points[0]):
-        _logarithmic_steps(axis, dense=DENSE * float(np.diff(points).min()), last=float(points[-1]))
+        _logarithmic_steps(axis, points)
 
 
-def _logarithmic_steps(axis: Axis, dense: float, last: float) -> None:
+def _logarithmic_steps(axis: Axis, steps: Array) -> None:
     """Linear up to where the records become sparser, and logarithmic from there; so each takes the same room."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+    gap, last = float(np.diff(steps).min()), float(steps[-1])
+    dense = DENSE * gap
     axis._set_axes_scale("symlog", linthresh=dense, linscale=0.54)  # type: ignore[attr-defined]
     decades = range(int(np.log10(last)) + 1)
     ticks = [factor * 10**decade for decade in decades for factor in ((1, 3) if len(decades) < 5 else (1,))]
     axis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if tick >= dense / 2)]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _limit(axis, steps[0] - gap, last + last / DENSE)
 
 
 def power(value: float) -> str:

@@ -46,11 +46,11 @@ STEPS = f"""
         {_ROWS} WHERE NOT lost OR nonfinite > 0
     ), stretches AS (
         SELECT run, min(step) AS first_step, max(step) AS last_step,
-            least({loss.MOST}, greatest(1, (last_step - first_step + 1) // {loss.SHARE})) AS stretch
+            greatest(1, (last_step - first_step + 1) // {loss.SHARE}) AS tenth
         FROM seen GROUP BY run HAVING bool_or(NOT lost)
     ), ends AS (
-        SELECT run, median(value) FILTER (step < first_step + stretch) AS loss_first,
-            median(value) FILTER (step > last_step - stretch) AS loss_last
+        SELECT run, median(value) FILTER (step < first_step + least(tenth, {loss.EARLY})) AS loss_first,
+            median(value) FILTER (step > last_step - least(tenth, {loss.LATE})) AS loss_last
         FROM seen JOIN stretches USING (run) GROUP BY run
     )
     SELECT counted.*, coalesce(steps, attempts) AS steps, nonfinite_steps, skipped_steps, loss_first, loss_last

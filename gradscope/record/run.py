@@ -138,7 +138,8 @@ class Run:
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in self._sizes().items())
         layers = len(self.layers)
         loss = change(self.source.read("steps", None, ["step", "loss", "nonfinite"]))
-        parts = [f"{self.source.count('steps'):,} steps", f"{layers} layer{'s' * (layers != 1)}"]
+        steps = self.source.count("steps")
+        parts = [f"{steps:,} step{'s' * (steps != 1)}", f"{layers} layer{'s' * (layers != 1)}"]
         parts += [f"loss {loss}"] if loss else []
         return f"<Run: {', '.join(parts)}; rows: {sizes or 'none yet'}>"
 

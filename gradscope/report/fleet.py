@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,18 @@ from gradscope.record.fleet import COLUMNS, SEVERITIES, Fleet, diagnosed, worst
 from gradscope.report import words
 from gradscope.report.summary import Figures, told
 from gradscope.types import Finding
+from gradscope.types.loss import number
 
 Frame = Any
 SHOWN = 60
 """Runs whose rows stand open in a page; the rest is folded."""
-CELLS = ("horizon", "decay_min", "decay_max", "clip_rate", "nonfinite_steps", "grad_norm", "steps", "recorded")
+LOSSES = ("loss_first", "loss_last")
+CELLS = (
+    *(*LOSSES, "horizon", "decay_min", "decay_max", "clip_rate", "nonfinite_steps", "grad_norm"),
+    *("steps", "recorded"),
+)
 PICTURES = {
+    "loss_last": "Losses at the end",
     "horizon": "Horizons",
     "decay_min": "Steepest decays",
     "clip_rate": "Clipping",
@@ -42,7 +49,11 @@ def gathered(fleet: Fleet, findings: Mapping[str, Sequence[Finding]]) -> tuple[d
         "shown": SHOWN,
         "cells": {name: COLUMNS[name] for name in CELLS},
         "table": told("fleet", "All runs", "", table),
-        "pictures": [_picture(table, column, title, figures) for column, title in PICTURES.items()],
+        "pictures": [
+            _picture(table, column, title, figures)
+            for column, title in PICTURES.items()
+            if table[column].notna().any()
+        ],
     }, figures
 
 
@@ -70,7 +81,9 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     cells = {name: words.told(row[name]) for name in CELLS}
     cells["horizon"] = words.lags(row["horizon"], row["horizon_censored"])
     cells["clip_rate"] = words.percent(row["clip_rate"])
-    return {"run": row["run"], "finding": row["finding"], "severity": row["severity"], "cells": cells}
+    named = {name: row[name] for name in ("run", "finding", "severity")}
+    losses = {name: number(row[name]) for name in LOSSES if not math.isnan(row[name])}
+    return {**named, "loss": " → ".join(losses.values()), "cells": {**cells, **losses}}
 
 
 def _counted(findings: Mapping[str, Sequence[Finding]]) -> list[dict[str, Any]]:

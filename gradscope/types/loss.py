@@ -8,26 +8,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Frame = Any
-SHARE, MOST = 10, 100
-"""A stretch is a tenth of the steps, and at most 100 of them: one batch tells little."""
+SHARE, EARLY, LATE = 10, 10, 100
+"""Both ends are a tenth of the steps, for one batch tells little: at most 10 at the beginning, where the loss falls fast,
+and at most 100 at the end."""
 
 
 class Change(NamedTuple):
     """The loss at both ends of a training.
 
     Attributes:
-        first: median over the first stretch; infinite where more than half of it was not finite.
-        last: median over the last stretch.
-        steps: how many steps a stretch has.
+        first: median over the first steps; infinite where more than half of them were not finite.
+        last: median over the last steps.
+        early: how many steps the first are.
+        late: how many the last are; 0 where there is but one step.
     """
 
     first: float
     last: float
-    steps: int
+    early: int
+    late: int
 
     def __str__(self) -> str:
-        """Both, as in `2.30 -> 1.39`."""
-        return f"{number(self.first)} -> {number(self.last)}"
+        """Both, as in `2.30 -> 1.39`; the only one of one step."""
+        return f"{number(self.first)} -> {number(self.last)}" if self.late else number(self.first)
 
 
 def seen(steps: Frame) -> Frame:
@@ -46,10 +49,10 @@ def change(steps: Frame) -> Change | None:
         return None
     step, loss = found["step"].to_numpy(), found["loss"].fillna(math.inf).to_numpy(float)
     begin, end = int(step.min()), int(step.max())
-    length = min(MOST, max(1, (end - begin + 1) // SHARE))
+    early, late = (min(most, max(1, (end - begin + 1) // SHARE)) for most in (EARLY, LATE))
     with np.errstate(invalid="ignore"):  # the mean of both infinities
-        first, last = (float(np.median(loss[near])) for near in (step < begin + length, step > end - length))
-    return Change(first, last, length)
+        first, last = (float(np.median(loss[near])) for near in (step < begin + early, step > end - late))
+    return Change(first, last, early, late if end > begin else 0)
 
 
 def number(value: float) -> str:

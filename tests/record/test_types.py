@@ -22,14 +22,14 @@ def _steps(loss: Sequence[float], nonfinite: Sequence[int] = (), norm: Sequence[
 @pytest.mark.parametrize(
     ("steps", "found"),
     [
-        (_steps([2.5]), Change(2.5, 2.5, 1)),
-        (_steps([3, 1]), Change(3, 1, 1)),
-        (_steps([3.0] * 9 + [9, 1] + [-1.0] * 9, first=700), Change(3, -1, 2)),
-        (_steps([float(step) for step in range(5000)]), Change(49.5, 4949.5, 100)),
-        (_steps([nan] * 5 + [4.0] * 10 + [nan] * 5), Change(4, 4, 1)),
-        (_steps([2, 1, nan], [0, 0, 3]), Change(2, inf, 1)),
-        (_steps([2, 1, nan], [0, 0, 0]), Change(2, 1, 1)),
-        (_steps([inf, 1, -inf]), Change(inf, -inf, 1)),
+        (_steps([2.5]), Change(2.5, 2.5, 1, 0)),
+        (_steps([3, 1]), Change(3, 1, 1, 1)),
+        (_steps([3.0] * 9 + [9, 1] + [-1.0] * 9, first=700), Change(3, -1, 2, 2)),
+        (_steps([float(step) for step in range(5000)]), Change(4.5, 4949.5, 10, 100)),
+        (_steps([nan] * 5 + [4.0] * 10 + [nan] * 5), Change(4, 4, 1, 1)),
+        (_steps([2, 1, nan], [0, 0, 3]), Change(2, inf, 1, 1)),
+        (_steps([2, 1, nan], [0, 0, 0]), Change(2, 1, 1, 1)),
+        (_steps([inf, 1, -inf]), Change(inf, -inf, 1, 1)),
         (_steps([nan] * 3), None),
         (_steps([nan] * 3, [1, 1, 1]), None),
         (_steps([]), None),
@@ -41,12 +41,12 @@ def test_change_of_the_loss(steps: Any, found: Change | None) -> None:
 
 def test_one_odd_batch_at_an_end_changes_nothing() -> None:
     calm = [2.0] * 50 + [1.0] * 50
-    assert change(_steps([900.0, *calm[1:-1], -900.0])) == change(_steps(calm)) == Change(2, 1, 10)
+    assert change(_steps([900.0, *calm[1:-1], -900.0])) == change(_steps(calm)) == Change(2, 1, 10, 10)
 
 
 def test_several_processes_are_taken_together() -> None:
     both = pd.concat([_steps([3.0, 1.0]).assign(rank=0), _steps([5.0, 2.0]).assign(rank=1)])
-    assert change(both) == Change(4, 1.5, 1)
+    assert change(both) == Change(4, 1.5, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,8 @@ def test_a_loss_in_three_digits(value: float, text: str) -> None:
 
 
 def test_change_in_words() -> None:
-    assert str(Change(2.3, 1.386, 4)) == "2.30 -> 1.39"
+    assert str(Change(2.3, 1.386, 4, 4)) == "2.30 -> 1.39"
+    assert str(Change(2.3, 2.3, 1, 0)) == "2.30"
 
 
 def _calls(*calls: tuple[int, str, float, bool], how: str = "", threshold: float = 1.0, nonfinite: int = 0) -> Any:
