@@ -12,7 +12,7 @@ from gradscope.plot.style import colours
 from gradscope.record import Run
 from gradscope.report import words
 from gradscope.report.layers import RANKS, cells, numbers
-from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, facts, settings, tell, told
+from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, settings, tell, told
 from gradscope.types import Finding, LayerKey
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Overlay:
 
 LOSS = Overlay(
     "loss",
-    "Loss",
+    "Running median of the loss",
     lambda run, _: data.losses(run),
     words.loss,
     lambda run, _, **given: plot.loss(run, **given),
@@ -168,5 +168,6 @@ def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any]
     said = "\n".join(f"{name}: {overlay.words(frame)}" for name, frame in tables.items())
     stacked = pd.concat([overlay.drawn(frame).assign(run=name) for name, frame in tables.items()], ignore_index=True)
     stacked = stacked[["run", *(column for column in stacked.columns if column != "run")]]
-    figures[f"{place.owner}-{overlay.name}"] = draw
+    if any(map(drawable, tables.values())):
+        figures[f"{place.owner}-{overlay.name}"] = draw
     return told(f"{place.owner}-{overlay.name}", overlay.title, said, stacked)

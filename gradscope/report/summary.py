@@ -100,10 +100,15 @@ def _pictures(
         if frame.empty or records < picture.records:
             continue
         name, drawn = f"{owner}-{picture.name}", picture.drawn(frame)
-        if len(drawn) > 1 and not ("step" in drawn and drawn["step"].nunique() < 2):
-            figures[name] = partial(picture.draw, run, key)  # else there is one point, which words tell better
+        if drawable(drawn):
+            figures[name] = partial(picture.draw, run, key)
         found.append(told(name, picture.title, picture.words(frame), drawn))
     return found
+
+
+def drawable(frame: Frame) -> bool:
+    """Whether there is more than one point, or more than one step; words tell of one better than a picture."""
+    return len(frame) > 1 and ("step" not in frame or frame["step"].nunique() > 1)
 
 
 def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
