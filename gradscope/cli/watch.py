@@ -116,7 +116,7 @@ class Watch:
     def _how(self) -> str:
         """How many steps of the first model are recorded, and where its loss went."""
         steps = gradscope.load(self.folder).frame("steps")
-        recorded, count = (rows["step"].nunique() for rows in (steps[steps["recorded"]], steps))
+        recorded, count = steps.loc[steps["recorded"], "step"].nunique(), steps["step"].nunique()
         loss = change(steps)
         return f": {recorded:,} of {count:,} step{'s' * (count != 1)}{f', loss {loss}' if loss else ''}"
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.errors import GradscopeError
-from gradscope.types import LayerKey
-from gradscope.types import loss
+from gradscope.types import LayerKey, loss
 from gradscope.types.clips import limiting, looked_at
 
 if TYPE_CHECKING:
@@ -226,7 +225,9 @@ def running_median(values: Array) -> Array:
     """The median around each value; at the beginning of fewer, so that a steep start stays steep. NaN stays NaN."""
     wide = len(values) // CALM
     near = (values[place - min(place, wide) : place + min(place, wide) + 1] for place in range(len(values)))
-    return np.array([np.nan if np.isnan(value) else np.nanmedian(some) for value, some in zip(values, near, strict=True)])
+    return np.array(
+        [np.nan if np.isnan(value) else np.nanmedian(some) for value, some in zip(values, near, strict=True)]
+    )
 
 
 def would_clip(run: Run, points: int = 101) -> Frame:

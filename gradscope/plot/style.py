@@ -134,7 +134,7 @@ def whole(axis: Axis, values: Any = ()) -> None:
 
 def _limit(axis: Axis, low: float, high: float) -> None:
     """Bounds that another run, drawn into the same axes, may still widen."""
-    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high, auto=None)
+    (axis.axes.set_xlim if axis is axis.axes.xaxis else axis.axes.set_ylim)(low, high, auto=None)
 
 
 def training(axis: Axis, steps: Any) -> None:

@@ -27,8 +27,8 @@ _ROWS = """
     JOIN listed USING (filename)
 """
 """The rows of one table of all runs, with `run` (a number), `rank`, `place`, the place of their file, and `shared`,
-whether the run has several ranks: only there can rows of `steps` have a step in common. Columns that no file has, as all
-are of an earlier gradscope, come from the table `blank`, which has every column and no row."""
+whether the run has several ranks: only there can rows of `steps` have a step in common. A column that no file has, as
+of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
 
 STEPS = f"""
     WITH counted AS (
@@ -60,8 +60,8 @@ STEPS = f"""
 """`loss_first` and `loss_last` are those of `gradscope.types.loss`."""
 CLIPS = f"""
     WITH known AS (
-        SELECT run, rank, step, bool_or(clipped) AS clipped, bool_or(isnan(norm_before) AND nonfinite = 0) AS unmeasured,
-            bool_or(kind <> 'modified') AS called
+        SELECT run, rank, step, bool_or(clipped) AS clipped, bool_or(kind <> 'modified') AS called,
+            bool_or(isnan(norm_before) AND nonfinite = 0) AS unmeasured
         {_ROWS} WHERE (kind <> 'modified' OR how = 'clamped') AND threshold <> 'infinity' GROUP BY run, rank, step
     )
     SELECT run, count(*) FILTER (clipped AND NOT unmeasured) AS clipped, count(*) FILTER (unmeasured) AS unmeasured,

@@ -49,9 +49,7 @@ def gathered(fleet: Fleet, findings: Mapping[str, Sequence[Finding]]) -> tuple[d
         "cells": {"loss": LOSS, **{name: COLUMNS[name] for name in CELLS}},
         "table": told("fleet", "All runs", "", table),
         "pictures": [
-            _picture(table, column, title, figures)
-            for column, title in PICTURES.items()
-            if table[column].notna().any()
+            _picture(table, column, title, figures) for column, title in PICTURES.items() if table[column].notna().any()
         ],
     }, figures
 

@@ -14,8 +14,8 @@ from gradscope.types import Finding, LayerKey
 Frame = Any
 RANKS = {"critical": 0, "warning": 1, "info": 2}
 COLUMNS = {
-    "horizon": "steps back until 1/1000 of the loss gradient is left: at the first record → at the last four; of fewer than "
-    "five records one number",
+    "horizon": "steps back until 1/1000 of the loss gradient is left: at the first record → at the last four; "
+    "of fewer than five records one number",
     "timesteps": "length of the longest sequence",
     "decay": "decades that the loss gradient gains (+) or loses (-) per step back",
     "gradient": "median total gradient at the first and at the last timestep",

@@ -77,7 +77,8 @@ def loss(frame: Frame) -> str:
     if not found.late:
         return f"The loss is {first} at step {steps[0]}."
     if found.late > 1:
-        said = f"The loss goes from {first} (median of the first {found.early} steps) to {last} (of the last {found.late})."
+        early, late = f"median of the first {found.early} steps", f"of the last {found.late}"
+        said = f"The loss goes from {first} ({early}) to {last} ({late})."
     else:
         said = f"The loss goes from {first} at step {steps[0]} to {last} at step {steps[-1]}."
     lost = sorted(set(frame.loc[frame["nonfinite"] > 0, "step"]))

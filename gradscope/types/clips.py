@@ -26,8 +26,8 @@ def looked_at(steps: Frame) -> Any:
 def share(steps: Frame, clips: Frame) -> float:
     """The share of the steps at which gradients were clipped; NaN where that is not known of any step.
 
-    A step with a call that nobody measured is left out. Where only changes by hand clip, or nothing does, the steps that
-    were looked at count.
+    A step with a call that nobody measured is left out. Where only changes by hand clip, or nothing does, the steps
+    that were looked at count.
     """
     each = [name for name in ("rank", "step") if name in steps]
     calls = clips[_limits(clips)]

@@ -9,8 +9,8 @@ import numpy as np
 
 Frame = Any
 SHARE, EARLY, LATE = 10, 10, 100
-"""Both ends are a tenth of the steps, for one batch tells little: at most 10 at the beginning, where the loss falls fast,
-and at most 100 at the end."""
+"""Both ends are a tenth of the steps, for one batch tells little: at most 10 at the beginning, where the loss falls
+fast, and at most 100 at the end."""
 
 
 class Change(NamedTuple):
@@ -36,7 +36,7 @@ class Change(NamedTuple):
 def seen(steps: Frame) -> Frame:
     """Those rows of a frame of `steps` whose loss was seen.
 
-    NaN means that nobody saw the loss, unless the same step counts something that is not finite: then that is its value.
+    NaN means that nobody saw the loss, unless something of the same step was not finite: then that is its value.
     """
     known = steps["loss"].notna()
     return steps[known | (steps["nonfinite"] > 0)] if known.any() else steps[known]

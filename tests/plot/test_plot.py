@@ -304,9 +304,15 @@ def test_the_loss_of_a_long_training_has_a_band() -> None:
 
 @pytest.mark.parametrize(
     ("losses", "scale"),
-    [([2.0 * 0.9**step for step in range(60)], "log"), ([2.0 - step / 60 for step in range(60)], "linear"),
-     ([-2.0 * 0.9**step for step in range(60)], "linear"), ([1.0] * 60, "linear"), ([0.0] * 60, "linear"), ([1.0], "linear")],
-)  # fmt: skip
+    [
+        ([2.0 * 0.9**step for step in range(60)], "log"),
+        ([2.0 - step / 60 for step in range(60)], "linear"),
+        ([-2.0 * 0.9**step for step in range(60)], "linear"),
+        ([1.0] * 60, "linear"),
+        ([0.0] * 60, "linear"),
+        ([1.0], "linear"),
+    ],
+)
 def test_the_loss_is_logarithmic_only_where_it_falls_far(losses: list[float], scale: str) -> None:
     ax = plot.loss(training(losses))
     ax.figure.canvas.draw()
@@ -352,7 +358,9 @@ def test_records_that_are_spread_evenly_or_few_have_a_linear_axis(recorded: Any)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
-@pytest.mark.parametrize("name", ["heatmap", "horizon", "gates over training", "loss", "clipping", "updates", "timesteps"])
+@pytest.mark.parametrize(
+    "name", ["heatmap", "horizon", "gates over training", "loss", "clipping", "updates", "timesteps"]
+)
 def test_axes_of_few_steps_have_whole_numbers(name: str, count: int) -> None:
     run = made(recorded=range(count), steps=count, length=count)
     ax = FIGURES[name](run)

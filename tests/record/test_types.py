@@ -66,7 +66,9 @@ def test_change_in_words() -> None:
 def _calls(*calls: tuple[int, str, float, bool], how: str = "", threshold: float = 1.0, nonfinite: int = 0) -> Any:
     rows = [dict(zip(("step", "kind", "norm_before", "clipped"), call, strict=True)) for call in calls]
     columns = ["step", "kind", "norm_before", "clipped", "how", "threshold", "nonfinite"]
-    return pd.DataFrame([{**row, "how": how, "threshold": threshold, "nonfinite": nonfinite} for row in rows], None, columns)
+    return pd.DataFrame(
+        [{**row, "how": how, "threshold": threshold, "nonfinite": nonfinite} for row in rows], None, columns
+    )
 
 
 @pytest.mark.parametrize(

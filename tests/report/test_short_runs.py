@@ -25,7 +25,7 @@ TOLD = {"optimizer": "Adam", "skipped": False, "overhead_s": 0.001, "step_s": 0.
 
 
 def fast(steps: int, value: float = 1.0, bad: int = 0) -> Run:
-    """A fast training by the default schedule, clipped by value, whose gradients every 16th step and records look at."""
+    """A fast training by the default schedule, clipped by value; records and every 16th step are looked at."""
     store, wanted = MemoryStore({}), set(spread(steps))
     for step in range(steps):
         norm = 2.0 - step % 2 if step % 16 == 0 or step in wanted else math.nan
@@ -99,7 +99,9 @@ def test_a_loss_that_is_lost_is_told() -> None:
         head = {**TOLD, "loss": math.nan if lost else 1.0, "grad_norm": 1.0, "recorded": False, "nonfinite": int(lost)}
         store.write(Batch(step, (Rows("steps", head),)))
     text = report(Run(store), []).text()
-    assert "loss 1.00 → not finite" in text and "It is not finite at 9 steps, first at step 31." in " ".join(text.split())
+    assert "loss 1.00 → not finite" in text and "It is not finite at 9 steps, first at step 31." in " ".join(
+        text.split()
+    )
 
 
 def test_updates_are_told_gate_by_gate_over_all_records() -> None:
