@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record import arrow, parts
 from gradscope.record.query import Condition
-from gradscope.record.schema import TABLES
+from gradscope.record.schema import FLOAT, TABLES
 from gradscope.types import loss
 
 _ATTEMPTS = 5
@@ -30,6 +30,16 @@ _ROWS = """
 whether the run has several ranks: only there can rows of `steps` have a step in common. A column that no file has, as
 of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
 
+
+def _nan(column: str) -> str:
+    """Whether a number is NaN, or of a column that the file has not, for conditions.
+
+    DuckDB answers conditions from the statistics of Parquet files where it can, and these know of no NaN; that a column
+    of `listed` takes part keeps it from that.
+    """
+    return f"coalesce(isnan({column} + place), true)"
+
+
 STEPS = f"""
     WITH counted AS (
         SELECT run, count(*) AS attempts, count(*) FILTER (NOT isnan(grad_norm) OR nonfinite > 0) AS looked_at,
@@ -41,8 +51,7 @@ STEPS = f"""
     ill AS (SELECT run, count(DISTINCT step) AS nonfinite_steps {_ROWS} WHERE nonfinite > 0 GROUP BY run),
     passed AS (SELECT run, count(DISTINCT step) AS skipped_steps {_ROWS} WHERE skipped GROUP BY run),
     seen AS (
-        SELECT run, step, coalesce(isnan(loss), true) AS lost,
-            CASE WHEN lost THEN CAST('infinity' AS DOUBLE) ELSE loss END AS value
+        SELECT run, step, {_nan("loss")} AS lost, CASE WHEN lost THEN CAST('infinity' AS DOUBLE) ELSE loss END AS value
         {_ROWS} WHERE NOT lost OR nonfinite > 0
     ), stretches AS (
         SELECT run, min(step) AS first_step, max(step) AS last_step,
@@ -58,15 +67,17 @@ STEPS = f"""
         LEFT JOIN ends USING (run)
 """
 """`loss_first` and `loss_last` are those of `gradscope.types.loss`."""
+_LIMITS = "(kind <> 'modified' OR how = 'clamped') AND threshold <> 'infinity'"
 CLIPS = f"""
-    WITH known AS (
-        SELECT run, rank, step, bool_or(clipped) AS clipped, bool_or(kind <> 'modified') AS called,
-            bool_or(isnan(norm_before) AND nonfinite = 0) AS unmeasured
-        {_ROWS} WHERE (kind <> 'modified' OR how = 'clamped') AND threshold <> 'infinity' GROUP BY run, rank, step
-    )
-    SELECT run, count(*) FILTER (clipped AND NOT unmeasured) AS clipped, count(*) FILTER (unmeasured) AS unmeasured,
-        bool_or(called) AS called
-    FROM known GROUP BY run
+    WITH calls AS (SELECT run, bool_or(kind <> 'modified') AS called {_ROWS} WHERE {_LIMITS} GROUP BY run),
+    unmeasured AS (
+        SELECT DISTINCT run, rank, step {_ROWS} WHERE {_LIMITS} AND {_nan("norm_before")} AND nonfinite = 0
+    ), clipped AS (
+        SELECT DISTINCT run, rank, step {_ROWS} WHERE {_LIMITS} AND clipped
+    ), of_known AS (
+        SELECT run, count(*) AS clipped FROM clipped ANTI JOIN unmeasured USING (run, rank, step) GROUP BY run
+    ), unknown AS (SELECT run, count(*) AS unmeasured FROM unmeasured GROUP BY run)
+    SELECT * FROM calls LEFT JOIN of_known USING (run) LEFT JOIN unknown USING (run)
 """
 """What `gradscope.types.clips.share` asks of the calls."""
 LAYERS = f"""
@@ -198,6 +209,8 @@ def _sound(path: Path) -> bool:
 def rows(table: str, wanted: Mapping[str, Condition]) -> tuple[str, dict[str, Any]]:
     """The question for the rows of a table that meet all conditions, in the order of `Run.frame`, run by run."""
     terms, asked = _terms(wanted)
+    bounded = [name for name, it in wanted.items() if it.low is not None and TABLES[table].columns.get(name) == FLOAT]
+    terms += [f"NOT {_nan(name)}" for name in bounded]  # to DuckDB, NaN is larger than all numbers
     columns = ", ".join(f'rows."{name}"' for name in TABLES[table].columns)
     order = ", ".join(f'rows."{name}"' for name in TABLES[table].order)
     where = f"WHERE {' AND '.join(terms)}" if terms else ""

@@ -94,6 +94,7 @@ def test_table_has_the_worst_finding(root: Path) -> None:
     [
         ("steps", {}),
         ("steps", {"step": slice(3, 9), "skipped": False}),
+        ("steps", {"loss": slice(0.1, None), "grad_norm": slice(None, 5.0)}),
         ("clips", {"kind": "modified", "how": ["clamped", "'; --"]}),
         ("timesteps", {"quantity": "grad_h", "step": [0, 4], "t": slice(2, None)}),
         ("layers", {"decay": slice(-0.5, 0.0), "module": "encoder"}),
