@@ -84,4 +84,6 @@ def _borders(values: Any, logarithmic: bool) -> Any:
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     borders = np.linspace(low, high, number + 1)
-    return 10**borders if logarithmic else borders
+    borders = 10**borders if logarithmic else borders
+    borders[0], borders[-1] = min(borders[0], values.min()), max(borders[-1], values.max())  # rounding loses no run
+    return borders

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_runs import ENCODER, GATES, layer, made, of, spread, timesteps
 
@@ -380,3 +381,10 @@ def test_steps_that_nobody_looked_at_leave_no_gaps() -> None:
     assert list(frame["step"]) == sorted([*range(0, 80, 8), 70]) and frame["before"].isna().sum() == 1
     line = plot.clipping(training([1.0] * 80, None, norms)).get_lines()[0]
     assert len(line.get_xdata()) == 10 and line.get_marker() == "None"
+
+
+@pytest.mark.parametrize("column", ["loss_last", "grad_norm_max"])
+@pytest.mark.parametrize("values", [[7.01, 10.01], [0.1, 0.3, 0.7], [5.0]])
+def test_no_run_falls_out_of_the_spread_of_few(column: str, values: list[float]) -> None:
+    ax = plot.runs(pd.DataFrame({column: values}), column)
+    assert sum(bar.get_height() for bar in ax.patches) == len(values)
