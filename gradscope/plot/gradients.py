@@ -159,8 +159,8 @@ def heatmap(run: Run, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes
     ax.grid(False)
     style.whole(ax.xaxis, cells.columns)
     style.training(ax.yaxis, cells.index)
-    across, up = borders
-    ax.set(xlabel="timestep t", xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
+    ax.autoscale_view()  # to the borders of the cells
+    ax.set_xlabel("timestep t")
     return ax
 
 

@@ -350,6 +350,7 @@ def test_records_of_the_default_schedule_are_equally_tall() -> None:
     heights = np.diff(ax.transData.transform(np.c_[np.zeros(51), style.edges(spread(300))])[:, 1])
     assert len(heights) == 50 and heights.max() < 3 * heights.min()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "10", "30", "100", "300"]
+    assert ax.get_ylim() == pytest.approx((-0.5, 304)) and ax.get_xlim() == (-0.5, 11.5)
     assert plot.horizon(run, ax=plt.figure().add_subplot()).get_xscale() == "symlog"
 
 
