@@ -39,7 +39,7 @@ def test_all_figures_are_drawn_within_the_page(saved: Path, width: int) -> None:
     probe = saved.with_name(f"probe-{width}.html")
     probe.write_text(saved.read_text(encoding="utf-8").replace("</head>", f"{LOOK}</head>"), encoding="utf-8")
     seen = browse(probe, "--dump-dom", f"--window-size={width},2000")
-    assert '<title>{"drawn":12,"wide":0}</title>' in seen.stdout
+    assert '<title>{"drawn":14,"wide":0}</title>' in seen.stdout
     assert "CONSOLE" not in seen.stderr
 
 
