@@ -3,6 +3,8 @@ import {plain} from "./dom.js";
 import {layout, tones} from "./theme.js";
 import {capital} from "./words.js";
 
+const BETWEEN = 66; // pixels from row to row: ticks and title of one, title of the next
+
 // Plotly's names of the axes of small picture number `place`.
 export function axes(place) {
   const number = place ? String(place + 1) : "";
@@ -43,15 +45,16 @@ export function frame(it, gates, {side, top, narrowest = 210}, yaxis, xaxis) {
   const width = it.root.clientWidth || 900;
   const across = Math.max(1, Math.min(gates.length, Math.floor(width / narrowest)));
   const rows = Math.ceil(gates.length / across);
-  const places = tiles(gates.length, across, 0.04, 0.3 / rows);
+  const area = rows * side + (rows - 1) * BETWEEN;
+  const places = tiles(gates.length, across, 0.04, BETWEEN / area);
   const shape = layout({
-    height: rows * (side + 40) + top + 2,
+    height: area + top + 42,
     margin: {l: 68, r: 12, t: top, b: 42},
     shapes: [],
     annotations: [],
     uirevision: it.id,
   });
-  shape.legend.y = 1 + 24 / (rows * (side + 40));
+  shape.legend.y = 1 + 20 / area;
   gates.forEach((gate, place) => {
     const [x, y] = axes(place);
     shape[x.long] = {...xaxis(), domain: places[place].x, anchor: y.short, automargin: false};
