@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from torch.optim import LBFGS, SGD, Adam
 
 import gradscope
+from gradscope.record.recorder import reference
 
 EVERY = pytest.mark.parametrize("every", [1, 10**9])
 
@@ -344,3 +345,54 @@ def test_nan_is_found_at_the_step_where_it_happens(every: int, where: str) -> No
     assert notes.str.contains("its weights were still finite").any()
     if every > 1:
         assert steps["step"][steps["recorded"]].tolist() == [0, 51, 52]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are taken for those of a device: numbers are read when rows are flushed."""
+    for room in ("losses", "ledger"):
+        monkeypatch.setattr(f"gradscope.observe.{room}.keep", reference)
+    for room in ("rows", "ledger"):
+        monkeypatch.setattr(f"gradscope.observe.{room}.known", lambda values: False)
+
+
+@pytest.mark.usefixtures("device")
+def test_on_a_device_numbers_are_read_at_the_flush() -> None:
+    """The same as on the host, also what a scaler has scaled; of what the loop writes into meanwhile, NaN."""
+
+    def train(loop: Loop, told: list[float]) -> None:
+        optimizer, scaler = SGD(loop.model.parameters(), 0.1), GradScaler("cpu", init_scale=8.0)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = loop.loss()
+            told.append(math.nan if step == 3 else loss.item())
+            if step == 1:
+                (scaler.scale(loss) * 2 / 2).backward()
+                scaler.unscale_(optimizer)
+            else:
+                loss.backward()
+            if step == 3:
+                loss.detach().zero_()
+            loop.clip(nn.utils.clip_grad_norm_, loop.model.parameters(), 1e-3)
+            loop.measure()
+            scaler.step(optimizer) if step == 1 else optimizer.step()
+
+    outcome = run(train)
+    assert outcome.clips == [(k, "norm", "clip_grad_norm_", 1e-3, True) for k in range(4)]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.filterwarnings("ignore::gradscope.GradscopeWarning")
+def test_nan_on_a_device_is_found_at_the_flush_with_its_step() -> None:
+    model = nn.GRU(3, 4)
+    optimizer = SGD(model.parameters(), 0.01)
+    with gradscope.attach(model, every=10**9) as scope:
+        for step in range(40):
+            optimizer.zero_grad()
+            (model(torch.randn(5, 2, 3))[0].square().mean() * (math.nan if step >= 20 else 1.0)).backward()
+            optimizer.step()
+            if step == 30:
+                scope.run.frame("steps")
+    steps = scope.run.frame("steps")
+    assert steps["step"][steps["nonfinite"] > 0].min() == 20
+    assert steps["step"][steps["recorded"]].tolist() == [0, 32, 33]  # the flush was in step 31
