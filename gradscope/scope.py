@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradscope.attach.custom import default_spec, find_cells, find_sequences, listen_to_calls, state_argument
+from gradscope.attach.custom import default_spec, find_cells, find_sequences, state_argument
 from gradscope.attach.find import find_layers
-from gradscope.attach.kernels import KERNELS
-from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.attach.processes import processes
 from gradscope.attach.split import SPLITS, Splitter
 from gradscope.attach.uncompiled import inner_module
@@ -205,13 +203,9 @@ class Scope:
         self._closed = False
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
-            for seam in (KERNELS, OPTIMIZERS):
-                undo.callback(seam.listen(observer).remove)
             if splitter is not None:
                 undo.callback(SPLITS.listen(splitter).remove)
-            for remove in listen_to_calls(observer.own, observer):
-                undo.callback(remove)
-            undo.push(observer.ledger.listen())
+            undo.push(observer.listen(every_call=splitter is not None))
             self._undo = undo.pop_all()
         _closed_at_exit()
         _OPEN[self] = None

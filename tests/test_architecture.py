@@ -20,7 +20,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 ARROWS: dict[str, tuple[str, str]] = {
     "types":           ("",                                                         "torch numpy"),
     "errors":          ("",                                                         ""),
-    "attach":          ("types errors",                                             "torch"),
+    "attach":          ("types errors",                                             "numpy torch"),
     "capture":         ("types errors",                                             "torch"),
     "families":        ("types errors",                                             "torch"),
     "cells":           ("types errors",                                             "torch"),

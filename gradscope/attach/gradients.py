@@ -53,23 +53,6 @@ def backward_pass() -> int:
 
 
 @uncompiled
-def after_backward(queued: int, callback: Callable[[], None]) -> int:
-    """Within a backward pass: call `callback` when it is over, unless that was asked for in the same pass.
-
-    It is the last to be called: what others have queued is done by then, such as a reduction over processes.
-
-    Args:
-        queued: what the last call returned.
-        callback: without arguments.
-    """
-    current = backward_pass()
-    if current != queued:
-        queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
-        queue(lambda: queue(callback))
-    return current
-
-
-@uncompiled
 def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
     """Hand every accumulated gradient of a tensor to `receive`, until its graph is gone or the handle is removed.
 

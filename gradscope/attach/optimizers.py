@@ -7,16 +7,19 @@ same parameters (SAM, Lookahead, a wrapper around several), is one step.
 from __future__ import annotations
 
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradscope.attach.seam import Restore, Seam
+from gradscope.attach.uncompiled import uncompiled
 
 
 class OptimizerListener(Protocol):
@@ -43,29 +46,47 @@ def _install() -> Restore:
         return undo.pop_all().close
 
 
-@_disable_dynamo
+@dataclass(eq=False, slots=True)
+class _Step:
+    """One `step` that has begun; of one within another that shares its parameters, nobody hears."""
+
+    optimizer: weakref.ref[Optimizer]
+    inside: bool = False
+
+
+_begun = threading.local()
+
+
+@uncompiled
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _inside_another(optimizer):
+    steps: list[_Step] = _begun.__dict__.setdefault("steps", [])
+    step = _Step(weakref.ref(optimizer))
+    if steps:  # a step around this one, or one that has raised: for that there is no post hook
+        frames = [frame.f_locals["self"] for frame in _steps_under_way()][1:]
+        steps[:] = [each for each in steps if each.optimizer() in frames]
+        step.inside = any(_same_parameters(each, optimizer) for each in frames)
+    steps.append(step)
+    if not step.inside:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         for listener in OPTIMIZERS:
             listener.before_step(optimizer, callable(closure))
 
 
-@_disable_dynamo
+@uncompiled
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _inside_another(optimizer):
+    steps: list[_Step] = _begun.__dict__.setdefault("steps", [])
+    while steps:
+        step = steps.pop()
+        if step.optimizer() is optimizer:
+            break
+    else:
+        return  # it began before anybody listened
+    if not step.inside:
         for listener in OPTIMIZERS:
             listener.after_step(optimizer)
 
 
-def _inside_another(optimizer: Optimizer) -> bool:
-    steps = _steps_under_way()
-    next(steps, None)  # its own
-    return any(_same_parameters(step.f_locals["self"], optimizer) for step in steps)
-
-
-# What torch wraps around every `step`, calling the hooks. Its frames on the stack are the steps under way: unlike a
-# depth that is counted, they cannot be left over from a step that raised, for which there is no post hook.
+# What torch wraps around every `step`, calling the hooks. Its frames on the stack are the steps under way.
 _STEP = next((code for code in Optimizer.profile_hook_step.__code__.co_consts if isinstance(code, CodeType)), None)
 
 

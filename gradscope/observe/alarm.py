@@ -53,10 +53,10 @@ class Alarm:
         """A step has ended that no GradScaler has skipped.
 
         Args:
-            norm: of its gradients.
-            nonfinite: how many parameters' are not finite.
+            norm: of its gradients; NaN where that is not known.
+            nonfinite: how many parameters' are not finite, or 1 where it is another number that is not.
         """
-        if nonfinite or not math.isfinite(norm):
+        if nonfinite:
             self._wanted = AFTER if self.armed else self._wanted
             self._calm = 0
             return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,30 +16,20 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gradscope.attach.clipping import CLIPPING, Clip
-from gradscope.attach.gradients import after_backward, watch_parameter
-from gradscope.attach.modified import (
-    Change,
-    Reference,
-    compare,
-    explain,
-    glance,
-    present_gradients,
-    snapshot,
-    two_norms,
-)
+from gradscope.attach.modified import Change, Reference, compare, snapshot
 from gradscope.attach.scaler import SCALER, Scaling
-from gradscope.attach.uncompiled import uncompiled
-from gradscope.observe.guard import Guard, Overhead, guarded
-from gradscope.record.recorder import Later
+from gradscope.observe.guard import Guard, guarded
+from gradscope.observe.passes import Passes
+from gradscope.record.recorder import Later, Number, keep
 from gradscope.types import Rows
 
 CLIPPED_SCALED = (
     "gradients were clipped while still multiplied by the GradScaler's factor, so that the threshold means something "
     "else at every step: call scaler.unscale_(optimizer) before clipping"
 )
-
-WATCHED_STEPS = 32
-"""After so many steps in which nothing was changed by hand, a glance at the gradients has to do."""
+GLANCED = 4
+"""Layers of which one element of a gradient is read on the host at every step."""
+READABLE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,50 +44,26 @@ class Gradients:
     norms: Tensor
     factor: Tensor | float
 
-    def row(
-        self,
-        columns: dict[str, Any],
-        skipped: Tensor | bool,
-        overhead: Overhead,
-        hear: Callable[[float, int], None] = lambda norm, nonfinite: None,
-    ) -> Rows | Later:
-        """The row of `steps`: at once if the norms are on the host, or when they are.
-
-        Args:
-            columns: what is known of it.
-            skipped: a GradScaler has left the parameters as they were.
-            overhead: of the step.
-            hear: is told the norm, and how many parameters' are not finite, of a step that was not skipped.
-        """
-        extra = [x for x in (self.factor, skipped) if isinstance(x, Tensor)]
-
-        def rows(values: Tensor) -> Rows:
-            numbers = values.tolist()
-            skip = bool(numbers.pop()) if isinstance(skipped, Tensor) else skipped
-            factor = numbers.pop() if isinstance(self.factor, Tensor) else self.factor
-            bad = sum(not math.isfinite(norm) for norm in numbers)
-            found = {"grad_norm": math.hypot(*numbers) / factor, "nonfinite": bad, "skipped": skip}
-            if not skip:
-                hear(found["grad_norm"], bad)
-            return Rows("steps", {**columns, **found, "overhead_s": overhead.seconds()})
-
-        values = torch.cat([self.norms, *(x.to(self.norms).reshape(1) for x in extra)]) if extra else self.norms
-        return rows(values) if values.device.type == "cpu" else Later(values, rows)
-
 
 class Ledger:
     """Listens to clipping and loss scaling, and compares the gradients at the optimizer with those after backward.
+
+    Clipping calls are entered at every step. Gradients are looked at where the observer says so.
 
     Args:
         model: whose clipping calls count.
         layers: its watched recurrent layers.
         others: modules of which it is only known whether gradient arrives; without layers they take their place.
+        passes: told what GradScalers scale.
         guard: for failures.
-        stepped: called when a GradScaler's step is over, with the optimizer and whether it was skipped.
         owns: whether an optimizer steps watched parameters.
+        stepped: called when a GradScaler's step is over, with the optimizer and whether it was skipped.
 
     Attributes:
         scaling: what a GradScaler does to it.
+        looking: gradients are looked at in this step.
+        looked_s: seconds that looking has taken in this step.
+        norm: of the last clipping call of this step.
     """
 
     def __init__(
@@ -105,25 +71,23 @@ class Ledger:
         model: nn.Module,
         layers: Sequence[nn.Module],
         others: Sequence[nn.Module],
+        passes: Passes,
         guard: Guard,
         owns: Callable[[Optimizer], bool],
         stepped: Callable[[Optimizer, Tensor | bool], None],
     ) -> None:
         """See the class."""
-        self.guard = guard
+        self.guard, self.passes = guard, passes
         self._whole_model, self._layers = model, layers or others
         self._heard = [*layers, *others]
         self._owns, self._stepped = owns, stepped
         self._shares: weakref.WeakKeyDictionary[Optimizer, tuple[int, set[int]]] = weakref.WeakKeyDictionary()
-        self._watching = ExitStack()
         self._take()
         self.scaling = Scaling()
-        self._arrived: set[int] = set()
+        self.looking, self.looked_s = True, 0.0
+        self.norm: Number | None = None
         self._clipped: set[int] = set()
         self._reference: Reference | None = None
-        self._glanced: Tensor | None = None
-        self._steps, self._vigilant = 0, True
-        self._pass = -1
         self._rows: list[Rows | Later] = []
         self._expected: Gradients | None = None
 
@@ -132,110 +96,97 @@ class Ledger:
         with ExitStack() as undo:
             for seam in (CLIPPING, SCALER):
                 undo.callback(seam.listen(self).remove)
-            undo.callback(lambda: self._watching.close())
-            self._watch()
             return undo.pop_all()
 
     def _take(self) -> None:
         """The parameters as they are."""
         named = [(n, p) for layer in self._layers for n, p in layer.named_parameters()]
         self._parameters = list({p: None for _, p in named})
-        self._watched = {id(p) for p in self._parameters}
-        self._model = {id(p) for p in self._whole_model.parameters()} | self._watched
-        self._recurrent = [p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1]
+        self.watched = {id(p) for p in self._parameters}
+        self._model = {id(p) for p in self._whole_model.parameters()} | self.watched
+        self._recurrent = ([p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1])[:GLANCED]
         self._first = [next(module.parameters(), None) for module in self._heard]
-
-    def _watch(self) -> None:
-        self._watching.close()
-        for index, module in enumerate(self._heard):
-            for parameter in [p for p in module.parameters() if p.requires_grad][:1]:
-                handle, node = watch_parameter(parameter, functools.partial(self._accumulates, index))
-                self._watching.callback(lambda handle, node: handle.remove(), handle, node)
 
     def _renew(self) -> None:
         """Take the parameters anew if others have taken their places, as `fully_shard` makes them."""
         if all(next(m.parameters(), None) is p for m, p in zip(self._heard, self._first, strict=True)):
             return
         self._take()
-        self._watch()
         self._shares.clear()
-        self._reference = self._glanced = None
+        self.passes.anew()
+        self._reference = None
 
     # --- backward
 
     def has_arrived(self, index: int) -> bool:
-        """Whether a layer, or one of the others behind them, has received a gradient in this step.
+        """Whether a layer, or one of the others behind them, has received a gradient in this step, which is recorded.
 
         Where parameters are sharded, any is taken for one: what shards them writes their gradients by itself.
         """
-        return index in self._arrived or hasattr(self._first[index], "to_local")
+        touched = self.passes.touched
+        return any(id(p) in touched or hasattr(p, "to_local") for p in self._heard[index].parameters())
 
-    @uncompiled
-    def _accumulates(self, index: int, _: Tensor) -> None:
-        """The first gradient of a backward pass: look at all of the layers' when it is over."""
-        self._arrived.add(index)
-        if index < len(self._layers):
-            self._pass = after_backward(self._pass, self._backward_over)
-
-    @guarded
-    def _backward_over(self) -> None:
-        self._pass = -1
-        if self._vigilant:
+    def backward_over(self) -> None:
+        """A pass that concerns the layers is over."""
+        if self.looking:
+            began = time.perf_counter()
+            self._renew()
             self._reference = snapshot(self._parameters)
-        else:
-            self._glanced = glance(self._recurrent)
+            self.looked_s += time.perf_counter() - began
 
     # --- clipping
 
     def wants_clip(self, parameters: Sequence[Tensor]) -> bool:
         """See `ClippingListener`."""
-        self._renew()
-        return any(id(p) in self._model for p in parameters)
+        return not self._model.isdisjoint(map(id, parameters))
 
     @guarded
     def after_clip(self, clip: Clip) -> None:
         """Enter a clipping call, and expect what it leaves."""
-        self._rows.append(self._row(clip))
-        touched = {id(p) for p in clip.parameters if p.grad is not None}
-        self._clipped |= touched
-        if touched & self._watched:
-            self._expect(clip.coefficient if clip.kind == "norm" and self._whole(touched) else None)
+        threshold = clip.threshold
+        values = [keep(threshold) if isinstance(threshold, Tensor) else threshold, *map(keep, clip.measured)]
+        if clip.measured:
+            self.norm = values[1]
+        told = len(self._rows), clip.kind, clip.how, clip.norm_type, len(clip.parameters)
+        outcome = clip.outcome
+
+        def rows(*numbers: Any) -> Rows:
+            found = outcome(*map(float, numbers))
+            index, kind, how, norm_type, parameters = told
+            return Rows(
+                "clips",
+                {"index": index, "kind": kind, "how": how, "norm_type": norm_type, "parameters": parameters}
+                | found._asdict()
+                | {"nonfinite": int(found.nonfinite)},
+            )
+
+        self._rows.append(Later(values, rows))
+        if self.looking:
+            touched = {id(p) for p in clip.parameters if p.grad is not None}
+            self._clipped |= touched
+            if touched & self.watched:
+                self._expect(clip.factor if self._whole(touched) else None)
 
     def _whole(self, parameters: set[int]) -> bool:
         """Whether all recurrent gradients are among these."""
         return all(id(p) in parameters for p in self._parameters if p.grad is not None)
 
-    def _row(self, clip: Clip) -> Rows:
-        return Rows(
-            "clips",
-            {
-                "index": len(self._rows),
-                "kind": clip.kind,
-                "how": clip.how,
-                "threshold": clip.threshold,
-                "norm_type": clip.norm_type,
-                "parameters": len(clip.parameters),
-                "norm_before": clip.norm_before,
-                "norm_after": clip.norm_after,
-                "coefficient": clip.coefficient,
-                "clipped": clip.clipped,
-                "nonfinite": clip.nonfinite,
-            },
-        )
-
     # --- loss scaling
 
     @guarded
-    def scaled(self, scaler: GradScaler, factor: Tensor | float) -> None:
+    def scaled(self, scaler: GradScaler, given: Any, result: Any) -> None:
         """See `ScalerListener`."""
-        self.scaling.scaled(scaler, factor)
+        self.scaling.scaled(scaler, looking=self.looking)
+        if scaler.is_enabled():
+            self.passes.losses.scaled(given, result)
 
     @guarded
     def unscaled(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         """Expect gradients divided by the factor."""
         if self._meets(scaler, optimizer):
             self.scaling.unscaled(optimizer)
-            self._expect(1 / self.scaling.factor if self._whole(self._share(optimizer)) else None)
+            if self.looking:
+                self._expect(1 / self.scaling.factor if self._whole(self.share(optimizer)) else None)
 
     @guarded
     def before_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
@@ -244,23 +195,24 @@ class Ledger:
             self.scaling.begin(scaler, optimizer)
 
     @guarded
-    def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer, skipped: Tensor | bool) -> None:
+    def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         """The step of a scaler is over, with or without the optimizer's own."""
         if self._owns(optimizer):
-            self._stepped(optimizer, skipped)
+            self._stepped(optimizer, self.scaling.skipped)
 
     def _meets(self, scaler: GradScaler, optimizer: Optimizer) -> bool:
         ours = self._owns(optimizer)
         self.scaling.meets(scaler, ours)
         if not ours:
             return False
-        if scaler.is_enabled() and not self.scaling.is_unscaled(optimizer) and self._clipped & self._share(optimizer):
-            self.guard.note(CLIPPED_SCALED)
+        if self._clipped and scaler.is_enabled() and not self.scaling.is_unscaled(optimizer):
+            if self._clipped & self.share(optimizer):
+                self.guard.note(CLIPPED_SCALED)
         return True
 
-    def _share(self, optimizer: Optimizer) -> set[int]:
+    def share(self, optimizer: Optimizer) -> set[int]:
         """The parameters that an optimizer steps."""
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        count = sum([len(group["params"]) for group in optimizer.param_groups])
         known = self._shares.get(optimizer)
         if known is None or known[0] != count:
             mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -271,29 +223,25 @@ class Ledger:
 
     def _expect(self, factor: Tensor | float | None) -> None:
         """The gradients have been multiplied by a factor, or changed in a way that is known to be right."""
-        if self._glanced is not None:
-            self._glanced = glance(self._recurrent)
-        elif self._reference is not None:
+        if self._reference is not None:
             self._reference = snapshot(self._parameters) if factor is None else self._reference.times(factor)
 
     def look(self, optimizer: Optimizer | None = None) -> None:
         """The gradients are what the optimizer will use; or those of a loop that has none, which may be zeroed."""
         self._expected = None
+        began = time.perf_counter()
         self._renew()
         chosen = self._chosen(optimizer)
         parameters = [p for p, choice in zip(self._parameters, chosen, strict=True) if choice]
         if optimizer is not None:
             self.scaling.without(optimizer)
-        if optimizer is None or not all(chosen):
-            self._seen()  # a glance is too little to tell what belongs to whom
         if all(p.grad is None for p in parameters):
             norms = self._reference.norms if optimizer is None and self._reference is not None else None
-        elif self._glanced is not None and all(chosen):
-            norms = self._explain(self._glanced)
         else:
             norms = self._compare(parameters, chosen, zeroed=optimizer is None)
         if norms is not None:
             self._expected = Gradients(norms, self.scaling.remaining(optimizer))
+        self.looked_s += time.perf_counter() - began
 
     @property
     def on_host(self) -> bool:
@@ -303,14 +251,18 @@ class Ledger:
     @property
     def nonfinite(self) -> bool:
         """Whether what the optimizer is given, or else what backward has left, is known not to be finite."""
-        known = self._expected or self._reference
-        return known is not None and not bool(known.norms.isfinite().all())
+        known = self._expected or (self._reference if self.looking else None)
+        if known is not None:
+            return not bool(known.norms.isfinite().all())
+        if isinstance(self.norm, float) and not math.isfinite(self.norm):
+            return True
+        return self.on_host and not all(map(math.isfinite, map(_element, self._recurrent)))
 
     def _chosen(self, optimizer: Optimizer | None) -> list[bool]:
         """Which parameters an optimizer steps; what is frozen does not matter."""
         if optimizer is None:
             return [True] * len(self._parameters)
-        mine = self._share(optimizer)
+        mine = self.share(optimizer)
         return [id(p) in mine or not p.requires_grad for p in self._parameters]
 
     def _compare(self, parameters: Sequence[Tensor], chosen: Sequence[bool], *, zeroed: bool) -> Tensor:
@@ -320,61 +272,38 @@ class Ledger:
         before = self._reference.only(chosen)
         comparison = compare(before, parameters)
         if not comparison.known_unchanged:
+            index, count = len(self._rows), len(parameters)
 
-            def read(values: Tensor) -> Change | None:
+            def rows(values: Tensor) -> Rows | None:
                 change = comparison.read(values)
-                return None if change is not None and zeroed and change.norm_after == 0 else change
+                unchanged = change is None or (zeroed and change.norm_after == 0)
+                return None if change is None or unchanged else Rows("clips", _modified(change, index, count))
 
-            self._enter(comparison.values, read, len(parameters), now=comparison.values.device.type == "cpu")
+            later = Later((comparison.values,), rows)
+            row = later.made({id(comparison.values): comparison.values}) if later.known else later
+            self._rows += [] if row is None else [row]
         now = comparison.now.norms
         return torch.where(now.any(), now, before.norms) if zeroed and now.shape == before.norms.shape else now
 
-    def _explain(self, glanced: Tensor) -> Tensor:
-        """The norms as they are; what was changed by hand is entered, on a device when its numbers are on the host."""
-        norms, now = torch.stack(two_norms(present_gradients(self._parameters))), glance(self._recurrent)
-        if self.on_host and torch.equal(glanced, now):
-            return norms
-        sizes = [len(glanced), len(now), len(norms)]
-
-        def read(values: Tensor) -> Change | None:
-            before, after, each = values.split(sizes)
-            return explain(before, after, math.hypot(*each.tolist()))
-
-        values = torch.cat([glanced.to(norms), now.to(norms), norms])
-        self._enter(values, read, len(self._parameters), now=self.on_host)
-        return norms
-
-    def _enter(self, values: Tensor, read: Callable[[Tensor], Change | None], parameters: int, *, now: bool) -> None:
-        """Enter what `read` says was changed by hand, now or when its numbers are on the host."""
-        index, seen = len(self._rows), self._seen
-
-        def rows(values: Tensor) -> Rows | None:
-            change = read(values)
-            if change is None:
-                return None
-            seen()
-            return Rows("clips", _modified(change, index, parameters))
-
-        row = rows(values) if now else Later(values, rows)
-        self._rows += [row] if row is not None else []
-
-    def _seen(self) -> None:
-        """Gradients are changed by hand: from now on all of them are compared in every step."""
-        self._vigilant, self._steps = True, -(2**62)
-
     def close_step(self, optimizer: Optimizer | None = None) -> tuple[Gradients | None, list[Rows | Later]]:
-        """What the optimizer was given, and the rows of `clips`; the next step begins."""
-        if self._expected is None:
+        """What the optimizer was given, as far as it was looked at, and the rows of `clips`; the next step begins."""
+        if self._expected is None and self.looking:
             self.guard.call(self.look, optimizer)
         found, rows = self._expected, self._rows
-        self._expected, self._rows, self._glanced, self._clipped = None, [], None, set()
-        self._arrived.clear()
-        if all(self._chosen(optimizer)):
+        self._expected, self._rows, self.norm = None, [], None
+        self._clipped.clear()
+        if self._reference is not None and all(self._chosen(optimizer)):
             self._reference = None  # else another optimizer's gradients are still to be looked at
         self.scaling.over(optimizer)
-        self._steps += 1
-        self._vigilant = self._steps < WATCHED_STEPS
         return found, rows
+
+
+def _element(parameter: Tensor) -> float:
+    """One element of its gradient, read from memory: what is not finite spreads over a recurrent weight's."""
+    gradient = parameter.grad
+    if type(gradient) is not Tensor or gradient.requires_grad or gradient.dtype not in READABLE or not gradient.numel():
+        return 0.0
+    return float(gradient.numpy()[(0,) * gradient.dim()])
 
 
 def _modified(change: Change, index: int, parameters: int) -> dict[str, Any]:

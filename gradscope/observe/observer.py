@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope.attach.find import is_call_of
-from gradscope.attach.uncompiled import uncompiled
-from gradscope.capture.cell import Cell, real
-from gradscope.capture.layout import choose_sequences
-from gradscope.capture.positions import Given, SequenceModule
-from gradscope.capture.results import tensors_in
-from gradscope.capture.snapshot import Dropout, begin_dropout
+from gradscope.attach.backward import BACKWARD
+from gradscope.attach.optimizers import OPTIMIZERS
+from gradscope.capture.cell import Cell
+from gradscope.capture.positions import SequenceModule
 from gradscope.observe.alarm import Alarm, lost
-from gradscope.observe.following import CARRIED, ONCE, Asked, Finals
+from gradscope.observe.calls import CallReceiver
+from gradscope.observe.checks import Checks
+from gradscope.observe.following import ONCE
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.ledger import Ledger
+from gradscope.observe.passes import Pass, Passes
 from gradscope.observe.quantities import keep, needs_full
-from gradscope.observe.schedule import Schedule
-from gradscope.observe.step import Recording
-from gradscope.observe.unseen import COMPILED, NO_CALL, Calls
+from gradscope.observe.rows import Ending
+from gradscope.observe.schedule import Looks, Schedule
+from gradscope.observe.unseen import COMPILED, NO_CALL
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import nonfinite, summarise
-from gradscope.types import KernelCall, LayerKey, Rows
+from gradscope.types import LayerKey, Rows
 
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
@@ -56,7 +54,7 @@ class Settings:
 
 
 class Observer:
-    """Listens to kernel calls and optimizer steps, and hands each step's rows to the recorder."""
+    """Receives backward passes and optimizer steps, and hands each step's rows to the recorder."""
 
     def __init__(
         self,
@@ -68,145 +66,89 @@ class Observer:
         settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
-        self._model, self._layers, self._recorder = model, layers, recorder
-        self._own: dict[int, list[Cell | SequenceModule]] = {}
-        for watched in own:
-            self._own.setdefault(id(watched.module), []).append(watched)
-        self._schedule, self._settings = schedule, settings
+        self.model, self._layers, self._recorder = model, layers, recorder
+        self._schedule, self._settings, self._looks = schedule, settings, Looks()
         self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        sequences = [watched for watched in own if isinstance(watched, SequenceModule)]
-        modules = [watched.module for watched in sequences]
-        self.ledger = Ledger(model, list(layers.values()), modules, self.guard, self._owns, self._scaler_stepped)
-        self.paused = False
+        self.calls = CallReceiver(layers, own, settings.limit, self.guard, self._started)
+        self._passes = Passes(model.parameters)
+        others = [watched.module for watched in own if isinstance(watched, SequenceModule)]
+        watched = list(layers.values())
+        self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owns, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
-        self._calls = Calls(layers, sequences)
+        self._checks = Checks(model)
         self.step = settings.first_step
-        self._awaited: dict[str, Finals] = {}  # what a recorded step returned, until the next step's first calls
-        self._asked: list[Asked] = []  # what modules went on from, in steps that were not recorded
-        self._said: dict[tuple[str, str], int] = {}  # in which step a remark was made that is made once in a run
-        self._recording: Recording | None = None
-        self._recording = self._begin()
-        self.guard.by_device(self._recording is not None)
+        self._begin()
 
-    @property
-    def model(self) -> nn.Module:
-        """What is attached."""
-        return self._model
-
-    @property
-    def own(self) -> list[nn.Module]:
-        """The observed modules that are not torch's layers and cells."""
-        return [watched[0].module for watched in self._own.values()]
-
-    # --- kernel calls
-
-    @property
-    def listening(self) -> bool:
-        """Whether calls are of interest: on steps that are not recorded, this is all that happens."""
-        return self._recording is not None or self._since is None or bool(self._awaited)
-
-    @guarded
-    def before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
-        """Decide whether a call is recorded."""
-        self._since = self._since or time.perf_counter()
-        if not self._observes() or call.batch == 0:
-            return None
-        name = next((n for n, m in self._layers.items() if is_call_of(m, call)), None)
-        if name is None:
-            return None
-        if self._recording is None:
-            self._look_back(name, call.state, 0 if call.cell else 1)
-            return None
-        self._calls.saw(name)
-        if self.paused or not self._recording.takes(name):
-            return None
-        return name, call, begin_dropout(call)
-
-    @guarded
-    def after_kernel(self, token: tuple[str, KernelCall, Dropout | None], result: tuple[Tensor, ...]) -> None:
-        """Copy what the analysis needs."""
-        name, call, dropout = token
-        if self._recording is not None and any(tensor.requires_grad for tensor in result):
-            self._recording.observe(name, call, result, dropout)
-
-    # --- calls of modules that are not torch's layers and cells
-
-    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `CallListener`."""
-        if id(module) not in self._own or not self.listening:
-            return None
-        return [self._before_call(watched, args, kwargs) for watched in self._own[id(module)]]
-
-    @guarded
-    def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._since = self._since or time.perf_counter()
-        if not self._observes():
-            return None
-        if self._recording is None:
-            if isinstance(watched, Cell) and watched.name in self._awaited:
-                self._look_back(watched.name, [real(x) for x in tensors_in(watched.bind(args, kwargs)[1])], 0)
-            return None
-        if isinstance(watched, SequenceModule):
-            self._calls.saw(watched.seal)
-            taken = not self.paused and self._recording.takes(watched.seal)
-            return watched.begin(args, kwargs) if taken else None
-        self._calls.saw(watched.name)
-        if self.paused or not self._recording.takes(watched.name):
-            return None
-        return watched, *watched.bind(args, kwargs)
-
-    def _observes(self) -> bool:
-        """Whether a call that is made now may be of interest."""
-        if (self._recording is None and not self._awaited) or not torch.is_grad_enabled():
-            return False
-        return torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
-
-    def _look_back(self, name: str, state: Sequence[Tensor], rows: int) -> None:
-        """The first call of a step that is not recorded: does it go on from what the recorded step before returned?
+    def listen(self, *, every_call: bool) -> ExitStack:
+        """Begin to listen; closing what is returned ends it.
 
         Args:
-            name: of the module.
-            state: its parts, with the sequences in dimension `rows`.
-            rows: 0 or 1.
+            every_call: kernel calls are received on every step, for somebody else needs them.
         """
-        finals = self._awaited.pop(name, None)
-        if finals is None or not state or any(part.requires_grad for part in state):
-            return
-        chosen = choose_sequences(state[0].shape[rows], self._settings.limit)
-        columns = slice(None) if chosen is None else torch.tensor(chosen, device=state[0].device)
-        parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in state]
-        self._asked.append(Asked(name, [part[:, columns].clone() for part in parts], [(CARRIED, list(finals))]))
+        with ExitStack() as undo:
+            for seam in (OPTIMIZERS, BACKWARD):
+                undo.callback(seam.listen(self).remove)
+            undo.push(self.calls.listen(always=every_call))
+            undo.push(self.ledger.listen())
+            return undo.pop_all()
+
+    @property
+    def paused(self) -> bool:
+        """Whether steps are only counted."""
+        return self.calls.paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self.calls.paused = paused
+
+    def _started(self) -> None:
+        self._since = self._since or time.perf_counter()
+
+    # --- backward passes
 
     @guarded
-    def after_call(self, token: list[Any], result: Any) -> None:
-        """Copy what the analysis needs."""
-        recording = self._recording
-        if recording is None:
-            return
-        for part in token:
-            if isinstance(part, Given):
-                recording.observe_positions(part, result)
-            elif part is not None:
-                cell, arguments, state = part
-                recording.observe_cell(cell, arguments, state, result)
+    def before_backward(self, roots: Sequence[Any]) -> Pass | None:
+        """See `BackwardListener`."""
+        self._started()
+        recorded = self.calls.recording is not None
+        one = self._passes.begin(roots, thorough=recorded)
+        if recorded and not self.paused:
+            self._checks.begins(one, first=not self._passes.any)
+        return one
+
+    @guarded
+    def after_backward(self, one: Pass) -> None:
+        """See `BackwardListener`."""
+        if self._passes.end(one):
+            self.ledger.backward_over()
+            if self.calls.recording is not None:
+                self._checks.ended(one)
 
     # --- optimizer steps
 
     @guarded
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Look at the gradients as the optimizer gets them."""
-        if self._owns(optimizer) and not has_closure:
+        if not self._owns(optimizer):
+            return
+        scaling = self.ledger.scaling
+        if scaling.steps(optimizer):
+            scaling.stepped(optimizer)
+        if has_closure:
+            self._passes.within_step(True)
+            return
+        if self.ledger.looking:
             self.ledger.look(optimizer)
-            if not self.ledger.on_host:
-                return
-            if self._recording is not None and not self.ledger.nonfinite:
-                self._recording.release()
-            if self._alarm.armed and self.ledger.nonfinite:
-                own = {watched.name: watched.module for parts in self._own.values() for watched in parts}
-                self._lost = lost({**own, **self._layers})
+        if not self.ledger.on_host:
+            return
+        bad = self._alarm.armed and self.ledger.nonfinite
+        if self.calls.recording is not None and not self.ledger.nonfinite:
+            self.calls.recording.release()
+        if bad:
+            self._lost = lost({**self.calls.own, **self._layers})
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
@@ -232,69 +174,78 @@ class Observer:
 
         Args:
             name: class of the optimizer, empty without one.
-            skipped: a GradScaler has left the parameters as they were.
+            skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
             optimizer: the one that stepped.
         """
-        if self._since is None:
-            self._since = time.perf_counter()
+        self._started()
         self.guard.call(self._finish, name, skipped, optimizer)
 
     def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
         if optimizer is not None:
             self.ledger.scaling.without(optimizer)
-        rows = self.rows()
+        share = None if optimizer is None else self.ledger.share(optimizer)
+        rows = self.rows(share, stepped=True)
         recorded = any(block.table == "layers" for block in rows)
         self.guard.take_reasons()  # they are among the rows
-        if self._recording is not None:
-            self._recording.close()
-            self._calls.step()
+        if self.calls.recording is not None:
+            self.calls.recording.close()
+            self.calls.seen.step()
+        norm = self.ledger.norm
         gradients, clips = self.ledger.close_step(optimizer)
+        losses = self._passes.take(share)
+        self._passes.within_step(False)
+        if optimizer is not None and share is not None:
+            self._passes.owner(optimizer, share, self.ledger.watched)
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
         duration = max(ended - (self._since or ended), overhead.host_s)  # the clock may start a moment after ours
-        row = {
-            "step": self.step,
-            "optimizer": name,
-            "loss": math.nan,
-            "grad_norm": math.nan,
-            "nonfinite": 0,
-            "recorded": recorded,
-            "skipped": skipped,
-            "overhead_s": overhead.host_s,
-            "step_s": duration,
-        }
-        ending = Rows("steps", row) if gradients is None else gradients.row(row, skipped, overhead, self._alarm.hear)
+        columns = {"step": self.step, "optimizer": name, "recorded": recorded, "step_s": duration}
+        ending = Ending(columns, losses, gradients, skipped, norm, overhead).row(self._alarm.hear)
         rows += [Rows("notes", {"step": self.step, **key._asdict(), "reason": reason}) for key, reason in self._lost]
         self._lost = []
-        self.guard.call(self._recorder.add, self.step, [*rows, *clips, ending], now=recorded)
+        self.guard.call(self._recorder.add, self.step, [*rows, *clips, ending], now=recorded, at=ended)
         cost = overhead.seconds() if recorded else overhead.host_s  # a recorded step has waited for the device anyway
         self._schedule.spent(recorded=recorded, overhead_s=cost, step_s=duration)
+        self._looks.spent(recorded=recorded, look_s=self.ledger.looked_s, step_s=duration)
         self._since = ended
         self.step += 1
-        self._recording = self._begin()
-        self.guard.by_device(self._recording is not None)
+        self._begin()
 
-    def rows(self) -> list[Rows]:
-        """Rows of the step so far; the step goes on."""
-        found = self.guard.call(self._analysed) or []
+    def rows(self, share: set[int] | None = None, *, stepped: bool = False) -> list[Rows]:
+        """Rows of the step so far; the step goes on.
+
+        Args:
+            share: identities of the parameters that were stepped; None for all.
+            stepped: the step is over, and parameters have changed.
+        """
+        if self.calls.recording is None and not self.guard.reasons:
+            return []
+        found = self.guard.call(self._analysed, share, stepped) or []
         head = {"step": self.step, **WHOLE_MODEL._asdict()}
         return [*found, *(Rows("notes", {**head, "reason": reason}) for reason in self.guard.reasons)]
 
-    def _analysed(self) -> list[Rows]:
-        if self._recording is None:
+    def _analysed(self, share: set[int] | None, stepped: bool) -> list[Rows]:
+        recording = self.calls.recording
+        if recording is None:
             return []
         wanted = self._settings.wanted
         found: list[Rows] = []
-        for module, chain, analyses in self._recording.analyse(self.ledger.scaling.factor):
+        for module, chain, analyses in recording.analyse(self.ledger.scaling.factor, stepped=stepped):
             for analysis in analyses:
                 key = LayerKey(module, analysis.layer, analysis.direction, chain)
                 found.extend(summarise(self.step, key, analysis))
         kept = [rows for rows in found if keep(rows, wanted)]
-        return [*kept, *(self.guard.call(self._origin, found) or []), *self._remarks(), *self._unseen()]
+        return [
+            *kept,
+            *(self.guard.call(self._origin, found) or []),
+            *self._remarks(),
+            *self._unseen(),
+            *((self.guard.call(self._checked, share) or []) if stepped else []),
+        ]
 
     def _origin(self, found: Sequence[Rows]) -> list[Rows]:
         """Where values that are not finite were born, where there are any."""
-        recording = self._recording
+        recording = self.calls.recording
         if recording is None or not found:
             return []
         if not (any(map(nonfinite, found)) or self.ledger.nonfinite or recording.spoilt):
@@ -307,66 +258,75 @@ class Observer:
 
     def _remarks(self) -> list[Rows]:
         """Notes on what could not be followed between calls."""
-        remarks = [] if self._recording is None else self._recording.following.tell()
+        remarks = [] if self.calls.recording is None else self.calls.recording.following.tell()
         once = [r for r in remarks if any(part in r[1] for part in ONCE)]
-        remarks = [r for r in remarks if r not in once or self._said.setdefault(r, self.step) == self.step]
-        key = {"layer": -1, "direction": "", "chain": -1}
-        return [Rows("notes", {"step": self.step, "module": m, **key, "reason": reason}) for m, reason in remarks]
+        return [self._note(m, r) for m, r in remarks if (m, r) not in once or self._first(m, r)]
+
+    def _unseen(self) -> list[Rows]:
+        """Notes on what has received gradient for calls that were not seen, or is not there any more."""
+        found: list[Rows] = []
+        for name, reason in self.calls.seen.unseen(self.model, self.ledger.has_arrived):
+            if reason == NO_CALL and not self._first(name, reason):
+                continue
+            if reason.startswith(COMPILED):
+                self.guard.warn(f"{name or 'the model'}: {reason}")
+            found.append(self._note(name, reason))
+        return found
+
+    def _checked(self, share: set[int] | None) -> list[Rows]:
+        """Notes on what is wrong with the loop."""
+        recording = self.calls.recording
+        called = [] if recording is None or not self._passes.any else recording.silent
+        modules = {**self.calls.own, **self._layers}
+        silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
+        return [self._note(*note) for note in self._checks.notes(share, silent, list(self._owners))]
+
+    def _first(self, module: str, reason: str) -> bool:
+        """Whether a remark that is made once in a run is made in this step."""
+        return self.calls.once.setdefault((module, reason), self.step) == self.step
+
+    def _note(self, module: str, reason: str) -> Rows:
+        head = {"step": self.step, "module": module, "layer": -1, "direction": "", "chain": -1}
+        return Rows("notes", {**head, "reason": reason})
 
     @property
     def unfinished(self) -> bool:
         """Whether gradients have arrived since the last optimizer step."""
-        if self._recording is None:
+        if self.calls.recording is None:
             return False
-        return self._recording.any or (self.step == self._settings.first_step and bool(self._unseen()))
+        return self.calls.recording.any or (self.step == self._settings.first_step and bool(self._unseen()))
 
     @property
     def progress(self) -> tuple[int, int]:
         """Step, and gradients that have arrived in it."""
-        return self.step, 0 if self._recording is None else self._recording.arrivals
+        return self.step, 0 if self.calls.recording is None else self.calls.recording.arrivals
 
     def close(self) -> None:
         """Let go of what has not been analysed."""
-        if self._recording is not None:
-            self._recording.close()
-        self._recording = None
+        if self.calls.recording is not None:
+            self.calls.recording.close()
+        self.calls.recording = None
 
     # --- pieces
 
-    def _begin(self) -> Recording | None:
-        last = self._recording
+    def _begin(self) -> None:
+        """The next step: decide whether it is recorded, and looked at."""
         due = self.guard.call(self._schedule.due, self.step)  # both are asked at every step
-        if not self._alarm.due() and not due:
-            known = {} if last is None else last.following.recent
-            self._awaited = {name: finals for name, finals in known.items() if (name, CARRIED) not in self._said}
-            return None
-        self._awaited = {}
-        recording = Recording(self._settings.limit, needs_full(self._settings.wanted), self._hook)
-        if last is not None:
-            recording.following.before = last.following.recent
-        recording.following.asked, self._asked = self._asked, []
-        return recording
-
-    @uncompiled
-    def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """A gradient hook under the guard, which does not keep this observer alive."""
-        me = weakref.ref(self)
-
-        def hook(gradient: Tensor) -> None:
-            observer = me()
-            if observer is not None and not observer.paused:
-                observer.guard.call(receive, gradient)
-
-        return hook
+        recorded = self._alarm.due() or bool(due)
+        self.ledger.looking, self.ledger.looked_s = recorded or self._looks.due(self.step), 0.0
+        self._passes.touched = set()
+        if recorded or self.calls.listening:
+            self.calls.begin(recorded, full=needs_full(self._settings.wanted))
+        self.guard.by_device(recorded)
 
     def _owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer steps watched recurrent parameters; any of the model's, where those are all frozen."""
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        count = sum([len(group["params"]) for group in optimizer.param_groups])
         known = self._owners.get(optimizer)
         if known is None or known[0] != count:
             mine = {id(p) for p in self._parameters()}
             if not any(p.requires_grad for p in self._parameters()):
-                mine |= {id(p) for p in self._model.parameters()}
+                mine |= {id(p) for p in self.model.parameters()}
             owns = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
             known = self._owners[optimizer] = (count, owns)
         return known[1]
@@ -374,15 +334,3 @@ class Observer:
     def _parameters(self) -> list[nn.Parameter]:
         """Parameters of the watched layers, each once."""
         return list({id(p): p for layer in self._layers.values() for p in layer.parameters()}.values())
-
-    def _unseen(self) -> list[Rows]:
-        """Notes on what has received gradient for calls that were not seen, or is not there any more."""
-        found: list[Rows] = []
-        for name, reason in self._calls.unseen(self._model, self.ledger.has_arrived):
-            if reason == NO_CALL and self._said.setdefault((name, reason), self.step) != self.step:
-                continue
-            if reason.startswith(COMPILED):
-                self.guard.warn(f"{name or 'the model'}: {reason}")
-            head = {"step": self.step, "module": name, "layer": -1, "direction": "", "chain": -1}
-            found.append(Rows("notes", {**head, "reason": reason}))
-        return found

@@ -1,12 +1,24 @@
-"""Which optimizer steps are recorded."""
+"""Which optimizer steps are recorded, and on which others gradients are looked at."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Protocol
 
 from gradscope.errors import AttachError
+
+ALLOWANCE_S = 1.0
+"""Seconds that gradscope may take of any training, beyond its share."""
+RECORDS_A_DOUBLING = 8
+LOOKING = 0.005
+"""Share of the training time for looking at the gradients of steps that are not recorded."""
+NEVER = 2**62
+REVIEWED_EVERY = 64
+"""Steps after which the interval that is paid is computed anew: what a step takes may have changed."""
 
 
 class Schedule(Protocol):
@@ -59,47 +71,125 @@ class Chosen:
         """See `Schedule`."""
 
 
-class Budget:
-    """Multiples of a power of two, the smallest that keeps gradscope's share of the training time within the budget.
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a training has cost so far, in seconds.
 
-    Step intervals that are powers of two have common multiples, so that the processes of a distributed run, which
-    measure different times, still record common steps.
+    Attributes:
+        record_s: one record.
+        step_s: one step without us.
+        idle_s: our part of a step that is not recorded.
+        spent_s: all that was ours.
+        time_s: all, ours included.
     """
+
+    record_s: float = 0.0
+    step_s: float = 0.0
+    idle_s: float = 0.0
+    spent_s: float = 0.0
+    time_s: float = 0.0
+
+
+def is_due(step: int, costs: Costs, share: float) -> bool:
+    """Whether to record a step, so that all costs stay below `share` of the time and a second, and one record.
+
+    Both intervals are powers of two: the processes of a distributed run, which measure different times, record common
+    steps. The one that the share can pay for good is kept to; the one that spreads records evenly over the logarithm
+    of the steps, as long as there is credit for it.
+    """
+    credit = share * costs.time_s + ALLOWANCE_S - costs.spent_s
+    if step % paid_interval(costs, share) == 0:
+        return credit >= 0
+    return step % even_interval(step) == 0 and credit >= costs.record_s
+
+
+def even_interval(step: int) -> int:
+    """1 up to step 15, 2 up to 31, 4 up to 63, ...: eight records to each doubling."""
+    return max(1, (1 << step.bit_length()) // (2 * RECORDS_A_DOUBLING))
+
+
+def paid_interval(costs: Costs, share: float) -> int:
+    """The smallest power of two at which records, beside what every step costs, stay within the share for good."""
+    left = share * costs.step_s - costs.idle_s
+    if costs.record_s <= 0:
+        return 1
+    if left <= 0:
+        return NEVER
+    return min(NEVER, 2 ** max(0, math.ceil(math.log2(costs.record_s / left))))
+
+
+@dataclass(slots=True)
+class Typical:
+    """The usual value of something that is measured again and again: the median of the last few."""
+
+    recent: deque[float] = field(default_factory=lambda: deque[float](maxlen=9))
+
+    def add(self, value: float) -> None:
+        """One more."""
+        self.recent.append(value)
+
+    @property
+    def value(self) -> float:
+        """0 before the first."""
+        return median(self.recent) if self.recent else 0.0
+
+
+class Budget:
+    """As many records as a share of the training time pays, and a second beyond it; see `is_due`."""
 
     def __init__(self, share: float) -> None:
         """See the class."""
         self._share = share
-        self._interval = 1
         self._started = False
-        self._total = self._overhead = 0.0
-        self._recorded_cost = self._plain_step = 0.0
+        self._spent = self._time = self._record = self._idle = 0.0
+        self._idle_steps = 0
+        self._plain = Typical()
+        self._next = 0
 
     def due(self, step: int) -> bool:
         """See `Schedule`."""
         if not self._started:
             self._started = True
             return True
-        if step % self._interval:
+        if step < self._next and step % even_interval(step):
             return False
-        if self._overhead + self._recorded_cost <= self._share * (self._total + self._recorded_cost):
-            return True
-        self._interval *= 2  # once: at a step that is a multiple of much more, the next chance would be far away
-        return False
+        idle = self._idle / self._idle_steps if self._idle_steps else 0.0
+        costs = Costs(self._record, self._plain.value, idle, self._spent, self._time)
+        interval = paid_interval(costs, self._share)
+        self._next = min((step // interval + 1) * interval, step + REVIEWED_EVERY)
+        return is_due(step, costs, self._share)
 
     def spent(self, *, recorded: bool, overhead_s: float, step_s: float) -> None:
         """See `Schedule`."""
-        self._total += step_s
-        self._overhead += overhead_s
-        if not recorded:
-            plain = step_s - overhead_s
-            self._plain_step = plain if not self._plain_step else 0.9 * self._plain_step + 0.1 * plain
-            return
-        # The first recording pays for what later ones find ready; what becomes dearer is believed at once.
-        self._recorded_cost = max(overhead_s, (self._recorded_cost + overhead_s) / 2)
-        self._interval = self._affordable(step_s - overhead_s)
+        self._time += step_s
+        self._spent += overhead_s
+        self._plain.add(step_s - overhead_s)
+        if recorded:
+            # The first record pays for what later ones find ready; what becomes dearer is believed at once.
+            self._record = max(overhead_s, (self._record + overhead_s) / 2)
+        else:
+            self._idle += overhead_s
+            self._idle_steps += 1
 
-    def _affordable(self, step_s: float) -> int:
-        """The interval that the budget allows in the long run."""
-        step = self._plain_step or step_s
-        steps = self._recorded_cost / (self._share * step) if step > 0 else 1.0
-        return 2 ** max(0, math.ceil(math.log2(max(steps, 1.0))))
+
+class Looks:
+    """On which steps the gradients are looked at: multiples of a power of two, all where that is cheap."""
+
+    def __init__(self) -> None:
+        """Nothing is known of the costs yet."""
+        self._look, self._plain = 0.0, Typical()
+        self._spent = self._time = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether to look at a step that is not recorded."""
+        if self._spent + self._look > LOOKING * self._time:
+            return False
+        return step % paid_interval(Costs(record_s=self._look, step_s=self._plain.value), LOOKING) == 0
+
+    def spent(self, *, recorded: bool, look_s: float, step_s: float) -> None:
+        """A step has ended; `look_s` is 0 unless it was looked at."""
+        self._time += step_s
+        self._plain.add(step_s)
+        if look_s:
+            self._look = (self._look + look_s) / 2 if self._look else look_s
+            self._spent += 0.0 if recorded else look_s
