@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gradscope.diagnose.frames import Recorded, Seen, look_at
-from gradscope.diagnose.order import root_causes_first
+from gradscope.diagnose.order import root_causes_first, without_consequences
 from gradscope.diagnose.ranks import merge_ranks
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
 from gradscope.diagnose.rules.dead import dead_units
@@ -63,4 +63,4 @@ def diagnose(run: Recorded) -> list[Finding]:
     """
     seen = look_at(run)
     found = [finding for rule in RULES for finding in rule(seen)]
-    return root_causes_first(found) if found else [healthy(seen)]
+    return root_causes_first(without_consequences(found)) if found else [healthy(seen)]

@@ -128,7 +128,9 @@ def _spread(layers: Frame, others: set[int]) -> list[int]:
     count = int(min(RECORDS, max(8.0, ROWS / max(rows, 1.0))))
     if len(steps) <= count:
         return steps
-    half = (count + 1) // 2
-    records = np.linspace(0, len(steps) - 1, half).round().astype(int)
+    half, last = (count + 1) // 2, len(steps) - 1
+    records = np.linspace(0, last, half).round().astype(int)
     times = np.searchsorted(steps, np.linspace(steps[0], steps[-1], half))
-    return sorted({*(steps[int(i)] for i in (*records, *times)), *others})
+    for places in (records, times):
+        places[1:-1:2] += 1  # two optimizers may take turns, and both are to be seen
+    return sorted({*(steps[min(int(place), last)] for place in (*records, *times)), *others})

@@ -34,6 +34,8 @@ REGAINED = 0.5
 """Share of its fall by which a loss rises again that has lost what it learnt."""
 RECOVERS = 0.3
 """Share of such a rise by which it falls again that goes on learning, as after a harder task has begun."""
+SPIKE = 2.0
+"""Losses so many times the very first are no beginning."""
 MULTIPLE = 3.0
 """A loss so many times its best has lost much, though it had begun far higher."""
 GROWN = 10.0
@@ -143,12 +145,14 @@ class _Curve:
 
     def __init__(self, steps: Array, losses: Array) -> None:
         self._steps, self._losses = steps, losses
-        self._positive = float(losses.min()) > 0
-        self._scaled = np.log(losses) if self._positive else losses
+        self._positive = float(losses.min()) >= 0 < float(losses.max())
+        self._least = float(losses[losses > 0].min()) if self._positive else 0.0
+        self._scaled = np.log(np.maximum(losses, self._least)) if self._positive else losses
         count = min(BLOCKS, len(losses) // 4)
         self._parts = np.array_split(np.arange(len(losses)), count)
         self.levels = np.array([np.median(losses[part]) for part in self._parts])
-        self.begin = float(np.median(losses[: max(1, min(5, len(losses) // 20))]))
+        first = float(np.median(losses[: max(1, min(5, len(losses) // 20))]))
+        self.begin = float(losses[0]) if first > SPIKE * losses[0] > 0 else first  # before the first steps threw it off
         self._tenth = tenth = max(1, round(count / 10))
         self.first, self.end = self._level(tenth, 2 * tenth), self._level(count - tenth, count)
         self.late = min(self.end, self._level(count - max(1, count // 4), count))
@@ -167,7 +171,7 @@ class _Curve:
         """Standard error of a tenth's median, by how much losses that follow each other differ, and levels that do."""
         later = self._scaled[len(self._scaled) // 4 :]
         single = _spread(np.diff(later)) / math.sqrt(len(self._losses) / 10)
-        levels = np.log(self.levels) if self._positive else self.levels
+        levels = np.log(np.maximum(self.levels, self._least)) if self._positive else self.levels
         rough = _spread(np.diff(levels, 2)[len(levels) // 4 :]) / math.sqrt(3)
         return max(1.25 * single, rough / math.sqrt(max(1, self._tenth)))
 
@@ -175,7 +179,7 @@ class _Curve:
         """Whether one level lies above another by more than noise."""
         if above <= below:
             return False
-        difference = math.log(above / below) if self._positive else above - below
+        difference = math.log(above / max(below, self._least)) if self._positive else above - below
         return difference > SURE * math.sqrt(2) * self._noise
 
     def learning(self) -> Learning:

@@ -28,6 +28,16 @@ CAUSES = (
 )
 """Causes before what they bring about: a shut gate makes gradients vanish, large weights end in NaN."""
 _SEVERITIES = ("critical", "warning", "info")
+STILL = frozenset({"no_gradient", "single_timestep", "dead_units", "saturated_gate", "excessive_clipping"})
+"""What leaves weights where they are: that steps are small is then no finding of its own."""
+
+
+def without_consequences(findings: Sequence[Finding]) -> list[Finding]:
+    """Leave out what another finding explains wholly, and that there are too few records where something was found."""
+    wrong = {finding.code for finding in findings if finding.severity != "info"}
+    told = {"small_updates"} if wrong & STILL else set[str]()
+    told |= {"too_few_records"} if wrong else set()
+    return [finding for finding in findings if finding.code not in told]
 
 
 def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:

@@ -98,6 +98,14 @@ def test_a_verdict_rests_on_three_records(records: int, code: str) -> None:
     assert codes(made) == [code]
 
 
+def test_what_another_finding_explains_is_left_out() -> None:
+    made = Training("lstm")
+    made.loss, made.update = STALLS, [1e-6] * 8
+    assert codes(made) == ["small_updates"]
+    made.gates["forget"] = {"low": 1.0, "high": 0.0, "mean": 0.001}
+    assert codes(made) == ["saturated_gate"]
+
+
 def test_facts_come_behind_what_is_wrong() -> None:
     fact = Finding("no_gradient", "info", None, "", "", {})
     wrong = Finding("small_updates", "warning", None, "", "", {})

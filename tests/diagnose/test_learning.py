@@ -45,6 +45,14 @@ def test_what_is_not_known_is_left_out() -> None:
     assert verdict(losses) == "learns"
 
 
+def test_a_loss_that_reaches_zero_has_been_learnt() -> None:
+    assert verdict([*FALLS[:60], *[0.0] * 60]) == "learns"
+
+
+def test_a_first_step_that_throws_the_loss_off_is_no_beginning() -> None:
+    assert verdict([1.0, 30.0, 20.0, 8.0, 4.0, 3.0] + [2.5] * 114) == "stalls"
+
+
 def test_a_resumed_run_keeps_the_numbers_of_its_steps() -> None:
     losses = np.array([1.0] * 30 + [0.5 + 0.5 * 0.8**i for i in range(90)])
     found = read(5000 + steps(losses), losses)

@@ -45,7 +45,7 @@ def test_what_is_left_over_has_to_be_much(before: float, found: bool) -> None:
     ("names", "loss", "severity", "remedy"),
     [
         ("32x32, 32", STALLS, "warning", "ModuleList"),
-        ("32x32, 32", FALLS, "info", "ModuleList"),
+        ("32x32, 32", FALLS, "warning", "ModuleList"),
         ("head.weight, head.bias", STALLS, "warning", "[model.head.weight, model.head.bias]"),
         ("embed.weight", FALLS, "info", "[model.embed.weight]"),
     ],
@@ -69,7 +69,7 @@ def test_parameters_that_no_optimizer_steps(names: str, loss: list[float], sever
         (4.3e-4, STALLS, None),
         (4e-5, STALLS, "critical"),
         (4e-5, FALLS, None),
-        (0.0, STALLS, None),
+        (0.0, FALLS, None),
     ],
 )
 def test_steps_that_leave_the_weights_where_they_are(update: float, loss: list[float], severity: str | None) -> None:
@@ -77,7 +77,21 @@ def test_steps_that_leave_the_weights_where_they_are(update: float, loss: list[f
     made.update, made.loss = [update] * 8, loss
     findings = small_updates(made.seen())
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
-    assert all("*= 10" in finding.remedies[0].code for finding in findings)
+    assert all('group["lr"] *= 10' in finding.remedies[0].code for finding in findings)
+
+
+@pytest.mark.parametrize(("late", "found"), [(0.9e-6, True), (1.1e-6, False)])
+def test_a_learning_rate_that_has_run_out(late: float, found: bool) -> None:
+    made = Training()
+    made.update, made.loss = [1e-3] * 2 + [late] * 6, STALLS
+    assert any("scheduler" in finding.remedies[0].code for finding in small_updates(made.seen())) is found
+
+
+def test_gradients_that_are_cleared_before_the_step() -> None:
+    made = Training()
+    made.update, made.loss = [0.0] * 8, STALLS
+    (finding,) = small_updates(made.seen())
+    assert finding.severity == "critical" and finding.remedies[0].code.startswith("optimizer.zero_grad()")
 
 
 def test_the_factor_follows_from_the_size_of_the_steps() -> None:

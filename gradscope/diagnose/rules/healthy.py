@@ -48,6 +48,9 @@ def _ruled_out(seen: Seen) -> Iterator[str]:
     yield from (_reaches(seen, key, len(keys) == 1) for key in keys[:3])
     if len(keys) > 3:
         yield f"So it is in {plural(len(keys) - 3, 'more recurrence')}, each with numbers of its own."
+    last, end = seen.records[-1], int(seen["steps"]["step"].max())
+    if last < end - (end - seen.records[0]) / 2:
+        yield f"The last record is of step {last} of {end}: how it was later is not known (`every=N` records more)."
     yield from _gates(seen)
     yield from _norms(seen)
     yield from _updates(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -122,7 +123,7 @@ def _at_the_start(seen: Seen, key: LayerKey, t: int, length: int) -> Finding:
 
 def _constant_tail(seen: Seen, key: LayerKey, t: int) -> int:
     """For how many timesteps before the answer the state has not changed, in every record; 0 where it is not long."""
-    if max(spectral_radius(seen, key)) < SMALL or states.spread(seen, key) < VARIED:
+    if max(spectral_radius(seen, key)) < SMALL or not VARIED < states.spread(seen, key) < math.inf:
         return 0
     tails = [_tail(rows, t) for _, rows in states.sizes(seen, key).groupby("step")]
     tail, late = min(tails, default=0), horizons(seen, key)[1]

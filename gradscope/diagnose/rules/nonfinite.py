@@ -124,7 +124,7 @@ def _remedies(seen: Seen, born: Birth) -> tuple[Remedy, ...]:
         return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(born.first), *again)
     if what == "input" or what.startswith("argument "):
         return (loops.look_at_batch(born.step or born.first), loops.find_nonfinite())
-    return (*again, _safe(), loops.find_nonfinite())
+    return (_safe(), loops.find_nonfinite(), *again)
 
 
 def _safe() -> Remedy:

@@ -109,7 +109,7 @@ def _explained(where: str, kind: str, size: float) -> str:
     if kind == "saturates":
         return (
             f"At the first timestep, where there is no state yet, {percent(size)} of the gates of {where} are already "
-            "at a limit, some at the one and some at the other: the input is too large for its weights. Prices, counts, "
+            "at a limit, some at one and some at the other: the input is too large for its weights. Prices, counts, "
             "pixels from 0 to 255 or times in seconds do this. Hardly any gradient passes a gate at its limit."
         )
     if kind == "oversized":
