@@ -37,6 +37,7 @@ def without_consequences(findings: Sequence[Finding]) -> list[Finding]:
     wrong = {finding.code for finding in findings if finding.severity != "info"}
     told = {"small_updates"} if wrong & STILL else set[str]()
     told |= {"too_few_records"} if wrong else set()
+    told |= {"missing_clipping"} if any(finding.evidence.get("thrown") for finding in findings) else set()
     return [finding for finding in findings if finding.code not in told]
 
 
@@ -57,6 +58,8 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
     codes = {other.code for other in findings}
     if finding.code == "nonfinite_gradient" and "exploding_gradient" not in codes:
         return -1
+    if finding.evidence.get("thrown"):
+        return CAUSES.index("saturated_gate") - 0.5
     if finding.code == "saturated_gate" and finding.evidence.get("from_start") is False:
         return CAUSES.index("diverged") + 0.5
     return CAUSES.index(finding.code)

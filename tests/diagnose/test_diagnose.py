@@ -125,7 +125,7 @@ def test_healthy_says_what_has_been_ruled_out_in_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("update", "first"), [(1e-3, "one batch by heart"), (0.2, "lower the learning"), (1e-6, "raise")]
+    ("update", "first"), [(1e-3, "one batch by heart"), (0.1, "lower the learning"), (1e-6, "raise")]
 )
 def test_healthy_says_what_to_look_at_next_where_the_loss_stalls_all_the_same(update: float, first: str) -> None:
     made = Training("gru")

@@ -110,6 +110,26 @@ def test_losses_that_rise_for_good(loss: list[float], severity: str | None) -> N
         assert "*= 0.1" in finding.remedies[0].code and "clip_grad_norm_" in finding.remedies[1].code
 
 
+@pytest.mark.parametrize(
+    ("first", "loss", "severity"),
+    [
+        ([0.19] * 3, STALLS, None),
+        ([0.21] * 3, STALLS, "warning"),
+        ([1.1] * 3, STALLS, "critical"),
+        ([0.21] * 3, FALLS, None),
+        ([0.01, 0.01, 5.0], STALLS, None),
+        ([0.6, 0.01, 0.01], STALLS, "warning"),
+        ([0.4, 0.01, 0.01], STALLS, None),
+    ],
+)
+def test_first_steps_that_throw_the_weights_off(first: list[float], loss: list[float], severity: str | None) -> None:
+    made = Training()
+    made.update, made.loss = [*first, *[1e-3] * 5], loss
+    findings = diverged(made.seen())
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+    assert all("*= 0.1" in finding.remedies[0].code for finding in findings)
+
+
 def test_a_training_that_clips_is_not_told_to() -> None:
     made = Training()
     made.loss, made.clips = LOST, [clip(i, 2.0, 1.0) for i in range(100)]
