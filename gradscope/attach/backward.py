@@ -31,10 +31,10 @@ def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kw
     # A pass within a pass, as activation checkpointing runs it, is part of it.
     if not kwargs.get("accumulate_grad") or torch._C._current_graph_task_id() != -1:
         return original(roots, *args, **kwargs)
-    tokens = [(listener, listener.before_backward(roots)) for listener in BACKWARD]
+    tokens = [(each, one.before_backward(roots)) for each in BACKWARD.handles if (one := each.listener) is not None]
     result = original(roots, *args, **kwargs)
-    for listener, token in tokens:
-        if token is not None:
+    for handle, token in tokens:
+        if token is not None and (listener := handle.listener) is not None:
             listener.after_backward(token)
     return result
 

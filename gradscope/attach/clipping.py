@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -131,18 +131,14 @@ def _clip_grad_norm_(
     *_: Any,
     **__: Any,
 ) -> Tensor:
-    def clip(norm: Tensor, refused: bool) -> Clip:
-        return Clip(
-            "clip_grad_norm_", "norm", parameters, _reference(max_norm), float(norm_type), (norm,), refused=refused
-        )
-
+    what = "clip_grad_norm_", "norm", parameters, _reference(max_norm), float(norm_type)
     try:
         norm = run()
     except RuntimeError:
         if error_if_nonfinite:
-            report(clip(get_total_norm(present_gradients(parameters), norm_type), refused=True))
+            report(Clip(*what, (get_total_norm(present_gradients(parameters), norm_type),), refused=True))
         raise
-    report(clip(_reference(norm), refused=False))
+    report(Clip(*what, (_reference(norm),)))
     return norm
 
 
@@ -164,7 +160,7 @@ def _clip_grad_value_(
     run: Callable[[], None], report: Report, parameters: Sequence[Tensor], clip_value: float, *_: Any, **__: Any
 ) -> None:
     clip = functools.partial(Clip, "clip_grad_value_", "value", parameters, _reference(clip_value), 2.0)
-    if not any(listener.looking for listener in CLIPPING):
+    if not any([one.looking for handle in CLIPPING.handles if (one := handle.listener) is not None]):
         run()
         report(clip(()))
         return
@@ -179,7 +175,9 @@ def _clip_grad_value_(
 
 def _reference(value: Any) -> Any:
     """A tensor without its graph, and what this process has of it; anything else as a number."""
-    return local(value.detach()) if isinstance(value, Tensor) else float(value)
+    if isinstance(value, Tensor):
+        return value.detach() if type(value) is Tensor else local(value.detach())
+    return float(value)
 
 
 def _together(norms: list[Tensor], order: float) -> Tensor:
@@ -190,7 +188,7 @@ _running = threading.local()
 
 
 def _observed(observe: Callable[..., Any]) -> Callable[..., Any]:
-    """Around a clipping function: those who want the call hear of it, and a call within a call is part of it."""
+    """Around a clipping function: those who want the call receive it, and a call within a call is part of it."""
 
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if getattr(_running, "now", False):
@@ -208,17 +206,19 @@ def _observe(
     observe: Callable[..., Any], original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any
 ) -> Any:
     parameters, readable = _readable(parameters)
-    wanted = [listener for listener in CLIPPING if listener.wants_clip(readable)]
+    wanted = [h for h in CLIPPING.handles if (one := h.listener) is not None and one.wants_clip(readable)]
+    if not wanted:
+        return original(parameters, *args, **kwargs)
 
     def run() -> Any:
         return original(parameters, *args, **kwargs)
 
     def report(clip: Clip) -> None:
-        for listener in CLIPPING:
-            if any(listener is each for each in wanted):
+        for handle in wanted:
+            if (listener := handle.listener) is not None:
                 listener.after_clip(clip)
 
-    return observe(run, report, readable, *args, **kwargs) if wanted else run()
+    return observe(run, report, readable, *args, **kwargs)
 
 
 def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:
@@ -226,7 +226,7 @@ def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:
     if isinstance(parameters, Tensor):
         return parameters, [parameters]
     readable = list(parameters)
-    if not isinstance(parameters, Iterator):
+    if not hasattr(parameters, "__next__"):
         return parameters, readable
     return readable or parameters, readable  # torch warns of a generator that has nothing
 

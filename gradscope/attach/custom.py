@@ -206,8 +206,8 @@ def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
         kind = reference()
         if kind is None or _has_own(type(self), kind) or torch._C._get_tracing_state() is not None:
             return original(self, *args, **kwargs)
-        listeners = _SEAMS[kind]
-        tokens = [(listener, listener.before_call(self, args, kwargs)) for listener in listeners]
+        armed = [handle.listener for handle in _SEAMS[kind].handles if handle.armed]
+        tokens = [(each, each.before_call(self, args, kwargs)) for each in armed if each is not None]
         result = original(self, *args, **kwargs)
         for listener, token in tokens:
             if token is not None:

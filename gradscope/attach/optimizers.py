@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import sys
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
@@ -46,44 +44,46 @@ def _install() -> Restore:
         return undo.pop_all().close
 
 
-@dataclass(eq=False, slots=True)
-class _Step:
-    """One `step` that has begun; of one within another that shares its parameters, nobody hears."""
-
-    optimizer: weakref.ref[Optimizer]
-    inside: bool = False
+_thread = threading.local()
+Begun = list[tuple[int, bool]]
+"""By identity, the optimizers whose `step` has begun in this thread; whether within one that shares its parameters."""
 
 
-_begun = threading.local()
+def _begun() -> Begun:
+    found: Begun | None = getattr(_thread, "begun", None)
+    if found is None:
+        found = _thread.begun = []
+    return found
 
 
 @uncompiled
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    steps: list[_Step] = _begun.__dict__.setdefault("steps", [])
-    step = _Step(weakref.ref(optimizer))
+    steps, inside = _begun(), False
     if steps:  # a step around this one, or one that has raised: for that there is no post hook
-        frames = [frame.f_locals["self"] for frame in _steps_under_way()][1:]
-        steps[:] = [each for each in steps if each.optimizer() in frames]
-        step.inside = any(_same_parameters(each, optimizer) for each in frames)
-    steps.append(step)
-    if not step.inside:
+        frames = {id(each): each for each in [frame.f_locals["self"] for frame in _steps_under_way()][1:]}
+        steps[:] = [each for each in steps if each[0] in frames]
+        inside = any(_same_parameters(each, optimizer) for each in frames.values())
+    steps.append((id(optimizer), inside))
+    if not inside:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        for listener in OPTIMIZERS:
-            listener.before_step(optimizer, callable(closure))
+        for handle in OPTIMIZERS.handles:
+            if (listener := handle.listener) is not None:
+                listener.before_step(optimizer, closure is not None and callable(closure))
 
 
 @uncompiled
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    steps: list[_Step] = _begun.__dict__.setdefault("steps", [])
+    steps = _begun()
     while steps:
-        step = steps.pop()
-        if step.optimizer() is optimizer:
+        identity, inside = steps.pop()
+        if identity == id(optimizer):
             break
     else:
         return  # it began before anybody listened
-    if not step.inside:
-        for listener in OPTIMIZERS:
-            listener.after_step(optimizer)
+    if not inside:
+        for handle in OPTIMIZERS.handles:
+            if (listener := handle.listener) is not None:
+                listener.after_step(optimizer)
 
 
 # What torch wraps around every `step`, calling the hooks. Its frames on the stack are the steps under way.

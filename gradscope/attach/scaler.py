@@ -43,26 +43,30 @@ def factor_of(scaler: GradScaler) -> Tensor | float:
 def _scale(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
     result = original(scaler, *args, **kwargs)
     given = args[0] if args else next(iter(kwargs.values()), None)
-    for listener in SCALER:
-        listener.scaled(scaler, given, result)
+    for handle in SCALER.handles:
+        if (listener := handle.listener) is not None:
+            listener.scaled(scaler, given, result)
     return result
 
 
 def _unscale(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
     result = original(scaler, *args, **kwargs)
     if scaler.is_enabled():
-        for listener in SCALER:
-            listener.unscaled(scaler, _optimizer(*args, **kwargs))
+        for handle in SCALER.handles:
+            if (listener := handle.listener) is not None:
+                listener.unscaled(scaler, _optimizer(*args, **kwargs))
     return result
 
 
 def _step(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
     optimizer = _optimizer(*args, **kwargs)
-    for listener in SCALER:
-        listener.before_scaler_step(scaler, optimizer)
+    for handle in SCALER.handles:
+        if (listener := handle.listener) is not None:
+            listener.before_scaler_step(scaler, optimizer)
     result = original(scaler, *args, **kwargs)
-    for listener in SCALER:
-        listener.after_scaler_step(scaler, optimizer)
+    for handle in SCALER.handles:
+        if (listener := handle.listener) is not None:
+            listener.after_scaler_step(scaler, optimizer)
     return result
 
 
@@ -108,7 +112,11 @@ SCALER: Seam[ScalerListener] = Seam(_install)
 
 
 class Scaling:
-    """Which loss scaling is that of some optimizers, told from the events of all scalers, also other trainings'."""
+    """Which loss scaling is that of some optimizers, told from the events of all scalers, also other trainings'.
+
+    Attributes:
+        used: there has been any.
+    """
 
     def __init__(self) -> None:
         """Nothing is known yet."""
@@ -116,6 +124,7 @@ class Scaling:
         self._ours: weakref.WeakKeyDictionary[GradScaler, bool] = weakref.WeakKeyDictionary()
         self._unscaled: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._stepping: tuple[GradScaler, Optimizer] | None = None
+        self.used = False
         self._found: Tensor | bool = True
         self._scaler: GradScaler | None = None  # of this step's losses; a guess until it meets an optimizer
 
@@ -131,6 +140,7 @@ class Scaling:
 
     def scaled(self, scaler: GradScaler, *, looking: bool) -> None:
         """A scaler has scaled a loss; its factor is of interest where gradients are looked at."""
+        self.used = True
         self._factors[scaler] = factor_of(scaler) if looking else 1.0
         if self._stepping and self._stepping[0] is scaler:
             self._stepping = None  # that step has raised
@@ -139,6 +149,7 @@ class Scaling:
 
     def meets(self, scaler: GradScaler, ours: bool) -> None:
         """A scaler unscales or steps an optimizer, one of ours or another."""
+        self.used = True
         self._ours[scaler] = ours or self._ours.get(scaler, False)
         if ours:
             self._scaler = scaler

@@ -62,8 +62,10 @@ class Ledger:
     Attributes:
         scaling: what a GradScaler does to it.
         looking: gradients are looked at in this step.
+        on_host: gradients can be looked at without waiting for a device.
         looked_s: seconds that looking has taken in this step.
         norm: of the last clipping call of this step.
+        suspect: on the host, that of one is known not to be finite.
     """
 
     def __init__(
@@ -81,11 +83,12 @@ class Ledger:
         self._whole_model, self._layers = model, layers or others
         self._heard = [*layers, *others]
         self._owns, self._stepped = owns, stepped
-        self._shares: weakref.WeakKeyDictionary[Optimizer, tuple[int, set[int]]] = weakref.WeakKeyDictionary()
+        self._shares: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
         self._take()
         self.scaling = Scaling()
         self.looking, self.looked_s = True, 0.0
         self.norm: Number | None = None
+        self.suspect = False
         self._clipped: set[int] = set()
         self._reference: Reference | None = None
         self._rows: list[Rows | Later] = []
@@ -105,6 +108,7 @@ class Ledger:
         self.watched = {id(p) for p in self._parameters}
         self._model = {id(p) for p in self._whole_model.parameters()} | self.watched
         self._recurrent = ([p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1])[:GLANCED]
+        self.on_host = all(parameter.is_cpu for parameter in self._parameters[:1])
         self._first = [next(module.parameters(), None) for module in self._heard]
 
     def _renew(self) -> None:
@@ -127,12 +131,11 @@ class Ledger:
         return any(id(p) in touched or hasattr(p, "to_local") for p in self._heard[index].parameters())
 
     def backward_over(self) -> None:
-        """A pass that concerns the layers is over."""
-        if self.looking:
-            began = time.perf_counter()
-            self._renew()
-            self._reference = snapshot(self._parameters)
-            self.looked_s += time.perf_counter() - began
+        """A pass that concerns the layers is over, and gradients are looked at."""
+        began = time.perf_counter()
+        self._renew()
+        self._reference = snapshot(self._parameters)
+        self.looked_s += time.perf_counter() - began
 
     # --- clipping
 
@@ -147,6 +150,7 @@ class Ledger:
         values = [keep(threshold) if isinstance(threshold, Tensor) else threshold, *map(keep, clip.measured)]
         if clip.measured:
             self.norm = values[1]
+            self.suspect |= type(self.norm) is float and not math.isfinite(self.norm)
         told = len(self._rows), clip.kind, clip.how, clip.norm_type, len(clip.parameters)
         outcome = clip.outcome
 
@@ -212,12 +216,14 @@ class Ledger:
 
     def share(self, optimizer: Optimizer) -> set[int]:
         """The parameters that an optimizer steps."""
-        count = sum([len(group["params"]) for group in optimizer.param_groups])
         known = self._shares.get(optimizer)
-        if known is None or known[0] != count:
-            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            known = self._shares[optimizer] = (count, mine)
-        return known[1]
+        if known is None:
+            known = self._shares[optimizer] = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return known
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """The optimizer steps other parameters than before."""
+        self._shares.pop(optimizer, None)
 
     # --- optimizer
 
@@ -233,8 +239,6 @@ class Ledger:
         self._renew()
         chosen = self._chosen(optimizer)
         parameters = [p for p, choice in zip(self._parameters, chosen, strict=True) if choice]
-        if optimizer is not None:
-            self.scaling.without(optimizer)
         if all(p.grad is None for p in parameters):
             norms = self._reference.norms if optimizer is None and self._reference is not None else None
         else:
@@ -244,19 +248,17 @@ class Ledger:
         self.looked_s += time.perf_counter() - began
 
     @property
-    def on_host(self) -> bool:
-        """Whether gradients can be looked at without waiting for a device."""
-        return all(parameter.device.type == "cpu" for parameter in self._parameters[:1])
-
-    @property
     def nonfinite(self) -> bool:
         """Whether what the optimizer is given, or else what backward has left, is known not to be finite."""
         known = self._expected or (self._reference if self.looking else None)
         if known is not None:
             return not bool(known.norms.isfinite().all())
-        if isinstance(self.norm, float) and not math.isfinite(self.norm):
-            return True
-        return self.on_host and not all(map(math.isfinite, map(_element, self._recurrent)))
+        return self.suspect
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether an element of a recurrent gradient, read from memory, is not finite: that spreads over all of it."""
+        return any(not math.isfinite(_element(parameter)) for parameter in self._recurrent)
 
     def _chosen(self, optimizer: Optimizer | None) -> list[bool]:
         """Which parameters an optimizer steps; what is frozen does not matter."""
@@ -290,16 +292,18 @@ class Ledger:
         if self._expected is None and self.looking:
             self.guard.call(self.look, optimizer)
         found, rows = self._expected, self._rows
-        self._expected, self._rows, self.norm = None, [], None
-        self._clipped.clear()
+        self._expected, self._rows, self.norm, self.suspect = None, [], None, False
+        if self._clipped:
+            self._clipped.clear()
         if self._reference is not None and all(self._chosen(optimizer)):
             self._reference = None  # else another optimizer's gradients are still to be looked at
-        self.scaling.over(optimizer)
+        if self.scaling.used:
+            self.scaling.over(optimizer)
         return found, rows
 
 
 def _element(parameter: Tensor) -> float:
-    """One element of its gradient, read from memory: what is not finite spreads over a recurrent weight's."""
+    """One element of its gradient, 0 where it cannot be read."""
     gradient = parameter.grad
     if type(gradient) is not Tensor or gradient.requires_grad or gradient.dtype not in READABLE or not gradient.numel():
         return 0.0

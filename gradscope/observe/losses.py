@@ -39,8 +39,13 @@ class Losses:
 
     def of(self, roots: Sequence[Any]) -> Loss:
         """The loss of a pass that begins with these."""
-        terms = [self._term(root) for root in roots]
-        return None if None in terms else tuple(term for term in terms if term is not None)
+        terms: list[Term] = []
+        for root in roots:
+            term = self._term(root)
+            if term is None:
+                return None
+            terms.append(term)
+        return tuple(terms)
 
     def _term(self, root: Any) -> Term | None:
         if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
@@ -55,7 +60,7 @@ class Losses:
                 and scaled.grad_fn in nodes_below([root.grad_fn], SEARCHED)
             ):
                 return keep(local(root)), keep(local(given)), keep(local(scaled.detach()))
-        return (keep(local(root)),)
+        return (keep(root if type(root) is Tensor else local(root)),)
 
 
 def numbers_of(losses: Iterable[Loss]) -> list[Number]:

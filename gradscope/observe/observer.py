@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Generator, Sequence
@@ -23,9 +24,10 @@ from gradscope.observe.following import ONCE
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.ledger import Ledger
 from gradscope.observe.passes import Pass, Passes
+from gradscope.observe.plan import Plan
 from gradscope.observe.quantities import keep, needs_full
 from gradscope.observe.rows import Ending
-from gradscope.observe.schedule import Looks, Schedule
+from gradscope.observe.schedule import Schedule
 from gradscope.observe.unseen import COMPILED, NO_CALL
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import nonfinite, summarise
@@ -67,8 +69,10 @@ class Observer:
     ) -> None:
         """Begin with step `settings.first_step`."""
         self.model, self._layers, self._recorder = model, layers, recorder
-        self._schedule, self._settings, self._looks = schedule, settings, Looks()
+        self._settings = settings
         self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
+        self._asked: tuple[weakref.ref[Optimizer] | None, int, bool] = (None, 0, False)
+        self._introduced: set[int] | None = None
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
@@ -78,6 +82,8 @@ class Observer:
         watched = list(layers.values())
         self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owns, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
+        self._plan = Plan(schedule, self._alarm, self.guard.call)
+        self._idle = self._suspect = self._clipped = False
         self._checks = Checks(model)
         self.step = settings.first_step
         self._begin()
@@ -112,9 +118,10 @@ class Observer:
     @guarded
     def before_backward(self, roots: Sequence[Any]) -> Pass | None:
         """See `BackwardListener`."""
-        self._started()
+        if self._since is None:
+            self._started()
         recorded = self.calls.recording is not None
-        one = self._passes.begin(roots, thorough=recorded)
+        one = self._passes.begin(roots, thorough=self.ledger.looking)
         if recorded and not self.paused:
             self._checks.begins(one, first=not self._passes.any)
         return one
@@ -122,15 +129,26 @@ class Observer:
     @guarded
     def after_backward(self, one: Pass) -> None:
         """See `BackwardListener`."""
-        if self._passes.end(one):
+        if not self._passes.end(one):
+            return
+        if self.ledger.looking:
             self.ledger.backward_over()
             if self.calls.recording is not None:
                 self._checks.ended(one)
+        elif one.loss and type(one.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
+            # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
+            self._suspect = not math.isfinite(one.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
 
     # --- optimizer steps
 
-    @guarded
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """See `OptimizerListener`; before most idle steps there is nothing to do."""
+        ledger = self.ledger
+        if not self._idle or has_closure or self._suspect or ledger.suspect or ledger.scaling.used:
+            self._before_step(optimizer, has_closure)
+
+    @guarded
+    def _before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Look at the gradients as the optimizer gets them."""
         if not self._owns(optimizer):
             return
@@ -141,18 +159,20 @@ class Observer:
             self._passes.within_step(True)
             return
         if self.ledger.looking:
+            scaling.without(optimizer)
             self.ledger.look(optimizer)
-        if not self.ledger.on_host:
+        if not self.ledger.on_host or not (self._alarm.armed or self.calls.recording):
             return
-        bad = self._alarm.armed and self.ledger.nonfinite
-        if self.calls.recording is not None and not self.ledger.nonfinite:
+        bad = self._suspect or self.ledger.nonfinite
+        if self.calls.recording is not None and not bad:
             self.calls.recording.release()
-        if bad:
+        if bad and self._alarm.armed:
             self._lost = lost({**self.calls.own, **self._layers})
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
-        if self._owns(optimizer) and not self.ledger.scaling.steps(optimizer):
+        scaling = self.ledger.scaling
+        if self._owns(optimizer) and not (scaling.used and scaling.steps(optimizer)):
             self.finish(type(optimizer).__name__, False, optimizer)
 
     def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
@@ -177,37 +197,43 @@ class Observer:
             skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
             optimizer: the one that stepped.
         """
-        self._started()
+        if self._since is None:
+            self._started()
         self.guard.call(self._finish, name, skipped, optimizer)
 
     def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
-        if optimizer is not None:
+        if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self.ledger.share(optimizer)
-        rows = self.rows(share, stepped=True)
-        recorded = any(block.table == "layers" for block in rows)
-        self.guard.take_reasons()  # they are among the rows
+        rows, recorded = list[Rows](), False
+        if self.calls.recording is not None or self.guard.noted:
+            rows = self.rows(share, stepped=True)
+            recorded = any(block.table == "layers" for block in rows)
+            self.guard.take_reasons()  # they are among the rows
         if self.calls.recording is not None:
             self.calls.recording.close()
             self.calls.seen.step()
-        norm = self.ledger.norm
+        norm, spoilt = self.ledger.norm, self._suspect
         gradients, clips = self.ledger.close_step(optimizer)
         losses = self._passes.take(share)
-        self._passes.within_step(False)
-        if optimizer is not None and share is not None:
-            self._passes.owner(optimizer, share, self.ledger.watched)
+        if self._passes.within:
+            self._passes.within_step(False)
+        if optimizer is not None and share is not self._introduced:
+            self._passes.owner(optimizer, share or set(), self.ledger.watched)
+            self._introduced = share
+        if self._lost:
+            head, self._lost = self._lost, []
+            rows += [Rows("notes", {"step": self.step, **key._asdict(), "reason": reason}) for key, reason in head]
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
         duration = max(ended - (self._since or ended), overhead.host_s)  # the clock may start a moment after ours
         columns = {"step": self.step, "optimizer": name, "recorded": recorded, "step_s": duration}
-        ending = Ending(columns, losses, gradients, skipped, norm, overhead).row(self._alarm.hear)
-        rows += [Rows("notes", {"step": self.step, **key._asdict(), "reason": reason}) for key, reason in self._lost]
-        self._lost = []
-        self.guard.call(self._recorder.add, self.step, [*rows, *clips, ending], now=recorded, at=ended)
+        ending = Ending(columns, losses, gradients, skipped, norm, overhead, spoilt).row(self._alarm.hear)
+        if self._recorder.add(self.step, [*rows, *clips, ending], at=ended) or recorded:
+            self.guard.call(self._recorder.drain)
         cost = overhead.seconds() if recorded else overhead.host_s  # a recorded step has waited for the device anyway
-        self._schedule.spent(recorded=recorded, overhead_s=cost, step_s=duration)
-        self._looks.spent(recorded=recorded, look_s=self.ledger.looked_s, step_s=duration)
-        self._since = ended
+        self._plan.ended(recorded=recorded, look_s=self.ledger.looked_s, overhead_s=cost, step_s=duration)
+        self._since, self._suspect, self._clipped = ended, False, norm is not None
         self.step += 1
         self._begin()
 
@@ -218,8 +244,6 @@ class Observer:
             share: identities of the parameters that were stepped; None for all.
             stepped: the step is over, and parameters have changed.
         """
-        if self.calls.recording is None and not self.guard.reasons:
-            return []
         found = self.guard.call(self._analysed, share, stepped) or []
         head = {"step": self.step, **WHOLE_MODEL._asdict()}
         return [*found, *(Rows("notes", {**head, "reason": reason}) for reason in self.guard.reasons)]
@@ -311,24 +335,31 @@ class Observer:
 
     def _begin(self) -> None:
         """The next step: decide whether it is recorded, and looked at."""
-        due = self.guard.call(self._schedule.due, self.step)  # both are asked at every step
-        recorded = self._alarm.due() or bool(due)
-        self.ledger.looking, self.ledger.looked_s = recorded or self._looks.due(self.step), 0.0
-        self._passes.touched = set()
+        recorded, looking = self._plan.begin(self.step)
+        self._idle = not looking
+        self.ledger.looking, self.ledger.looked_s = looking, 0.0
         if recorded or self.calls.listening:
             self.calls.begin(recorded, full=needs_full(self._settings.wanted))
-        self.guard.by_device(recorded)
+            self.guard.by_device(recorded)
+            self._passes.touched = set()
 
     def _owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer steps watched recurrent parameters; any of the model's, where those are all frozen."""
-        count = sum([len(group["params"]) for group in optimizer.param_groups])
+        count = 0
+        for group in optimizer.param_groups:
+            count += len(group["params"])
+        last, counted, owns = self._asked
+        if last is not None and last() is optimizer and counted == count:
+            return owns
         known = self._owners.get(optimizer)
         if known is None or known[0] != count:
+            self.ledger.forget(optimizer)
             mine = {id(p) for p in self._parameters()}
             if not any(p.requires_grad for p in self._parameters()):
                 mine |= {id(p) for p in self.model.parameters()}
             owns = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
             known = self._owners[optimizer] = (count, owns)
+        self._asked = weakref.ref(optimizer), *known
         return known[1]
 
     def _parameters(self) -> list[nn.Parameter]:

@@ -19,8 +19,10 @@ from torch.optim import Optimizer
 
 from gradscope.observe.losses import Loss, Losses
 
-WITNESSES = 8
+WITNESSES = 4
 PENDING = 4096
+SETTLED = 8
+"""Passes in which all parameters are compared, until every optimizer has had its turn."""
 Stamp = tuple[Tensor, Tensor | None, int]
 """A parameter, its gradient, and that one's version."""
 
@@ -61,6 +63,7 @@ class Passes:
     Attributes:
         losses: reads what they begin with.
         touched: parameters that have received gradient in this step, as far as they were compared.
+        within: an optimizer's step is under way that calls a closure.
     """
 
     def __init__(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
@@ -71,7 +74,8 @@ class Passes:
         self._witnesses: list[Tensor] = []
         self._pending: deque[Pass] = deque(maxlen=PENDING)
         self._running: list[Pass] = []
-        self._within = self._seen_within = False
+        self._passes = 0
+        self.within = self._seen_within = False
         self._home = threading.get_ident()
 
     @property
@@ -107,10 +111,11 @@ class Passes:
             roots: what with.
             thorough: compare all parameters.
         """
-        thorough |= not self._witnesses
+        self._passes += 1
+        thorough |= self._passes <= SETTLED or not self._witnesses
         asked = self._all() if thorough else self._witnesses
         stamps = [(p, g, -1 if g is None else g._version) for p in asked for g in (p.grad,)]
-        one = Pass(stamps, roots, thorough, self._within)
+        one = Pass(stamps, roots, thorough, self.within)
         for other in self._running:
             other.alone = one.alone = False
         self._running.append(one)
@@ -129,7 +134,7 @@ class Passes:
         if one.thorough:
             self._learn(one, touched)
         roots, one.roots, one.stamps = one.roots, (), []
-        one.touched = touched - one.used
+        one.touched = touched - one.used if one.used else touched
         if not (one.touched or one.used):
             return False
         if one.touched and not (one.within and self._seen_within):  # of an optimizer that evaluates many, the first
@@ -140,7 +145,7 @@ class Passes:
 
     def within_step(self, running: bool) -> None:
         """An optimizer that calls a closure begins its step, or has ended it."""
-        self._within, self._seen_within = running, False
+        self.within, self._seen_within = running, False
 
     def take(self, share: set[int] | None) -> list[Loss]:
         """The losses of the passes whose gradients a step has used.
@@ -149,15 +154,21 @@ class Passes:
             share: the parameters that were stepped; None for all.
         """
         self._home = threading.get_ident()
-        found: list[Loss] = []
-        for one in [one for one in self._pending if share is None or not one.touched.isdisjoint(share)]:
-            found.append(one.loss)
-            one.touched = set() if share is None else one.touched - share
-            if not one.touched:
-                self._pending.remove(one)
-        for one in [one for one in self._running if share and one.thread == self._home]:
-            one.used |= share or set()
-            found.append(self.losses.of(one.roots))
+        if len(self._pending) == 1 and not self._running and share and self._pending[0].touched <= share:
+            return [self._pending.popleft().loss]
+        found, left = list[Loss](), list[Pass]()
+        for one in self._pending:
+            if share is None or not one.touched.isdisjoint(share):
+                found.append(one.loss)
+                one.touched = set() if share is None else one.touched - share
+            if one.touched:
+                left.append(one)
+        self._pending.clear()
+        self._pending.extend(left)
+        for one in self._running if share else ():
+            if one.thread == self._home:
+                one.used |= share or set()
+                found.append(self.losses.of(one.roots))
         return found
 
     def _all(self) -> list[Tensor]:

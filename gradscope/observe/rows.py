@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradscope.observe.guard import Overhead
@@ -19,7 +18,7 @@ from gradscope.types import Rows
 Hear = Callable[[float, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ending:
     """An optimizer step that is over.
 
@@ -30,6 +29,7 @@ class Ending:
         skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
         norm: of its last clipping call, if there was one.
         overhead: what gradscope took of it.
+        spoilt: something was known not to be finite before the optimizer stepped.
     """
 
     columns: Mapping[str, Any]
@@ -38,6 +38,7 @@ class Ending:
     skipped: Tensor | bool
     norm: Number | None
     overhead: Overhead
+    spoilt: bool = False
 
     def row(self, hear: Hear) -> Rows | Later:
         """The row, at once where all its numbers are on the host.
@@ -48,9 +49,10 @@ class Ending:
         found = self.gradients
         parts: list[Number] = [self.skipped, math.nan if self.norm is None else self.norm]
         parts += [] if found is None else [found.norms, found.factor]
-        later = Later([*parts, *numbers_of(self.losses)], lambda *numbers: self._made(numbers, len(parts), hear))
-        row = later.made(_on_host(later)) if later.known else None
-        return later if row is None else row
+        numbers = [*parts, *numbers_of(self.losses)]
+        if all([type(number) is not Tensor or number.is_cpu for number in numbers]):  # pyright: ignore
+            return self._made(numbers, len(parts), hear)
+        return Later(numbers, lambda *numbers: self._made(numbers, len(parts), hear))
 
     def _made(self, numbers: Sequence[Any], parts: int, hear: Hear) -> Rows:
         skipped, norm = bool(numbers[0]), float(numbers[1])
@@ -60,13 +62,9 @@ class Ending:
             grad_norm, bad = math.hypot(*norms) / factor, sum(not math.isfinite(each) for each in norms)
         loss = total(self.losses, numbers[parts:])
         lost = self.losses and None not in self.losses and not math.isfinite(loss)
-        if lost or (self.norm is not None and not math.isfinite(norm)):
+        if lost or self.spoilt or (self.norm is not None and not math.isfinite(norm)):
             bad = max(bad, 1)
         if not skipped:
             hear(grad_norm if self.norm is None else norm, bad)
         columns = {**self.columns, "loss": loss, "grad_norm": grad_norm, "nonfinite": bad, "skipped": skipped}
         return Rows("steps", {**columns, "overhead_s": self.overhead.seconds()})
-
-
-def _on_host(later: Later) -> dict[int, Tensor]:
-    return {id(value): value for value in later.values if isinstance(value, torch.Tensor)}

@@ -22,14 +22,18 @@ REVIEWED_EVERY = 64
 
 
 class Schedule(Protocol):
-    """Decides before a step whether it is recorded, and hears afterwards what it cost."""
+    """Decides before a step whether it is recorded, and hears afterwards what steps have cost."""
 
     def due(self, step: int) -> bool:
-        """Whether to record this step; asked once for every step, in order."""
+        """Whether to record this step."""
         ...
 
-    def spent(self, *, recorded: bool, overhead_s: float, step_s: float) -> None:
-        """A step has ended: how long it took in all, and how much of that was gradscope's."""
+    def following(self, step: int) -> int:
+        """The next step after this one that may be due: `due` need not be asked before."""
+        ...
+
+    def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
+        """Steps have ended: how long they took in all, and how much of that was gradscope's."""
         ...
 
 
@@ -53,22 +57,31 @@ def make_schedule(every: int | Callable[[int], bool] | None, budget: float) -> S
             f"every={every!r}: expected a whole number of steps, 1 or more, a function of the step, or None to let "
             "the budget decide."
         )
-    return Chosen(lambda step: step % every == 0)
+    return Chosen(lambda step: step % every == 0, every)
 
 
 class Chosen:
-    """The steps that a function chooses."""
+    """The steps that a function chooses, all of which are multiples of a number."""
 
-    def __init__(self, wanted: Callable[[int], bool]) -> None:
+    def __init__(self, wanted: Callable[[int], bool], multiples: int = 1) -> None:
         """See the class."""
-        self._wanted = wanted
+        self._wanted, self._multiples = wanted, multiples
 
     def due(self, step: int) -> bool:
         """See `Schedule`."""
         return bool(self._wanted(step))
 
-    def spent(self, *, recorded: bool, overhead_s: float, step_s: float) -> None:
+    def following(self, step: int) -> int:
         """See `Schedule`."""
+        return next_multiple(step, self._multiples)
+
+    def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
+        """See `Schedule`."""
+
+
+def next_multiple(step: int, interval: int) -> int:
+    """The first multiple after a step."""
+    return (step // interval + 1) * interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +137,6 @@ class Typical:
 
     recent: deque[float] = field(default_factory=lambda: deque[float](maxlen=9))
 
-    def add(self, value: float) -> None:
-        """One more."""
-        self.recent.append(value)
-
     @property
     def value(self) -> float:
         """0 before the first."""
@@ -144,32 +153,33 @@ class Budget:
         self._spent = self._time = self._record = self._idle = 0.0
         self._idle_steps = 0
         self._plain = Typical()
-        self._next = 0
+
+    @property
+    def _costs(self) -> Costs:
+        idle = self._idle / self._idle_steps if self._idle_steps else 0.0
+        return Costs(self._record, self._plain.value, idle, self._spent, self._time)
 
     def due(self, step: int) -> bool:
         """See `Schedule`."""
-        if not self._started:
-            self._started = True
-            return True
-        if step < self._next and step % even_interval(step):
-            return False
-        idle = self._idle / self._idle_steps if self._idle_steps else 0.0
-        costs = Costs(self._record, self._plain.value, idle, self._spent, self._time)
-        interval = paid_interval(costs, self._share)
-        self._next = min((step // interval + 1) * interval, step + REVIEWED_EVERY)
-        return is_due(step, costs, self._share)
+        first, self._started = not self._started, True
+        return first or is_due(step, self._costs, self._share)
 
-    def spent(self, *, recorded: bool, overhead_s: float, step_s: float) -> None:
+    def following(self, step: int) -> int:
+        """See `Schedule`. The interval that is paid is computed anew now and then: what a step takes may change."""
+        paid = next_multiple(step, paid_interval(self._costs, self._share))
+        return min(paid, next_multiple(step, even_interval(step)), step + REVIEWED_EVERY)
+
+    def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
         """See `Schedule`."""
         self._time += step_s
         self._spent += overhead_s
-        self._plain.add(step_s - overhead_s)
+        self._plain.recent.append((step_s - overhead_s) / steps)
         if recorded:
             # The first record pays for what later ones find ready; what becomes dearer is believed at once.
             self._record = max(overhead_s, (self._record + overhead_s) / 2)
         else:
             self._idle += overhead_s
-            self._idle_steps += 1
+            self._idle_steps += steps
 
 
 class Looks:
@@ -180,16 +190,22 @@ class Looks:
         self._look, self._plain = 0.0, Typical()
         self._spent = self._time = 0.0
 
+    @property
+    def _interval(self) -> int:
+        return paid_interval(Costs(record_s=self._look, step_s=self._plain.value), LOOKING)
+
     def due(self, step: int) -> bool:
         """Whether to look at a step that is not recorded."""
-        if self._spent + self._look > LOOKING * self._time:
-            return False
-        return step % paid_interval(Costs(record_s=self._look, step_s=self._plain.value), LOOKING) == 0
+        return self._spent + self._look <= LOOKING * self._time and step % self._interval == 0
 
-    def spent(self, *, recorded: bool, look_s: float, step_s: float) -> None:
-        """A step has ended; `look_s` is 0 unless it was looked at."""
+    def following(self, step: int) -> int:
+        """The next step after this one that may be due."""
+        return next_multiple(step, self._interval)
+
+    def spent(self, *, recorded: bool, look_s: float, step_s: float, steps: int = 1) -> None:
+        """Steps have ended; `look_s` is 0 unless they were looked at."""
         self._time += step_s
-        self._plain.add(step_s)
+        self._plain.recent.append(step_s / steps)
         if look_s:
             self._look = (self._look + look_s) / 2 if self._look else look_s
             self._spent += 0.0 if recorded else look_s

@@ -23,10 +23,10 @@ WAITING_S, WAITING = 1.0, 1000
 
 def keep(x: torch.Tensor) -> Number:
     """The number in a tensor that the training has computed: read at once on the host, else by reference."""
-    return x.item() if x.device.type == "cpu" else x.detach()
+    return x.item() if x.is_cpu else x.detach()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Later:
     """Rows, or none, that are known when some numbers are on the host.
 
@@ -38,10 +38,12 @@ class Later:
     values: Sequence[Number]
     rows: Callable[..., Rows | None]
     versions: tuple[int, ...] = field(init=False)
+    """Of the tensors."""
 
     def __post_init__(self) -> None:
         """Remember whether the tensors are as they were."""
-        object.__setattr__(self, "versions", tuple(map(_version, self.values)))
+        tensors = [value for value in self.values if isinstance(value, torch.Tensor)]
+        self.versions = tuple(map(_version, tensors)) if tensors else ()
 
     @property
     def known(self) -> bool:
@@ -54,17 +56,17 @@ class Later:
         Args:
             numbers: what each tensor is on the host, by its identity.
         """
-        found: list[Number] = []
-        for value, version in zip(self.values, self.versions, strict=True):
+        found, versions = list[Number](), iter(self.versions)
+        for value in self.values:
             if isinstance(value, torch.Tensor):
                 whole = numbers[id(value)].reshape(value.shape)
-                value = whole if _version(value) == version else torch.full_like(whole, math.nan)
+                value = whole if _version(value) == next(versions) else torch.full_like(whole, math.nan)
             found.append(value)
         return self.rows(*found)
 
 
-def _version(value: Number) -> int:
-    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else -1
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 @dataclass(slots=True)
@@ -81,20 +83,19 @@ class Recorder:
     waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
 
-    def add(self, step: int, rows: Iterable[Rows | Later], *, now: bool, at: float | None = None) -> None:
-        """Take the rows of a step.
+    def add(self, step: int, rows: list[Rows | Later], *, at: float) -> bool:
+        """Take the rows of a step: whether it is time to hand on what has come.
 
         Args:
             step: its number.
             rows: of any tables.
-            now: the device has been waited for anyway.
             at: the time, by `time.perf_counter`.
         """
-        self.waiting.append((step, list(rows)))
-        at = time.perf_counter() if at is None else at
-        if now or at - self.since >= WAITING_S or len(self.waiting) >= WAITING:
-            self.since = at
-            self.drain()
+        self.waiting.append((step, rows))
+        if at - self.since < WAITING_S and len(self.waiting) < WAITING:
+            return False
+        self.since = at
+        return True
 
     def drain(self) -> None:
         """Hand everything on, to every sink, whatever one of them raises.

@@ -138,6 +138,7 @@ def test_before_any_backward() -> None:
 def looked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step is looked at, as in trainings whose steps are dear."""
     monkeypatch.setattr(Looks, "due", lambda looks, step: True)
+    monkeypatch.setattr(Looks, "following", lambda looks, step: step + 1)
 
 
 def long(change: Callable[[Loop, int], Any], count: int = 45) -> Callable[[Loop], None]:

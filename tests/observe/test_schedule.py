@@ -115,10 +115,11 @@ def test_the_cost_is_never_above_the_budget_a_second_and_a_record(
     step_s: float, record_s: float, budget: float
 ) -> None:
     steps = min(200_000, int(3000 / step_s))
-    played = Played(always(step_s), always(record_s), idle_s=min(3e-6, budget * step_s / 4), budget=budget).run(steps)
+    idle_s = min(3e-6, budget * step_s / 4)
+    played = Played(always(step_s), always(record_s), idle_s=idle_s, budget=budget).run(steps)
     assert played.excess <= 1e-9
     assert played.recorded[0] == 0
-    paid = paid_interval(Costs(record_s, step_s, 3e-6, 0.0, 0.0), budget)
+    paid = paid_interval(Costs(record_s, step_s, idle_s), budget)
     assert len(played.recorded) >= steps // (2 * paid)
     assert all(step % min(even_interval(step), paid) == 0 for step in played.recorded)
 
