@@ -127,17 +127,17 @@ class Observer:
         return one
 
     @guarded
-    def after_backward(self, one: Pass) -> None:
+    def after_backward(self, token: Pass) -> None:
         """See `BackwardListener`."""
-        if not self._passes.end(one):
+        if not self._passes.end(token):
             return
         if self.ledger.looking:
             self.ledger.backward_over()
             if self.calls.recording is not None:
-                self._checks.ended(one)
-        elif one.loss and type(one.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
+                self._checks.ended(token)
+        elif token.loss and type(token.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
-            self._suspect = not math.isfinite(one.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
+            self._suspect = not math.isfinite(token.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
 
     # --- optimizer steps
 
