@@ -112,7 +112,6 @@ def measure(chosen: argparse.Namespace) -> Iterator[Table]:
     if chosen.quick:
         workloads, usual = ([workload.smaller() for workload in some] for some in (workloads, usual))
     if "default" in chosen.sections:
-        say("measuring default")
         yield from default_section([*usual, *workloads], budget)
     for workload in workloads:
         for name in chosen.sections:

@@ -140,6 +140,8 @@ class Default:
         extra_s: that the other took longer, attaching and closing included.
         extra_error_s: standard error of that.
         own_s: the same by the scope's own clock.
+        attach_s: of that, attaching.
+        close_s: of that, closing.
         clock: training time by the scope's clock over the time measured here; 1 if the protocol works.
         added: seconds that an idle step adds; NaN where there is none.
         idle: an idle step over a bare one.
@@ -155,6 +157,8 @@ class Default:
     extra_s: float
     extra_error_s: float
     own_s: float
+    attach_s: float
+    close_s: float
     clock: float
     added: float
     idle: Ratio
@@ -258,6 +262,8 @@ def measure_default(workload: Workload, seconds: float, slice_s: float) -> Defau
         extra_s=run.extra_s,
         extra_error_s=run.extra_error_s,
         own_s=float(frame.overhead_s.sum()) + run.attach_s + run.close_s,
+        attach_s=run.attach_s,
+        close_s=run.close_s,
         clock=float(frame.step_s.sum() / mine_s),
         added=statistics.median(added),
         idle=Ratio.of([1 + each / step_s for each in added]),

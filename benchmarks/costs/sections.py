@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -80,6 +81,7 @@ def default_section(workloads: Sequence[Workload], budget: Budget) -> Iterator[T
     yield table
     found = dict[Workload, Default]()
     for workload in workloads:
+        sys.stderr.write(f"measuring default: {workload.title}\n")
         measure = measure_default if budget.small else apart
         one = found[workload] = measure(workload, budget.default, budget.slice)
         wanted = idle_goal(workload)
@@ -110,7 +112,7 @@ def _default_row(workload: Workload, found: Default, wanted: float | None) -> tu
         f"{found.steps:,} of {1e3 * found.bare_s / found.steps:.3g} ms",
         f"{found.recorded} (goal {records(found)}; one costs {1e3 * found.record_s:.3g} ms){looked}",
         f"{found.extra_s:.2f} s ± {error:.2f} (goal {allowed_s(found):.2f})",
-        f"{found.own_s:.2f} s",
+        f"{found.own_s:.2f} s: attaching {found.attach_s:.2f}, closing {found.close_s:.2f}",
         f"{1e6 * found.added:.0f} us",
         spread(found.idle) + (f" (goal {wanted:g})" if wanted else ""),
         _operations(found.operations),
