@@ -168,8 +168,8 @@ def power(value: float) -> str:
         return f"{value:g}"
     if abs(exponent - round(exponent)) < 1e-9:
         return f"10{str(round(exponent)).translate(_RAISED)}"
-    mantissa, _, tens = f"{value:.0e}".partition("e")
-    return f"{mantissa}·10{str(int(tens)).translate(_RAISED)}"
+    mantissa, _, tens = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}·10{str(int(tens)).translate(_RAISED)}"
 
 
 def positive(values: Any) -> Array:

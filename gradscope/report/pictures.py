@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +50,14 @@ def _then_and_now(draw: Callable[..., object], table: Callable[..., Frame]) -> C
             draw(run, layer=key, step=steps[0], ax=ax, label=f"step {steps[0]}", color="C7", linestyle="--")
             draw(run, layer=key, ax=ax, label=f"steps {steps[-data.LATE]} to {steps[-1]}")
         else:
-            draw(run, layer=key, ax=ax)
+            draw(run, layer=key, ax=ax, label=_meant(steps))
 
     return both
+
+
+def _meant(steps: Sequence[int]) -> str:
+    """The few steps that one curve stands for."""
+    return f"step {steps[0]}" if len(steps) == 1 else f"median of steps {', '.join(map(str, steps[-data.LATE :]))}"
 
 
 def _gradient(run: Run, key: LayerKey, step: Any = None) -> Frame:

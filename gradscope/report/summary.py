@@ -34,6 +34,7 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
         name: what to call the run.
     """
     figures: Figures = {}
+    known = facts(run)
     keys = worst_first(run.layers, findings, run)
     layers = [_layer(run, key, findings) for key in keys]
     for index, (key, layer) in enumerate(zip(keys, layers, strict=True)):
@@ -43,11 +44,12 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
     return {
         "kind": "run",
         "name": name,
-        "facts": facts(run),
+        "facts": known,
         "findings": [tell(finding) for finding in findings],
         "loss": _pictures(run, WHOLE_RUN, LOSS, "run", figures),
         "layers": layers,
         "finite_until": _finite_until(layers),
+        "beginning": _beginning(known),
         "clipping": {
             "calls": clipping(run),
             "thresholds": other_thresholds(run),
@@ -62,6 +64,14 @@ def _finite_until(layers: Sequence[Mapping[str, Any]]) -> int | None:
     """The last record that was finite, where a layer has later ones that are not."""
     known = [layer["numbers"]["finite_until"] for layer in layers]
     return max((step for step in known if step is not None), default=None)
+
+
+def _beginning(facts: Mapping[str, Any]) -> str:
+    """What to know where all records are of the first half of the training, as one that is slow to record has them."""
+    first, last, recorded = facts["first_step"], facts["last_step"], facts["last_recorded"]
+    if recorded is None or facts["recorded"] < 2 or 2 * recorded >= first + last:
+        return ""
+    return f"The last record is of step {recorded:,}, and the training goes on to {last:,}: this is its beginning."
 
 
 def _layer(run: Run, key: LayerKey, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -121,14 +131,15 @@ def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
 def facts(run: Run) -> dict[str, Any]:
     """What the whole training was like."""
     steps, calls = run.source.read("steps"), run.source.read("clips")
-    recorded = run.source.read("layers", None, ["step"])["step"].nunique()
+    recorded = run.source.read("layers", None, ["step"])["step"]
     whole, own = float(steps["step_s"].sum()), float(steps["overhead_s"].sum())
     loss = change(steps)
     return {
         "steps": steps["step"].nunique(),
         "first_step": int(steps["step"].min()) if len(steps) else None,
         "last_step": int(steps["step"].max()) if len(steps) else None,
-        "recorded": int(recorded),
+        "recorded": int(recorded.nunique()),
+        "last_recorded": int(recorded.max()) if len(recorded) else None,
         "loss": str(loss).replace("->", "→") if loss else "",
         "loss_first": loss.first if loss else math.nan,
         "loss_last": loss.last if loss else math.nan,

@@ -117,7 +117,7 @@ def gates(frame: Frame, over: str) -> str:
     """Each gate's saturation at the end of the axis."""
     if frame.empty:
         return "No gate was recorded."
-    place = "the last timestep" if over == "t" else "the end of training"
+    place = "the last timestep" if over == "t" else f"step {int(frame[over].max())}"
     said, free = [], []
     for gate, rows in frame.groupby("gate", sort=False):
         last = rows.sort_values(over).iloc[-1]

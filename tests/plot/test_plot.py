@@ -245,7 +245,16 @@ def test_several_ranks_are_taken_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1e-3, "10⁻³"), (0.02, "0.02"), (1, "1"), (50, "50"), (2000, "2·10³"), (1e-12, "10⁻¹²")]
+    ("value", "text"),
+    [
+        (1e-3, "10⁻³"),
+        (0.02, "0.02"),
+        (1, "1"),
+        (50, "50"),
+        (2000, "2·10³"),
+        (1.75e-4, "1.75·10⁻⁴"),
+        (1e-12, "10⁻¹²"),
+    ],
 )
 def test_ticks_in_plain_text(value: float, text: str) -> None:
     assert style.power(value) == text

@@ -59,6 +59,16 @@ def test_beginning_and_end_are_told_apart_where_they_are_apart(count: int) -> No
     assert f"at step {count - 1}." in found.text()
 
 
+def test_records_of_the_beginning_alone_are_told_to_be_that() -> None:
+    early = report(made(recorded=[0, 1, 13], steps=400), [])
+    said = "The last record is of step 13, and the training goes on to 399: this is its beginning."
+    for written in (early.html(), early.text(), early.markdown()):
+        assert said in " ".join(written.split()) and "end of training" not in written
+    assert "median of steps 0, 1, 13" in early.html() and "Units at step 13:" in " ".join(early.text().split())
+    for steps in ([0], [0, 1, 300]):
+        assert report(made(recorded=steps, steps=400), []).summary["beginning"] == ""
+
+
 def test_what_was_not_looked_at_is_counted_nowhere() -> None:
     run = fast(3000)
     found = report(run, [])

@@ -9,6 +9,7 @@ import {isMeasured, onlyStep} from "../words.js";
 
 const DRAWN = 4000;
 const TICK_ROW = 0.05;
+const [EARLY, LATE] = [10, 100]; // steps at either end, at most
 
 // seen: for each run its tables `steps` and `layers`. A run whose loss is not known is left out.
 export function drawLoss(it, seen, context) {
@@ -42,11 +43,26 @@ function course(run, {steps, layers}) {
   const [at, values] = [finite.map((row) => step[row]), finite.map((row) => loss[row])];
   const width = values.length < 20 ? 1 : 2 * Math.round(Math.sqrt(values.length) / 2) + 1;
   const smooth = median(values, width);
-  const told = [...new Set([0, smooth.length - 1])].map((place) => rounded(smooth[place])).join(" → ");
+  const told = ends(seen.map((row) => [step[row], Number.isNaN(loss[row]) ? Infinity : loss[row]]));
   const broken = seen.filter((row) => !Number.isFinite(loss[row])).map((row) => step[row]);
   const recorded = [...new Set(layers.columns.step)];
   const thinned = steps.head.rows_kept > steps.length && steps;
   return {run, steps: at, values, smooth, width, told, broken, recorded, thinned};
+}
+
+// From what to what it went, as everywhere in gradscope: the medians of the first and of the last tenth of the steps.
+function ends(seen) {
+  const [begin, end] = [seen[0][0], seen[seen.length - 1][0]];
+  const part = (most) => Math.min(most, Math.max(1, Math.floor((end - begin + 1) / 10)));
+  const first = seen.filter(([step]) => step < begin + part(EARLY));
+  const last = seen.filter(([step]) => step > end - part(LATE));
+  return (end > begin ? [first, last] : [first]).map((near) => middle(near.map(([, loss]) => loss))).join(" → ");
+}
+
+function middle(values) {
+  const sorted = values.sort((a, b) => a - b);
+  const value = (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+  return Number.isFinite(value) ? rounded(value) : "not finite";
 }
 
 function hint(found) {
