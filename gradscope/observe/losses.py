@@ -38,6 +38,8 @@ class Losses:
 
     def of(self, roots: Sequence[Any]) -> Loss:
         """The loss of a pass that begins with these."""
+        if len(roots) == 1 and type(x := roots[0]) is Tensor and x.is_cpu and not self._scaled:
+            return ((keep(x),),) if x.numel() == 1 and x.is_floating_point() else None
         terms: list[Term] = []
         for root in roots:
             term = self._term(root)
@@ -49,12 +51,12 @@ class Losses:
     def _term(self, root: Any) -> Term | None:
         if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
             return None
-        own = keep(root if type(root) is Tensor else local(root))
         for node in nodes_below([root.grad_fn], SEARCHED) if self._scaled and root.grad_fn is not None else ():
             if KEY in metadata(node):
-                given, scaled = (keep(local(x)) for x in metadata(node)[KEY])
-                return (given,) if node is root.grad_fn else (own, given, scaled)
-        return (own,)
+                given, scaled = metadata(node)[KEY]
+                parts = (given,) if node is root.grad_fn else (root, given, scaled)
+                return tuple(keep(local(part)) for part in parts)
+        return (keep(local(root)),)
 
 
 def numbers_of(losses: Iterable[Loss]) -> list[Number]:

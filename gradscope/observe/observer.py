@@ -173,7 +173,7 @@ class Observer:
         """The step is over, unless a GradScaler makes it."""
         scaling = self.ledger.scaling
         if self._owns(optimizer) and not (scaling.used and scaling.steps(optimizer)):
-            self.finish(type(optimizer).__name__, False, optimizer)
+            self._finish(type(optimizer).__name__, False, optimizer)
 
     def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
         self.finish(type(optimizer).__name__, skipped, optimizer)
@@ -197,11 +197,12 @@ class Observer:
             skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
             optimizer: the one that stepped.
         """
+        self._finish(name, skipped, optimizer)
+
+    @guarded
+    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
         if self._since is None:
             self._started()
-        self.guard.call(self._finish, name, skipped, optimizer)
-
-    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self.ledger.share(optimizer)
