@@ -7,9 +7,9 @@ import math
 from gradscope.diagnose import loops, remedies, swaps
 from gradscope.diagnose.frames import Seen
 from gradscope.diagnose.progress import learning, severity
-from gradscope.diagnose.trend import peak_reach, rests_on, span, spectral_radius, timesteps
+from gradscope.diagnose.trend import ENOUGH, peak_reach, rests_on, span, spectral_radius, timesteps
 from gradscope.diagnose.words import number, place
-from gradscope.types import Finding, LayerKey, Remedy
+from gradscope.types import Finding, LayerKey, Remedy, Severity
 
 GROWN = 50.0
 LARGE = 2.0
@@ -69,7 +69,7 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
     )
     return Finding(
         code="exploding_gradient",
-        severity=severity(seen, critical=size >= HUGE),
+        severity=_severity(seen, key, size),
         layer_key=key,
         title=f"{where}: the gradient grows {grows} on its way back",
         explanation=why + rests_on(seen, key),
@@ -83,6 +83,13 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
         },
         remedies=_remedies(seen, key, count),
     )
+
+
+def _severity(seen: Seen, key: LayerKey, size: float) -> Severity:
+    """Growth beyond measure early and late, by weights that were large, is wrong also while a loss comes down."""
+    level, early = severity(seen, critical=size >= HUGE), _finite(spectral_radius(seen, key)[0])
+    lasting = min(peak_reach(seen, key)) >= HUGE and early >= LARGE and len(seen.records) >= ENOUGH
+    return "warning" if lasting and level == "info" else level
 
 
 def _remedies(seen: Seen, key: LayerKey, count: int) -> tuple[Remedy, ...]:

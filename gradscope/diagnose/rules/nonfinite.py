@@ -120,6 +120,8 @@ def _remedies(seen: Seen, born: Birth) -> tuple[Remedy, ...]:
         key = born.key if born.key is not None and remedies.can_be_initialised(seen, born.key) else None
         start = () if key is None or born.grew else (remedies.orthogonal(seen, key, 2),)
         return (*start, loops.clip(1.0), loops.rate(0.1), *again)
+    if born.in_loss and math.isnan(born.loss):
+        return (loops.look_at_batch(born.first), loops.leave_out(), loops.find_nonfinite(), *again)
     if born.in_loss:
         return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(born.first), *again)
     if what == "input" or what.startswith("argument "):
