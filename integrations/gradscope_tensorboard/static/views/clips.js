@@ -1,7 +1,7 @@
 // The pictures of the clipping view.
 import {describe, draw, say} from "../charts.js";
 import {listed} from "../csv.js";
-import {number, percent, plural} from "../format.js";
+import {count, number, percent, plural} from "../format.js";
 import {extent, extremes, line, meaning, overSteps, reference} from "../lines.js";
 import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {onlyStep} from "../words.js";
@@ -81,7 +81,8 @@ function leftOut(found, chosen, broken) {
     found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`,
     chosen.length < found.before.length &&
       `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`,
-    found.unmeasured && `${plural(found.unmeasured, "step")} without a measured norm left out.`,
+    found.unmeasured &&
+      `Measured at ${count(found.before.length)} of ${plural(found.before.length + found.unmeasured, "step")}.`,
     broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`,
   ].filter(Boolean);
 }
