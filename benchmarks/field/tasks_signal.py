@@ -146,7 +146,7 @@ def tasks() -> list[Task]:
             "membrane", "held-out", "forecasting", 1, 1, 150, membrane, numbers, explained, "all",
             usual=Setup("lstm", hidden=64, steps=150, lr=0.005),
         ),
-        _classifier("keywords", "tuning", signal, 13, 10, 90, keywords, Setup("gru", hidden=96, steps=200, lr=0.006)),
+        _classifier("keywords", "tuning", signal, 13, 10, 90, keywords, Setup("gru", hidden=96, steps=160, lr=0.006)),
         _classifier("activity", "held-out", signal, 3, 6, 200, activity, Setup("lstm", hidden=64, steps=150, lr=0.005)),
         Task(
             "chorale", "tuning", "music", KEYS, KEYS, 48, chorale, notes, bits, "all",
