@@ -19,8 +19,8 @@ class Case:
     Attributes:
         task: its name.
         what: in a few words, in which it differs from others of the task.
-        truth: `SOUND`; `ODD` (looks strange and does no harm); `UNRELATED` (learns nothing, and neither its recurrence nor
-            anything that a finding is about is the reason); `FAULTY`.
+        truth: `SOUND`; `ODD` (looks strange and does no harm); `UNRELATED` (learns nothing, and neither its recurrence
+            nor anything else that a finding is about is the reason); `FAULTY`.
         setup: how it is trained.
         codes: findings of which one must come first; the first of them names the fault.
         mended: the same training without what ails it; its own setup where nothing does.
@@ -80,8 +80,8 @@ def ailing(
 ) -> Case:
     """A training that does not learn: `base` is how it would, `ails` what is different.
 
-    `codes` are names with blanks in between, none where there is nothing to find. With `mend`, what mends it is not to take
-    `ails` away, but this on top.
+    `codes` are names with blanks in between, none where there is nothing to find. With `mend`, what mends it is not
+    to take `ails` away, but this on top.
     """
     healthy = tasks()[task].usual.but(**base)
     setup = healthy.but(**ails)

@@ -78,5 +78,7 @@ def _misread() -> list[Case]:
         one("modules", "last position of a batch with long padding", plain, read="end", pad=250),
         one("activity", "first position instead of the last", {}, read="start"),
         one("permuted", "last position, 300 pixels of padding", {}, read="end", pad=300),
+        one("keywords", "time and batch exchanged", {}, swapped=True),
+        one("activity", "time and batch exchanged", {}, swapped=True),
         one("modules", "first position instead of the last", plain, read="start"),
     ]

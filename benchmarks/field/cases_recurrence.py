@@ -23,6 +23,7 @@ def _vanishing() -> list[Case]:
         return ailing(task, what, "vanishing_gradient", base, ails)
 
     deep = {"form": "residual", "layers": 6, "hidden": 64}
+    small: Changes = {**PLAIN, "init": (("recurrence", 0.1),)}
     return [
         one("adding", "Elman network as torch begins it, 100 steps", {}, **PLAIN),
         one("adding", "LSTM as torch begins it, 200 steps", {"family": "lstm", "length": 200}, init=()),
@@ -35,7 +36,7 @@ def _vanishing() -> list[Case]:
         one("maze", "Elman network as torch begins it", {}, **PLAIN),
         one("recall", "Elman network as torch begins it", {}, **PLAIN),
         one("recall", "LSTM as torch begins it, 200 steps", {"length": 200, "steps": 300}, init=()),
-        one("permuted", "small recurrent weights", {"family": "lstm", "init": (("chrono", 1.0),)}, **{**PLAIN, "init": (("recurrence", 0.1),)}),
+        one("permuted", "small recurrent weights", {"family": "lstm", "init": (("chrono", 1.0),)}, **small),
         one("source", "six layers of GRU", {**deep, "family": "gru"}, form="fused"),
         one("vowels", "eight layers of LSTM", {}, layers=8, bidirectional=False, hidden=64),
         one("activity", "Elman network as torch begins it, 400 samples", {"length": 400}, **PLAIN),

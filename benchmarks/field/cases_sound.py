@@ -7,7 +7,7 @@ from benchmarks.field.case import Case, odd, sound
 SLOW = (("chrono", 1.0),)
 ORTHOGONAL = (("orthogonal", 1.0),)
 IDENTITY = (("identity", 1.0),)
-OPEN = (("forget", 1.0),)
+SGD = {"optimizer": "sgd", "lr": 1.0, "clip": 0.25}
 
 
 def cases() -> list[Case]:
@@ -17,7 +17,7 @@ def cases() -> list[Case]:
 def _models() -> list[Case]:
     return [
         sound("prose"),
-        sound("prose", "two layers, plain SGD, warm-up", layers=2, hidden=128, optimizer="sgd", lr=0.7, clip=0.25, warmup=20),
+        sound("prose", "two layers, SGD, warm-up", layers=2, hidden=128, warmup=20, **{**SGD, "lr": 0.7}),
         sound("prose", "windows of 5", family="gru", length=5, batch=64, steps=300),
         sound("prose", "own cells with peepholes", form="own", length=35, hidden=96, steps=100),
         sound("prose", "six residual layers", form="residual", layers=6, hidden=64),
@@ -28,11 +28,11 @@ def _models() -> list[Case]:
         sound("source", "Elman network, windows of 20", family="rnn_tanh", length=20, hidden=192, lr=0.002),
         sound("source", "accumulated over two", accumulate=2, steps=60, batch=24),
         sound("words"),
-        sound("words", "two layers, SGD, dropout", layers=2, optimizer="sgd", lr=1.0, clip=0.25, dropout=0.2),
-        sound("words", "AdamW, warm-up, windows of 10", optimizer="adamw", weight_decay=0.05, warmup=30, length=10, batch=40),
+        sound("words", "two layers, SGD, dropout", layers=2, **SGD, dropout=0.2),
+        sound("words", "AdamW, windows of 10", optimizer="adamw", weight_decay=0.05, warmup=30, length=10, batch=40),
         sound("docstrings"),
         sound("docstrings", "GRU, autocast", family="gru", autocast=True),
-        sound("docstrings", "SGD, windows of 20", optimizer="sgd", lr=1.0, clip=0.25, length=20, batch=32),
+        sound("docstrings", "SGD, windows of 20", **SGD, length=20, batch=32),
     ]  # fmt: skip
 
 

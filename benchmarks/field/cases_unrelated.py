@@ -1,4 +1,4 @@
-"""Trainings that learn nothing, for reasons that have nothing to do with recurrence, nor with anything that is recorded."""
+"""Trainings that learn nothing, for reasons that are neither the recurrence's nor to be seen in what is recorded."""
 
 from __future__ import annotations
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 MODULES = (
-    "argparse ast asyncio.base_events calendar cgitb codecs collections configparser copy csv ctypes datetime decimal "
-    "difflib dis doctest email.message enum fractions ftplib functools gettext heapq html.parser http.client imaplib "
-    "inspect json.decoder locale logging mailbox mimetypes optparse os pathlib pdb pickle pickletools platform plistlib "
-    "pprint pydoc random re sched shutil smtplib socket sqlite3 statistics string subprocess tarfile tempfile textwrap "
-    "threading timeit tokenize traceback turtle typing unittest.mock urllib.request uuid warnings weakref zipfile"
+    "argparse ast asyncio.base_events calendar cgitb codecs collections configparser copy csv ctypes datetime "
+    "decimal difflib dis doctest email.message enum fractions ftplib functools gettext heapq html.parser "
+    "http.client imaplib inspect json.decoder locale logging mailbox mimetypes optparse os pathlib pdb pickle "
+    "pickletools platform plistlib pprint pydoc random re sched shutil smtplib socket sqlite3 statistics string "
+    "subprocess tarfile tempfile textwrap threading timeit tokenize traceback turtle typing unittest.mock "
+    "urllib.request uuid warnings weakref zipfile"
 )
 LANGUAGES = "en de fr es it pl tr fi hu nl cs sw".split()
 WORDS = 2_000

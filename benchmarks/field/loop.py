@@ -31,7 +31,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What is done against a finding: to the network before training, to its optimizer, or at every step's gradients."""
+    """What is done against a finding: to the network before training, to its optimizer, to every step's gradients."""
 
     model: Callable[[nn.Module], None] | None = None
     optimizer: Callable[[nn.Module, torch.optim.Optimizer], None] | None = None
@@ -136,7 +136,7 @@ def _clip(model: nn.Module, setup: Setup, remedy: Remedy) -> None:
 
 @torch.no_grad()
 def judge(model: nn.Module, task: Task, setup: Setup) -> float:
-    """The score on held-out data with true labels, read as the training reads its own; what is not finite has failed."""
+    """The score on held-out data with true labels, read as the training reads; what is not finite has failed."""
     g, state, scores = Generator().manual_seed(HELD_OUT_SEED), None, []
     model.eval()
     clean = setup.but(labels="true")

@@ -140,6 +140,8 @@ class Reader(nn.Module):
             packed = pack_padded_sequence(e, lengths, batch_first=True, enforce_sorted=False)
             output, state = self.rnn(packed, state)
             return pad_packed_sequence(output, batch_first=True, total_length=e.shape[1])[0], state
+        if self.setup.swapped:
+            return self.rnn(e.transpose(0, 1))[0].transpose(0, 1), None
         if not self.setup.detach:
             return self.rnn(e, state)
         outputs: list[Tensor] = []

@@ -18,6 +18,7 @@ class Setup:
         init: what is done to the recurrent weights before training, in order: (name in `starts.STARTS`, number).
         read: which states the answer is read from: `""` as the task means it, `"end"` the last position of the padded
             batch, `"start"` the first, `"mean"` all valid ones.
+        swapped: the batch goes in as if its first dimension were time.
         head: `"linear"`; `"list"`: in a Python list; `"frozen"`; `"relu"`, `"sigmoid"`, `"argmax"`: what follows it;
             `"softmax"`: over one unit alone.
         handover: whether a decoder begins with the encoder's state; `"none"`, `"detached"`.
@@ -49,6 +50,7 @@ class Setup:
     embed: int = 64
     init: tuple[tuple[str, float], ...] = ()
     read: str = ""
+    swapped: bool = False
     head: str = "linear"
     handover: str = "state"
     length: int = 0
@@ -84,7 +86,9 @@ class Setup:
     def key(self, task: str, seed: int) -> str:
         """A short name for the training that this makes: the same settings are trained once."""
         usual = Setup()
-        chosen = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)}
+        chosen = {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)
+        }
         text = f"{task}/{seed}/{sorted(chosen.items())}"
         return f"{task}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

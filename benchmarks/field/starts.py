@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from benchmarks.field import cells
 from benchmarks.field.setup import Setup
 
-GATES = {"lstm": ("input", "forget", "candidate", "output"), "gru": ("reset", "update", "candidate"), "rnn": ("hidden",)}
+GATES = {
+    "lstm": ("input", "forget", "candidate", "output"),
+    "gru": ("reset", "update", "candidate"),
+    "rnn": ("hidden",),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,11 +157,11 @@ def _tagger(name: str, half: str, symbols: int, tags: int, length: int, draw: ob
 
 def tasks() -> list[Task]:
     letters, code = corpora.letters("prose")[1], corpora.letters("source")[1]
-    lm = "language model, "
+    lm, words = "language model, ", Setup(hidden=200, embed=128, steps=110, batch=20)
     return [
         _model("prose", "tuning", f"{lm}letters", letters, 70, prose_letters, Setup(hidden=192, steps=120, lr=0.005)),
         _model("source", "held-out", f"{lm}letters", code, 80, source_letters, Setup(hidden=192, steps=120, lr=0.005)),
-        _model("words", "tuning", f"{lm}words", 2000, 35, prose_words, Setup(hidden=200, embed=128, steps=110, batch=20)),
+        _model("words", "tuning", f"{lm}words", 2000, 35, prose_words, words),
         _model(
             "docstrings",
             "held-out",
@@ -169,7 +169,7 @@ def tasks() -> list[Task]:
             2000,
             35,
             docstring_words,
-            Setup(hidden=200, embed=128, steps=110, batch=20),
+            words,
         ),
         _tagger("tokens", "tuning", 97, 6, 120, tokens),
         _tagger("vowels", "held-out", 26, 6, 100, vowels),
