@@ -87,6 +87,10 @@ def _read_at_end(setup: Setup, code: str, case: Case) -> Tried:
     return setup.but(read="end" if setup.read == "start" else ""), Remedy()
 
 
+def _read_well(setup: Setup, code: str, case: Case) -> Tried:
+    return setup.but(read=""), Remedy()
+
+
 def _laid_out(setup: Setup, code: str, case: Case) -> Tried:
     return setup.but(swapped=False), Remedy()
 
@@ -135,9 +139,10 @@ SWITCHES: tuple[tuple[str, Switch], ...] = (
     (r"\.mean\(.*\.std\(|StandardScaler", _scaled),
     (r"state as it came", _kept_graph),
     (r"window = ", _longer),
-    (r"batch_first=", _laid_out),
+    (r"\.batch_first = ", _laid_out),
+    (r"h_n\[-2\]", _read_well),
     (r"answer = output|output\[:, -1\]|output\[-1\]", _read_at_end),
-    (r"encoder.*state|decoder\(", _handed),
+    (r"hand output or state on|decoder\(", _handed),
     (r"with_logits|cross_entropy|model\.out\(", _unsoftened),
     (r"time > 1|for x_t in x", _whole),
     (r"x\[:, -\d+:\]", _cut),
