@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.field import store
-from benchmarks.field.case import Case
+from benchmarks.field.case import FAULTY, ODD, SOUND, UNRELATED, Case
 from benchmarks.field.cases import all_cases
 from benchmarks.field.confirm import train_bare
 from benchmarks.field.judge import confirmed, faulty, judge
@@ -40,6 +40,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("all", *COMMANDS), nargs="?", default="all")
     parser.add_argument("--half", choices=HALVES)
+    parser.add_argument("--truth", choices=(SOUND, ODD, UNRELATED, FAULTY))
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--write", action="store_true", help="the figures also to docs/diagnosis.md")
     parser.add_argument("--out", type=Path, default=store.OUT)
@@ -50,7 +51,8 @@ def chosen_cases(chosen: argparse.Namespace) -> list[Case]:
     """The cases of this half whose names hold what was asked for, in a random order that is always the same."""
     found = list(all_cases())
     random.Random(0).shuffle(found)
-    return [case for case in found if chosen.half in (None, case.half) and chosen.only in case.name]
+    found = [case for case in found if chosen.half in (None, case.half) and chosen.truth in (None, case.truth)]
+    return [case for case in found if chosen.only in case.name]
 
 
 def confirm(cases: Sequence[Case], chosen: argparse.Namespace) -> None:

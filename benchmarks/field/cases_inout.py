@@ -42,7 +42,6 @@ def _single() -> list[Case]:
         one("repeat", "replay of single transitions", {"family": "lstm"}),
         one("vowels", "letter by letter, each from a zero state"),
         one("recall", "frame by frame, each from a zero state"),
-        one("source", "letter by letter, each from a zero state"),
     ]
 
 
@@ -55,7 +54,6 @@ def _unscaled() -> list[Case]:
         one("pixels", "pixels from 0 to 255", slow, inputs=255.0),
         one("load", "demand in MW, about 5,000", inputs=1500.0, offset=5000.0),
         one("keywords", "features in the hundreds", inputs=300.0),
-        one("line", "pixels from 0 to 255", inputs=255.0),
         one("permuted", "pixels from 0 to 255", inputs=255.0),
         one("activity", "raw counts of the sensor", inputs=1000.0, offset=2000.0),
         one("membrane", "millivolts times 100", inputs=2000.0, offset=-6500.0),
@@ -73,11 +71,9 @@ def _misread() -> list[Case]:
         one("languages", "last position of a batch with long padding", plain, read="end", pad=150),
         one("keywords", "first position instead of the last", {}, read="start"),
         one("load", "first position instead of the last", {}, read="start"),
-        one("pixels", "last position, 300 pixels of padding", {"family": "gru"}, read="end", pad=300),
         one("languages", "first position, LSTM", {**plain, "family": "lstm"}, read="start"),
         one("modules", "last position of a batch with long padding", plain, read="end", pad=250),
         one("activity", "first position instead of the last", {}, read="start"),
-        one("permuted", "last position, 300 pixels of padding", {}, read="end", pad=300),
         one("keywords", "time and batch exchanged", {}, swapped=True),
         one("activity", "time and batch exchanged", {}, swapped=True),
         one("modules", "first position instead of the last", plain, read="start"),

@@ -31,17 +31,13 @@ def _vanishing() -> list[Case]:
         one("prose", "six layers of LSTM", deep, form="fused"),
         one("tokens", "eight layers of Elman network", {}, family="rnn_tanh", layers=8, bidirectional=False, hidden=64),
         one("keywords", "small recurrent weights", ELMAN, init=(("recurrence", 0.1),)),
-        one("languages", "all weights from N(0, 0.01)", {**ELMAN, "length": 60}, init=(("normal", 0.01),)),
         one("maze", "LSTM as torch begins it, 80 steps", {"family": "lstm", "length": 80}, init=()),
-        one("maze", "Elman network as torch begins it", {}, **PLAIN),
         one("recall", "Elman network as torch begins it", {}, **PLAIN),
         one("recall", "LSTM as torch begins it, 200 steps", {"length": 200, "steps": 300}, init=()),
-        one("permuted", "small recurrent weights", {"family": "lstm", "init": (("chrono", 1.0),)}, **small),
+        one("permuted", "small recurrent weights", {}, **small),
         one("source", "six layers of GRU", {**deep, "family": "gru"}, form="fused"),
         one("vowels", "eight layers of LSTM", {}, layers=8, bidirectional=False, hidden=64),
         one("activity", "Elman network as torch begins it, 400 samples", {"length": 400}, **PLAIN),
-        one("repeat", "small recurrent weights", ELMAN, init=(("recurrence", 0.05),)),
-        one("modules", "all weights from N(0, 0.01)", {}, **{**PLAIN, "init": (("normal", 0.01),)}),
     ]  # fmt: skip
 
 
@@ -53,14 +49,12 @@ def _exploding() -> list[Case]:
         one("chorale", "orthogonal with gain 4", {}, init=(("orthogonal", 4.0),)),
         one("keywords", "orthogonal with gain 3", ELMAN, init=(("orthogonal", 3.0),)),
         one("tokens", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
-        one("prose", "all weights from N(0, 1)", {"family": "gru"}, init=(("normal", 1.0),)),
         one("adding", "ReLU, identity times 1.1", {**RELU, "length": 60, "hidden": 100}, "exploding_gradient",
             init=(("identity", 1.1),)),
         one("vowels", "ReLU, identity times 1.3", {**RELU, "bidirectional": False}, "exploding_gradient",
             init=(("identity", 1.3),)),
         one("repeat", "orthogonal with gain 4", ELMAN, init=(("orthogonal", 4.0),)),
         one("source", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
-        one("modules", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
         one("tones", "orthogonal with gain 4", ELMAN, init=(("orthogonal", 4.0),)),
     ]  # fmt: skip
 
@@ -71,7 +65,6 @@ def _saturated() -> list[Case]:
 
     return [
         one("adding", "forget gates shut", {"family": "lstm"}, init=(("forget", -5.0),)),
-        one("prose", "update gates keep all", {"family": "gru"}, init=(("update", 9.0),)),
         one("keywords", "update gates keep all", {}, init=(("update", 12.0),)),
         one("dates", "update gates keep all", {}, init=(("update", 12.0),)),
         one("chorale", "biases saturate the state", {}, init=(("bias", 5.0),)),
@@ -81,7 +74,6 @@ def _saturated() -> list[Case]:
         one("vowels", "output gates shut", {}, init=(("output", -12.0),)),
         one("repeat", "biases saturate the state", ELMAN, init=(("bias", 5.0),)),
         one("beats", "input gates shut", {}, init=(("input", -12.0),)),
-        one("activity", "update gates keep all", {"family": "gru"}, init=(("update", 12.0),)),
     ]
 
 
@@ -106,10 +98,8 @@ def _detached() -> list[Case]:
     return [
         one("adding", "cells, state detached at every step", {"form": "cells", "length": 60}, detach=1),
         one("keywords", "state detached every 10 frames", {}, detach=10),
-        one("pixels", "state detached every row", {"init": (("chrono", 1.0),)}, detach=14),
         one("maze", "state detached every 5 steps", {}, detach=5),
         one("recall", "cells, state detached at every step", {"form": "cells", "length": 50}, detach=1),
-        one("permuted", "state detached every 12 pixels", {}, detach=12),
         one("activity", "state detached every 20 samples", {}, detach=20),
         one("repeat", "cells, state detached at every step", {"form": "cells"}, detach=1),
     ]

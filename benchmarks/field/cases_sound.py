@@ -23,7 +23,7 @@ def _models() -> list[Case]:
         sound("prose", "six residual layers", form="residual", layers=6, hidden=64),
         sound("prose", "GRU of 512, windows of 30", family="gru", hidden=512, length=30, steps=90, lr=0.002, batch=16),
         sound("source"),
-        sound("source", "six residual layers", family="gru", form="residual", layers=6, hidden=64),
+        sound("source", "six residual layers", family="gru", form="residual", layers=6, hidden=64, steps=80),
         sound("source", "projections, AdamW", hidden=256, proj=96, optimizer="adamw", weight_decay=0.01),
         sound("source", "Elman network, windows of 20", family="rnn_tanh", length=20, hidden=192, lr=0.002),
         sound("source", "accumulated over two", accumulate=2, steps=60, batch=24),
@@ -55,10 +55,9 @@ def _text() -> list[Case]:
 
 def _signals() -> list[Case]:
     return [
-        sound("pixels", "GRU", family="gru", lr=0.005),
         sound("pixels", "LSTM with slow gates", init=SLOW),
+        sound("pixels", "GRU, rows of an image enlarged to 256", family="gru", length=256, lr=0.005, steps=150),
         sound("permuted"),
-        sound("permuted", "LSTM with slow gates", family="lstm", init=SLOW),
         sound("load"),
         sound("load", "two layers of LSTM, 336 hours", family="lstm", layers=2, length=336, steps=120),
         sound("load", "RMSprop, weight decay", optimizer="rmsprop", lr=0.002, weight_decay=1e-4),

@@ -136,8 +136,8 @@ def _classifier(name: str, half: str, kind: str, inputs: int, outputs: int, leng
 def tasks() -> list[Task]:
     image, signal = "images by the pixel", "classification of signals"
     return [
-        _classifier("pixels", "tuning", image, 1, 10, 196, pixels, Setup(hidden=96, steps=220, lr=0.007)),
-        _classifier("permuted", "held-out", image, 1, 10, 144, permuted, Setup("gru", hidden=96, steps=180, lr=0.005)),
+        _classifier("pixels", "tuning", image, 1, 10, 196, pixels, Setup(hidden=64, steps=220, lr=0.007)),
+        _classifier("permuted", "held-out", image, 1, 10, 144, permuted, Setup("gru", hidden=64, steps=180, lr=0.005)),
         Task(
             "load", "tuning", "forecasting", 1, AHEAD, 168, load, numbers, explained,
             usual=Setup("gru", hidden=64, steps=200, lr=0.005),
