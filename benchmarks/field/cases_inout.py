@@ -25,7 +25,6 @@ def _none() -> list[Case]:
         one("modules", "softmax over one unit", head="softmax"),
         one("activity", "argmax before the loss", head="argmax"),
         one("amounts", "decoder without the encoder's state", handover="none"),
-        one("beats", "the encoder's state detached", handover="detached"),
         one("membrane", "ReLU on answers that are all negative", {"target_offset": -3.0}, head="relu"),
     ]
 
@@ -41,7 +40,6 @@ def _single() -> list[Case]:
         one("chorale", "beat by beat, each from a zero state", {"family": "gru"}),
         one("repeat", "replay of single transitions", {"family": "lstm"}),
         one("vowels", "letter by letter, each from a zero state"),
-        one("recall", "frame by frame, each from a zero state"),
     ]
 
 
@@ -71,7 +69,6 @@ def _misread() -> list[Case]:
         one("languages", "last position of a batch with long padding", plain, read="end", pad=150),
         one("keywords", "first position instead of the last", {}, read="start"),
         one("load", "first position instead of the last", {}, read="start"),
-        one("languages", "first position, LSTM", {**plain, "family": "lstm"}, read="start"),
         one("modules", "last position of a batch with long padding", plain, read="end", pad=250),
         one("activity", "first position instead of the last", {}, read="start"),
         one("keywords", "time and batch exchanged", {}, swapped=True),

@@ -29,7 +29,6 @@ def _vanishing() -> list[Case]:
         one("adding", "LSTM as torch begins it, 200 steps", {"family": "lstm", "length": 200}, init=()),
         one("pixels", "Elman network as torch begins it", {"init": (("chrono", 1.0),)}, **PLAIN),
         one("prose", "six layers of LSTM", deep, form="fused"),
-        one("tokens", "eight layers of Elman network", {}, family="rnn_tanh", layers=8, bidirectional=False, hidden=64),
         one("keywords", "small recurrent weights", ELMAN, init=(("recurrence", 0.1),)),
         one("maze", "LSTM as torch begins it, 80 steps", {"family": "lstm", "length": 80}, init=()),
         one("recall", "Elman network as torch begins it", {}, **PLAIN),
@@ -47,7 +46,6 @@ def _exploding() -> list[Case]:
 
     return [
         one("chorale", "orthogonal with gain 4", {}, init=(("orthogonal", 4.0),)),
-        one("keywords", "orthogonal with gain 3", ELMAN, init=(("orthogonal", 3.0),)),
         one("tokens", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
         one("adding", "ReLU, identity times 1.1", {**RELU, "length": 60, "hidden": 100}, "exploding_gradient",
             init=(("identity", 1.1),)),
@@ -55,7 +53,6 @@ def _exploding() -> list[Case]:
             init=(("identity", 1.3),)),
         one("repeat", "orthogonal with gain 4", ELMAN, init=(("orthogonal", 4.0),)),
         one("source", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
-        one("tones", "orthogonal with gain 4", ELMAN, init=(("orthogonal", 4.0),)),
     ]  # fmt: skip
 
 
@@ -66,11 +63,9 @@ def _saturated() -> list[Case]:
     return [
         one("adding", "forget gates shut", {"family": "lstm"}, init=(("forget", -5.0),)),
         one("keywords", "update gates keep all", {}, init=(("update", 12.0),)),
-        one("dates", "update gates keep all", {}, init=(("update", 12.0),)),
         one("chorale", "biases saturate the state", {}, init=(("bias", 5.0),)),
         one("load", "input gates shut", {"family": "lstm"}, init=(("input", -14.0),)),
         one("recall", "forget gates shut", {}, init=(("forget", -5.0),)),
-        one("permuted", "update gates keep nothing", {}, init=(("update", -8.0),)),
         one("vowels", "output gates shut", {}, init=(("output", -12.0),)),
         one("repeat", "biases saturate the state", ELMAN, init=(("bias", 5.0),)),
         one("beats", "input gates shut", {}, init=(("input", -12.0),)),
@@ -85,7 +80,6 @@ def _dead() -> list[Case]:
         one("chorale", "ReLU, biases of -2", {}, init=(("bias", -2.0),)),
         one("keywords", "ReLU, biases of -3", {"init": (("identity", 0.95),)}, init=(("bias", -3.0),)),
         one("adding", "ReLU, biases of -1.5", {"length": 60, "hidden": 100}, init=(("bias", -1.5),)),
-        one("tones", "ReLU, biases of -3", {}, init=(("bias", -3.0),)),
         one("repeat", "ReLU, biases of -1.5", {"lr": 0.003}, init=(("bias", -1.5),)),
         one("membrane", "ReLU cells, biases of -4", {"form": "cells", "length": 60}, init=(("bias", -4.0),)),
     ]

@@ -18,10 +18,10 @@ def _models() -> list[Case]:
     return [
         sound("prose"),
         sound("prose", "two layers, SGD, warm-up", layers=2, hidden=128, warmup=20, **{**SGD, "lr": 0.7}),
-        sound("prose", "windows of 5", family="gru", length=5, batch=64, steps=300),
-        sound("prose", "own cells with peepholes", form="own", length=35, hidden=96, steps=100),
+        sound("prose", "windows of 5", family="gru", length=5, batch=48, steps=250),
+        sound("prose", "own cells with peepholes", form="own", length=35, hidden=96),
         sound("prose", "six residual layers", form="residual", layers=6, hidden=64),
-        sound("prose", "GRU of 512, windows of 30", family="gru", hidden=512, length=30, steps=90, lr=0.002, batch=16),
+        sound("prose", "GRU of 512, windows of 30", family="gru", hidden=512, length=30, steps=60, lr=0.003, batch=12),
         sound("source"),
         sound("source", "six residual layers", family="gru", form="residual", layers=6, hidden=64, steps=80),
         sound("source", "projections, AdamW", hidden=256, proj=96, optimizer="adamw", weight_decay=0.01),
@@ -32,7 +32,6 @@ def _models() -> list[Case]:
         sound("words", "AdamW, windows of 10", optimizer="adamw", weight_decay=0.05, warmup=30, length=10, batch=40),
         sound("docstrings"),
         sound("docstrings", "GRU, autocast", family="gru", autocast=True),
-        sound("docstrings", "SGD, windows of 20", **SGD, length=20, batch=32),
     ]  # fmt: skip
 
 
@@ -46,21 +45,18 @@ def _text() -> list[Case]:
         sound("vowels", "two layers of GRU, dropout", family="gru", layers=2, hidden=64, dropout=0.2),
         sound("languages"),
         sound("languages", "LSTM cells in a loop, autocast", family="lstm", form="cells", autocast=True, lr=0.005),
-        sound("languages", "Elman network, packed", family="rnn_tanh", lr=0.002, init=ORTHOGONAL),
         sound("modules"),
         sound("modules", "two directions of GRU, packed", family="gru", bidirectional=True, hidden=64, lr=0.005),
-        sound("modules", "mean over time", form="fused", read="mean"),
     ]
 
 
 def _signals() -> list[Case]:
     return [
         sound("pixels", "LSTM with slow gates", init=SLOW),
-        sound("pixels", "GRU, rows of an image enlarged to 256", family="gru", length=256, lr=0.005, steps=150),
+        sound("pixels", "GRU, rows of an image enlarged to 256", family="gru", length=256, lr=0.005, batch=16),
         sound("permuted"),
         sound("load"),
         sound("load", "two layers of LSTM, 336 hours", family="lstm", layers=2, length=336, steps=120),
-        sound("load", "RMSprop, weight decay", optimizer="rmsprop", lr=0.002, weight_decay=1e-4),
         sound("membrane"),
         sound("membrane", "GRU, 500 samples", family="gru", length=500, batch=16, steps=100),
         sound("membrane", "own minimal cells", form="own", family="gru", length=60, lr=0.01),
@@ -71,7 +67,6 @@ def _signals() -> list[Case]:
         sound("activity", "GRU, 1,000 samples", family="gru", length=1000, batch=12, steps=70, lr=0.01),
         sound("chorale"),
         sound("chorale", "three layers of GRU", family="gru", layers=3, hidden=96),
-        sound("chorale", "LSTM, projections", family="lstm", hidden=192, proj=64, lr=0.005),
     ]
 
 
@@ -84,7 +79,6 @@ def _pairs() -> list[Case]:
         sound("beats"),
         sound("beats", "GRU cells", family="gru", form="cells"),
         sound("line"),
-        sound("line", "two layers of GRU, packed", family="gru", layers=2, form="packed", hidden=64),
         sound("tones"),
         sound("tones", "Elman network in two directions", family="rnn_tanh", init=ORTHOGONAL, lr=0.003),
         sound("tones", "three layers, weight decay", layers=3, hidden=64, optimizer="adamw", weight_decay=0.01),
@@ -97,11 +91,9 @@ def _memory() -> list[Case]:
         sound("adding", "LSTM with slow gates, 200 steps", family="lstm", length=200),
         sound("adding", "ReLU from the identity", family="rnn_relu", init=IDENTITY, lr=0.001, length=60, hidden=100),
         sound("recall"),
-        sound("recall", "GRU with slow gates", family="gru"),
         sound("maze"),
         sound("maze", "LSTM with slow gates, 80 steps", family="lstm", length=80),
         sound("repeat"),
-        sound("repeat", "LSTM cells in a loop", family="lstm", form="cells", length=30),
         sound("repeat", "Elman network, orthogonal", family="rnn_tanh", init=ORTHOGONAL, lr=0.004),
     ]
 

@@ -16,21 +16,16 @@ def cases() -> list[Case]:
 
 
 def _labels() -> list[Case]:
-    elman = {"family": "rnn_tanh", "init": (("orthogonal", 1.0),), "lr": 0.003}
     return [
         _plain("keywords", "labels of other recordings", labels="random"),
         _plain("languages", "labels shuffled", labels="random"),
         _plain("tokens", "tags of another text", labels="random"),
         _plain("load", "returns: nothing to predict", labels="random"),
         _plain("adding", "targets are noise", labels="random"),
-        _plain("chorale", "notes are noise", labels="random"),
-        _plain("keywords", "Elman network, labels of other recordings", elman, labels="random"),
         _plain("activity", "labels of other people", labels="random"),
         _plain("modules", "labels shuffled", labels="random"),
-        _plain("vowels", "tags of another text", labels="random"),
         _plain("permuted", "labels shuffled", labels="random"),
         _plain("membrane", "nothing to predict", labels="random"),
-        _plain("recall", "other symbols are asked for", labels="random"),
         _plain("keywords", "a rare class that nothing tells of", labels="rare"),
         _plain("permuted", "a rare class that nothing tells of", labels="rare"),
     ]
@@ -46,6 +41,5 @@ def _heads() -> list[Case]:
         _plain("load", "read-out frozen, targets far away", head="frozen", target_offset=8.0),
         _plain("membrane", "read-out frozen, targets far away", head="frozen", target_offset=8.0),
         _plain("prose", "dropout of 0.97", dropout=0.97),
-        _plain("modules", "dropout of 0.99", dropout=0.99),
-        _plain("tokens", "dropout of 0.99", dropout=0.99),
+        _plain("vowels", "dropout of 0.99", dropout=0.99),
     ]

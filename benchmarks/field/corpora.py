@@ -22,7 +22,7 @@ MODULES = (
     "urllib.request uuid warnings weakref zipfile"
 )
 LANGUAGES = "en de fr es it pl tr fi hu nl cs sw".split()
-WORDS = 2_000
+WORDS = 1_000
 
 
 def _read(module: str) -> str:

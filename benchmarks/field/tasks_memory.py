@@ -118,19 +118,19 @@ def tasks() -> list[Task]:
     slow = (("chrono", 1.0),)
     return [
         Task(
-            "adding", "tuning", memory, 2, 1, 100, adding, numbers, explained,
-            usual=Setup("gru", hidden=64, steps=300, lr=0.01, init=slow),
+            "adding", "tuning", memory, 2, 1, 80, adding, numbers, explained,
+            usual=Setup("gru", hidden=64, steps=260, lr=0.01, init=slow, batch=24),
         ),
         Task(
-            "recall", "held-out", memory, SYMBOLS + 2, SYMBOLS, 80, recall, classes, accuracy, "all",
-            usual=Setup("lstm", hidden=64, steps=400, lr=0.01, init=slow),
+            "recall", "held-out", memory, SYMBOLS + 2, SYMBOLS, 60, recall, classes, accuracy, "all",
+            usual=Setup("lstm", hidden=64, steps=350, lr=0.01, init=slow),
         ),
         Task(
             "maze", "tuning", agent, 4, 2, 40, maze, q_learning, turned, "all",
-            usual=Setup("gru", hidden=64, steps=250, lr=0.005, init=slow),
+            usual=Setup("gru", hidden=64, steps=160, lr=0.006, init=slow),
         ),
         Task(
             "repeat", "held-out", agent, CARDS, CARDS + 1, 40, repeat, actor_critic, earned, "all",
-            usual=Setup("gru", hidden=64, steps=300, lr=0.01),
+            usual=Setup("gru", hidden=64, steps=200, lr=0.01),
         ),
     ]  # fmt: skip

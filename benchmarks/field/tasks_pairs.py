@@ -137,8 +137,8 @@ def _distance(a: list[int], b: list[int]) -> int:
 
 
 def tasks() -> list[Task]:
-    pair, usual = "seq2seq", Setup("gru", hidden=160, embed=48, steps=200, lr=0.004, batch=48)
-    speech = Setup("lstm", hidden=96, bidirectional=True, steps=200, lr=0.005)
+    pair, usual = "seq2seq", Setup("gru", hidden=128, embed=48, steps=200, lr=0.006, batch=32)
+    speech = Setup("lstm", hidden=64, bidirectional=True, steps=120, lr=0.007, batch=24)
     beating = Setup("lstm", hidden=96, steps=200, lr=0.01)
     return [
         Task(
@@ -150,6 +150,6 @@ def tasks() -> list[Task]:
             usual=usual,
         ),
         Task("beats", "held-out", "autoencoder", 1, 1, 40, beats, numbers, explained, "pair", usual=beating),
-        Task("line", "tuning", "CTC", 8, 11, 60, line, ctc, said, "all", usual=speech.but(lr=0.01, steps=260)),
-        Task("tones", "held-out", "CTC", 20, SOUNDS + 1, 100, tones, ctc, said, "all", usual=speech.but(steps=120)),
+        Task("line", "tuning", "CTC", 8, 11, 60, line, ctc, said, "all", usual=speech.but(lr=0.012, steps=240)),
+        Task("tones", "held-out", "CTC", 20, SOUNDS + 1, 80, tones, ctc, said, "all", usual=speech),
     ]  # fmt: skip

@@ -135,19 +135,20 @@ def _classifier(name: str, half: str, kind: str, inputs: int, outputs: int, leng
 
 def tasks() -> list[Task]:
     image, signal = "images by the pixel", "classification of signals"
+    small = Setup("gru", hidden=64, steps=160, lr=0.005, batch=24)
     return [
-        _classifier("pixels", "tuning", image, 1, 10, 196, pixels, Setup(hidden=64, steps=220, lr=0.007)),
-        _classifier("permuted", "held-out", image, 1, 10, 144, permuted, Setup("gru", hidden=64, steps=180, lr=0.005)),
+        _classifier("pixels", "tuning", image, 1, 10, 196, pixels, Setup(hidden=64, steps=200, lr=0.007, batch=24)),
+        _classifier("permuted", "held-out", image, 1, 10, 100, permuted, Setup("gru", hidden=64, steps=160, lr=0.005)),
         Task(
-            "load", "tuning", "forecasting", 1, AHEAD, 168, load, numbers, explained,
-            usual=Setup("gru", hidden=64, steps=200, lr=0.005),
+            "load", "tuning", "forecasting", 1, AHEAD, 120, load, numbers, explained,
+            usual=Setup("gru", hidden=64, steps=140, lr=0.007, batch=24),
         ),
         Task(
             "membrane", "held-out", "forecasting", 1, 1, 150, membrane, numbers, explained, "all",
             usual=Setup("lstm", hidden=64, steps=150, lr=0.005),
         ),
-        _classifier("keywords", "tuning", signal, 13, 10, 90, keywords, Setup("gru", hidden=96, steps=160, lr=0.006)),
-        _classifier("activity", "held-out", signal, 3, 6, 200, activity, Setup("lstm", hidden=64, steps=150, lr=0.005)),
+        _classifier("keywords", "tuning", signal, 13, 10, 80, keywords, small.but(lr=0.008)),
+        _classifier("activity", "held-out", signal, 3, 6, 150, activity, small.but(family="lstm")),
         Task(
             "chorale", "tuning", "music", KEYS, KEYS, 48, chorale, notes, bits, "all",
             usual=Setup("rnn_tanh", hidden=128, steps=150, lr=0.003),

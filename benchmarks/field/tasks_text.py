@@ -125,16 +125,21 @@ def languages(g: Generator, setup: Setup, step: int, test: bool, _: object) -> B
 
 
 @functools.cache
-def _modules() -> list[Tensor]:
+def _modules() -> tuple[list[Tensor], list[Tensor]]:
+    """Words to train on, and those of a piece from the middle of each module."""
     chosen = ("argparse", "tarfile", "inspect", "typing", "turtle", "imaplib", "pickle", "threading")
     known = [re.findall(r"[A-Za-z_]+|[^A-Za-z_ \n]", corpora.sources()[name]) for name in chosen]
     numbered = corpora.numbered([word for text in known for word in text])
-    return list(numbered.split([len(text) for text in known]))
+    parts = [
+        text.tensor_split((int(0.45 * len(text)), int(0.55 * len(text))))
+        for text in numbered.split([len(text) for text in known])
+    ]
+    return [torch.cat([before, behind]) for before, _, behind in parts], [middle for _, middle, _ in parts]
 
 
 def modules(g: Generator, setup: Setup, step: int, test: bool, _: object) -> Batch:
     """Which module of the standard library a piece of code is from, by its words; lengths differ."""
-    texts, T = [_part(text, test) for text in _modules()], setup.length
+    texts, T = _modules()[test], setup.length
     labels = torch.randint(0, len(texts), (setup.batch,), generator=g)
     lengths = torch.randint(T // 2, T + 1, (setup.batch,), generator=g)
     x = torch.zeros(setup.batch, T, dtype=torch.long)
@@ -151,34 +156,35 @@ def _model(name: str, half: str, kind: str, symbols: int, length: int, draw: obj
 
 
 def _tagger(name: str, half: str, symbols: int, tags: int, length: int, draw: object) -> Task:
-    usual = Setup(family="lstm", bidirectional=True, hidden=96, batch=24, steps=120, lr=0.005)
+    usual = Setup(family="lstm", bidirectional=True, hidden=64, batch=16, steps=120, lr=0.006)
     return Task(name, half, "tagger", symbols, tags, length, draw, classes, accuracy, "all", tokens=True, usual=usual)  # type: ignore[arg-type]
 
 
 def tasks() -> list[Task]:
     letters, code = corpora.letters("prose")[1], corpora.letters("source")[1]
-    lm, words = "language model, ", Setup(hidden=200, embed=128, steps=110, batch=20)
+    lm, model = "language model, ", Setup(hidden=128, steps=130, lr=0.006, batch=24)
+    words = Setup(hidden=128, embed=96, steps=120, batch=16, lr=0.005)
     return [
-        _model("prose", "tuning", f"{lm}letters", letters, 70, prose_letters, Setup(hidden=192, steps=120, lr=0.005)),
-        _model("source", "held-out", f"{lm}letters", code, 80, source_letters, Setup(hidden=192, steps=120, lr=0.005)),
-        _model("words", "tuning", f"{lm}words", 2000, 35, prose_words, words),
+        _model("prose", "tuning", f"{lm}letters", letters, 64, prose_letters, model),
+        _model("source", "held-out", f"{lm}letters", code, 60, source_letters, model),
+        _model("words", "tuning", f"{lm}words", 1000, 35, prose_words, words),
         _model(
             "docstrings",
             "held-out",
             f"{lm}words",
-            2000,
+            1000,
             35,
             docstring_words,
             words,
         ),
-        _tagger("tokens", "tuning", 97, 6, 120, tokens),
-        _tagger("vowels", "held-out", 26, 6, 100, vowels),
+        _tagger("tokens", "tuning", 97, 6, 100, tokens),
+        _tagger("vowels", "held-out", 26, 6, 80, vowels),
         Task(
             "languages", "tuning", "classification of text", 100, 12, 30, languages, classes, accuracy, tokens=True,
-            usual=Setup(family="gru", form="packed", hidden=128, steps=200, lr=0.003),
+            usual=Setup(family="gru", form="packed", hidden=96, steps=200, lr=0.004),
         ),
         Task(
-            "modules", "held-out", "classification of text", 2000, 8, 60, modules, classes, accuracy, tokens=True,
-            usual=Setup(family="lstm", form="packed", hidden=128, steps=150, lr=0.003),
+            "modules", "held-out", "classification of text", 1000, 8, 50, modules, classes, accuracy, tokens=True,
+            usual=Setup(family="lstm", form="packed", hidden=96, steps=150, lr=0.005, batch=24),
         ),
     ]  # fmt: skip
