@@ -23,17 +23,14 @@ def _vanishing() -> list[Case]:
         return ailing(task, what, "vanishing_gradient", base, ails)
 
     deep = {"form": "residual", "layers": 6, "hidden": 64}
-    small: Changes = {**PLAIN, "init": (("recurrence", 0.1),)}
     return [
         one("adding", "Elman network as torch begins it, 100 steps", {}, **PLAIN),
-        one("adding", "LSTM as torch begins it, 200 steps", {"family": "lstm", "length": 200}, init=()),
         one("pixels", "Elman network as torch begins it", {"init": (("chrono", 1.0),)}, **PLAIN),
         one("prose", "six layers of LSTM", deep, form="fused"),
         one("keywords", "small recurrent weights", ELMAN, init=(("recurrence", 0.1),)),
-        one("maze", "LSTM as torch begins it, 80 steps", {"family": "lstm", "length": 80}, init=()),
+        one("maze", "GRU as torch begins it, 100 steps", {"length": 100}, init=()),
         one("recall", "Elman network as torch begins it", {}, **PLAIN),
         one("recall", "LSTM as torch begins it, 200 steps", {"length": 200, "steps": 300}, init=()),
-        one("permuted", "small recurrent weights", {}, **small),
         one("source", "six layers of GRU", {**deep, "family": "gru"}, form="fused"),
         one("vowels", "eight layers of LSTM", {}, layers=8, bidirectional=False, hidden=64),
         one("activity", "Elman network as torch begins it, 400 samples", {"length": 400}, **PLAIN),
@@ -47,8 +44,8 @@ def _exploding() -> list[Case]:
     return [
         one("chorale", "orthogonal with gain 4", {}, init=(("orthogonal", 4.0),)),
         one("tokens", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
-        one("adding", "ReLU, identity times 1.1", {**RELU, "length": 60, "hidden": 100}, "exploding_gradient",
-            init=(("identity", 1.1),)),
+        one("adding", "ReLU, identity times 1.3", {**RELU, "length": 60, "hidden": 100}, "exploding_gradient",
+            init=(("identity", 1.3),)),
         one("vowels", "ReLU, identity times 1.3", {**RELU, "bidirectional": False}, "exploding_gradient",
             init=(("identity", 1.3),)),
         one("repeat", "orthogonal with gain 4", ELMAN, init=(("orthogonal", 4.0),)),
@@ -61,8 +58,9 @@ def _saturated() -> list[Case]:
         return ailing(task, what, "saturated_gate", base, ails)
 
     return [
-        one("adding", "forget gates shut", {"family": "lstm"}, init=(("forget", -5.0),)),
-        one("keywords", "update gates keep all", {}, init=(("update", 12.0),)),
+        one("maze", "forget gates shut", {"family": "lstm"}, init=(("forget", -5.0),)),
+        one("load", "update gates keep all", {}, init=(("update", 12.0),)),
+        one("prose", "output gates shut", {}, init=(("output", -12.0),)),
         one("chorale", "biases saturate the state", {}, init=(("bias", 5.0),)),
         one("load", "input gates shut", {"family": "lstm"}, init=(("input", -14.0),)),
         one("recall", "forget gates shut", {}, init=(("forget", -5.0),)),

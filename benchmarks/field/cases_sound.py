@@ -88,11 +88,10 @@ def _pairs() -> list[Case]:
 def _memory() -> list[Case]:
     return [
         sound("adding"),
-        sound("adding", "LSTM with slow gates, 200 steps", family="lstm", length=200),
         sound("adding", "ReLU from the identity", family="rnn_relu", init=IDENTITY, lr=0.001, length=60, hidden=100),
         sound("recall"),
         sound("maze"),
-        sound("maze", "LSTM with slow gates, 80 steps", family="lstm", length=80),
+        sound("maze", "GRU with slow gates, 100 steps", length=100),
         sound("repeat"),
         sound("repeat", "Elman network, orthogonal", family="rnn_tanh", init=ORTHOGONAL, lr=0.004),
     ]
