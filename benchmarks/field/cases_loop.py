@@ -25,14 +25,14 @@ def _clipping() -> list[Case]:
     return [
         tight("load", "SGD, clipped at 0.001", SGD, clip=1e-3),
         tight("keywords", "Adam, clipped at 1e-9", {}, clip=1e-9),
-        tight("chorale", "SGD, clipped at 0.0003", {**SGD, "lr": 0.3}, clip=3e-4),
+        tight("tokens", "SGD, clipped by value at 1e-6", {**SGD, "lr": 0.3}, clip=0.0, clip_value=1e-6),
         tight("membrane", "SGD, clipped at 0.0003", SGD, clip=3e-4),
         tight("tones", "Adam, clipped at 1e-9", {}, clip=1e-9),
         tight("amounts", "Adam, clipped by value at 1e-11", {}, clip=0.0, clip_value=1e-11),
         missing("prose", "SGD without clipping", STEEP),
         missing("source", "SGD without clipping", STEEP),
         missing("tokens", "Elman network, SGD without clipping", STEEP),
-        missing("tones", "SGD without clipping", {"optimizer": "sgd", "lr": 0.1, "clip": 0.5}),
+        missing("vowels", "SGD without clipping", STEEP),
         missing("recall", "ReLU without clipping", {"family": "rnn_relu", "init": (("identity", 1.0),), "lr": 0.03,
                                                     "optimizer": "sgd", "clip": 0.1}),
     ]  # fmt: skip
@@ -64,10 +64,8 @@ def _stale() -> list[Case]:
         one("amounts", "no zero_grad, Adam", {}),
         one("tones", "no zero_grad, Adam", {}),
         one("membrane", "no zero_grad, SGD", SGD),
-        one("recall", "no zero_grad, Adam", {}),
         one("adding", "no zero_grad, Adam", {}),
         one("line", "no zero_grad, Adam", {}),
-        one("words", "no zero_grad, SGD", {"optimizer": "sgd", "lr": 1.0, "clip": 0.25}),
     ]
 
 
@@ -95,7 +93,7 @@ def _diverged() -> list[Case]:
     return [
         rising("keywords", "learning rate rises to 1", warmup=160, lr=1.0),
         rising("load", "learning rate rises to 1", warmup=140, lr=1.0),
-        rising("tones", "learning rate rises to 1", warmup=120, lr=1.0),
+        rising("tones", "learning rate rises to 3", warmup=120, lr=3.0),
         rising("repeat", "learning rate rises to 1", warmup=200, lr=1.0),
         large("prose", "learning rate 0.3", lr=0.3),
         large("vowels", "learning rate 0.5", lr=0.5),
@@ -123,7 +121,7 @@ def _forgotten() -> list[Case]:
 
     return [
         one("load", "read-out in a Python list", {}, head="list"),
-        one("tokens", "optimizer was made without the read-out", {}, forgotten="head"),
+        one("keywords", "read-out in a Python list", {}, head="list"),
         one("modules", "read-out in a Python list", {}, head="list"),
         one("dates", "optimizer was made without the encoder", {}, forgotten="encoder"),
         one("amounts", "optimizer was made without the encoder", {}, forgotten="encoder"),

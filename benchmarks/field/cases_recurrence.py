@@ -27,8 +27,8 @@ def _vanishing() -> list[Case]:
         one("adding", "Elman network as torch begins it, 100 steps", {}, **PLAIN),
         one("pixels", "Elman network as torch begins it", {"init": (("chrono", 1.0),)}, **PLAIN),
         one("prose", "six layers of LSTM", deep, form="fused"),
-        one("keywords", "small recurrent weights", ELMAN, init=(("recurrence", 0.1),)),
-        one("maze", "GRU as torch begins it, 100 steps", {"length": 100}, init=()),
+        one("maze", "Elman network as torch begins it", {}, **PLAIN),
+        one("tokens", "eight layers of LSTM", {}, layers=8, bidirectional=False),
         one("recall", "Elman network as torch begins it", {}, **PLAIN),
         one("recall", "LSTM as torch begins it, 200 steps", {"length": 200, "steps": 300}, init=()),
         one("source", "six layers of GRU", {**deep, "family": "gru"}, form="fused"),
@@ -46,8 +46,8 @@ def _exploding() -> list[Case]:
         one("tokens", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
         one("adding", "ReLU, identity times 1.3", {**RELU, "length": 60, "hidden": 100}, "exploding_gradient",
             init=(("identity", 1.3),)),
-        one("vowels", "ReLU, identity times 1.3", {**RELU, "bidirectional": False}, "exploding_gradient",
-            init=(("identity", 1.3),)),
+        one("repeat", "ReLU, identity times 1.5", {**RELU, "lr": 0.003}, "exploding_gradient",
+            init=(("identity", 1.5),)),
         one("repeat", "orthogonal with gain 4", ELMAN, init=(("orthogonal", 4.0),)),
         one("source", "all weights from N(0, 1)", {}, init=(("normal", 1.0),)),
     ]  # fmt: skip
@@ -58,10 +58,9 @@ def _saturated() -> list[Case]:
         return ailing(task, what, "saturated_gate", base, ails)
 
     return [
-        one("maze", "forget gates shut", {"family": "lstm"}, init=(("forget", -5.0),)),
         one("load", "update gates keep all", {}, init=(("update", 12.0),)),
+        one("tokens", "update gates keep all", {"family": "gru", "bidirectional": False}, init=(("update", 10.0),)),
         one("prose", "output gates shut", {}, init=(("output", -12.0),)),
-        one("chorale", "biases saturate the state", {}, init=(("bias", 5.0),)),
         one("load", "input gates shut", {"family": "lstm"}, init=(("input", -14.0),)),
         one("recall", "forget gates shut", {}, init=(("forget", -5.0),)),
         one("vowels", "output gates shut", {}, init=(("output", -12.0),)),
@@ -92,6 +91,6 @@ def _detached() -> list[Case]:
         one("keywords", "state detached every 10 frames", {}, detach=10),
         one("maze", "state detached every 5 steps", {}, detach=5),
         one("recall", "cells, state detached at every step", {"form": "cells", "length": 50}, detach=1),
-        one("activity", "state detached every 20 samples", {}, detach=20),
+        one("permuted", "state detached every 5 pixels", {}, detach=5),
         one("repeat", "cells, state detached at every step", {"form": "cells"}, detach=1),
     ]

@@ -62,7 +62,7 @@ def _signals() -> list[Case]:
         sound("membrane", "own minimal cells", form="own", family="gru", length=60, lr=0.01),
         sound("keywords"),
         sound("keywords", "LSTM, mean over time", family="lstm", read="mean"),
-        sound("keywords", "Elman network, orthogonal", family="rnn_tanh", init=ORTHOGONAL, lr=0.003),
+        sound("keywords", "Elman network, mean over time", family="rnn_tanh", init=ORTHOGONAL, lr=0.003, read="mean"),
         sound("activity"),
         sound("activity", "GRU, 1,000 samples", family="gru", length=1000, batch=12, steps=70, lr=0.01),
         sound("chorale"),
@@ -91,7 +91,7 @@ def _memory() -> list[Case]:
         sound("adding", "ReLU from the identity", family="rnn_relu", init=IDENTITY, lr=0.001, length=60, hidden=100),
         sound("recall"),
         sound("maze"),
-        sound("maze", "GRU with slow gates, 100 steps", length=100),
+        sound("maze", "accumulated over two, no clipping", accumulate=2, batch=16, clip=0.0),
         sound("repeat"),
         sound("repeat", "Elman network, orthogonal", family="rnn_tanh", init=ORTHOGONAL, lr=0.004),
     ]
