@@ -44,14 +44,14 @@ CLASSES = ("base:Family", "lstm:LSTM", "gru:GRU", "rnn:TanhRNN", "rnn:ReluRNN", 
 
 # Function -> part; `the rest` is what a function spends outside of the others.
 PARTS = {
-    "gradscope.guard:Guard.call": "hooks, and the rest",
-    "gradscope.observer:Observer._finish": "the rest of the step's end",
-    "gradscope.step:Recording.observe": "capture copies",
+    "gradscope.observe.guard:Guard.call": "hooks, and the rest",
+    "gradscope.observe.observer:Observer._finish": "the rest of the step's end",
+    "gradscope.observe.step:Recording.observe": "capture copies",
     "gradscope.capture.layout:Dense.select": "capture copies",
     "gradscope.capture.layout:Dense.time_first": "capture copies",
     "gradscope.capture.snapshot:select_final": "capture copies",
     "gradscope.capture.kept:take_kept": "what the kernel kept",
-    "gradscope.step:Recording.analyse": "the rest of the analysis",
+    "gradscope.observe.step:Recording.analyse": "the rest of the analysis",
     "gradscope.capture.snapshot:Snapshot.stack": "the rest of the analysis",
     "gradscope.capture.snapshot:Dropout.masks": "dropout masks drawn again",
     "gradscope.families.lstm:_cell_path": "cell scan",
@@ -71,9 +71,9 @@ PARTS = {
     "gradscope.families.products:measure_products": "full: products",
     "gradscope.record.summary:summarise": "summary and rows",
     "gradscope.record.recorder:Recorder.add": "storing",
-    "gradscope.ledger:Ledger._backward_over": "norms and ledger of the gradients",
-    "gradscope.ledger:Ledger.look": "norms and ledger of the gradients",
-    "gradscope.ledger:Ledger.close_step": "norms and ledger of the gradients",
+    "gradscope.observe.ledger:Ledger._backward_over": "norms and ledger of the gradients",
+    "gradscope.observe.ledger:Ledger.look": "norms and ledger of the gradients",
+    "gradscope.observe.ledger:Ledger.close_step": "norms and ledger of the gradients",
     **{f"gradscope.families.{c}.{method}": part for c in CLASSES for method, part in FAMILY_PARTS.items()},
 }
 EXPECTED = [name for name in PARTS if not name.startswith(tuple(f"gradscope.families.{c}." for c in CLASSES))]

@@ -5,7 +5,8 @@
 The page: 1,000 recorded steps of a stack of 4 RNN layers with 512 timesteps, in Chromium. Seconds from the click on the
 tab, in a TensorBoard that has the data and a browser that has Plotly, until the first heatmap is drawn; and from the
 choice of another quantity until its heatmap is. The sink: milliseconds of processor time per recorded step of the
-reference LSTM. Needs what `pip install -e '.[dev]'` gives, Chromium, and 250 MiB of disk for two minutes.
+reference LSTM, and per idle step in a loop that does nothing else. Needs what `pip install -e '.[dev]'` gives,
+Chromium, and 250 MiB of disk for two minutes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from costs.workloads import WORKLOADS, Training
 from gradscope import Batch, Rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from boards import clip  # noqa: E402
+from boards import steps as row  # noqa: E402
 from browsers import CHROMIUM, FLAGS, Tab, link, running  # noqa: E402
 
 TIMES = 5
@@ -146,6 +149,23 @@ def sink_times(steps: int, small: bool) -> dict[str, list[float]]:
     return found
 
 
+def idle_times(steps: int) -> dict[str, list[float]]:
+    """Milliseconds per idle step, a row of `steps` and one of `clips`: in the training's thread, and of all threads."""
+    found: dict[str, list[float]] = {"idle step, training's thread": [], "idle step, all threads": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for each in range(TIMES):
+            board = make_sink(Path(folder, str(each)))
+            assert board is not None
+            made = [Batch(step, (row(recorded=False, loss=1 / (1 + step)), clip())) for step in range(steps)]
+            start, own = time.process_time(), time.thread_time()
+            for batch in made:
+                board.write(batch)
+            found["idle step, training's thread"].append((time.thread_time() - own) / steps * 1e3)
+            board.close()
+            found["idle step, all threads"].append((time.process_time() - start) / steps * 1e3)
+    return found
+
+
 def timed(action: Callable[[Batch], None], into: list[float]) -> Callable[[Batch], None]:
     """Keeps the processor time that the calling thread spends in it."""
 
@@ -167,12 +187,13 @@ def main() -> None:
         write(Path(folder), batches(*((400, 32, 2) if small else (1000, 512, 4))))
         found |= {name: (times, "s") for name, times in page_times(Path(folder)).items()}
     found |= {name: (times, "ms") for name, times in sink_times(4 if small else 20, small).items()}
+    found |= {name: (times, "ms") for name, times in idle_times(500 if small else 10_000).items()}
     for name, value in machine.describe().items():
         print(f"{name}: {value}")
     print(f"load: {machine.load()}")
     for name, (times, unit) in found.items():
         low, high = min(times), max(times)
-        print(f"{name}: median {statistics.median(times):.3f} {unit} ({low:.3f} to {high:.3f}, {len(times)} times)")
+        print(f"{name}: median {statistics.median(times):.4f} {unit} ({low:.4f} to {high:.4f}, {len(times)} times)")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import gradscope
 from gradscope.demo.tasks import digits
-from gradscope.quantities import CORE
+from gradscope.observe.quantities import CORE
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))

@@ -17,32 +17,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gradscope.attach.custom import default_spec, find_cells, find_sequences, listen_to_calls, state_argument
+from gradscope.attach.custom import default_spec, find_cells, find_sequences, state_argument
 from gradscope.attach.find import find_layers
-from gradscope.attach.kernels import KERNELS
-from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.attach.processes import processes
 from gradscope.attach.split import SPLITS, Splitter
+from gradscope.attach.uncompiled import inner_module
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
 from gradscope.errors import AttachError, GradscopeError, GradscopeWarning
-from gradscope.quantities import choose_quantities
+from gradscope.observe.quantities import choose_quantities
+from gradscope.observe.schedule import make_schedule
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
 from gradscope.record.query import Filters
 from gradscope.record.reader import FolderSource
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
-from gradscope.schedule import make_schedule
 from gradscope.types import CellSpec
-from gradscope.uncompiled import inner_module
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
     from typing_extensions import Self
 
-    from gradscope.observer import Observer
+    from gradscope.observe.observer import Observer
     from gradscope.whatif import WhatIf
 
 
@@ -109,7 +107,10 @@ def attach(
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
     from gradscope import __version__
-    from gradscope.observer import Observer, Settings  # the mathematics, not before there is something to observe
+    from gradscope.observe.observer import (  # the mathematics, not before there is something to observe
+        Observer,
+        Settings,
+    )
 
     model = inner_module(model)
     specs = find_cells(model, cells)
@@ -202,13 +203,9 @@ class Scope:
         self._closed = False
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
-            for seam in (KERNELS, OPTIMIZERS):
-                undo.callback(seam.listen(observer).remove)
             if splitter is not None:
                 undo.callback(SPLITS.listen(splitter).remove)
-            for remove in listen_to_calls(observer.own, observer):
-                undo.callback(remove)
-            undo.push(observer.ledger.listen())
+            undo.push(observer.listen(every_call=splitter is not None))
             self._undo = undo.pop_all()
         _closed_at_exit()
         _OPEN[self] = None

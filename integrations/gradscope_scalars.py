@@ -19,24 +19,46 @@ RECENT = 100
 
 
 class Scalars:
-    """Makes the scalars of recorded steps; chain 0 of every layer."""
+    """Makes the scalars of recorded steps; chain 0 of every layer.
+
+    Attributes:
+        loss: of the last step; NaN where none was seen.
+    """
 
     def __init__(self) -> None:
+        self.loss = math.nan
         self._clipped: deque[bool] = deque(maxlen=RECENT)
 
     def saw(self, rows: Sequence[Rows]) -> None:
-        """Take note of whether a step's gradients were clipped; of every step, recorded or not."""
-        self._clipped.append(any(bool(np.any(r.columns["clipped"])) for r in rows if r.table == "clips"))
+        """Take note of a step's loss, and of whether its gradients were clipped; of every step, recorded or not."""
+        known, clipped = True, False
+        for block in rows:
+            if block.table == "steps":
+                self.loss = block.columns["loss"]
+            elif block.table == "clips":
+                known &= _measured(block.columns)
+                clipped |= bool(block.columns["clipped"])
+        if known or clipped:
+            self._clipped.append(clipped)
 
     def scalars(self, rows: Sequence[Rows]) -> Iterator[tuple[str, float]]:
-        """Tags and numbers of a recorded step."""
-        yield "gradscope.clip_rate", sum(self._clipped) / len(self._clipped)
+        """Tags and numbers of a recorded step; the loss is apart."""
+        if self._clipped:
+            yield "gradscope.clip_rate", sum(self._clipped) / len(self._clipped)
         norms = [float(r.columns["grad_norm"]) for r in rows if r.table == "steps"]
         if norms:
             yield "gradscope.grad_norm", math.hypot(*norms)
         for block in rows:
             if block.table in _OF_LAYERS and block.columns["chain"] == 0:
                 yield from _OF_LAYERS[block.table](layer_name(block.columns), block)
+
+
+def recorded(rows: Sequence[Rows]) -> bool:
+    """Whether the rows of a step are those of a recorded one."""
+    for block in rows:
+        if block.table == "layers":
+            return True
+    return False
 
 
 def layer_name(columns: Mapping[str, Any]) -> str:
@@ -48,6 +70,11 @@ def layer_name(columns: Mapping[str, Any]) -> str:
 def margin_tags(quantity: str, layer: str) -> list[str]:
     """The tags of a quantity's quantiles."""
     return [f"gradscope.{quantity}/{layer}/{part}" for part in ("p10", "p50", "p90")]
+
+
+def _measured(clip: Mapping[str, Any]) -> bool:
+    """Whether the norms of a clipping call are known, if only as not finite."""
+    return clip["norm_before"] == clip["norm_before"] or clip["nonfinite"] > 0
 
 
 def _of_layer(layer: str, block: Rows) -> Iterator[tuple[str, float]]:

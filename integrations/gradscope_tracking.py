@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec
 
-from gradscope_scalars import Scalars, layer_name
+from gradscope_scalars import Scalars, layer_name, recorded
 
 from gradscope import Batch, GradscopeWarning, LayerKey, Run, plot
 
@@ -50,9 +50,10 @@ class Tracking(ABC):
     def write(self, batch: Batch) -> None:
         """Take the rows of one optimizer step."""
         self._scalars.saw(batch.rows)
-        if any(rows.table == "layers" for rows in batch.rows):
-            found = {tag: number for tag, number in self._scalars.scalars(batch.rows) if math.isfinite(number)}
-            self._guarded(self.send, batch.step, found)
+        if recorded(batch.rows):
+            found = {"gradscope.loss": self._scalars.loss, **dict(self._scalars.scalars(batch.rows))}
+            finite = {tag: number for tag, number in found.items() if math.isfinite(number)}
+            self._guarded(self.send, batch.step, finite)
 
     def close(self) -> None:
         """Send what sums the run up."""

@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+    "--headless --no-sandbox --disable-dev-shm-usage --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
 WATCH = """document.addEventListener("securitypolicyviolation",
     (event) => console.error("policy: " + event.violatedDirective + " " + event.blockedURI));"""
@@ -29,7 +29,7 @@ GO = """hash => new Promise(done => {
     addEventListener("hashchange", () => done(), {once: true});
     location.hash = hash;
 })"""
-PLOTTED = """plot => JSON.stringify(plot.data.map(({name, type, x, y, z}) =>
+PLOTTED = """plot => JSON.stringify((plot.data ?? []).map(({name, type, x, y, z}) =>
     ({name: name ?? "", type, x: [...(x ?? [])], y: [...(y ?? [])], z: (z ?? []).map(row => [...row])})))"""
 
 

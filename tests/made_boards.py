@@ -1,30 +1,35 @@
-"""Runs for the Gradscope tab, recorded by attaching to small trainings."""
+"""Runs for the Gradscope tab: recorded by attaching to small trainings, and made by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import made_runs
+import numpy as np
 import torch
 from gradscope_tensorboard.sink import TensorBoardSink
 from torch import nn
 
 import gradscope
-from gradscope import Finding, LayerKey, Run
+from gradscope import Batch, Finding, LayerKey, Rows, Run
 from gradscope.types import Remedy
 
 HOSTILE = '<img src=x onerror="hacked=1">'
 KEY = LayerKey("rnn", 0, "forward", 0)
 STEPS, EVERY, LENGTH, LAYERS = 130, 4, 12, 50
 RECORDED = range(0, STEPS, EVERY)
+LONG = 3000
 
 
 class Made(NamedTuple):
     """A folder for TensorBoard, and what its runs recorded.
 
     Attributes:
-        logdir: with the runs `first`, `second` and one with a hostile name.
+        logdir: with the runs `first`, `second` and one with a hostile name; and, made `by_hand`, `long` of `LONG`
+            steps, `once` of one, and `lossless` of 40 whose loss is not known.
         first: an LSTM of two layers in two directions, clipped by norm; `RECORDED` of its `STEPS` steps.
         second: a GRU; its last step is not finite, and its norm is measured by calls that clip nothing.
         hostile: 50 layers in a module with a hostile name, clipped by value.
@@ -95,5 +100,57 @@ def make(logdir: Path) -> Made:
     deep = nn.RNN(2, 3, num_layers=LAYERS, batch_first=True)
     first = train(Named("rnn", lstm), logdir / "first", STEPS, every=EVERY, threshold=0.5, findings=finding)
     second = train(Named("rnn", gru), logdir / "second", 20, nan_at=19, threshold=float("inf"))
+    by_hand(logdir / "long", LONG, spaced(LONG))
+    by_hand(logdir / "once", 1, [0])
+    by_hand(logdir / "lossless", 40, spaced(40), lost)
     name = 'a<b>&"c'
     return Made(logdir, first, second, train(Named(HOSTILE, deep), logdir / name, 3, value=0.1, full=False))
+
+
+def spaced(steps: int) -> list[int]:
+    """Steps that are recorded by default: 8 to each doubling."""
+    return [step for step in range(steps) if step % 2 ** max(0, step.bit_length() - 4) == 0]
+
+
+@functools.cache
+def noise() -> np.ndarray:
+    """Of every step, and, from the end, of every norm."""
+    return np.random.default_rng(0).normal(size=20_000)
+
+
+def falling(step: int) -> float:
+    """The loss of a training that learns: from 2.3 down to 1.3, with noise."""
+    return 1.3 + float(np.exp(-step / 600)) + 0.08 * noise()[step]
+
+
+def lost(step: int) -> float:
+    """A loss that is not there."""
+    return float("nan")
+
+
+def by_hand(logdir: Path, steps: int, recorded: Sequence[int], loss: Callable[[int], float] = falling) -> None:
+    """A run whose reach grows; gradients are looked at on every 7th step, and values are limited by another call."""
+    sink = TensorBoardSink(logdir)
+    for step in range(steps):
+        sink.write(Batch(step, (*_every_step(step, step in recorded, loss(step)), *_layers(step, step in recorded))))
+    sink.close()
+
+
+def _every_step(step: int, recorded: bool, loss: float) -> Iterator[Rows]:
+    seen, norm = recorded or step % 7 == 0, float(np.exp(0.5 * noise()[-1 - step]))
+    about = {"index": 0, "norm_type": 2.0, "parameters": 4, "nonfinite": 0}
+    norms = {"norm_before": norm, "norm_after": min(norm, 2.0), "coefficient": min(1.0, 2.0 / norm)}
+    call = {"kind": "norm", "how": "clip_grad_norm_", "threshold": 2.0, "clipped": norm > 2}
+    yield Rows("clips", {**about, **call, **norms})
+    unknown = dict.fromkeys(norms, float("nan"))
+    call = {"kind": "value", "how": "clip_grad_value_", "threshold": 0.1, "clipped": seen and step % 3 == 0}
+    yield Rows("clips", {**about, **call, **(norms if seen else unknown), "index": 1})
+    about = {"optimizer": "Adam", "loss": loss, "nonfinite": 0, "recorded": recorded, "skipped": False}
+    times = {"overhead_s": 0.0, "step_s": 0.01 * (1 + 0.1 * abs(noise()[step]))}
+    yield Rows("steps", {**about, **times, "grad_norm": norm if seen else float("nan")})
+
+
+def _layers(step: int, recorded: bool) -> Iterator[Rows]:
+    for block in made_runs.layer(KEY, 24, -0.5 / (1 + step / 300)) if recorded else ():
+        more = {"spectral_radius": 0.9 + 0.2 * (1 - np.exp(-step / 900)), "update": 3e-3 / (1 + step / 400)}
+        yield Rows(block.table, {**block.columns, **more}) if block.table == "weights" else block

@@ -14,6 +14,7 @@ from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 ENCODER = LayerKey("encoder", 0, "forward", 0)
 QUANTITIES = ("grad_h", "jacobian", "jacobian_h", "gain")
 GATES = ("reset", "update", "candidate", "hidden")
+WEIGHTS = {"spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.3}
 META = {
     "versions": {"torch": "2.13.0", "python": "3.11.7"},
     "layers": {"encoder": {"class": "GRU"}},
@@ -28,10 +29,11 @@ def made(
     length: int = 12,
     clip: bool = True,
     meta: dict[str, Any] | None = None,
+    steps: int = 60,
 ) -> Run:
     """A run of 60 steps in which every layer loses half a decade of gradient per step back."""
     store, wanted = MemoryStore(META if meta is None else meta), set(recorded)
-    for step in range(60):
+    for step in range(steps):
         rows = [Rows("steps", _step(step, step in wanted))]
         if clip:
             rows.append(Rows("clips", _clip(step)))
@@ -51,13 +53,23 @@ def of(*rows: Rows, step: int = 0) -> Run:
 def _step(step: int, recorded: bool) -> dict[str, Any]:
     told = {
         "optimizer": "Adam",
-        "loss": 1.0,
+        "loss": loss(step),
         "grad_norm": _norm(step),
         "nonfinite": 0,
         "recorded": recorded,
         "skipped": False,
     }
     return {**told, "overhead_s": 0.001, "step_s": 0.1}
+
+
+def loss(step: int, seed: int = 0) -> float:
+    """A loss as of a classifier of ten things, which falls from 2.3 and is noisy."""
+    return 0.3 + 2.0 / (1 + step / 30) * float(np.random.default_rng([seed, step]).lognormal(0, 0.15))
+
+
+def spread(steps: int) -> list[int]:
+    """The steps that are recorded by default where time allows: eight to each doubling."""
+    return [step for step in range(steps) if step % max(1, 1 << max(0, step.bit_length() - 4)) == 0]
 
 
 def _norm(step: int) -> float:
@@ -86,10 +98,10 @@ def layer(key: LayerKey, length: int, decay: float) -> Iterator[Rows]:
         yield Rows("gates", {**name, "t": times, "gate": gate, "low": low, "high": high, "mean": low})
         share = np.linspace(0, 1, 5)
         yield Rows("units", {**name, "gate": gate, "unit": np.arange(5), "low": share * 0.95, "high": share * 0.02})
-    for gate in GATES[:-1]:
+    for place, gate in enumerate(GATES[:-1]):
         yield Rows(
             "weights",
-            {**name, "gate": gate, "spectral_radius": 0.9, "spectral_norm": 1.1, "orthogonality": 0.3, "update": 1e-3},
+            {**name, "gate": gate, **WEIGHTS, "update": 1e-3 * (1 + place)},
         )
         angle = np.arange(5) * 2 * np.pi / 5
         plane = {"real": 0.9 * np.cos(angle), "imag": 0.9 * np.sin(angle)}

@@ -16,8 +16,8 @@ from click import Context
 
 import gradscope
 from gradscope import cli
+from gradscope.observe.quantities import CORE, FULL
 from gradscope.plot import style
-from gradscope.quantities import CORE, FULL
 from gradscope.record import TABLES
 
 HOUSE = Path(gradscope.__file__).parent

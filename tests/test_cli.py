@@ -252,7 +252,7 @@ def test_a_folder_of_many_runs(call: Call, tmp_path: Path, found: list[Finding])
         written(tmp_path / name)
     status, out, err = call("report", tmp_path)
     assert (status, err) == (0, "") and "lr=10" in out and "vanishing_gradient" in out
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<svg") == 4
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<svg") == 5
     told = json.loads(call("report", tmp_path, "--format", "json")[1])
     assert [row["run"] for row in told["rows"]] == ["lr=1", "lr=10"]
     status, out, err = call("check", tmp_path)

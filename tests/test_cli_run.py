@@ -21,6 +21,7 @@ import gradscope
 pytest.importorskip("click")
 from gradscope.cli import traces  # noqa: E402
 from gradscope.cli.watch import Watch, models  # noqa: E402
+from gradscope.record import ParquetStore  # noqa: E402
 
 SCRIPT = '''
 """A script that knows nothing of gradscope."""
@@ -103,6 +104,11 @@ def ending(logdir: str) -> str:
     return f"gradscope: recorded in {logdir}; see it with: gradscope report {logdir}\n"
 
 
+def uncounted(err: str) -> str:
+    """Without how many steps were recorded, and how the loss went."""
+    return re.sub(r"(recorded in [^:]+): [\d,]+ of [\d,]+ steps?(, loss \S+( -> \S+)?)?;", r"\1;", err)
+
+
 @pytest.mark.parametrize(
     ("how", "status"),
     [
@@ -119,7 +125,8 @@ def test_the_script_is_as_under_python(project: Path, how: tuple[str, ...], stat
     plain, ours = python(project, *how), watched(project, logdir, *how)
     assert plain[0] == ours[0] == status
     assert ours[1] == plain[1]
-    assert ours[2] == ending(logdir) + plain[2]
+    assert uncounted(ours[2]) == ending(logdir) + plain[2]
+    assert ours[2].startswith(f"gradscope: recorded in {logdir}: 3 of 12 steps")
     run = gradscope.load(project / logdir)
     assert run.frame("layers")["step"].unique().tolist() == [0, 5, 10]
     assert [key[:2] for key in run.layers] == [("rnn", 0), ("rnn", 1)]
@@ -144,7 +151,7 @@ def test_interrupts_end_it_as_under_python(project: Path) -> None:
         ends.append((process.returncode, out, where.sub("", err)))
     plain, ours = ends
     assert plain[0] == ours[0] and plain[0] in (-signal.SIGINT, 1)  # which of the two is up to what runs at exit
-    assert (ours[1], ours[2]) == (plain[1], ending("interrupted") + plain[2])
+    assert (ours[1], uncounted(ours[2])) == (plain[1], ending("interrupted") + plain[2])
     assert len(gradscope.load(project / "interrupted").frame("steps")) == 12
 
 
@@ -165,7 +172,7 @@ def launched(project: Path, logdir: str, script: str, *how: str) -> tuple[int, s
 def test_several_processes_record_in_one_folder(project: Path) -> None:
     two = ("--nproc_per_node", "2")
     status, _, err = launched(project, "both", "train.py", *two)
-    assert status == 0 and err.count(ending("both")) == 1, err
+    assert status == 0 and uncounted(err).count(ending("both")) == 1, err
     run = gradscope.load(project / "both")
     assert run.source.ranks == [0, 1] and len(run.frame("steps")) == 24
     status, _, err = launched(project, "both", "train.py", *two)
@@ -178,7 +185,7 @@ def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path
     status, _, err = launched(project, "anew", "fails.py", "--max-restarts", "1")
     assert status == 0, err
     for folder in ("anew", "anew/restart-1"):
-        assert ending(folder) in err and len(gradscope.load(project / folder).frame("steps")) == 12
+        assert ending(folder) in uncounted(err) and len(gradscope.load(project / folder).frame("steps")) == 12
 
 
 def test_without_a_folder_several_processes_would_not_agree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +285,18 @@ def test_several_models_and_layers_that_come_later(tmp_path: Path, capsys: pytes
     names = {name: gradscope.load(tmp_path / name).layers for name in (".", "2-LSTM", "3-Tagger")}
     assert [{key.module for key in keys} for keys in names.values()] == [{"encoder", "decoder"}, {""}, {"late"}]
     assert capsys.readouterr().err.startswith("gradscope: recorded in ")
+
+
+def test_the_last_line_says_how_the_loss_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    watch, told = Watch(tmp_path, 1), {"optimizer": "SGD", "grad_norm": 1.0, "nonfinite": 0, "skipped": False}
+    store = ParquetStore(tmp_path, {})
+    for step in range(40):
+        row = {**told, "loss": 2.3 - step / 40, "recorded": step % 10 == 0, "overhead_s": 0.0, "step_s": 0.1}
+        store.write(gradscope.Batch(step, (gradscope.Rows("steps", row),)))
+    store.close()
+    with watch:
+        watch._recorded = 1
+    assert f"recorded in {tmp_path}: 4 of 40 steps, loss 2.26 -> 1.36; see it with" in capsys.readouterr().err
 
 
 def test_models_of_earlier_folds_are_let_go(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import pandas as pd
 import pytest
 import torch
 from rich.cells import cell_len
+from rich.console import Console
 
 import gradscope
 from gradscope.demo import figure
 from gradscope.demo.chart import ASCII, BRAILLE, Curve, Pen, draw
+from gradscope.demo.show import show
 from gradscope.demo.summary import Horizon, Layer, Summary, sentence, summarise
 from gradscope.demo.tasks import ANY, TASKS, Task, digits
 from gradscope.demo.training import CELLS, CLIPPINGS, Trial, train
+from gradscope.types.loss import Change
 
 NAN = float("nan")
 AT_TWELVE = Horizon(12, False)
@@ -28,7 +32,7 @@ def decaying(per_step: float, steps: int = 17) -> list[float]:
 
 
 def a_layer(
-    after: Horizon, per_step: float, before: Horizon = AT_TWELVE, saturated: float = 0.1, gate: str = "hidden"
+    after: Horizon, per_step: float, before: Horizon | None = AT_TWELVE, saturated: float = 0.1, gate: str = "hidden"
 ) -> Layer:
     values = decaying(per_step, 64)
     reach = pd.DataFrame({"p10": values, "p50": values, "p90": values}).rename_axis("lag")
@@ -99,6 +103,11 @@ HARDLY = "less than a thousandth of the loss gradient is left 20 steps back (bef
             "its update gate is saturated in 30% of units and steps.",
         ),
         (
+            a_layer(Horizon(20, False), -0.15, before=None),
+            "less than a thousandth of the loss gradient is left 20 steps back, so the first 44 of 64 inputs can "
+            "hardly teach it anything.",
+        ),
+        (
             a_layer(Horizon(NAN, False), NAN),
             "how far its loss gradient reaches back could not be observed, for the reasons in the table `notes`.",
         ),
@@ -130,7 +139,7 @@ def test_trial(cell: str, few: Task, tmp_path: Path) -> None:
     assert 0 < summary.overhead < 1
     assert layer.timesteps == 64
     assert layer.reach["p50"].iloc[0] == pytest.approx(1)
-    assert 5 < layer.before.lag < 40
+    assert layer.before is None and 5 < layer.after.lag < 40  # of one record there is no beginning
     assert 0 <= summary.clipped <= 1
 
 
@@ -163,6 +172,15 @@ def test_trial_repeats_itself_and_leaves_other_files_alone(few: Task, tmp_path: 
         runs.append(gradscope.load(tmp_path).frame("reach"))
     pd.testing.assert_frame_equal(*runs)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("loss", [None, Change(2.3, 1.386, 10, 100)])
+def test_the_loss_is_told_where_one_was_seen(loss: Change | None) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    show([Summary(Trial("gru", "norm"), 0.5, 0.9, 0.01, {"rnn": a_layer(AT_TWELVE, -0.2, None)}, loss)], console)
+    said = console.file.getvalue()
+    assert ("GRU, clipped by norm: loss 2.30 -> 1.39; less than a thousandth" in said) is bool(loss)
+    assert ("loss 2.30" in said) is bool(loss) and " 12  " in said
 
 
 def test_figure(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_training_is_the_same_bit_for_bit() -> None:
 
 def test_a_module_whose_parts_are_called_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a layer; said once, and not in a step in which nothing of it is used."""
-    monkeypatch.setattr("gradscope.unseen.has_compiled", lambda: False)  # whatever other tests have
+    monkeypatch.setattr("gradscope.observe.unseen.has_compiled", lambda: False)  # whatever other tests have
     model = nn.ModuleDict({"lstm": nn.LSTM(SHAPE[2], 6), "encoder": nn.Sequential(nn.Linear(6, 4), nn.Tanh())})
     optimizer = SGD(model.parameters(), 0.1)
     with gradscope.attach(model.double(), positions={"encoder": 0}, every=1, strict=True) as scope:

@@ -6,12 +6,14 @@ What the closures hold is exchanged: every reference to them, old or new, stays 
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad, get_total_norm
@@ -22,9 +24,29 @@ from gradscope.attach.seam import Restore, Seam, replace
 Report = Callable[["Clip"], None]
 
 
+class Outcome(NamedTuple):
+    """What a clipping call did, in numbers.
+
+    Attributes:
+        threshold: `max_norm` or `clip_value`.
+        norm_before: of all gradients together: the one torch used, for `value` the 2-norm; NaN if it was not measured.
+        norm_after: the same after the call.
+        coefficient: what torch multiplied the gradients by; for `value` the ratio of the norms.
+        clipped: whether anything was limited; False if that was not measured.
+        nonfinite: whether the norm before was infinite or NaN.
+    """
+
+    threshold: float
+    norm_before: float
+    norm_after: float
+    coefficient: float
+    clipped: bool
+    nonfinite: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """One clipping call. Its tensors are 0-dim, on the device and nobody else's, to be read whenever it suits.
+    """One clipping call. Its tensors are 0-dim and detached, and may still be the training's own.
 
     Attributes:
         how: name of the function.
@@ -32,9 +54,9 @@ class Clip:
         parameters: as passed, with and without gradient; not to be kept.
         threshold: `max_norm` or `clip_value`.
         norm_type: order of the norms; NaN if the caller measured the norm.
-        norm_before: of all gradients together: the one torch used, for `value` the 2-norm.
+        measured: for `norm` the norm that torch used; for `value` the 2-norm before and after and the largest absolute
+            element before, or nothing where no listener looks at gradients.
         refused: gradients were left alone, because `error_if_nonfinite` made the call raise.
-        measured: for `value`, the 2-norm after and the largest absolute element before.
     """
 
     how: str
@@ -42,37 +64,53 @@ class Clip:
     parameters: Sequence[Tensor]
     threshold: float | Tensor
     norm_type: float
-    norm_before: Tensor
+    measured: tuple[Tensor, ...]
     refused: bool = False
-    measured: tuple[Tensor, Tensor] | None = None
 
     @property
-    def coefficient(self) -> Tensor:
-        """What torch multiplied the gradients by; for `value` the ratio of the norms."""
-        if self.refused:
-            return torch.ones_like(self.norm_before)
-        if self.measured:
-            return torch.where(self.norm_before == 0, 1.0, self.measured[0] / self.norm_before)
-        return torch.clamp(self.threshold / (self.norm_before + 1e-6), max=1.0)
+    def factor(self) -> Tensor | None:
+        """What torch multiplied all gradients by; None where it did something else."""
+        if self.refused or self.kind == "value":
+            return None
+        return torch.clamp(self.threshold / (self.measured[0] + 1e-6), max=1.0)
 
-    @property
-    def norm_after(self) -> Tensor:
-        """Norm of all gradients together after the call."""
-        return self.measured[0] if self.measured else self.norm_before * self.coefficient
+    def outcome(self, threshold: float, *measured: float) -> Outcome:
+        """What the call did.
 
-    @property
-    def clipped(self) -> Tensor:
-        """Whether anything was limited."""
-        return self.measured[1] > self.threshold if self.measured else self.coefficient < 1
+        Args:
+            threshold: the number in `threshold`.
+            measured: the numbers in `measured`.
+        """
+        if not measured:
+            return Outcome(threshold, math.nan, math.nan, math.nan, False, False)
+        before, after, largest = measured if self.kind == "value" else (measured[0], math.nan, math.nan)
+        if self.kind == "value":
+            coefficient, clipped = (after / before if before else 1.0), largest > threshold
+        else:
+            coefficient = 1.0 if self.refused else _coefficient(threshold, before, self.measured[0].dtype)
+            after, clipped = before * coefficient, coefficient < 1
+        return Outcome(threshold, before, after, coefficient, clipped, not math.isfinite(before))
 
-    @property
-    def nonfinite(self) -> Tensor:
-        """Whether the norm before was infinite or NaN."""
-        return ~torch.isfinite(self.norm_before)
+
+def _coefficient(threshold: float, norm: float, kind: torch.dtype) -> float:
+    """As torch computes it, in the precision of the norm: that decides whether a norm near the threshold is clipped."""
+    number = np.float64 if kind == torch.float64 else np.float32
+    with np.errstate(all="ignore"):
+        found = number(1) / (number(norm) + number(1e-6)) * number(threshold)
+    return float(found) if not found > 1 else 1.0
 
 
 class ClippingListener(Protocol):
-    """Hears of the clipping calls that concern it."""
+    """Receives the clipping calls that concern it.
+
+    Attributes:
+        looking: whether gradients are looked at in this step: only then are more norms computed than torch computes.
+    """
+
+    @property
+    def looking(self) -> bool:
+        """See the class."""
+        ...
 
     def wants_clip(self, parameters: Sequence[Tensor]) -> bool:
         """A call over these parameters begins, their gradients being as they were: does it concern the listener?"""
@@ -93,16 +131,14 @@ def _clip_grad_norm_(
     *_: Any,
     **__: Any,
 ) -> Tensor:
-    def clip(norm: Tensor, refused: bool) -> Clip:
-        return Clip("clip_grad_norm_", "norm", parameters, _own(max_norm), float(norm_type), norm, refused)
-
+    what = "clip_grad_norm_", "norm", parameters, _reference(max_norm), float(norm_type)
     try:
         norm = run()
     except RuntimeError:
         if error_if_nonfinite:
-            report(clip(get_total_norm(present_gradients(parameters), norm_type), refused=True))
+            report(Clip(*what, (get_total_norm(present_gradients(parameters), norm_type),), refused=True))
         raise
-    report(clip(_own(norm), refused=False))
+    report(Clip(*what, (_reference(norm),)))
     return norm
 
 
@@ -115,26 +151,33 @@ def _clip_grads_with_norm_(
     *_: Any,
     **__: Any,
 ) -> None:
+    norm = torch.as_tensor(total_norm)
     run()
-    report(Clip("clip_grads_with_norm_", "norm", parameters, _own(max_norm), math.nan, _own(total_norm)))
+    report(Clip("clip_grads_with_norm_", "norm", parameters, _reference(max_norm), math.nan, (_reference(norm),)))
 
 
 def _clip_grad_value_(
     run: Callable[[], None], report: Report, parameters: Sequence[Tensor], clip_value: float, *_: Any, **__: Any
 ) -> None:
+    clip = functools.partial(Clip, "clip_grad_value_", "value", parameters, _reference(clip_value), 2.0)
+    if not any([one.looking for handle in CLIPPING.handles if (one := handle.listener) is not None]):
+        run()
+        report(clip(()))
+        return
     gradients = present_gradients(parameters)
     before, bound = _together(two_norms(gradients), 2), _together(largest(gradients), math.inf)
     run()
-    unchanged = bound.device.type == "cpu" and bool(
-        bound <= clip_value
-    )  # known at no cost, where nothing is waited for
+    # On the host it is known for nothing whether anything was changed.
+    unchanged = bound.device.type == "cpu" and bool(bound <= clip_value)
     after = before if unchanged else _together(two_norms(gradients), 2)
-    report(Clip("clip_grad_value_", "value", parameters, _own(clip_value), 2.0, before, measured=(after, bound)))
+    report(clip((before, after, bound)))
 
 
-def _own(value: Any) -> Any:
-    """A copy, if the user could write into it."""
-    return local(value.detach()).clone() if isinstance(value, Tensor) else float(value)
+def _reference(value: Any) -> Any:
+    """A tensor without its graph, and what this process has of it; anything else as a number."""
+    if isinstance(value, Tensor):
+        return value.detach() if type(value) is Tensor else local(value.detach())
+    return float(value)
 
 
 def _together(norms: list[Tensor], order: float) -> Tensor:
@@ -145,7 +188,7 @@ _running = threading.local()
 
 
 def _observed(observe: Callable[..., Any]) -> Callable[..., Any]:
-    """Around a clipping function: those who want the call hear of it, and a call within a call is part of it."""
+    """Around a clipping function: those who want the call receive it, and a call within a call is part of it."""
 
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if getattr(_running, "now", False):
@@ -163,17 +206,19 @@ def _observe(
     observe: Callable[..., Any], original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any
 ) -> Any:
     parameters, readable = _readable(parameters)
-    wanted = [listener for listener in CLIPPING if listener.wants_clip(readable)]
+    wanted = [h for h in CLIPPING.handles if (one := h.listener) is not None and one.wants_clip(readable)]
+    if not wanted:
+        return original(parameters, *args, **kwargs)
 
     def run() -> Any:
         return original(parameters, *args, **kwargs)
 
     def report(clip: Clip) -> None:
-        for listener in CLIPPING:
-            if any(listener is each for each in wanted):
+        for handle in wanted:
+            if (listener := handle.listener) is not None:
                 listener.after_clip(clip)
 
-    return observe(run, report, readable, *args, **kwargs) if wanted else run()
+    return observe(run, report, readable, *args, **kwargs)
 
 
 def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:
@@ -181,9 +226,9 @@ def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:
     if isinstance(parameters, Tensor):
         return parameters, [parameters]
     readable = list(parameters)
-    if not isinstance(parameters, Iterator):
+    if not hasattr(parameters, "__next__"):
         return parameters, readable
-    return (each for each in readable), readable
+    return readable or parameters, readable  # torch warns of a generator that has nothing
 
 
 def _install() -> Restore:

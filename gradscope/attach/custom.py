@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.errors import AttachError
 from gradscope.types import CellSpec, GateKind
 
@@ -176,10 +176,10 @@ def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
     return replace_fields(spec, gates=own.gates, blocks=spec.blocks or tables, kinds=spec.kinds or kinds)
 
 
-def listen_to_calls(modules: Sequence[nn.Module], listener: CallListener) -> list[Callable[[], None]]:
-    """Begin to hear of the calls of these modules' classes; what is returned ends it."""
+def listen_to_calls(modules: Sequence[nn.Module], listener: CallListener) -> list[Handle[CallListener]]:
+    """Begin to hear of the calls of these modules' classes."""
     kinds = dict.fromkeys(type(module) for module in modules)
-    return [_seam(kind).listen(listener).remove for kind in kinds]
+    return [_seam(kind).listen(listener) for kind in kinds]
 
 
 def _has_own(kind: type, patched: type) -> bool:
@@ -206,8 +206,8 @@ def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
         kind = reference()
         if kind is None or _has_own(type(self), kind) or torch._C._get_tracing_state() is not None:
             return original(self, *args, **kwargs)
-        listeners = _SEAMS[kind]
-        tokens = [(listener, listener.before_call(self, args, kwargs)) for listener in listeners]
+        armed = [handle.listener for handle in _SEAMS[kind].handles if handle.armed]
+        tokens = [(each, each.before_call(self, args, kwargs)) for each in armed if each is not None]
         result = original(self, *args, **kwargs)
         for listener, token in tokens:
             if token is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.uncompiled import uncompiled
+from gradscope.attach.uncompiled import uncompiled
 
 SEARCHED_NODES = 512
 
@@ -50,23 +50,6 @@ def _runs(leaf: Node) -> bool:
 def backward_pass() -> int:
     """Number of the backward pass that is running, -1 outside of one."""
     return torch._C._current_graph_task_id()
-
-
-@uncompiled
-def after_backward(queued: int, callback: Callable[[], None]) -> int:
-    """Within a backward pass: call `callback` when it is over, unless that was asked for in the same pass.
-
-    It is the last to be called: what others have queued is done by then, such as a reduction over processes.
-
-    Args:
-        queued: what the last call returned.
-        callback: without arguments.
-    """
-    current = backward_pass()
-    if current != queued:
-        queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
-        queue(lambda: queue(callback))
-    return current
 
 
 @uncompiled

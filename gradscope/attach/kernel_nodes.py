@@ -18,8 +18,8 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import accumulates
+from gradscope.attach.uncompiled import uncompiled
 from gradscope.types import KernelCall
-from gradscope.uncompiled import uncompiled
 
 KERNEL, CUDNN = "MkldnnRnnLayerBackward0", "CudnnRnnBackward0"
 RESERVE_ALIGNED, RESERVE_TAIL = 32, 256

@@ -54,11 +54,14 @@ KERNELS: Seam[KernelListener] = Seam(_install)
 
 def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], *args: Any) -> Any:
-        listeners = [listener for listener in KERNELS if listener.listening]
+        armed = [handle.listener for handle in KERNELS.handles if handle.armed]
+        listeners = [listener for listener in armed if listener is not None and listener.listening]
         if not (listeners or SPLITS.busy) or torch._C._get_tracing_state() is not None:
             return original(*args)
         call = parse(family, args)
-        if any([splitter.splits(call) for splitter in SPLITS]):  # every one of them says what it does
+        if any(
+            [one.splits(call) for handle in SPLITS.handles if (one := handle.listener) is not None]
+        ):  # every one of them says what it does
             call = replace_fields(call, masks=[])
         tokens = [(listener, listener.before_kernel(call)) for listener in listeners]
         returned = original(*args) if call.masks is None else split(original, call)

@@ -7,16 +7,17 @@ same parameters (SAM, Lookahead, a wrapper around several), is one step.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradscope.attach.seam import Restore, Seam
+from gradscope.attach.uncompiled import uncompiled
 
 
 class OptimizerListener(Protocol):
@@ -43,29 +44,49 @@ def _install() -> Restore:
         return undo.pop_all().close
 
 
-@_disable_dynamo
+_thread = threading.local()
+Begun = list[tuple[int, bool]]
+"""By identity, the optimizers whose `step` has begun in this thread; whether within one that shares its parameters."""
+
+
+def _begun() -> Begun:
+    found: Begun | None = getattr(_thread, "begun", None)
+    if found is None:
+        found = _thread.begun = []
+    return found
+
+
+@uncompiled
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _inside_another(optimizer):
+    steps, inside = _begun(), False
+    if steps:  # a step around this one, or one that has raised: for that there is no post hook
+        frames = {id(each): each for each in [frame.f_locals["self"] for frame in _steps_under_way()][1:]}
+        steps[:] = [each for each in steps if each[0] in frames]
+        inside = any(_same_parameters(each, optimizer) for each in frames.values())
+    steps.append((id(optimizer), inside))
+    if not inside:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        for listener in OPTIMIZERS:
-            listener.before_step(optimizer, callable(closure))
+        for handle in OPTIMIZERS.handles:
+            if (listener := handle.listener) is not None:
+                listener.before_step(optimizer, closure is not None and callable(closure))
 
 
-@_disable_dynamo
+@uncompiled
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _inside_another(optimizer):
-        for listener in OPTIMIZERS:
-            listener.after_step(optimizer)
+    steps = _begun()
+    while steps:
+        identity, inside = steps.pop()
+        if identity == id(optimizer):
+            break
+    else:
+        return  # it began before anybody listened
+    if not inside:
+        for handle in OPTIMIZERS.handles:
+            if (listener := handle.listener) is not None:
+                listener.after_step(optimizer)
 
 
-def _inside_another(optimizer: Optimizer) -> bool:
-    steps = _steps_under_way()
-    next(steps, None)  # its own
-    return any(_same_parameters(step.f_locals["self"], optimizer) for step in steps)
-
-
-# What torch wraps around every `step`, calling the hooks. Its frames on the stack are the steps under way: unlike a
-# depth that is counted, they cannot be left over from a step that raised, for which there is no post hook.
+# What torch wraps around every `step`, calling the hooks. Its frames on the stack are the steps under way.
 _STEP = next((code for code in Optimizer.profile_hook_step.__code__.co_consts if isinstance(code, CodeType)), None)
 
 

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -18,8 +17,8 @@ from gradscope.attach.seam import Restore, Seam, replace
 class ScalerListener(Protocol):
     """Hears of loss scaling. A call that raises is not reported, save its `before_scaler_step`."""
 
-    def scaled(self, scaler: GradScaler, factor: Tensor | float) -> None:
-        """A loss was multiplied by `factor`: a 0-dim tensor of the listener's own, or 1.0 if the scaler is disabled."""
+    def scaled(self, scaler: GradScaler, given: Any, result: Any) -> None:
+        """`scaler.scale(given)` has returned `result`."""
         ...
 
     def unscaled(self, scaler: GradScaler, optimizer: Optimizer) -> None:
@@ -30,56 +29,49 @@ class ScalerListener(Protocol):
         """`scaler.step(optimizer)` begins; for all but fused optimizers, it unscales if that has not been done."""
         ...
 
-    def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer, skipped: Tensor | bool) -> None:
-        """`scaler.step(optimizer)` has ended.
-
-        Args:
-            scaler: the scaler.
-            optimizer: the optimizer; unless it is fused, its own `step` ran only if not skipped.
-            skipped: a gradient was not finite, so that no parameter changed; a 0-dim bool tensor on the device.
-        """
+    def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
+        """`scaler.step(optimizer)` has ended; unless the optimizer is fused, its own `step` ran only if not skipped."""
         ...
+
+
+def factor_of(scaler: GradScaler) -> Tensor | float:
+    """What a scaler multiplies losses by: a 0-dim tensor of our own, or 1.0 if it is disabled."""
+    scale = scaler._get_scale_async() if scaler.is_enabled() else None
+    return 1.0 if scale is None else scale.detach().clone()  # update() writes into the scaler's own
 
 
 def _scale(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
     result = original(scaler, *args, **kwargs)
-    scale = scaler._get_scale_async() if scaler.is_enabled() else None
-    factor = 1.0 if scale is None else scale.detach().clone()  # update() writes into the scaler's own
-    for listener in SCALER:
-        listener.scaled(scaler, factor)
+    given = args[0] if args else next(iter(kwargs.values()), None)
+    for handle in SCALER.handles:
+        if (listener := handle.listener) is not None:
+            listener.scaled(scaler, given, result)
     return result
 
 
 def _unscale(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
     result = original(scaler, *args, **kwargs)
     if scaler.is_enabled():
-        for listener in SCALER:
-            listener.unscaled(scaler, _optimizer(*args, **kwargs))
+        for handle in SCALER.handles:
+            if (listener := handle.listener) is not None:
+                listener.unscaled(scaler, _optimizer(*args, **kwargs))
     return result
 
 
 def _step(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
     optimizer = _optimizer(*args, **kwargs)
-    for listener in SCALER:
-        listener.before_scaler_step(scaler, optimizer)
+    for handle in SCALER.handles:
+        if (listener := handle.listener) is not None:
+            listener.before_scaler_step(scaler, optimizer)
     result = original(scaler, *args, **kwargs)
-    skipped = _skipped(scaler, optimizer)
-    for listener in SCALER:
-        listener.after_scaler_step(scaler, optimizer, skipped)
+    for handle in SCALER.handles:
+        if (listener := handle.listener) is not None:
+            listener.after_scaler_step(scaler, optimizer)
     return result
 
 
 def _optimizer(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Optimizer:
     return optimizer
-
-
-def _skipped(scaler: GradScaler, optimizer: Optimizer) -> Tensor | bool:
-    # A disabled scaler has no states. Looking one up with [] would add it, and then the scaler could not be pickled.
-    state = getattr(scaler, "_per_optimizer_states", {}).get(id(optimizer), {})
-    found: list[Tensor] = list(state.get("found_inf_per_device", {}).values())
-    if not found:
-        return False
-    return torch.stack([each.to(found[0].device, non_blocking=True) for each in found]).any()
 
 
 _running = threading.local()
@@ -120,7 +112,11 @@ SCALER: Seam[ScalerListener] = Seam(_install)
 
 
 class Scaling:
-    """Which loss scaling is that of some optimizers, told from the events of all scalers, also other trainings'."""
+    """Which loss scaling is that of some optimizers, told from the events of all scalers, also other trainings'.
+
+    Attributes:
+        used: there has been any.
+    """
 
     def __init__(self) -> None:
         """Nothing is known yet."""
@@ -128,6 +124,8 @@ class Scaling:
         self._ours: weakref.WeakKeyDictionary[GradScaler, bool] = weakref.WeakKeyDictionary()
         self._unscaled: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._stepping: tuple[GradScaler, Optimizer] | None = None
+        self.used = False
+        self._found: Tensor | bool = True
         self._scaler: GradScaler | None = None  # of this step's losses; a guess until it meets an optimizer
 
     @property
@@ -140,9 +138,10 @@ class Scaling:
         unscaled = optimizer in self._unscaled if optimizer else len(self._unscaled) > 0
         return 1.0 if unscaled else self.factor
 
-    def scaled(self, scaler: GradScaler, factor: Tensor | float) -> None:
-        """See `ScalerListener`."""
-        self._factors[scaler] = factor
+    def scaled(self, scaler: GradScaler, *, looking: bool) -> None:
+        """A scaler has scaled a loss; its factor is of interest where gradients are looked at."""
+        self.used = True
+        self._factors[scaler] = factor_of(scaler) if looking else 1.0
         if self._stepping and self._stepping[0] is scaler:
             self._stepping = None  # that step has raised
         if self._ours.get(scaler, self._scaler is None):
@@ -150,6 +149,7 @@ class Scaling:
 
     def meets(self, scaler: GradScaler, ours: bool) -> None:
         """A scaler unscales or steps an optimizer, one of ours or another."""
+        self.used = True
         self._ours[scaler] = ours or self._ours.get(scaler, False)
         if ours:
             self._scaler = scaler
@@ -165,12 +165,21 @@ class Scaling:
         return optimizer in self._unscaled
 
     def begin(self, scaler: GradScaler, optimizer: Optimizer) -> None:
-        """A scaler's step of one of ours begins."""
-        self._stepping = (scaler, optimizer)
+        """A scaler's step of one of ours begins: skipped, unless the optimizer's own follows."""
+        self._stepping, self._found = (scaler, optimizer), True
 
     def steps(self, optimizer: Optimizer) -> bool:
         """Whether it is a scaler that makes this optimizer step."""
         return self._stepping is not None and self._stepping[1] is optimizer
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """The optimizer's own step begins. A fused one decides by itself whether to skip, by a tensor of its own."""
+        self._found = getattr(optimizer, "found_inf", False)
+
+    @property
+    def skipped(self) -> Tensor | bool:
+        """Whether the scaler's step that has ended left the parameters as they were; a tensor that is 0 if not."""
+        return self._found
 
     def without(self, optimizer: Optimizer) -> None:
         """One of ours steps: what was scaled was no loss of ours, unless a scaler has to do with this optimizer."""

@@ -1,10 +1,10 @@
-"""Places in torch that are replaced while somebody listens, and exactly as before once nobody does."""
+"""Places in torch that are replaced while somebody listens, and exactly as before while nobody does."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.jit import _builtins
 
-from gradscope.uncompiled import as_written, uncompiled
+from gradscope.attach.uncompiled import as_written, has_compiled, set_eval_frame, uncompiled
 
 Listener = TypeVar("Listener")
 Restore = Callable[[], None]
@@ -24,48 +24,61 @@ class Handle(Generic[Listener]):
 
     seam: Seam[Listener]
     listener: Listener | None = field(repr=False)
+    armed: bool = True
+
+    def arm(self, wanted: bool) -> None:
+        """Receive events, or none until further notice; torch is as it was while no handle of a seam is armed."""
+        if wanted != self.armed and self.listener is not None:
+            self.armed = wanted
+            self.seam.settle()
 
     def remove(self) -> None:
         """Stop listening; at once, also in the middle of an event, and harmlessly if done already."""
-        self.listener = None
+        self.armed, self.listener = False, None
         self.seam.leave(self)
 
 
 @dataclass(eq=False)
 class Seam(Generic[Listener]):
-    """A place in torch that is replaced from the first `listen` to the last `remove`, in whatever order they leave."""
+    """A place in torch that is replaced while some listener is armed; they come and leave in whatever order."""
 
     install: Callable[[], Restore]  # see `replace`
     restore: Restore | None = None
-    _handles: tuple[Handle[Listener], ...] = ()
+    handles: tuple[Handle[Listener], ...] = ()
+    """In the order of their coming. Events go to the armed ones; asking each when its turn comes heeds removals."""
     _lock: Any = field(default_factory=threading.RLock)  # re-entrant: the garbage collector may close a scope in here
 
-    def listen(self, listener: Listener) -> Handle[Listener]:
+    def listen(self, listener: Listener, *, armed: bool = True) -> Handle[Listener]:
         """Add a listener behind those already there."""
-        handle = Handle(self, listener)
+        handle = Handle(self, listener, armed)
         with self._lock:
-            self.restore = self.restore or self.install()
-            self._handles = (*self._handles, handle)
+            self.handles = (*self.handles, handle)
+            try:
+                self.settle()
+            except BaseException:
+                self.handles = self.handles[:-1]
+                raise
         return handle
 
     def leave(self, handle: Handle[Listener]) -> None:
         """Behind `Handle.remove`."""
         with self._lock:
-            self._handles = tuple(other for other in self._handles if other is not handle)
-            if self.restore and not self._handles:
+            self.handles = tuple(other for other in self.handles if other is not handle)
+            self.settle()
+
+    def settle(self) -> None:
+        """Replace the place, or restore it. Code that torch.compile has seen would be compiled anew each time."""
+        with self._lock:
+            if any(handle.armed for handle in self.handles):
+                self.restore = self.restore or self.install()
+            elif self.restore and not (self.handles and has_compiled()):
                 restore, self.restore = self.restore, None
                 restore()
 
     @property
     def busy(self) -> bool:
-        """Whether anybody listens."""
-        return bool(self._handles)
-
-    def __iter__(self) -> Iterator[Listener]:
-        """The listeners at the beginning of the iteration, less those that are removed before their turn."""
-        for handle in self._handles:
-            if (listener := handle.listener) is not None:
-                yield listener
+        """Whether anybody is armed."""
+        return any(handle.armed for handle in self.handles)
 
 
 def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
@@ -90,9 +103,12 @@ def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
 
     @functools.wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        if live and not torch.compiler.is_compiling():
-            return as_written(around, original, args, kwargs)
-        return original(*args, **kwargs)
+        if not live or torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        compiler = set_eval_frame(None)
+        if compiler is None:
+            return around(original, *args, **kwargs)
+        return as_written(compiler, around, original, args, kwargs)
 
     def restore() -> None:
         nonlocal live

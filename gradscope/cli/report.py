@@ -37,15 +37,17 @@ def report(logdir: Path, output: Path | None, form: str | None) -> None:
     if isinstance(found, gradscope.Run):
         with shown.waiting("reading the run"):
             made = found.report()
-        table = shown.findings_table(made.findings)
+        head, table = shown.headline(made.summary["facts"]), shown.findings_table(made.findings)
     else:
         with shown.counted("reading", "runs") as progress:
             made = found.report(progress)
-        table = shown.fleet_table(made.summary["rows"])
+        head, table = "", shown.fleet_table(made.summary["rows"])
     if output is None:
         output = logdir / "report.html" if form == "html" else Path("-")
     said = shown.written(made, output, form)
     if said:
         out = shown.console()
+        if head:
+            out.print(head)
         out.print(table)
         out.print(said, soft_wrap=True, markup=False)

@@ -102,6 +102,12 @@ def format_of(output: Path | None, form: str | None) -> str:
     )
 
 
+def headline(facts: Mapping[str, Any]) -> str:
+    """How long a run was, how much of it is recorded, and where its loss went."""
+    said = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}, {facts['recorded']:,} recorded"
+    return f"{said}, loss {facts['loss']}" if facts["loss"] else said
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Findings, one a row, in as much of their words as the terminal is wide."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -120,14 +126,14 @@ def fleet_table(rows: Sequence[Mapping[str, Any]], most: int = 20) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("finding", no_wrap=True)
     table.add_column("run", overflow="fold", ratio=1)
-    for name in ("horizon", "decay", "clipped", "steps"):
+    for name in ("loss", "horizon", "decay", "clipped", "steps"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows[:most]:
         tint = COLOURS[row["severity"]] if row["severity"] else "green"
-        cells = [row["cells"][name] for name in ("horizon", "decay_min", "clip_rate", "steps")]
+        cells = [row["cells"][name] for name in ("loss", "horizon", "decay_min", "clip_rate", "steps")]
         table.add_row(Text(row["finding"], tint), Text(row["run"]), *cells)
     if len(rows) > most:
-        table.add_row("", f"… and {len(rows) - most:,} more", *[""] * 4)
+        table.add_row("", f"… and {len(rows) - most:,} more", *[""] * 5)
     return table
 
 

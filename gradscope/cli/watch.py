@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gradscope
 from gradscope.attach.custom import find_recurrent, looks_recurrent
+from gradscope.types.loss import change
 
 
 @dataclass(eq=False)
@@ -72,7 +73,8 @@ class Watch:
         if not self.telling:
             return
         if self._recorded:
-            self._say(f"recorded in {_near(self.folder)}; see it with: gradscope report {_near(self.folder)}")
+            folder = _near(self.folder)
+            self._say(f"recorded in {folder}{self._safely(self._how) or ''}; see it with: gradscope report {folder}")
         else:
             self._say("nothing was recorded: no torch optimizer took the parameters of a recurrent layer")
 
@@ -111,10 +113,17 @@ class Watch:
         for watched in over:
             watched.scope.close()
 
-    def _safely(self, do: Any, *arguments: Any) -> None:
-        """Nothing that goes wrong in here may reach the script."""
+    def _how(self) -> str:
+        """How many steps of the first model are recorded, and where its loss went."""
+        steps = gradscope.load(self.folder).frame("steps")
+        recorded, count = steps.loc[steps["recorded"], "step"].nunique(), steps["step"].nunique()
+        loss = change(steps)
+        return f": {recorded:,} of {count:,} step{'s' * (count != 1)}{f', loss {loss}' if loss else ''}"
+
+    def _safely(self, do: Any, *arguments: Any) -> Any:
+        """What comes of it; nothing that goes wrong in here may reach the script."""
         try:
-            do(*arguments)
+            return do(*arguments)
         except gradscope.GradscopeError as error:
             self._say(str(error))
         except Exception as error:

@@ -38,7 +38,8 @@ def show(summaries: Sequence[Summary], console: Console) -> None:
     for summary in summaries:
         for name, layer in summary.layers.items():
             title = summary.trial.title if len(summary.layers) == 1 else f"{summary.trial.title}, {name}"
-            console.print(Text.assemble("\n", (title, f"bold {_colour(summary)}"), f": {sentence(layer)}"))
+            loss = f"loss {summary.loss}; " if summary.loss else ""
+            console.print(Text.assemble("\n", (title, f"bold {_colour(summary)}"), f": {loss}{sentence(layer)}"))
     clipping = summaries[0].trial.clipping
     console.print(Text(f"\nReach: the share of the loss gradient left, clipping by {clipping}", "bold"))
     curves = [_curve(summary) for summary in summaries if summary.trial.clipping == clipping]
@@ -55,7 +56,7 @@ def _table(summaries: Sequence[Summary], plain: bool) -> Table:
                 Text(summary.trial.cell.upper(), _colour(summary)),
                 f"{summary.trial.clipping} {summary.clipped:>4.0%}",
                 f"{summary.accuracy:.1%}",
-                f"{_lags(layer.before, plain)} {'->' if plain else '→'} {_lags(layer.after, plain):>4}",
+                f" {'->' if plain else '→'} ".join(_lags(it, plain) for it in (layer.before, layer.after) if it),
                 f"{layer.decay:+.3f}",
                 f"{layer.gate} {layer.saturated:.0%}",
                 f"{summary.overhead:.1%}",

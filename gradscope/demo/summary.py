@@ -7,6 +7,8 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from gradscope.demo.training import Trial
+from gradscope.types.clips import share
+from gradscope.types.loss import Change, change
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,7 @@ class Layer:
     """One recurrent layer, before training and at its end (the median over the last recorded steps).
 
     Attributes:
-        before: its horizon at the first recorded step.
+        before: its horizon at the first recorded step; None where too few are recorded to tell beginning from end.
         after: its horizon at the end.
         decay: decades per step that its reach gains at the end (loses, if negative).
         gate: its most saturated gate at the end.
@@ -40,7 +42,7 @@ class Layer:
         reach: columns `p10`, `p50` and `p90` by lag at the end.
     """
 
-    before: Horizon
+    before: Horizon | None
     after: Horizon
     decay: float
     gate: str
@@ -59,6 +61,7 @@ class Summary:
         clipped: share of optimizer steps at which clipping changed the gradients.
         overhead: gradscope's own share of the training time.
         layers: its recurrent layers, by name.
+        loss: from what to what it went; None where no loss was seen.
     """
 
     trial: Trial
@@ -66,6 +69,7 @@ class Summary:
     clipped: float
     overhead: float
     layers: dict[str, Layer]
+    loss: Change | None = None
 
 
 def summarise(trial: Trial, accuracy: float, run: Run) -> Summary:
@@ -74,9 +78,10 @@ def summarise(trial: Trial, accuracy: float, run: Run) -> Summary:
     return Summary(
         trial,
         accuracy,
-        clipped=clips.loc[clips["clipped"], "step"].nunique() / len(steps),
+        clipped=share(steps, clips),
         overhead=float(steps["overhead_s"].sum() / steps["step_s"].sum()),
         layers={f"{key.module}[{key.layer}] {key.direction}": _layer(run, key) for key in run.layers if not key.chain},
+        loss=change(steps),
     )
 
 
@@ -88,7 +93,7 @@ def _layer(run: Run, key: LayerKey) -> Layer:
     gates = run.frame("gates", step=steps, **filters)
     saturated = (gates["low"] + gates["high"]).groupby(gates["gate"]).mean()
     return Layer(
-        before=_horizon(records.head(1)),
+        before=_horizon(records.head(1)) if len(records) > LATE else None,
         after=_horizon(late),
         decay=float(late["decay"].median()),
         gate=str(saturated.idxmax()),
@@ -115,20 +120,22 @@ def _reached(layer: Layer) -> str:
     lag, left = layer.after.lag, float(layer.reach["p50"].iloc[-1])
     if isnan(lag):
         return "how far its loss gradient reaches back could not be observed, for the reasons in the table `notes`"
+    back = f"{lag:.0f} steps back{_earlier(layer)}"
     if not layer.after.censored:
         return (
-            f"less than a thousandth of the loss gradient is left {lag:.0f} steps back ({_earlier(layer)}), so the "
+            f"less than a thousandth of the loss gradient is left {back}, so the "
             f"first {layer.timesteps - lag:.0f} of {layer.timesteps} inputs can hardly teach it anything"
         )
     if left > 2:
-        return f"the loss gradient grows {left:,.0f}-fold on its way to {lag:.0f} steps back ({_earlier(layer)})"
+        return f"the loss gradient grows {left:,.0f}-fold on its way to {back}"
     learns = "can teach it" if left >= FAINT else "teach it little"
     share = f"{left:.0%}" if left >= FAINT else f"{left:.1%}"
-    back = f"{lag:.0f} steps back ({_earlier(layer)})"
     return f"{share} of the loss gradient is left {back}, so the first inputs {learns}"
 
 
 def _earlier(layer: Layer) -> str:
+    if layer.before is None:
+        return ""
     if layer.before.censored:
-        return f"before training, it reached all {layer.before.lag:.0f}"
-    return f"before training, a thousandth after {layer.before.lag:.0f}"
+        return f" (before training, it reached all {layer.before.lag:.0f})"
+    return f" (before training, a thousandth after {layer.before.lag:.0f})"

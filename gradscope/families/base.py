@@ -11,6 +11,7 @@ path of an LSTM needs a scan forward, and the Jacobian of a step is never formed
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,6 +187,8 @@ class Family(ABC):
 
 TANH_LIMITS = (-0.9, 0.9)
 SIGMOID_LIMITS = (0.1, 0.9)
+RELU_LIMITS = (torch.finfo(torch.float32).tiny, math.inf)
+"""Below the smallest normal number: a smaller one would be 0 itself under `torch.set_flush_denormal(True)`."""
 
 
 def preactivations(layer: Layer, previous: Tensor, gates: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscope.families.base import SIGMOID_LIMITS, TANH_LIMITS
+from gradscope.families.base import RELU_LIMITS, SIGMOID_LIMITS, TANH_LIMITS
 from gradscope.families.blocks import measure_square_blocks
 from gradscope.families.jacobians import ProbedSteps, Steps, steps_of
 from gradscope.families.measure import norm, relative, relative_parts
@@ -18,7 +18,7 @@ from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.types import Analysis, Gate, Recurrence
 
 WITNESSED = frozenset({"grad_h", "grad_h_direct", "state", "cell"})
-LIMITS = {"sigmoid": SIGMOID_LIMITS, "tanh": TANH_LIMITS, "relu": (1e-45, math.inf)}
+LIMITS = {"sigmoid": SIGMOID_LIMITS, "tanh": TANH_LIMITS, "relu": RELU_LIMITS}
 
 
 NOT_RUN = (

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradscope.families.base import (
+    RELU_LIMITS,
     TANH_LIMITS,
     Cotangents,
     Family,
@@ -125,4 +126,4 @@ class ReluRNN(_Elman):
 
     @override
     def limits(self, gate: str) -> tuple[float, float]:
-        return 1e-45, float("inf")  # the smallest positive float32
+        return RELU_LIMITS

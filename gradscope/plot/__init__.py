@@ -15,7 +15,8 @@ from gradscope.plot.data import LATE
 from gradscope.plot.fleet import runs
 from gradscope.plot.gates import gates, saturation
 from gradscope.plot.gradients import heatmap, horizon, jacobians, reach, timesteps
-from gradscope.plot.weights import spectra
+from gradscope.plot.loss import loss
+from gradscope.plot.weights import spectra, updates
 
 __all__ = [
     "LATE",
@@ -24,10 +25,12 @@ __all__ = [
     "heatmap",
     "horizon",
     "jacobians",
+    "loss",
     "reach",
     "runs",
     "saturation",
     "spectra",
     "thresholds",
     "timesteps",
+    "updates",
 ]

@@ -45,6 +45,7 @@ def clipping(run: Run, *, ax: Axes | None = None) -> Axes:
     style.logarithmic(ax.yaxis, frame[["before", "after"]].to_numpy().ravel())
     style.legend(ax)
     ax.margins(x=0.01)
+    style.whole(ax.xaxis, bins["step"])
     ax.set(xlabel="training step", ylabel="norm of the gradient")
     return ax
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.errors import GradscopeError
-from gradscope.types import LayerKey
-from gradscope.types.clips import limiting
+from gradscope.types import LayerKey, loss
+from gradscope.types.clips import limiting, looked_at
 
 if TYPE_CHECKING:
     from gradscope.record.run import Run
@@ -21,6 +21,9 @@ MAX_CELLS = 400
 """Columns of a heatmap and points of a line, at most; longer sequences are drawn in bins of several timesteps."""
 MAX_POINTS = 1_000
 """Optimizer steps drawn one by one, at most."""
+CALM = 25
+"""A running median looks this part of all points to either side, and never further than to the first point; with fewer
+points than this, each stands for itself."""
 
 Layer = LayerKey | str | None
 Steps = int | slice | Iterable[int] | None
@@ -147,6 +150,12 @@ def horizons(run: Run, key: LayerKey) -> Frame:
     return found.assign(horizon_censored=by_step["horizon_censored"].mean() > 0.5).reset_index()
 
 
+def updates(run: Run, key: LayerKey) -> Frame:
+    """How much each step's optimizer changed the recurrent blocks: columns `gate`, `step`, `update`, where known."""
+    found = read(run, "weights", ["step", "gate", "update"], key._asdict()).dropna(subset=["update"])
+    return found.groupby(["gate", "step"], sort=False)["update"].median().reset_index()
+
+
 def eigenvalues(run: Run, key: LayerKey, step: Steps = None) -> Frame:
     """Eigenvalues of the recurrent blocks at the last of the steps: columns `gate`, `real`, `imag`."""
     frame = read(run, "spectra", ["step", "gate", "real", "imag"], of(run, key, step))
@@ -156,14 +165,16 @@ def eigenvalues(run: Run, key: LayerKey, step: Steps = None) -> Frame:
 def norms(run: Run) -> Frame:
     """Gradient norms by optimizer step: columns `step`, `before`, `after`, `threshold`, `clipped`, `kind`.
 
-    One row per call that can clip; where there is none, the norm of the recurrent gradients by step, `kind` empty.
+    One row per measured call that can clip; where there is none, the norm of the recurrent gradients by step that was
+    looked at, `kind` empty.
     """
-    columns = ["step", "kind", "how", "threshold", "norm_before", "norm_after", "clipped"]
+    columns = ["step", "kind", "how", "threshold", "norm_before", "norm_after", "clipped", "nonfinite"]
     calls = limiting(run.source.read("clips", None, columns)).replace([np.inf, -np.inf], np.nan)
     if len(calls):
         names = {"norm_before": "before", "norm_after": "after"}
         return calls.rename(columns=names)[["step", "before", "after", "threshold", "clipped", "kind"]]
-    steps = read(run, "steps", ["step", "grad_norm"], {})
+    steps = run.source.read("steps", None, ["step", "grad_norm", "nonfinite"])
+    steps = steps[looked_at(steps)].replace([np.inf, -np.inf], np.nan)
     blank = {"after": steps["grad_norm"], "threshold": np.nan, "clipped": False, "kind": ""}
     return steps.rename(columns={"grad_norm": "before"})[["step", "before"]].assign(**blank)
 
@@ -175,12 +186,48 @@ def binned_norms(frame: Frame) -> Frame:
     """
     if frame.empty:
         return frame.assign(p10=[], p90=[], calls=[])
-    width = max(1, -(-int(frame["step"].max() - frame["step"].min() + 1) // MAX_POINTS))
-    bins = frame.groupby(frame["step"] // width * width)
+    bins = frame.groupby(_bins(frame["step"]))
     before = bins["before"]
     found = {"p10": before.quantile(0.1), "before": before.median(), "p90": before.quantile(0.9)}
     found |= {name: bins[name].median() for name in ("after", "threshold")}
     return bins["clipped"].mean().to_frame().assign(**found, calls=bins.size()).reset_index()
+
+
+def _bins(steps: Frame) -> Frame:
+    """The first step of each step's bin: the step itself, where there are not too many."""
+    width = max(1, -(-int(steps.max() - steps.min() + 1) // MAX_POINTS))
+    return steps // width * width
+
+
+def losses(run: Run) -> Frame:
+    """The loss of every optimizer step at which it was seen: columns `step`, `loss`, `nonfinite` (1 or 0)."""
+    found = loss.seen(run.source.read("steps", None, ["step", "loss", "nonfinite"]))
+    infinite = ~np.isfinite(found["loss"].to_numpy(float))
+    return found[["step", "loss"]].assign(nonfinite=infinite.astype(int)).sort_values("step", ignore_index=True)
+
+
+def binned_losses(frame: Frame) -> Frame:
+    """What `losses` gave, with steps in bins where there are many, and a running median of the bins.
+
+    Columns `step` (the first of its bin), `p10`, `loss` (median), `p90`, `running`, `nonfinite`, `steps`.
+    """
+    if frame.empty:
+        return frame.assign(p10=[], p90=[], running=[], steps=[])
+    finite = frame["loss"].where(frame["nonfinite"] == 0)
+    bins, by_bin = (it.groupby(_bins(frame["step"])) for it in (finite, frame["nonfinite"]))
+    found = {"p10": bins.quantile(0.1), "loss": bins.median(), "p90": bins.quantile(0.9)}
+    found["running"] = running_median(found["loss"].to_numpy())
+    table = by_bin.sum().to_frame().assign(**found, steps=by_bin.size()).rename_axis("step").reset_index()
+    return table[["step", "p10", "loss", "p90", "running", "nonfinite", "steps"]]
+
+
+def running_median(values: Array) -> Array:
+    """The median around each value; at the beginning of fewer, so that a steep start stays steep. NaN stays NaN."""
+    wide = len(values) // CALM
+    near = (values[place - min(place, wide) : place + min(place, wide) + 1] for place in range(len(values)))
+    return np.array(
+        [np.nan if np.isnan(value) else np.nanmedian(some) for value, some in zip(values, near, strict=True)]
+    )
 
 
 def would_clip(run: Run, points: int = 101) -> Frame:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MOST_BINS = 40
 SEVERITIES = {"": "healthy", "info": "info", "warning": "warning", "critical": "critical"}
 LABELS = {
+    "loss_first": "median loss of the first tenth of the steps",
+    "loss_last": "median loss of the last tenth of the steps",
     "horizon": "steps back to 1/1000 of the loss gradient",
     "decay_min": "decades per step back, layer that loses most",
     "decay_max": "decades per step back, layer that gains most",
@@ -82,4 +84,6 @@ def _borders(values: Any, logarithmic: bool) -> Any:
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     borders = np.linspace(low, high, number + 1)
-    return 10**borders if logarithmic else borders
+    borders = 10**borders if logarithmic else borders
+    borders[0], borders[-1] = min(borders[0], values.min()), max(borders[-1], values.max())  # rounding loses no run
+    return borders

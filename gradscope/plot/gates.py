@@ -52,7 +52,8 @@ def gates(
         ax.plot(rows[over], -rows["low"], color=colour, linewidth=1.6, marker=marker)
     _mirrored(ax)
     style.legend(ax, ncols=2 if len(names) > 2 else 1)
-    ax.set(xlabel="timestep t" if over == "t" else "training step", ylabel="at the lower | upper limit")
+    ax.set(xlabel="timestep t", ylabel="at the lower | upper limit")
+    (style.whole if over == "t" else style.training)(ax.xaxis, frame[over])
     return ax
 
 

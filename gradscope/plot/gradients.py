@@ -115,9 +115,10 @@ def _curves(ax: Axes, frames: dict[str, Frame], over: str, line: dict[str, Any],
         _curve(ax, frame, over, {"color": colour, **named, **line})
     drawn = [np.asarray(line.get_ydata(), float) for line in ax.get_lines()]
     style.logarithmic(ax.yaxis, np.concatenate([*drawn, [level or np.nan]]))
-    _mark_nonfinite(ax, shown, over)
+    style.mark_nonfinite(ax, sorted({at for frame in shown.values() for at in frame.loc[frame["nonfinite"] > 0, over]}))
     style.legend(ax)
     ax.margins(x=0.01)
+    style.whole(ax.xaxis, np.concatenate([frame[over] for frame in shown.values()]))
     return True
 
 
@@ -127,15 +128,6 @@ def _curve(ax: Axes, frame: Frame, over: str, line: dict[str, Any]) -> None:
     (drawn,) = ax.plot(frame[over], middle, **look)
     floor = np.where(np.isnan(low), middle, low)  # a tenth percentile of 0 lies below any logarithmic axis
     ax.fill_between(frame[over], floor, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
-
-
-def _mark_nonfinite(ax: Axes, frames: dict[str, Frame], over: str) -> None:
-    places = sorted({place for frame in frames.values() for place in frame.loc[frame["nonfinite"] > 0, over]})
-    if places:
-        where = ax.get_xaxis_transform()
-        ax.plot(
-            places, [0.97] * len(places), "x", transform=where, color=style.muted(ax), label="NaN or inf", markersize=5
-        )
 
 
 def heatmap(run: Run, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes | None = None) -> Axes:
@@ -165,7 +157,10 @@ def heatmap(run: Run, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.set_label(f"log10 {style.UNITS.get(quantity, quantity)}")
     ax.grid(False)
-    ax.set(xlabel="timestep t", ylabel="training step")
+    style.whole(ax.xaxis, cells.columns)
+    style.training(ax.yaxis, cells.index)
+    ax.autoscale_view()  # to the borders of the cells
+    ax.set_xlabel("timestep t")
     return ax
 
 
@@ -197,5 +192,6 @@ def horizon(run: Run, *, layer: Layer = None, ax: Axes | None = None, **line: An
     style.whole(ax.yaxis)
     ax.set_ylim(0, 1.06 * max(1.0, *(float(np.nanmax(line.get_ydata(), initial=0)) for line in ax.get_lines())))
     style.legend(ax)
-    ax.set(xlabel="training step", ylabel="steps back to 1/1000 (○: beyond)")
+    style.training(ax.xaxis, np.concatenate([line.get_xdata() for line in ax.get_lines()]))
+    ax.set(ylabel="steps back to 1/1000 (○: beyond)")
     return ax

@@ -41,6 +41,10 @@ UNITS = {
     "state": "rms of h",
     "cell": "rms of c",
 }
+CROWDED = 0.2
+"""Records crowd where half of them are in this first part of the steps."""
+DENSE = 16
+"""So many steps are recorded one after another before they become sparser, by default."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -118,11 +122,43 @@ def logarithmic(axis: Axis, values: Array) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
 
 
-def whole(axis: Axis) -> None:
-    """Ticks at whole numbers only."""
-    from matplotlib.ticker import MaxNLocator
+def whole(axis: Axis, values: Any = ()) -> None:
+    """Ticks at whole numbers only; a single value stands alone, and its axis ends one before and one after it."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    axis.set_major_locator(MaxNLocator("auto", integer=True))
+    points = np.unique(np.asarray(values, float))
+    axis.set_major_locator(FixedLocator(list(points)) if len(points) == 1 else MaxNLocator("auto", integer=True))
+    if len(points) == 1:
+        _limit(axis, points[0] - 1, points[0] + 1)
+
+
+def _limit(axis: Axis, low: float, high: float) -> None:
+    """Bounds that another run, drawn into the same axes, may still widen."""
+    (axis.axes.set_xlim if axis is axis.axes.xaxis else axis.axes.set_ylim)(low, high, auto=None)
+
+
+def training(axis: Axis, steps: Any) -> None:
+    """An axis of training steps; logarithmic where most records are of the beginning, as they are by default."""
+    points = np.unique(np.asarray(steps, float))
+    whole(axis, points)
+    axis.set_label_text("training step")
+    if len(points) > 8 and np.median(points) - points[0] < CROWDED * (points[-1] - points[0]):
+        _logarithmic_steps(axis, points)
+
+
+def _logarithmic_steps(axis: Axis, steps: Array) -> None:
+    """Linear up to where the records become sparser, and logarithmic from there; so each takes the same room."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    gap, last = float(np.diff(steps).min()), float(steps[-1])
+    dense = DENSE * gap
+    axis._set_axes_scale("symlog", linthresh=dense, linscale=0.54)  # type: ignore[attr-defined]
+    decades = range(int(np.log10(last)) + 1)
+    ticks = [factor * 10**decade for decade in decades for factor in ((1, 3) if len(decades) < 5 else (1,))]
+    axis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if tick >= dense / 2)]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _limit(axis, steps[0] - gap, last + last / DENSE)
 
 
 def power(value: float) -> str:
@@ -145,6 +181,14 @@ def positive(values: Any) -> Array:
 def drawable(*columns: Any) -> bool:
     """Whether anything is left to draw on a logarithmic axis."""
     return any(bool(np.isfinite(positive(column)).any()) for column in columns)
+
+
+def mark_nonfinite(ax: Axes, places: Any) -> None:
+    """Crosses along the upper edge, where values are not finite."""
+    where = ax.get_xaxis_transform()
+    look: dict[str, Any] = {"color": muted(ax), "label": "NaN or inf", "markersize": 5, "gid": "marks"}
+    if len(places):
+        ax.plot(places, np.full(len(places), 0.97), "x", transform=where, **look)
 
 
 def mark_lonely(values: Array) -> str | None:

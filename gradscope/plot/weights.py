@@ -15,6 +15,36 @@ if TYPE_CHECKING:
     from gradscope.record.run import Run
 
 
+def updates(run: Run, *, layer: Layer = None, ax: Axes | None = None) -> Axes:
+    """How much each recorded step changed one layer's recurrent blocks: the norm of the change over that of the block.
+
+    Args:
+        run: what was recorded.
+        layer: which layer; may be left out where there is but one.
+        ax: where to draw; the current axes by default.
+
+    Raises:
+        GradscopeError: the run has no such layer, or several are meant.
+    """
+    ax = style.axes(ax)
+    key = data.one(run, layer)
+    ax.set_title("Updates of the recurrent weights", loc="left")
+    frame = None if key is None else data.updates(run, key)
+    if frame is None or not style.drawable(frame["update"]):
+        return style.say(ax, "no update of the weights was seen")
+    names = list(dict.fromkeys(frame["gate"]))
+    for gate, colour in zip(names, style.colours(len(names)), strict=True):
+        rows = frame[frame["gate"] == gate].sort_values("step")
+        sizes = style.positive(rows["update"])
+        ax.plot(rows["step"], sizes, color=colour, label=gate, linewidth=1.6, marker=style.mark_lonely(sizes))
+    style.logarithmic(ax.yaxis, frame["update"].to_numpy())
+    style.legend(ax)
+    ax.margins(x=0.01)
+    style.training(ax.xaxis, frame["step"])
+    ax.set(ylabel="norm of the change / norm of the block")
+    return ax
+
+
 def spectra(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
     """Eigenvalues of one layer's recurrent blocks in the complex plane, with the unit circle.
 

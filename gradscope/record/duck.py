@@ -14,37 +14,72 @@ from typing import Any, NamedTuple
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record import arrow, parts
 from gradscope.record.query import Condition
-from gradscope.record.schema import TABLES
+from gradscope.record.schema import FLOAT, TABLES
+from gradscope.types import loss
 
 _ATTEMPTS = 5
 _ROWS = """
-    FROM read_parquet(
-        $files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true
+    FROM (
+        FROM read_parquet(
+            $files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true
+        ) UNION ALL BY NAME FROM blank
     ) AS rows
     JOIN listed USING (filename)
 """
 """The rows of one table of all runs, with `run` (a number), `rank`, `place`, the place of their file, and `shared`,
-whether the run has several ranks: only there can rows of `steps` have a step in common."""
+whether the run has several ranks: only there can rows of `steps` have a step in common. A column that no file has, as
+of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
+
+
+def _nan(column: str) -> str:
+    """Whether a number is NaN, or of a column that the file has not, for conditions.
+
+    DuckDB answers conditions from the statistics of Parquet files where it can, and these know of no NaN; that a column
+    of `listed` takes part keeps it from that.
+    """
+    return f"coalesce(isnan({column} + place), true)"
+
 
 STEPS = f"""
     WITH counted AS (
-        SELECT run, count(*) AS attempts, min(step) AS first_step, max(step) AS last_step,
+        SELECT run, count(*) AS attempts, count(*) FILTER (NOT isnan(grad_norm) OR nonfinite > 0) AS looked_at,
             median(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm,
             max(grad_norm) FILTER (isfinite(grad_norm)) AS grad_norm_max,
             sum(step_s) AS seconds, sum(overhead_s) / nullif(sum(step_s), 0) AS overhead
         {_ROWS} GROUP BY run
     ), common AS (SELECT run, count(DISTINCT step) AS steps {_ROWS} WHERE shared GROUP BY run),
     ill AS (SELECT run, count(DISTINCT step) AS nonfinite_steps {_ROWS} WHERE nonfinite > 0 GROUP BY run),
-    passed AS (SELECT run, count(DISTINCT step) AS skipped_steps {_ROWS} WHERE skipped GROUP BY run)
-    SELECT counted.*, coalesce(steps, attempts) AS steps, nonfinite_steps, skipped_steps
-    FROM counted LEFT JOIN common USING (run) LEFT JOIN ill USING (run) LEFT JOIN passed USING (run)
-"""
-CLIPS = f"""
-    WITH clipped AS (
-        SELECT DISTINCT run, rank, step {_ROWS} WHERE clipped AND (kind <> 'modified' OR how = 'clamped')
+    passed AS (SELECT run, count(DISTINCT step) AS skipped_steps {_ROWS} WHERE skipped GROUP BY run),
+    seen AS (
+        SELECT run, step, {_nan("loss")} AS lost, CASE WHEN lost THEN CAST('infinity' AS DOUBLE) ELSE loss END AS value
+        {_ROWS} WHERE NOT lost OR nonfinite > 0
+    ), stretches AS (
+        SELECT run, min(step) AS first_step, max(step) AS last_step,
+            greatest(1, (last_step - first_step + 1) // {loss.SHARE}) AS tenth
+        FROM seen GROUP BY run HAVING bool_or(NOT lost)
+    ), ends AS (
+        SELECT run, median(value) FILTER (step < first_step + least(tenth, {loss.EARLY})) AS loss_first,
+            median(value) FILTER (step > last_step - least(tenth, {loss.LATE})) AS loss_last
+        FROM seen JOIN stretches USING (run) GROUP BY run
     )
-    SELECT run, count(*) AS clipped FROM clipped GROUP BY run
+    SELECT counted.*, coalesce(steps, attempts) AS steps, nonfinite_steps, skipped_steps, loss_first, loss_last
+    FROM counted LEFT JOIN common USING (run) LEFT JOIN ill USING (run) LEFT JOIN passed USING (run)
+        LEFT JOIN ends USING (run)
 """
+"""`loss_first` and `loss_last` are those of `gradscope.types.loss`."""
+_LIMITS = "(kind <> 'modified' OR how = 'clamped') AND threshold <> 'infinity'"
+CLIPS = f"""
+    WITH calls AS (SELECT run, bool_or(kind <> 'modified') AS called {_ROWS} WHERE {_LIMITS} GROUP BY run),
+    unmeasured AS (
+        SELECT DISTINCT run, rank, step {_ROWS} WHERE {_LIMITS} AND {_nan("norm_before")} AND nonfinite = 0
+    ), clipped AS (
+        SELECT DISTINCT run, rank, step {_ROWS} WHERE {_LIMITS} AND clipped
+    ), of_known AS (
+        SELECT run, count(*) AS clipped FROM clipped ANTI JOIN unmeasured USING (run, rank, step) GROUP BY run
+    ), unknown AS (SELECT run, count(*) AS unmeasured FROM unmeasured GROUP BY run)
+    SELECT * FROM calls LEFT JOIN of_known USING (run) LEFT JOIN unknown USING (run)
+"""
+"""What `gradscope.types.clips.share` asks of the calls."""
 LAYERS = f"""
     WITH dated AS (
         SELECT rows.*, run,
@@ -126,7 +161,7 @@ def ask(roots: Sequence[Path], table: str, question: str, asked: Mapping[str, An
         if not files:
             return None
         try:
-            return _answer(files, question, asked or {})
+            return _answer(files, table, question, asked or {})
         except failures as error:
             found = listed(roots, table)
             kept = [one for one in found if one in set(files) and _sound(one.path)] if found == files else found
@@ -136,7 +171,7 @@ def ask(roots: Sequence[Path], table: str, question: str, asked: Mapping[str, An
     raise GradscopeError(f"the files of {table!r} change too fast to be read")
 
 
-def _answer(files: Sequence[Listed], question: str, asked: Mapping[str, Any]) -> Any:
+def _answer(files: Sequence[Listed], table: str, question: str, asked: Mapping[str, Any]) -> Any:
     pa = arrow.pyarrow()
     ranks = Counter(run for run, _ in {(one.run, one.rank) for one in files})
     known = {
@@ -148,6 +183,7 @@ def _answer(files: Sequence[Listed], question: str, asked: Mapping[str, Any]) ->
     }
     with connect() as database:
         database.register("listed", pa.table(known))
+        database.register("blank", arrow.schema(TABLES[table]).empty_table())
         patterns = [_literally(one.path) for one in files]
         return database.sql(question, params={"files": patterns, **asked}).to_arrow_table()
 
@@ -173,6 +209,8 @@ def _sound(path: Path) -> bool:
 def rows(table: str, wanted: Mapping[str, Condition]) -> tuple[str, dict[str, Any]]:
     """The question for the rows of a table that meet all conditions, in the order of `Run.frame`, run by run."""
     terms, asked = _terms(wanted)
+    bounded = [name for name, it in wanted.items() if it.low is not None and TABLES[table].columns.get(name) == FLOAT]
+    terms += [f"NOT {_nan(name)}" for name in bounded]  # to DuckDB, NaN is larger than all numbers
     columns = ", ".join(f'rows."{name}"' for name in TABLES[table].columns)
     order = ", ".join(f'rows."{name}"' for name in TABLES[table].order)
     where = f"WHERE {' AND '.join(terms)}" if terms else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -40,8 +39,10 @@ COLUMNS: Mapping[str, str] = {
     "timesteps": "length of the longest sequence",
     "decay_min": "decades that the loss gradient gains per step back, of the layer where it loses most",
     "decay_max": "the same of the layer where it gains most",
-    "clip_rate": "share of the optimizer steps whose gradients were clipped",
-    "nonfinite_steps": "steps with a gradient that was not finite",
+    "clip_rate": "share of the optimizer steps whose gradients were clipped, of those of which that is known",
+    "loss_first": "median loss of the first tenth of the steps, at most 10 of them; infinite where most was not finite",
+    "loss_last": "median loss of the last tenth of the steps, at most 100 of them; infinite where most was not finite",
+    "nonfinite_steps": "steps with a loss or a gradient that was not finite",
     "skipped_steps": "steps that a GradScaler skipped",
     "grad_norm": "median finite norm of the recurrent gradients",
     "grad_norm_max": "largest finite norm of the recurrent gradients",
@@ -56,6 +57,8 @@ COLUMNS: Mapping[str, str] = {
 }
 """What the columns of a fleet's table mean; those of layers are medians over the last four recorded steps of each."""
 COUNTS = ("timesteps", "nonfinite_steps", "skipped_steps", "steps", "recorded", "layers", "notes")
+ASKED = ("attempts", "looked_at", "clipped", "unmeasured", "called")
+"""Columns of answers from which others are made."""
 QUESTIONS = {"steps": duck.STEPS, "clips": duck.CLIPS, "layers": duck.LAYERS, "notes": duck.NOTES}
 SHOWN = 20
 
@@ -166,9 +169,8 @@ class Fleet(Mapping[str, Run]):
             found = duck.ask(roots, table, question, {"late": LATE} if table == "layers" else {})
             if found is not None:
                 whole = whole.join(found.to_pandas().set_index("run"))
-        whole = whole.reindex(columns=[*dict.fromkeys([*whole.columns, *COLUMNS])])
-        clipped = whole.get("clipped", pd.Series(0.0, whole.index)).fillna(0)
-        whole["clip_rate"] = clipped / whole.get("attempts", pd.Series(math.nan, whole.index))
+        whole = whole.reindex(columns=[*dict.fromkeys([*whole.columns, *COLUMNS, *ASKED])])
+        whole["clip_rate"] = _clip_rate(whole)
         whole["path"] = pd.Series([str(self.root / name) for name in self], dtype="str")
         whole = whole[[name for name in COLUMNS if name not in FOUND]]
         kinds = {name: "int64" for name in COUNTS}
@@ -186,6 +188,13 @@ class Fleet(Mapping[str, Run]):
         except GradscopeError as error:
             return f"<p>{escape(repr(self))}: {escape(str(error))}</p>"
         return f"<p>{escape(repr(self))}</p>{numbers.head(SHOWN).to_html(index=False)}"
+
+
+def _clip_rate(answers: Any) -> Any:
+    """The share of clipped steps, as `gradscope.types.clips.share` counts it."""
+    called = answers["called"].eq(True)
+    counted = (answers["attempts"] - answers["unmeasured"].fillna(0)).where(called, answers["looked_at"])
+    return answers["clipped"].fillna(0) / counted.where(counted > 0)
 
 
 def worst(findings: Sequence[Finding]) -> Finding:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,25 +15,63 @@ from gradscope.errors import RecordError
 from gradscope.record.apart import Apart, Sink
 from gradscope.types import Batch, Rows
 
-WAITING = 64
+Number = float | torch.Tensor
+"""On the host its value; elsewhere a tensor, which is read when rows are flushed."""
+WAITING_S, WAITING = 1.0, 1000
+"""Seconds, or steps, that rows wait at most; a step that ends later hands them on."""
 
 
-@dataclass(frozen=True, slots=True)
+def keep(x: torch.Tensor) -> Number:
+    """The number in a tensor that the training has computed: read at once on the host, else by reference."""
+    return x.item() if x.is_cpu else x.detach()
+
+
+@dataclass(slots=True, eq=False)
 class Later:
     """Rows, or none, that are known when some numbers are on the host.
 
     Attributes:
-        values: the numbers, one-dimensional, on any device.
-        rows: makes the rows of them.
+        values: numbers, and tensors on any device; of one that the loop writes into meanwhile, NaN is read.
+        rows: makes the rows of the numbers, a float or a tensor on the host for each.
     """
 
-    values: torch.Tensor
-    rows: Callable[[torch.Tensor], Rows | None]
+    values: Sequence[Number]
+    rows: Callable[..., Rows | None]
+    versions: tuple[int, ...] = field(init=False)
+    """Of the tensors."""
+
+    def __post_init__(self) -> None:
+        """Remember whether the tensors are as they were."""
+        tensors = [value for value in self.values if isinstance(value, torch.Tensor)]
+        self.versions = tuple(map(_version, tensors)) if tensors else ()
+
+    @property
+    def known(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return not any(isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in self.values)
+
+    def made(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
+        """The rows.
+
+        Args:
+            numbers: what each tensor is on the host, by its identity.
+        """
+        found, versions = list[Number](), iter(self.versions)
+        for value in self.values:
+            if isinstance(value, torch.Tensor):
+                whole = numbers[id(value)].reshape(value.shape)
+                value = whole if _version(value) == next(versions) else torch.full_like(whole, math.nan)
+            found.append(value)
+        return self.rows(*found)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Gives batches to the sinks in order; 0-dim tensors among the columns are brought to the host many at a time.
+    """Gives batches to the sinks in order; tensors are brought to the host many at a time.
 
     Attributes:
         sinks: ours, called at once.
@@ -41,18 +81,21 @@ class Recorder:
     sinks: Sequence[Sink]
     apart: Sequence[Apart] = ()
     waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
 
-    def add(self, step: int, rows: Iterable[Rows | Later], *, now: bool) -> None:
-        """Take the rows of a step.
+    def add(self, step: int, rows: list[Rows | Later], *, at: float) -> bool:
+        """Take the rows of a step: whether it is time to hand on what has come.
 
         Args:
             step: its number.
-            rows: their columns may hold 0-dim tensors.
-            now: the device has been waited for anyway.
+            rows: of any tables.
+            at: the time, by `time.perf_counter`.
         """
-        self.waiting.append((step, list(rows)))
-        if now or len(self.waiting) >= WAITING:
-            self.drain()
+        self.waiting.append((step, rows))
+        if at - self.since < WAITING_S and len(self.waiting) < WAITING:
+            return False
+        self.since = at
+        return True
 
     def drain(self) -> None:
         """Hand everything on, to every sink, whatever one of them raises.
@@ -89,13 +132,13 @@ def _all(actions: Iterable[Callable[[], None]]) -> None:
 
 def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch]:
     """Steps and their rows with numbers in place of tensors: one copy for each device."""
-    blocks = [block for _, rows in waiting for block in rows]
     tensors: list[torch.Tensor] = []
-    for block in blocks:
-        columns = [block.values] if isinstance(block, Later) else block.columns.values()
-        tensors += [c for c in columns if isinstance(c, torch.Tensor)]
-    numbers = _numbers(tensors)
-    return [Batch(step, tuple(r for b in rows if (r := _replaced(b, numbers)) is not None)) for step, rows in waiting]
+    for _, rows in waiting:
+        for block in rows:
+            if isinstance(block, Later):
+                tensors += [value for value in block.values if isinstance(value, torch.Tensor)]
+    numbers = _numbers(tensors) if tensors else {}
+    return [Batch(step, tuple(r for b in rows if (r := _made(b, numbers)) is not None)) for step, rows in waiting]
 
 
 def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -109,15 +152,5 @@ def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
     return found
 
 
-def _replaced(block: Rows | Later, numbers: dict[int, torch.Tensor]) -> Rows | None:
-    if isinstance(block, Later):
-        return block.rows(numbers[id(block.values)])
-    columns = {n: _as(c.dtype, numbers[id(c)]) if isinstance(c, torch.Tensor) else c for n, c in block.columns.items()}
-    return Rows(block.table, columns)
-
-
-def _as(kind: torch.dtype, value: torch.Tensor) -> float | int | bool:
-    number = value.item()
-    if kind == torch.bool:
-        return bool(number)
-    return number if kind.is_floating_point else int(number)
+def _made(block: Rows | Later, numbers: dict[int, torch.Tensor]) -> Rows | None:
+    return block.made(numbers) if isinstance(block, Later) else block

@@ -12,6 +12,7 @@ from gradscope.record.query import Filters
 from gradscope.record.ranks import of_rank
 from gradscope.record.schema import TABLES, lookup
 from gradscope.types import Finding, LayerKey
+from gradscope.types.loss import change
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -133,9 +134,14 @@ class Run:
         return {name: rows for name in TABLES if (rows := self.source.count(name))}
 
     def __repr__(self) -> str:
-        """Steps, layers and the sizes of the tables, in one line."""
+        """Steps, layers, the loss and the sizes of the tables, in one line."""
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in self._sizes().items())
-        return f"<Run: {self.source.count('steps'):,} steps, {len(self.layers)} layers; rows: {sizes or 'none yet'}>"
+        layers = len(self.layers)
+        loss = change(self.source.read("steps", None, ["step", "loss", "nonfinite"]))
+        steps = self.source.count("steps")
+        parts = [f"{steps:,} step{'s' * (steps != 1)}", f"{layers} layer{'s' * (layers != 1)}"]
+        parts += [f"loss {loss}"] if loss else []
+        return f"<Run: {', '.join(parts)}; rows: {sizes or 'none yet'}>"
 
     def _repr_html_(self) -> str:
         try:

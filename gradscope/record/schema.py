@@ -34,25 +34,23 @@ class Table:
         name: its name, which is also the name of its folder.
         columns: kind by column, in order: `step`, the layer key where the table has one, then its own.
         keyed: whether it has the layer key.
+        width: bytes of one row in memory; text is a 4-byte code.
     """
 
     name: str
     columns: Mapping[str, Kind]
     keyed: bool
+    width: int
 
     @property
     def order(self) -> list[str]:
         """The columns by which a frame is sorted."""
         return ["step", *KEY] if self.keyed else ["step"]
 
-    @property
-    def width(self) -> int:
-        """Bytes of one row in memory: text is a 4-byte code."""
-        return sum(4 if kind == TEXT else 8 for kind in self.columns.values())
-
 
 def _table(name: str, columns: Mapping[str, Kind], *, keyed: bool = True) -> Table:
-    return Table(name, {"step": INT, **(KEY if keyed else {}), **columns}, keyed)
+    whole = {"step": INT, **(KEY if keyed else {}), **columns}
+    return Table(name, whole, keyed, sum(4 if kind == TEXT else 8 for kind in whole.values()))
 
 
 _CLIPS: Mapping[str, Kind] = {

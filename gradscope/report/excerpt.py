@@ -20,7 +20,7 @@ MAX_STEPS = 64
 """Recorded steps that are kept of a long training, evenly spaced, beside the first and the last ones."""
 MAX_ROWS = 1_000_000
 """Rows kept of one table; where sequences are very long or layers many, fewer steps are kept."""
-LATE_ONLY = ("reach", "units", "weights", "spectra")
+LATE_ONLY = ("reach", "units", "spectra")
 DRAWN = ("grad_h", "jacobian", "jacobian_h", "jacobian_c", "jacobian_max", "gain")
 
 Steps = np.ndarray[Any, np.dtype[np.int64]]
@@ -126,7 +126,7 @@ def _read(run: Run, table: str, kept: Steps, late: Steps) -> Frame:
         between = {"step": np.setdiff1d(kept, late), "quantity": "grad_h"}
         parts = [run.source.read(table, {"step": late, "quantity": DRAWN}), run.source.read(table, between)]
         return pd.concat(parts, ignore_index=True)
-    if table == "gates":
+    if table in ("gates", "weights"):
         return run.source.read(table, {"step": kept})
     return run.source.read(table, {"step": late} if table in LATE_ONLY else None)
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 import gradscope.plot as plot
 from gradscope.record.fleet import COLUMNS, SEVERITIES, Fleet, diagnosed, worst
 from gradscope.report import words
 from gradscope.report.summary import Figures, told
 from gradscope.types import Finding
+from gradscope.types.loss import number
 
 Frame = Any
 SHOWN = 60
 """Runs whose rows stand open in a page; the rest is folded."""
 CELLS = ("horizon", "decay_min", "decay_max", "clip_rate", "nonfinite_steps", "grad_norm", "steps", "recorded")
+LOSS = "median loss of the first tenth of the steps, at most 10, → of the last tenth, at most 100"
 PICTURES = {
+    "loss_last": "Losses at the end",
     "horizon": "Horizons",
     "decay_min": "Steepest decays",
     "clip_rate": "Clipping",
@@ -40,9 +46,11 @@ def gathered(fleet: Fleet, findings: Mapping[str, Sequence[Finding]]) -> tuple[d
         "findings": _counted(findings),
         "rows": [_row(row) for row in table.to_dict("records")],
         "shown": SHOWN,
-        "cells": {name: COLUMNS[name] for name in CELLS},
+        "cells": {"loss": LOSS, **{name: COLUMNS[name] for name in CELLS}},
         "table": told("fleet", "All runs", "", table),
-        "pictures": [_picture(table, column, title, figures) for column, title in PICTURES.items()],
+        "pictures": [
+            _picture(table, column, title, figures) for column, title in PICTURES.items() if table[column].notna().any()
+        ],
     }, figures
 
 
@@ -70,7 +78,9 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     cells = {name: words.told(row[name]) for name in CELLS}
     cells["horizon"] = words.lags(row["horizon"], row["horizon_censored"])
     cells["clip_rate"] = words.percent(row["clip_rate"])
-    return {"run": row["run"], "finding": row["finding"], "severity": row["severity"], "cells": cells}
+    named = {name: row[name] for name in ("run", "finding", "severity")}
+    losses = [number(row[name]) for name in ("loss_first", "loss_last") if not math.isnan(row[name])]
+    return {**named, "cells": {"loss": " → ".join(losses) or "–", **cells}}
 
 
 def _counted(findings: Mapping[str, Sequence[Finding]]) -> list[dict[str, Any]]:
@@ -100,18 +110,18 @@ def _by_code(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
 
 def _picture(table: Frame, column: str, title: str, figures: Figures) -> dict[str, Any]:
     name = f"fleet-{column}"
-    figures[name] = lambda ax: plot.runs(table, column, ax=ax)
+    if np.isfinite(table[column]).sum() > 1:
+        figures[name] = lambda ax: plot.runs(table, column, ax=ax)
     return told(name, title, _spread(table, column), table[["run", "finding", column]])
 
 
 def _spread(table: Frame, column: str) -> str:
     """Where the middle lies, and which runs are at the ends."""
-    known = table[table[column].notna()]
-    if known.empty:
-        return f"No run has a {COLUMNS[column]}."
-    low, high = known.loc[known[column].idxmin()], known.loc[known[column].idxmax()]
-    middle = float(known[column].median())
-    return (
-        f"{COLUMNS[column][:1].upper()}{COLUMNS[column][1:]}: median {words.told(middle)}, "
-        f"from {words.told(float(low[column]))} ({low['run']}) to {words.told(float(high[column]))} ({high['run']})."
-    )
+    known = table[np.isfinite(table[column])].sort_values(column)
+    said, lost = COLUMNS[column].partition(";")[0], int(np.isinf(table[column]).sum())
+    ends = [f"{words.told(float(known[column].iloc[end]))} ({known['run'].iloc[end]})" for end in (0, -1) if len(known)]
+    middle = words.told(float(known[column].median()))
+    spread = f"median {middle}, from {' to '.join(ends)}" if len(known) > 1 else "".join(ends[:1])
+    rest = [spread] if spread else []
+    rest += [f"not finite in {words.counted(lost, 'run')}"] if lost else []
+    return f"{said[:1].upper()}{said[1:]}: {', '.join(rest)}."

@@ -14,7 +14,8 @@ from gradscope.types import Finding, LayerKey
 Frame = Any
 RANKS = {"critical": 0, "warning": 1, "info": 2}
 COLUMNS = {
-    "horizon": "steps back until 1/1000 of the loss gradient is left, at the first and at the last recorded steps",
+    "horizon": "steps back until 1/1000 of the loss gradient is left: at the first record → at the last four; "
+    "of fewer than five records one number",
     "timesteps": "length of the longest sequence",
     "decay": "decades that the loss gradient gains (+) or loses (-) per step back",
     "gradient": "median total gradient at the first and at the last timestep",
@@ -53,7 +54,7 @@ def numbers(run: Run, key: LayerKey) -> dict[str, Any]:
     gate, saturated = _most_saturated(data.saturated(run, key, "t"))
     residual = data.read(run, "layers", ["residual"], key._asdict())["residual"]
     return {
-        "horizon_first": _horizon(horizons.head(1)),
+        "horizon_first": _horizon(horizons.head(1 if len(recorded) > data.LATE else 0)),
         "horizon": _horizon(late),
         "timesteps": int(late["timesteps"].max()) if len(late) else 0,
         "decay": _median(late["decay"]),
@@ -86,9 +87,9 @@ def _median(values: Frame) -> float:
 
 def cells(found: dict[str, Any]) -> dict[str, str]:
     """The same as text, by column of the table of layers."""
-    first, last = (words.lags(found[name]["lag"], found[name]["censored"]) for name in ("horizon_first", "horizon"))
+    ends = [words.lags(found[name]["lag"], found[name]["censored"]) for name in ("horizon_first", "horizon")]
     return {
-        "horizon": f"{first} → {last}",
+        "horizon": ends[1] if ends[0] == "–" else " → ".join(ends),
         "timesteps": str(found["timesteps"]),
         "decay": "–" if math.isnan(found["decay"]) else f"{found['decay']:+.3f}",
         "gradient": f"{words.told(found['gradient_first'])} … {words.told(found['gradient_last'])}",

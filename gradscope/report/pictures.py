@@ -29,6 +29,7 @@ class Picture:
         words: what they say.
         draw: the picture itself.
         drawn: the part of the numbers that is drawn, where they are too many for the eye.
+        records: how many recorded steps it takes to show anything.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Picture:
     words: Callable[[Frame], str]
     draw: Callable[[Run, LayerKey, Axes], object]
     drawn: Callable[[Frame], Frame] = lambda frame: frame
+    records: int = 0
 
 
 def _then_and_now(draw: Callable[..., object], table: Callable[..., Frame]) -> Callable[[Run, LayerKey, Axes], object]:
@@ -83,6 +85,7 @@ LAYER = (
         lambda run, key: data.over_training(run, key, "grad_h"),
         words.training,
         lambda run, key, ax: plot.heatmap(run, layer=key, ax=ax),
+        records=2,
     ),
     Picture(
         "reach",
@@ -97,6 +100,7 @@ LAYER = (
         data.horizons,
         words.horizon,
         lambda run, key, ax: plot.horizon(run, layer=key, ax=ax),
+        records=2,
     ),
     Picture(
         "jacobians",
@@ -125,6 +129,7 @@ LAYER = (
         lambda run, key: data.saturated(run, key, "step"),
         lambda frame: words.gates(frame, "step"),
         lambda run, key, ax: plot.gates(run, "step", layer=key, ax=ax),
+        records=2,
     ),
     Picture(
         "units",
@@ -132,6 +137,13 @@ LAYER = (
         data.units,
         words.units,
         lambda run, key, ax: plot.saturation(run, layer=key, ax=ax),
+    ),
+    Picture(
+        "updates",
+        "Updates of the recurrent weights",
+        data.updates,
+        words.updates,
+        lambda run, key, ax: plot.updates(run, layer=key, ax=ax),
     ),
     Picture(
         "spectra",
@@ -142,7 +154,17 @@ LAYER = (
     ),
 )
 
-RUN = (
+LOSS = (
+    Picture(
+        "loss",
+        "Loss, and which steps are recorded",
+        lambda run, _: data.losses(run),
+        words.loss,
+        lambda run, _, ax: plot.loss(run, ax=ax),
+        data.binned_losses,
+    ),
+)
+CLIPPING = (
     Picture(
         "clipping",
         "Gradient norm before and after clipping",

@@ -68,6 +68,7 @@ def _templates() -> Environment:
     filters: dict[str, Any] = {
         **{
             "told": words.told,
+            "counted": words.counted,
             "percent": words.percent,
             "plainly": plainly,
             "md": markdown_safe,

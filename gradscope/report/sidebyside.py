@@ -12,7 +12,7 @@ from gradscope.plot.style import colours
 from gradscope.record import Run
 from gradscope.report import words
 from gradscope.report.layers import RANKS, cells, numbers
-from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, facts, settings, tell, told
+from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, settings, tell, told
 from gradscope.types import Finding, LayerKey
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Overlay:
         table: one run's numbers.
         words: what they say.
         draw: one run's curve.
+        drawn: the part of the numbers that is drawn, where they are too many for the eye.
     """
 
     name: str
@@ -39,8 +40,17 @@ class Overlay:
     table: Callable[[Run, LayerKey], Frame]
     words: Callable[[Frame], str]
     draw: Callable[..., object]
+    drawn: Callable[[Frame], Frame] = lambda frame: frame
 
 
+LOSS = Overlay(
+    "loss",
+    "Running median of the loss",
+    lambda run, _: data.losses(run),
+    words.loss,
+    lambda run, _, **given: plot.loss(run, **given),
+    data.binned_losses,
+)
 LAYER = (
     Overlay(
         "timesteps",
@@ -71,7 +81,7 @@ LAYER = (
         lambda run, key, **given: plot.timesteps(run, "jacobian", layer=key, **given),
     ),
 )
-RUN = Overlay(
+THRESHOLDS = Overlay(
     "thresholds",
     "What thresholds would have clipped",
     lambda run, _: data.would_clip(run),
@@ -109,11 +119,12 @@ def compared(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dic
         "kind": "comparison",
         "name": ", ".join(runs),
         "runs": [_run(name, run, findings[name]) for name, run in runs.items()],
+        "loss": _overlaid(whole, (LOSS,), figures),
         "layers": [
             {**_layer(place), "pictures": _overlaid(place, LAYER if index < PICTURED else (), figures)}
             for index, place in enumerate(places)
         ],
-        "pictures": _overlaid(whole, (RUN,), figures),
+        "pictures": _overlaid(whole, (THRESHOLDS,), figures),
         "settings": {name: settings(run) for name, run in runs.items()},
     }, figures
 
@@ -155,7 +166,8 @@ def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any]
             overlay.draw(place.runs[name], place.key, ax=ax, label=name, color=place.tints[name])
 
     said = "\n".join(f"{name}: {overlay.words(frame)}" for name, frame in tables.items())
-    stacked = pd.concat([frame.assign(run=name) for name, frame in tables.items()], ignore_index=True)
+    stacked = pd.concat([overlay.drawn(frame).assign(run=name) for name, frame in tables.items()], ignore_index=True)
     stacked = stacked[["run", *(column for column in stacked.columns if column != "run")]]
-    figures[f"{place.owner}-{overlay.name}"] = draw
+    if any(map(drawable, tables.values())):
+        figures[f"{place.owner}-{overlay.name}"] = draw
     return told(f"{place.owner}-{overlay.name}", overlay.title, said, stacked)

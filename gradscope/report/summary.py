@@ -11,8 +11,10 @@ from gradscope.plot import data
 from gradscope.record import Run
 from gradscope.report import words
 from gradscope.report.layers import cells, numbers, worst_first
-from gradscope.report.pictures import LAYER, RUN, Picture
+from gradscope.report.pictures import CLIPPING, LAYER, LOSS, Picture
 from gradscope.types import Finding, LayerKey
+from gradscope.types.clips import measured, share
+from gradscope.types.loss import change
 
 Frame = Any
 Figures = dict[str, Callable[[Any], object]]
@@ -43,12 +45,13 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
         "name": name,
         "facts": facts(run),
         "findings": [tell(finding) for finding in findings],
+        "loss": _pictures(run, WHOLE_RUN, LOSS, "run", figures),
         "layers": layers,
         "finite_until": _finite_until(layers),
         "clipping": {
             "calls": clipping(run),
             "thresholds": other_thresholds(run),
-            "pictures": _pictures(run, WHOLE_RUN, RUN, "run", figures),
+            "pictures": _pictures(run, WHOLE_RUN, CLIPPING, "run", figures),
         },
         "notes": notes(run),
         "settings": settings(run),
@@ -91,14 +94,21 @@ def _pictures(
     run: Run, key: LayerKey, pictures: Iterable[Picture], owner: str, figures: Figures
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
+    records = len(data.recorded(run, key))
     for picture in pictures:
         frame = picture.table(run, key)
-        if frame.empty:
+        if frame.empty or records < picture.records:
             continue
-        name = f"{owner}-{picture.name}"
-        figures[name] = partial(picture.draw, run, key)
-        found.append(told(name, picture.title, picture.words(frame), picture.drawn(frame)))
+        name, drawn = f"{owner}-{picture.name}", picture.drawn(frame)
+        if drawable(drawn):
+            figures[name] = partial(picture.draw, run, key)
+        found.append(told(name, picture.title, picture.words(frame), drawn))
     return found
+
+
+def drawable(frame: Frame) -> bool:
+    """Whether there is more than one point, or more than one step; words tell of one better than a picture."""
+    return len(frame) > 1 and ("step" not in frame or frame["step"].nunique() > 1)
 
 
 def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
@@ -110,28 +120,26 @@ def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
 
 def facts(run: Run) -> dict[str, Any]:
     """What the whole training was like."""
-    steps, calls = run.source.read("steps"), run.source.read("clips", None, ["step", "clipped"])
+    steps, calls = run.source.read("steps"), run.source.read("clips")
     recorded = run.source.read("layers", None, ["step"])["step"].nunique()
-    clipped = len(calls.loc[calls["clipped"], EACH].drop_duplicates())
     whole, own = float(steps["step_s"].sum()), float(steps["overhead_s"].sum())
-    count = steps["step"].nunique()
+    loss = change(steps)
     return {
-        "steps": count,
+        "steps": steps["step"].nunique(),
         "first_step": int(steps["step"].min()) if len(steps) else None,
         "last_step": int(steps["step"].max()) if len(steps) else None,
         "recorded": int(recorded),
+        "loss": str(loss).replace("->", "→") if loss else "",
+        "loss_first": loss.first if loss else math.nan,
+        "loss_last": loss.last if loss else math.nan,
         "layers": len(run.layers),
         "processes": len(run.source.ranks),
-        "clipped": clipped / len(steps[EACH].drop_duplicates()) if count else math.nan,
+        "clipped": share(steps, calls),
         "nonfinite_steps": int(steps.loc[steps["nonfinite"] > 0, "step"].nunique()),
         "skipped_steps": int(steps.loc[steps["skipped"], "step"].nunique()),
         "seconds": whole,
         "overhead": own / whole if whole else math.nan,
     }
-
-
-EACH = ["rank", "step"]
-"""What tells one process's optimizer step from another's."""
 
 
 def clipping(run: Run) -> list[dict[str, Any]]:
@@ -140,15 +148,17 @@ def clipping(run: Run) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     groups: Any = calls.groupby(["kind", "how", "threshold"], dropna=False)
     for (kind, how, threshold), rows in groups:
-        changed = rows["clipped"]
+        known = rows[measured(rows)]
+        changed = known["clipped"]
         found.append(
             {
                 "kind": kind,
                 "how": f"{how}, which measures only" if threshold == math.inf else how,
                 "threshold": float(threshold),
                 "calls": len(rows),
-                "clipped": float(changed.mean()),
-                "coefficient": float(rows.loc[changed, "coefficient"].median()) if changed.any() else math.nan,
+                "measured": len(known),
+                "clipped": float(changed.mean()) if len(known) else math.nan,
+                "coefficient": float(known.loc[changed, "coefficient"].median()) if changed.any() else math.nan,
                 "nonfinite": int((rows["nonfinite"] > 0).sum()),
             }
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradscope.types import LayerKey
+from gradscope.types.loss import change, number
 
 Frame = Any
 ALWAYS = 0.9  # a unit at its limits for more than this share of the time
@@ -28,6 +29,11 @@ def told(value: Any) -> str:
         shown = [told(item) for item in value[:6]]
         return ", ".join([*shown, f"… ({len(value)} in all)"] if len(value) > 6 else shown)
     return str(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """So many things, with an s unless there is but one."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def where(key: LayerKey) -> str:
@@ -62,6 +68,33 @@ def ends(frame: Frame, over: str, what: str) -> str:
     return f"The median {start}, {end} at {over} {int(last[over])}{between}.{worse}"
 
 
+def loss(frame: Frame) -> str:
+    """From what to what the loss goes, and where it is not finite."""
+    found = change(frame)
+    if found is None:
+        return "No loss was seen."
+    first, last, steps = number(found.first), number(found.last), sorted(set(frame["step"]))
+    if not found.late:
+        return f"The loss is {first} at step {steps[0]}."
+    if found.late > 1:
+        early, late = f"median of the first {found.early} steps", f"of the last {found.late}"
+        said = f"The loss goes from {first} ({early}) to {last} ({late})."
+    else:
+        said = f"The loss goes from {first} at step {steps[0]} to {last} at step {steps[-1]}."
+    lost = sorted(set(frame.loc[frame["nonfinite"] > 0, "step"]))
+    return f"{said} It is not finite at {len(lost):,} steps, first at step {lost[0]}." if lost else said
+
+
+def updates(frame: Frame) -> str:
+    """By how much of its norm one step changes each block, and how to read that."""
+    usual = frame.groupby("gate", sort=False)["update"].median()
+    said = ", ".join(f"{told(float(size))} ({gate})" for gate, size in usual.items())
+    return (
+        f"One step changes each block by this part of its norm (median of the records): {said}. "
+        "At 0.001, a thousand steps in one direction change a block by as much as its norm."
+    )
+
+
 def training(frame: Frame) -> str:
     """How the medians at both ends of the sequence went over training."""
     if frame.empty or not len(frame.columns):
@@ -69,9 +102,13 @@ def training(frame: Frame) -> str:
     frame = frame.dropna(how="all") if frame.notna().to_numpy().any() else frame
     steps, times = frame.index, frame.columns
     first, last = (frame.iloc[row] for row in (0, -1))
+    ends = dict.fromkeys((0, len(times) - 1))
+    if len(steps) == 1:
+        said = [f"{told(float(first.iloc[column]))} at t {int(times[column])}" for column in ends]
+        return f"At step {int(steps[0])} the median gradient is {' and '.join(said)}."
     said = [
         f"at t {int(times[column])} from {told(float(first.iloc[column]))} to {told(float(last.iloc[column]))}"
-        for column in dict.fromkeys((0, len(times) - 1))
+        for column in ends
     ]
     return f"Between step {int(steps[0])} and step {int(steps[-1])} the median gradient went {' and '.join(said)}."
 
@@ -142,7 +179,8 @@ def norms(frame: Frame) -> str:
     if not frame["kind"].iloc[0]:
         return f"Nothing clips. The norm of the recurrent gradients: {spread}."
     clipped = float(frame["clipped"].mean())
-    return f"{len(frame):,} clipping calls changed the gradients in {percent(clipped)}. The norm before: {spread}."
+    calls = counted(len(frame), "measured clipping call")
+    return f"{calls} changed the gradients in {percent(clipped)}. The norm before: {spread}."
 
 
 def thresholds(frame: Frame) -> str:

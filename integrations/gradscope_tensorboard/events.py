@@ -1,4 +1,4 @@
-"""Event files: records are framed and appended one step at a time."""
+"""Event files: records are framed and appended, one or many in one write."""
 
 # pyright: reportAttributeAccessIssue=false
 # The classes of protocol buffers are made at run time.
@@ -10,14 +10,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from gradscope import GradscopeError
-from gradscope_tensorboard.summaries import Value
+from gradscope_tensorboard.summaries import Value, scalar_value
 
 try:
     from crc32c import crc32c
@@ -33,9 +33,12 @@ except ImportError:  # the same, in Python
 _serial = itertools.count()
 _STATE_BYTES = 2**20  # no JSON record is larger
 
+Point = tuple[float, int, float]
+"""Of a scalar: time, step and number."""
+
 
 class EventFile:
-    """A file of our own; every event is one write, so that a killed process leaves whole records.
+    """A file of our own; what is written together is one write, so that a killed process leaves whole records.
 
     Raises:
         OSError: the folder cannot be written.
@@ -46,7 +49,7 @@ class EventFile:
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{next(_serial):04}"
         self._file = open(folder / name, "ab", buffering=0)
         self._good = 0  # bytes of whole records
-        self._append(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._append([event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")])
 
     def write(self, step: int, values: Sequence[Value]) -> int:
         """Append one event; gives its size in bytes.
@@ -54,19 +57,27 @@ class EventFile:
         Raises:
             OSError: it cannot be written; the file is as before.
         """
-        return self._append(_event(step, values))
+        return self._append([_event(step, values)])
 
-    def _append(self, event: Any) -> int:
-        record = framed(event.SerializeToString())
+    def write_scalars(self, tag: str, points: Iterable[Point]) -> None:
+        """Append one event for each.
+
+        Raises:
+            OSError: they cannot be written; the file is as before.
+        """
+        self._append(_scalars(tag, points))
+
+    def _append(self, events: Iterable[Any]) -> int:
+        records = b"".join(framed(event.SerializeToString()) for event in events)
         try:
-            written = self._file.write(record)
-            while written < len(record):
-                written += self._file.write(memoryview(record)[written:])
+            written = self._file.write(records)
+            while written < len(records):
+                written += self._file.write(memoryview(records)[written:])
         except OSError:
             self._file.truncate(self._good)
             raise
-        self._good += len(record)
-        return len(record)
+        self._good += len(records)
+        return len(records)
 
     def close(self) -> None:
         """Close the file."""
@@ -94,12 +105,24 @@ class SharedWriter:
         Raises:
             RuntimeError: the writer has been closed, and another file must not be begun in its folder.
         """
-        file_writer = self._writer.file_writer
+        return self._add([_event(step, values)])
+
+    def write_scalars(self, tag: str, points: Iterable[Point]) -> None:
+        """Hand one event on for each.
+
+        Raises:
+            RuntimeError: as `write`.
+        """
+        self._add(_scalars(tag, points))
+
+    def _add(self, events: Iterable[Any]) -> int:
+        file_writer, size = self._writer.file_writer, 0
         if file_writer is None:
             raise RuntimeError("the SummaryWriter was closed before the scope: close the scope first")
-        event = _event(step, values)
-        file_writer.add_event(event, step, event.wall_time)
-        return event.ByteSize()
+        for event in events:
+            file_writer.add_event(event, event.step, event.wall_time)  # which turns it into bytes at once
+            size += event.ByteSize()
+        return size
 
     def close(self) -> None:
         """See that what was handed on is in the file."""
@@ -137,3 +160,12 @@ def _small_records(path: Path) -> Iterator[bytes]:
 
 def _event(step: int, values: Sequence[Value]) -> Any:
     return event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+
+
+def _scalars(tag: str, points: Iterable[Point]) -> Iterator[Any]:
+    """The same event over and over, because filling one takes a tenth of the time that making one takes."""
+    event = event_pb2.Event(summary=summary_pb2.Summary(value=[scalar_value(tag, 0.0)]))
+    number = event.summary.value[0].tensor.float_val
+    for point in points:
+        event.wall_time, event.step, number[0] = point
+        yield event

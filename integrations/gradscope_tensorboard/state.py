@@ -53,8 +53,8 @@ class State:
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
         for block in rows:
-            if block.table in ("steps", "clips"):
-                self.counts[block.table] += len(block)
+            if block.table in ("steps", "clips"):  # blocks of one row
+                self.counts[block.table] += 1
             elif block.table == "notes":
                 self._note(step, block)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +26,14 @@ _WEIGHTS = ("spectral_radius", "spectral_norm", "orthogonality", "update")
 _BLOCKS = ("step", "key", "gate", *_WEIGHTS, "low", "high")
 COLUMNS: Mapping[str, tuple[str, ...]] = {"layers": _LAYERS, "blocks": _BLOCKS, "clips": _CLIPS, "steps": _STEPS}
 TEXTS = frozenset({"optimizer", "kind", "how", "key", "gate"})
+_EVERY_STEP = {table: itemgetter(*COLUMNS[table][1:]) for table in ("clips", "steps")}
 
 
 def every_step(step: int, rows: Iterable[Rows]) -> Iterable[tuple[str, Row]]:
     """The rows of `clips` and `steps` of one optimizer step, by table."""
     for block in rows:
-        if block.table in ("clips", "steps"):
-            columns = {**block.columns, "step": step}
-            yield block.table, [columns[name] for name in COLUMNS[block.table]]
+        if block.table in _EVERY_STEP:
+            yield block.table, (step, *_EVERY_STEP[block.table](block.columns))
 
 
 def recorded_step(step: int, rows: Iterable[Rows]) -> Iterable[tuple[str, Row]]:
@@ -63,8 +64,9 @@ def encode(table: str, rows: Sequence[Row]) -> list[bytes]:
     texts: dict[str, list[str]] = {}
     for place, name in enumerate(COLUMNS[table]):
         if name in TEXTS:
-            texts[name] = list(dict.fromkeys(columns[place]))
-            columns[place] = [texts[name].index(text) for text in columns[place]]
+            codes = {text: code for code, text in enumerate(dict.fromkeys(columns[place]))}
+            texts[name] = list(codes)
+            columns[place] = [codes[text] for text in columns[place]]
     numbers = np.array(columns, np.float64)
     return [compact({"columns": COLUMNS[table], "texts": texts}), numbers.tobytes()]
 

@@ -1,20 +1,22 @@
-"""What becomes of a step's rows in the sink's thread: curves at once, rows of tables and counts now and then."""
+"""What becomes of a step's rows in the sink's thread: curves at once; losses, table rows and counts now and then."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
-from gradscope_scalars import Scalars, layer_name
+from gradscope_scalars import Scalars, layer_name, recorded
 
 from gradscope_tensorboard import tables
 from gradscope_tensorboard.curves import curves
-from gradscope_tensorboard.events import EventFile, SharedWriter
+from gradscope_tensorboard.events import EventFile, Point, SharedWriter
 from gradscope_tensorboard.found import as_json
 from gradscope_tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
 from gradscope_tensorboard.pace import Beat, Thinner
 from gradscope_tensorboard.state import State
-from gradscope_tensorboard.stock import layout
+from gradscope_tensorboard.stock import LOSS, layout
 from gradscope_tensorboard.summaries import Value, curve_value, scalar_value, text_value
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ P = ParamSpec("P")
 
 CURVE_BYTES = 512 * 2**20
 TABLE_BYTES = 32 * 2**20
-BATCH = 100
+LOSSES = 1000
+"""Losses for the stock dashboards, which show no more points; later every second one, every fourth, ..."""
+BATCH = 2048
 """Rows of a table in one record, unless a second is over before."""
 FIRST_LOOK = 4
 """Recorded steps after which findings are looked for, and again after twice as many."""
@@ -45,16 +49,18 @@ class Writing:
         self._out, self._findings, self._look_at = out, findings, FIRST_LOOK
         self._state = State(before)
         self._stock, self._beat = Scalars(), Beat()
-        self._curve_pace, self._table_pace = Thinner(CURVE_BYTES), Thinner(TABLE_BYTES)
+        self._curve_pace, self._table_pace, self._loss_pace = (Thinner(n) for n in (CURVE_BYTES, TABLE_BYTES, LOSSES))
         self._rows: dict[str, list[tables.Row]] = {}
+        self._losses: list[Point] = []
+        self._skipped_loss: Point | None = None
         self._seen: set[tuple[str, Key]] = set()
         self._layout = isinstance(out, EventFile)  # a writer of the user's may have a layout of the user's
         self._noted = 0
 
     @property
     def waiting(self) -> bool:
-        """Whether there are rows that are not written."""
-        return bool(self._rows)
+        """Whether there is something that is not written."""
+        return bool(self._rows or self._losses)
 
     def guarded(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Do something; if it fails, keep why."""
@@ -71,13 +77,26 @@ class Writing:
         self._stock.saw(batch.rows)
         if self._table_pace.keeps():
             self._keep(tables.every_step(batch.step, batch.rows))
-        if any(rows.table == "layers" for rows in batch.rows):
+        self._keep_loss(batch.step)
+        if recorded(batch.rows):
             try:
                 self._record(batch)
             except Exception:
                 self._state.counts["lost"] += 1
                 raise
-        self.flush_if_due()
+            self.flush_if_due()
+
+    def _keep_loss(self, step: int) -> None:
+        """As many as the stock dashboards show, of steps evenly spaced; the last is written at close."""
+        if math.isnan(self._stock.loss):
+            return
+        point = time.time(), step, self._stock.loss
+        if self._loss_pace.keeps():
+            self._loss_pace.wrote(1)
+            self._losses.append(point)
+            self._skipped_loss = None
+        else:
+            self._skipped_loss = point
 
     def _record(self, batch: Batch) -> None:
         """A recorded step: curves and scalars at once."""
@@ -121,15 +140,18 @@ class Writing:
         self.flush()
 
     def flush_if_due(self) -> None:
-        """Write the rows that wait, if there are many or they have waited long."""
+        """Write what waits, if it is much or has waited long."""
         if self._beat.due():
             self.flush()
         elif full := [table for table, rows in self._rows.items() if len(rows) >= BATCH]:
             self._write(self._encoded(full))
 
     def flush(self) -> None:
-        """Write the rows that wait, and the state of the run."""
+        """Write what waits, and the state of the run."""
         self._beat.struck()
+        if self._losses:
+            losses, self._losses = self._losses, []
+            self._out.write_scalars(LOSS, losses)
         number = self._state.next_number()  # first: the state says which is its own
         values = self._encoded(list(self._rows))
         values.append(text_value(STATE, [self._state.as_json()]))
@@ -142,6 +164,8 @@ class Writing:
         """Write what is left, with a last look for findings."""
         if self._state.counts["recorded"]:
             self.guarded(self._look)
+        if self._skipped_loss is not None:
+            self._losses.append(self._skipped_loss)
         self._state.closed, self._noted = True, 0
         self.guarded(self.flush)
         self.guarded(self._out.close)

@@ -91,6 +91,7 @@ def test_it_says_so_once_and_splits_at_every_step() -> None:
         with gradscope.attach(module, every=2, split_layers=True, strict=True) as scope:
             for step in range(4):
                 (scope.pause if step == 3 else scope.resume)()
+                optimizer.zero_grad()
                 module(x)[0].sum().backward()
                 optimizer.step()
     assert len(caught) == 1 and kernels.layers == [1] * 8

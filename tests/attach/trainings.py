@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,49 +13,73 @@ from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from gradscope.attach.clipping import CLIPPING, Clip
+from gradscope.attach.backward import BACKWARD
+from gradscope.attach.clipping import CLIPPING, Clip, Outcome
 from gradscope.attach.optimizers import OPTIMIZERS
-from gradscope.attach.scaler import SCALER
+from gradscope.attach.scaler import SCALER, Scaling, factor_of
 
-SEAMS: tuple[Any, ...] = (OPTIMIZERS, CLIPPING, SCALER)
+SEAMS: tuple[Any, ...] = (OPTIMIZERS, CLIPPING, SCALER, BACKWARD)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A clipping call, with its numbers read at once."""
+
+    clip: Clip
+    outcome: Outcome
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.outcome if name in Outcome._fields else self.clip, name)
 
 
 class Ear:
     """Listens to every seam and writes down what it hears."""
 
+    looking = True
+
     def __init__(self, wants: bool = True) -> None:
         self.heard: list[str] = []
-        self.clips: list[Clip] = []
+        self.clips: list[Any] = []
         self.factors: list[Any] = []
         self.skipped: list[bool] = []
+        self.passes: list[tuple[Any, ...]] = []
+        self.scaling = Scaling()
         self.wants = wants
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         self.heard.append(f"before {type(optimizer).__name__}" + " with closure" * has_closure)
+        self.scaling.stepped(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         self.heard.append(f"after {type(optimizer).__name__}")
+
+    def before_backward(self, roots: Sequence[Any]) -> Any:
+        self.passes.append(tuple(roots))
+
+    def after_backward(self, token: Any) -> None:
+        raise AssertionError("no token was given")
 
     def wants_clip(self, parameters: Sequence[Tensor]) -> bool:
         return self.wants
 
     def after_clip(self, clip: Clip) -> None:
         self.heard.append(clip.how)
-        self.clips.append(clip)
+        self.clips.append(Heard(clip, clip.outcome(float(clip.threshold), *map(float, clip.measured))))
 
-    def scaled(self, scaler: Any, factor: Any) -> None:
+    def scaled(self, scaler: Any, given: Any, result: Any) -> None:
         self.heard.append("scaled")
-        self.factors.append(factor)
+        self.factors.append(factor_of(scaler))
 
     def unscaled(self, scaler: Any, optimizer: Optimizer) -> None:
         self.heard.append("unscaled")
 
     def before_scaler_step(self, scaler: Any, optimizer: Optimizer) -> None:
         self.heard.append("scaler step")
+        self.scaling.begin(scaler, optimizer)
 
-    def after_scaler_step(self, scaler: Any, optimizer: Optimizer, skipped: Any) -> None:
+    def after_scaler_step(self, scaler: Any, optimizer: Optimizer) -> None:
         self.heard.append("scaler stepped")
-        self.skipped.append(bool(skipped))
+        self.skipped.append(bool(self.scaling.skipped))
 
 
 def model() -> nn.Module:
@@ -109,6 +134,7 @@ def torch_state() -> list[Any]:
     """All of torch that the seams may touch, by identity."""
     functions = (clip_grad.clip_grad_norm_, clip_grad._clip_grads_with_norm_, clip_grad.clip_grad_value_)
     return [
+        list(vars(torch.autograd).items()),
         list(vars(clip_grad).items()),
         list(vars(nn.utils).items()),
         [cell.cell_contents for function in functions for cell in function.__closure__ or ()],

@@ -14,8 +14,8 @@ from cases import Built, Case
 from families.jobs import recorded
 from torch import Tensor
 
-import gradscope.observer
-import gradscope.step
+import gradscope.observe.observer
+import gradscope.observe.step
 from gradscope.attach.kernel_nodes import CUDNN, RESERVE_ALIGNED, RESERVE_TAIL, dropout_bits
 from gradscope.capture.snapshot import begin_dropout
 
@@ -29,7 +29,7 @@ def packed(mask: Tensor) -> Tensor:
 def without_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of the generator that the masks are drawn from is not known."""
     hidden = lambda call: replace(begin_dropout(call), generator_state=None)  # noqa: E731
-    monkeypatch.setattr(gradscope.observer, "begin_dropout", hidden)
+    monkeypatch.setattr(gradscope.observe.observer, "begin_dropout", hidden)
 
 
 def as_on_a_device(built: Built, monkeypatch: pytest.MonkeyPatch, spoil: Any = None) -> None:
@@ -44,7 +44,7 @@ def as_on_a_device(built: Built, monkeypatch: pytest.MonkeyPatch, spoil: Any = N
         found = torch.stack([packed(mask) for mask in masks])
         return found if spoil is None else spoil(found)
 
-    monkeypatch.setattr(gradscope.step, "dropout_bits", bits)
+    monkeypatch.setattr(gradscope.observe.step, "dropout_bits", bits)
 
 
 @pytest.mark.parametrize("case", cases.DROPOUT, ids=str)
@@ -89,7 +89,9 @@ def test_each_direction_has_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch._VF, "lstm", kernel)
     without_generator(monkeypatch)
-    monkeypatch.setattr(gradscope.step, "dropout_bits", lambda call, output: torch.stack([packed(m) for m in masks]))
+    monkeypatch.setattr(
+        gradscope.observe.step, "dropout_bits", lambda call, output: torch.stack([packed(m) for m in masks])
+    )
     with gradscope.attach(module, every=1, quantities="full", strict=True) as scope:
         cases.uneven(module(x.double())[0]).backward()
     layers = scope.run.frame("layers")

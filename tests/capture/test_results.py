@@ -11,6 +11,7 @@ import pytest
 import torch
 from capture.idioms import CELLS, all_of, data, lstm, truth, watch
 from cases import unpacked
+from processors import needs
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -100,14 +101,22 @@ def test_compiled() -> None:
 @pytest.mark.parametrize("family", CELLS)
 @pytest.mark.parametrize("how", ["autocast", "model"])
 def test_bfloat16(family: str, how: str) -> None:
+    close_in_bfloat16(family, how, onednn=False)
+
+
+@needs("LSTM in bfloat16")
+def test_bfloat16_in_onednn() -> None:
+    close_in_bfloat16("lstm", "autocast", onednn=True)
+
+
+def close_in_bfloat16(family: str, how: str, *, onednn: bool) -> None:
     """Close to the truth for the rounded weights and inputs, as far as eight bits go: a few percent."""
     torch.manual_seed(3)
     module = CELLS[family](3, 4).to(torch.bfloat16).to(torch.float32 if how == "autocast" else torch.bfloat16)
     x = data().to(torch.bfloat16)
     with watch(module) as scope, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        # oneDNN has no bfloat16 LSTM on older processors: it raises there, with or without a scope
-        with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", torch.bfloat16, how == "autocast"):
+        with torch.backends.mkldnn.flags(enabled=onednn), torch.autocast("cpu", torch.bfloat16, how == "autocast"):
             loss = all_of(*unpacked(module(x if how == "model" else x.float())))
         loss.backward()
     want = truth(module, x)["timesteps"].set_index(["quantity", "t"])

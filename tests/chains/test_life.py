@@ -15,7 +15,7 @@ from loop.loops import Loop, assert_same_bits, observe
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.following import CARRIED, DETACHED, MIXED
+from gradscope.observe.following import CARRIED, DETACHED, MIXED
 
 TIME, BATCH = 5, 2
 

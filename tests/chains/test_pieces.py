@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gradscope
-from gradscope.following import CHANGED, DETACHED
+from gradscope.observe.following import CHANGED, DETACHED
 
 TIME, BATCH = 6, 3
 CUTS = {"steps": [1] * TIME, "chunks": [2, 1, 3], "one": [TIME], "long and short": [5, 1]}

@@ -8,7 +8,7 @@ from cases import uneven
 from chains.hold import CELLS, HIDDEN, INPUT, a_cell, data, each, h_of, hold, straight
 from torch import nn
 
-from gradscope.following import DETACHED, MIXED
+from gradscope.observe.following import DETACHED, MIXED
 
 TIME, BATCH = 6, 3
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.following import CARRIED
+from gradscope.observe.following import CARRIED
 
 TIME, BATCH = 6, 4
 ACTIVE = [[0, 1, 2, 3], [1, 3], [0, 3], [3, 1, 0], [2], [2, 3]]

@@ -99,7 +99,7 @@ class Training:
                     "skipped": list(self.skipped),
                 }
             ),
-            "clips": _frame(self.clips, "step kind how threshold norm_before norm_after clipped"),
+            "clips": _frame(self.clips, "step kind how threshold norm_before norm_after clipped nonfinite"),
             "notes": _frame(self.notes, "step module layer direction chain reason"),
         }
 
@@ -145,7 +145,7 @@ class Training:
 
 def clip(step: int, before: float, after: float, threshold: float = 1.0, kind: str = "norm", how: str = "") -> Row:
     head = {"step": step, "kind": kind, "how": how, "threshold": threshold}
-    return {**head, "norm_before": before, "norm_after": after, "clipped": after < before}
+    return {**head, "norm_before": before, "norm_after": after, "clipped": after < before, "nonfinite": 0}
 
 
 def _frame(rows: list[Row], columns: str) -> pd.DataFrame:

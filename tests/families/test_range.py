@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cases
 import numpy as np
 import oracles
@@ -68,6 +70,23 @@ def test_total_gradients_are_those_of_the_sum() -> None:
     seen = expected > 1e-25  # of a sum, what is nearly subnormal is dropped
     np.testing.assert_allclose(frame.p50.to_numpy()[seen], expected[seen], rtol=1e-6)
     assert (frame.p50.to_numpy()[~seen] <= 1e-25).all()
+
+
+@pytest.fixture
+def subnormals_are_0() -> Iterator[None]:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("torch cannot take subnormals as 0 on this processor")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("subnormals_are_0")
+def test_units_of_a_relu_that_are_0_are_counted() -> None:
+    rnn = relu_rnn(0.5)
+    with gradscope.attach(rnn, every=1, strict=True) as scope:
+        rnn(torch.tensor([1.0, -1.0, 1.0, -1.0]).expand(T, B, H))[0].sum().backward()
+    gates = scope.run.frame("gates")
+    assert gates["low"].tolist() == [0.5] * T and (gates["high"] == 0).all()
 
 
 @pytest.mark.usefixtures("pieces")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from frameworks.plain import assert_same_records, batches, found, net, plain, same_bits
+from processors import needs
 from torch import nn
 from torch.nn import functional as F
 
@@ -67,6 +68,7 @@ def test_loop(accelerator: Any, accumulate: int) -> None:
     found("Accelerate", "accelerate", "gradscope_accelerate", "as in a plain loop", identical=same_bits(model, bare))
 
 
+@needs("LSTM in bfloat16")
 def test_mixed_precision(accelerator: Any) -> None:
     accelerator = accelerator(mixed_precision="bf16")
     watching = Gradscope(accelerator, every=1, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from frameworks.plain import Net, assert_same_records, batches, found, net, plain, same_bits
+from processors import needs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -131,7 +132,7 @@ def test_manual_optimization() -> None:
     assert same_bits(module, bare) and same_bits(module.net, alone.net)
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-mixed", marks=needs("LSTM in bfloat16"))])
 def test_precision(precision: str) -> None:
     watching, module, bare = GradscopeCallback(every=1, strict=True), Module(), Module()
     fit(module, watching, precision=precision)

@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import pytest
 from frameworks.plain import assert_same_records, batches, found, net, plain, same_bits
 
 import gradscope
+from gradscope import Batch, Rows
 
 RECORDED = "scalars, heatmaps and the report of a run"
 LAYERS = ("rnn.l0", "rnn.l1")
@@ -83,6 +85,28 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = sorted(path.relative_to(tmp_path).name for path in tmp_path.rglob("*") if "artifacts" in path.parts)
     assert [name for name in stored if "." in name] == ["gradscope.html", "rnn.l0.png", "rnn.l1.png"]
     found("MLflow", "mlflow-skinny", "gradscope_mlflow", RECORDED, identical=same_bits(model, bare))
+
+
+def test_the_loss_comes_first_where_it_is_known() -> None:
+    from gradscope_tracking import Tracking
+
+    sent: dict[int, dict[str, float]] = {}
+
+    class Keeping(Tracking):
+        def send(self, step: int, scalars: dict[str, float]) -> None:
+            sent[step] = scalars
+
+        def send_picture(self, layer: str, path: Path) -> None: ...
+
+        def send_report(self, path: Path) -> None: ...
+
+    sink = Keeping()
+    for step, loss in enumerate((2.3, 2.2, math.nan)):
+        about = {"optimizer": "Adam", "loss": loss, "grad_norm": 0.5, "nonfinite": 0}
+        rows = (Rows("steps", about), *made_runs.layer(made_runs.ENCODER, 12, -0.5))
+        sink.write(Batch(step, rows if step != 1 else rows[:1]))
+    assert next(iter(sent[0].items())) == ("gradscope.loss", 2.3)
+    assert [*sent] == [0, 2] and "gradscope.loss" not in sent[2] and sent[2]["gradscope.horizon/encoder.l0"] == 7
 
 
 def test_a_tracker_that_fails_is_warned_about_once() -> None:

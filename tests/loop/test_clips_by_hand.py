@@ -13,7 +13,7 @@ from loop.loops import Loop, Net, observe, size
 from torch.nn.utils import clip_grad_norm_  # long before any attach
 from torch.optim import SGD
 
-from gradscope.ledger import WATCHED_STEPS, Ledger
+from gradscope.observe.schedule import Looks
 
 # -- by hand
 
@@ -131,7 +131,14 @@ def test_before_any_backward() -> None:
     assert observe(train, Net).clips == [(0, *NORM, 1.0, False)]
 
 
-# -- in long trainings, where unchanged gradients are looked at less closely
+# -- in long trainings, on steps that are looked at
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is looked at, as in trainings whose steps are dear."""
+    monkeypatch.setattr(Looks, "due", lambda looks, step: True)
+    monkeypatch.setattr(Looks, "following", lambda looks, step: step + 1)
 
 
 def long(change: Callable[[Loop, int], Any], count: int = 45) -> Callable[[Loop], None]:
@@ -161,6 +168,7 @@ def test_a_long_training_with_clipping(every: int) -> None:
 
 
 @pytest.mark.parametrize("every", [8, 10**9])
+@pytest.mark.usefixtures("looked")
 def test_a_long_training_clamped_by_hand(every: int) -> None:
     """In every step, whether or not any of them was recorded meanwhile."""
 
@@ -172,6 +180,7 @@ def test_a_long_training_clamped_by_hand(every: int) -> None:
     assert outcome.rows("clips", "step", "kind", "how", "clipped") == expected
 
 
+@pytest.mark.usefixtures("looked")
 def test_scaled_by_hand_late_in_a_training() -> None:
     def scale(loop: Loop, step: int) -> None:
         if step >= 40:
@@ -181,21 +190,8 @@ def test_scaled_by_hand_late_in_a_training() -> None:
     assert outcome.rows("clips", "step", "how", "clipped") == [(k, "scaled", False) for k in range(40, 45)]
 
 
-def test_clamped_by_hand_late_in_a_training() -> None:
-    """The first time is seen as a change, from which on it is looked at closely."""
-
-    def clamp(loop: Loop, step: int) -> None:
-        if step >= 40:
-            loop.by_hand(lambda gradient: gradient.clamp_(-1e-4, 1e-4))
-            loop.sizes[-1] = loop.sizes[-1] if step > 40 else (math.nan, loop.sizes[-1][1])
-
-    outcome = observe(long(clamp), every=10**9)
-    expected = [(40, "changed", False), *((k, "clamped", True) for k in range(41, 45))]
-    assert outcome.rows("clips", "step", "how", "clipped") == expected
-
-
 def test_gradients_that_are_not_finite_late_in_a_training() -> None:
-    """Are nobody's doing."""
+    """Are nobody's doing, and are counted where the loss is not finite, looked at or not."""
 
     def train(loop: Loop) -> None:
         optimizer = SGD(loop.model.parameters(), 0.01)
@@ -205,28 +201,4 @@ def test_gradients_that_are_not_finite_late_in_a_training() -> None:
             loop.step(optimizer)
 
     outcome = observe(train, every=10**9, noted=True)
-    assert outcome.clips == [] and outcome.run.frame("steps")["nonfinite"].tolist() == [0] * 40 + [4, 4]
-
-
-@pytest.mark.parametrize("device", [False, True], ids=["host", "device"])
-def test_scaled_by_hand_after_a_long_time(device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few elements of the gradients are looked at by then; on a device the first such step is told a little later."""
-    if device:
-        monkeypatch.setattr(Ledger, "on_host", property(lambda ledger: False))
-
-    def train(loop: Loop) -> None:
-        optimizer = SGD(loop.model.parameters(), 0.1)
-        loop.model.rnn.bias_ih_l0.requires_grad_(False)  # one of four has no gradient
-        for step in range(WATCHED_STEPS + 8):
-            loop.backward()
-            if step in (WATCHED_STEPS + 2, WATCHED_STEPS + 5):
-                loop.by_hand(lambda gradient: None if gradient is None else halve(gradient))
-            loop.step(optimizer)
-
-    outcome = observe(train)
-    steps = [WATCHED_STEPS + 2, WATCHED_STEPS + 5]
-    expected = [(k, "modified", "scaled", False) for k in steps]
-    assert outcome.rows("clips", "step", "kind", "how", "clipped") == expected
-    assert outcome.run.frame("clips")["coefficient"].tolist() == pytest.approx([0.5] * 2, rel=1e-5)
-    assert outcome.run.frame("clips")["norm_after"].notna().all()
-    assert outcome.rows("clips", "parameters") == [(4,), (4,)]
+    assert outcome.clips == [] and outcome.run.frame("steps")["nonfinite"].gt(0).tolist() == [False] * 40 + [True] * 2

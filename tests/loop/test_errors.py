@@ -134,6 +134,7 @@ def test_a_function_that_raises_costs_the_record_and_not_the_training() -> None:
     with pytest.warns(gradscope.GradscopeWarning, match="ZeroDivisionError") as warned:
         with gradscope.attach(model, every=lambda step: 1 // (step - 1) > -9) as scope:
             for _ in range(3):
+                optimizer.zero_grad()
                 model(torch.ones(4, 2, 2))[0].sum().backward()
                 optimizer.step()
     assert len(warned) == 1

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_runs import ENCODER, GATES, layer, made, of, timesteps
+from made_runs import ENCODER, GATES, layer, made, of, spread, timesteps
 
 import gradscope
 from gradscope.record import MemoryStore, Run
@@ -39,8 +40,10 @@ FIGURES = {
     "spectra": plot.spectra,
     "clipping": plot.clipping,
     "thresholds": plot.thresholds,
+    "loss": plot.loss,
+    "updates": plot.updates,
 }
-OF_ONE_LAYER = ("heatmap", "jacobians", "gates", "gates over training", "saturation", "spectra")
+OF_ONE_LAYER = ("heatmap", "jacobians", "gates", "gates over training", "saturation", "spectra", "updates")
 figures = pytest.mark.parametrize("draw", [pytest.param(draw, id=name) for name, draw in FIGURES.items()])
 
 
@@ -157,7 +160,7 @@ def test_a_wrong_layer_is_named() -> None:
 
 
 def test_lines_take_what_matplotlib_takes() -> None:
-    for draw in (plot.timesteps, plot.reach, plot.horizon, plot.thresholds):
+    for draw in (plot.timesteps, plot.reach, plot.horizon, plot.thresholds, plot.loss):
         ax = draw(made(), color="#ff0000", label="mine", ax=plt.figure().add_subplot())
         line = next(line for line in ax.get_lines() if line.get_label() == "mine")
         assert line.get_color() == "#ff0000"
@@ -259,3 +262,130 @@ def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(gradscope.GradscopeError, match=r"pip install 'gradscope-rnn\[report\]'") as raised:
         plot.reach(made())
     assert isinstance(raised.value, ModuleNotFoundError) and raised.value.name == package.partition(".")[0]
+
+
+def training(losses: list[float], nonfinite: dict[int, int] | None = None, norms: list[float] | None = None) -> Run:
+    """A run of steps with such losses, every fourth recorded."""
+    store = MemoryStore()
+    told = {"optimizer": "SGD", "skipped": False, "overhead_s": 0.0, "step_s": 0.0}
+    for step, value in enumerate(losses):
+        seen = {"loss": value, "grad_norm": norms[step] if norms else 1.0, "recorded": step % 4 == 0}
+        row = Rows("steps", {**told, **seen, "nonfinite": (nonfinite or {}).get(step, 0)})
+        store.write(gradscope.Batch(step, (row,)))
+    return Run(store)
+
+
+def test_the_loss_is_its_running_median_with_points_and_a_tick_for_every_record() -> None:
+    losses = [2.0 - step / 100 + (5.0 if step == 50 else 0.0) for step in range(100)]
+    ax = plot.loss(training(losses))
+    running, points = ax.get_lines()
+    assert list(points.get_ydata()) == losses and points.get_alpha() < 0.5
+    assert running.get_ydata()[0] == 2.0 and max(running.get_ydata()[40:60]) < 2.0  # the odd batch shows in no median
+    assert ax.get_ylim()[1] < 3
+    (ticks,) = ax.collections
+    assert [segment[0][0] for segment in ticks.get_segments()] == list(range(0, 100, 4))
+
+
+def test_a_steep_start_of_the_loss_stays_steep() -> None:
+    found = data.binned_losses(data.losses(training([2.3 * 0.9**step for step in range(100)])))["running"]
+    assert found[0] == 2.3 and found[1] == pytest.approx(2.3 * 0.9)
+
+
+def test_few_losses_stand_for_themselves() -> None:
+    ax = plot.loss(training([3.0, 1.0, 2.0]))
+    assert list(ax.get_lines()[0].get_ydata()) == [3, 1, 2] and ax.get_lines()[0].get_marker() == "."
+
+
+def test_the_loss_of_a_long_training_has_a_band() -> None:
+    frame = data.binned_losses(data.losses(training([float(step % 3) for step in range(2500)])))
+    assert len(frame) == 834 and frame["steps"].sum() == 2500 and (frame["running"] == 1).all()
+    assert (frame.loc[0, "p10"], frame.loc[0, "p90"]) == pytest.approx((0.2, 1.8))
+    assert len(plot.loss(training([float(step % 3) for step in range(2500)])).collections) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [
+        ([2.0 * 0.9**step for step in range(60)], "log"),
+        ([2.0 - step / 60 for step in range(60)], "linear"),
+        ([-2.0 * 0.9**step for step in range(60)], "linear"),
+        ([1.0] * 60, "linear"),
+        ([0.0] * 60, "linear"),
+        ([1.0], "linear"),
+    ],
+)
+def test_the_loss_is_logarithmic_only_where_it_falls_far(losses: list[float], scale: str) -> None:
+    ax = plot.loss(training(losses))
+    ax.figure.canvas.draw()
+    assert ax.get_yscale() == scale
+
+
+def test_steps_at_which_the_loss_is_not_finite_are_marked() -> None:
+    ax = plot.loss(training([2.0, 1.0, math.inf, math.nan, math.nan], {2: 1, 3: 1}))
+    lines = {str(line.get_label()): line for line in ax.get_lines()}
+    assert list(lines["NaN or inf"].get_xdata()) == [2, 3]  # at the last step nobody saw it
+    assert "no loss was seen" in plot.loss(training([math.nan] * 9), ax=plt.figure().add_subplot()).texts[0].get_text()
+
+
+def test_several_losses_share_axes() -> None:
+    ax = plt.figure().add_subplot()
+    for name, run in {"a": training([2.0]), "b": training([1.0] * 90), "c": training([math.nan] * 9)}.items():
+        plot.loss(run, label=name, ax=ax)
+    assert list(curves(ax)) == ["a", "b", "c: nothing to draw"] and not ax.collections
+    assert ax.get_xlim()[1] > 89
+
+
+def test_updates_are_shown_gate_by_gate_where_they_are_known() -> None:
+    drawn = curves(plot.updates(made()))
+    assert {name: set(line) for name, line in drawn.items()} == {"reset": {1e-3}, "update": {2e-3}, "candidate": {3e-3}}
+    blocks = [block for block in layer(ENCODER, 4, -0.5) if block.table in ("weights", "layers")]
+    unknown = [Rows(it.table, it.columns | ({"update": math.nan} if it.table == "weights" else {})) for it in blocks]
+    assert "no update" in plot.updates(of(*unknown), ax=plt.figure().add_subplot()).texts[0].get_text()
+
+
+def test_records_of_the_default_schedule_are_equally_tall() -> None:
+    run = made(recorded=spread(300), steps=300)
+    ax = plot.heatmap(run)
+    ax.figure.canvas.draw()
+    heights = np.diff(ax.transData.transform(np.c_[np.zeros(51), style.edges(spread(300))])[:, 1])
+    assert len(heights) == 50 and heights.max() < 3 * heights.min()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "10", "30", "100", "300"]
+    assert ax.get_ylim() == pytest.approx((-0.5, 304)) and ax.get_xlim() == (-0.5, 11.5)
+    assert plot.horizon(run, ax=plt.figure().add_subplot()).get_xscale() == "symlog"
+
+
+@pytest.mark.parametrize("recorded", [range(300), range(0, 300, 10), [0, 1, 2, 3, 299], range(200, 300)])
+def test_records_that_are_spread_evenly_or_few_have_a_linear_axis(recorded: Any) -> None:
+    assert plot.heatmap(made(recorded=recorded, steps=300)).get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+@pytest.mark.parametrize(
+    "name", ["heatmap", "horizon", "gates over training", "loss", "clipping", "updates", "timesteps"]
+)
+def test_axes_of_few_steps_have_whole_numbers(name: str, count: int) -> None:
+    run = made(recorded=range(count), steps=count, length=count)
+    ax = FIGURES[name](run)
+    ax.figure.canvas.draw()
+    axes = {"heatmap": (ax.xaxis, ax.yaxis), "horizon": (ax.xaxis, ax.yaxis)}.get(name, (ax.xaxis,))
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        shown = [float(tick) for tick in axis.get_ticklocs() if low <= tick <= high]
+        assert shown and all(tick == round(tick) for tick in shown)
+    if count == 1 and name != "heatmap":
+        assert ax.get_xlim() == (-1, 1)
+
+
+def test_steps_that_nobody_looked_at_leave_no_gaps() -> None:
+    norms = [2.0 if step % 8 == 0 else math.nan for step in range(80)]
+    frame = data.norms(training([1.0] * 80, {70: 1}, norms))
+    assert list(frame["step"]) == sorted([*range(0, 80, 8), 70]) and frame["before"].isna().sum() == 1
+    line = plot.clipping(training([1.0] * 80, None, norms)).get_lines()[0]
+    assert len(line.get_xdata()) == 10 and line.get_marker() == "None"
+
+
+@pytest.mark.parametrize("column", ["loss_last", "grad_norm_max"])
+@pytest.mark.parametrize("values", [[7.01, 10.01], [0.1, 0.3, 0.7], [5.0]])
+def test_no_run_falls_out_of_the_spread_of_few(column: str, values: list[float]) -> None:
+    ax = plot.runs(pd.DataFrame({column: values}), column)
+    assert sum(bar.get_height() for bar in ax.patches) == len(values)

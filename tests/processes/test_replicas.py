@@ -40,7 +40,7 @@ def test_without_devices_the_model_is_called() -> None:
 
 
 def test_replicas_are_said_not_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradscope.unseen.has_compiled", lambda: False)  # whatever other tests have
+    monkeypatch.setattr("gradscope.observe.unseen.has_compiled", lambda: False)  # whatever other tests have
     module = nn.LSTM(3, 4)
     with gradscope.attach(module, every=1, strict=True) as scope:
         replica(module)(torch.randn(5, 2, 3))[0].sum().backward()

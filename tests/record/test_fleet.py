@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import inf, nan
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +16,11 @@ import gradscope
 from gradscope.record import Fleet, ParquetStore
 from gradscope.record.fleet import COLUMNS, worst
 from gradscope.types import Batch, Rows
+from gradscope.types.clips import share
+from gradscope.types.loss import change
 
 pytest.importorskip("duckdb")
+parquet = pytest.importorskip("pyarrow.parquet")
 NUMBER = 20
 CLIP = {"kind": "norm", "how": "", "threshold": 1.0, "norm_type": 2.0, "parameters": 4, "nonfinite": 0,
         "norm_before": 2.0, "norm_after": 1.0, "coefficient": 0.5}  # fmt: skip
@@ -53,6 +57,26 @@ def test_table_is_that_of_pandas(fleet: Fleet) -> None:
     assert found["horizon_censored"].any() and not found["horizon_censored"].all()
 
 
+def test_table_says_of_each_run_what_its_report_says(fleet: Fleet) -> None:
+    found = fleet.table(findings=False).set_index("run")
+    for name, run in fleet.items():
+        steps, row = run.frame("steps"), found.loc[name]
+        ends = change(steps)
+        assert row["clip_rate"] == pytest.approx(share(steps, run.frame("clips")), nan_ok=True)
+        assert (row["loss_first"], row["loss_last"]) == pytest.approx(ends[:2] if ends else (nan, nan), nan_ok=True)
+    assert found["loss_last"].isna().sum() == 2 and found["loss_last"].eq(inf).sum() == 1
+
+
+def test_runs_of_an_earlier_gradscope_have_no_loss(tmp_path: Path) -> None:
+    names = sweep(tmp_path, 4)
+    for path in tmp_path.rglob("gradscope/steps/*/*.parquet"):
+        parquet.write_table(parquet.read_table(path, partitioning=None).drop_columns("loss"), path)
+    fleet = gradscope.load(tmp_path)
+    found = fleet.table(findings=False)
+    assert found["loss_first"].isna().all() and sorted(found["steps"]) == [0, 24, 24, 24]
+    assert fleet.frame("steps", run=names[0])["loss"].isna().tolist() == [True] * 24
+
+
 def test_table_has_the_worst_finding(root: Path) -> None:
     fleet, told = Fleet(root, ["lr=0/seed=3", "lr=2/seed=5"]), []
     found = fleet.table(progress=lambda done, total: told.append((done, total))).set_index("run")
@@ -70,6 +94,7 @@ def test_table_has_the_worst_finding(root: Path) -> None:
     [
         ("steps", {}),
         ("steps", {"step": slice(3, 9), "skipped": False}),
+        ("steps", {"loss": slice(0.1, None), "grad_norm": slice(None, 5.0)}),
         ("clips", {"kind": "modified", "how": ["clamped", "'; --"]}),
         ("timesteps", {"quantity": "grad_h", "step": [0, 4], "t": slice(2, None)}),
         ("layers", {"decay": slice(-0.5, 0.0), "module": "encoder"}),
@@ -158,7 +183,7 @@ def test_compares_and_reports(fleet: Fleet) -> None:
     assert ranks == sorted(ranks)
     assert sum(found["runs"] for found in report.summary["findings"] if found["code"] == "healthy") == ranks.count(3)
     page = report.html()
-    assert page.count("<svg") == 4 and "<b>$files" not in page and "&lt;b&gt;$files" in page
+    assert page.count("<svg") == 5 and "<b>$files" not in page and "&lt;b&gt;$files" in page
     assert f"{NUMBER} runs" in report.text() and max(map(len, report.text().splitlines())) <= 140
     some = {name: fleet[name] for name in list(fleet)[:2]}
     assert gradscope.compare(some).frame("steps")["run"].nunique() == 2

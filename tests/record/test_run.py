@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from made_runs import made
 from record.rows import ALONE, batch, expected, holds, same, write
 
 from gradscope.errors import LoadError
@@ -48,10 +49,11 @@ def test_text_compares_and_groups_without_ghosts() -> None:
 
 def test_representations_are_short_and_escaped() -> None:
     run = Run(_layers("<script>"))
-    assert repr(run) == "<Run: 0 steps, 1 layers; rows: layers 1>"
+    assert repr(run) == "<Run: 0 steps, 1 layer; rows: layers 1>"
     html = run._repr_html_()
     assert "<script>" not in html and "&lt;script&gt;, layer 0" in html
     assert repr(Run(MemoryStore())) == "<Run: 0 steps, 0 layers; rows: none yet>"
+    assert repr(made()).startswith("<Run: 60 steps, 1 layer, loss 2.06 -> 0.978; rows: ")
 
 
 def test_a_step_not_yet_written_can_be_joined(tmp_path) -> None:

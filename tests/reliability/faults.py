@@ -18,8 +18,8 @@ from reliability.stage import AT, STEPS, Stage, stage
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from gradscope.observe.step import Recording
 from gradscope.record import parts
-from gradscope.step import Recording
 from gradscope.types import Batch
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browsers import CHROMIUM, FLAGS
 from made_runs import CLIPPING, VANISHING, made
 
 pytest.importorskip("jinja2")
@@ -15,9 +15,6 @@ pytest.importorskip("seaborn")
 image = pytest.importorskip("PIL.Image")
 from gradscope.report import report  # noqa: E402
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 LOOK = """<script>addEventListener("load", () => {
   const boxes = [...document.querySelectorAll("svg")].map(one => one.getBoundingClientRect());
@@ -28,8 +25,7 @@ LOOK = """<script>addEventListener("load", () => {
 
 def browse(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     profile = f"--user-data-dir={path.parent / 'profile'}"
-    fixed = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr", profile)
-    command = [str(CHROMIUM), *fixed, *options, path.as_uri()]
+    command = [str(CHROMIUM), *FLAGS, "--hide-scrollbars", "--enable-logging=stderr", profile, *options, path.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env={**os.environ})
 
 
@@ -43,7 +39,7 @@ def test_all_figures_are_drawn_within_the_page(saved: Path, width: int) -> None:
     probe = saved.with_name(f"probe-{width}.html")
     probe.write_text(saved.read_text(encoding="utf-8").replace("</head>", f"{LOOK}</head>"), encoding="utf-8")
     seen = browse(probe, "--dump-dom", f"--window-size={width},2000")
-    assert '<title>{"drawn":12,"wide":0}</title>' in seen.stdout
+    assert '<title>{"drawn":14,"wide":0}</title>' in seen.stdout
     assert "CONSOLE" not in seen.stderr
 
 

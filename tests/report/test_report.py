@@ -100,10 +100,10 @@ def test_html_has_findings_first_then_layers_then_settings(parsed: Page) -> None
 
 def test_every_picture_has_words_numbers_and_a_csv(parsed: Page) -> None:
     pictures = [a for a in parsed.every("svg")]
-    assert len(pictures) == len(parsed.every("figure")) == len(parsed.every("figcaption")) == 12
+    assert len(pictures) == len(parsed.every("figure")) == len(parsed.every("figcaption")) == 14
     assert all(a["role"] == "img" and a["aria-label"] for a in pictures)
     tables = {a["download"]: a["href"] or "" for a in parsed.every("a") if "download" in a}
-    assert len(tables) == 12
+    assert len(tables) == 14
     head, _, body = tables["layer-0-timesteps.csv"].partition(",")
     rows = list(csv.DictReader(io.StringIO(unquote(body))))
     assert head == "data:text/csv;charset=utf-8"
@@ -168,7 +168,7 @@ def test_worst_layers_come_first_and_many_are_folded(monkeypatch: pytest.MonkeyP
     found = report(made(keys, recorded=[0, 10, 20]), [worst], "deep")
     assert [entry["name"] for entry in found.summary["layers"]][0] == "blocks.31.rnn, layer 0"
     page = Page(found.html())
-    assert len(page.every("svg")) == 2 * 10 + 2
+    assert len(page.every("svg")) == 1 + 2 * 11 + 2
     assert "38 more layers" in page.text and "The other 48 layers have no figures here" in page.text
     assert len([a for a in page.every("details") if "layer" in (a.get("class") or "").split() and "open" in a]) == 2
     targets = {a["id"] for _, a in page.tags if a.get("id")}
@@ -271,7 +271,7 @@ def test_every_process_has_its_part_in_the_share_of_clipped_steps(clipped: tuple
 
 def test_calls_that_only_measure_are_shown_as_such_and_counted_nowhere() -> None:
     made = report(Run(_steps(0, 6)), [])
-    assert "10 clipping calls changed the gradients in 60%. The norm before: median 1" in made.text()
+    assert "10 measured clipping calls changed the gradients in 60%. The norm before: median 1" in made.text()
     assert "norm, clip_grad_norm_, which measures only" in made.html()
     only = report(Run(_steps(0, 0, threshold=math.inf)), [])
     assert "Nothing clips. The norm of the recurrent gradients: median 3" in only.text()
@@ -296,7 +296,7 @@ def test_save_goes_by_the_suffix(tmp_path: Path) -> None:
 def test_progress_counts_pictures() -> None:
     seen: list[tuple[int, int]] = []
     report(made(), []).html(lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 12) for n in range(1, 13)]
+    assert seen == [(n, 14) for n in range(1, 15)]
 
 
 def test_run_report_and_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from boards import KEY, clip, gates, layer, recorded, steps, timesteps, write
-from gradscope_tensorboard import events, make_sink, sink, writing
+from gradscope_tensorboard import events, make_sink, sink, tables, writing
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -77,7 +77,16 @@ class Slow:
         monkeypatch.setattr(writing.Writing, "take", take)
 
 
-def test_write_only_puts_into_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def idle(step: int, **columns: Any) -> Batch:
+    """A step that is not recorded."""
+    return Batch(step, (steps(recorded=False, loss=loss_at(step), **columns), clip(clipped=False)))
+
+
+def loss_at(step: int) -> float:
+    return 2.5 / (1 + step / 500)
+
+
+def test_write_only_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
     one = make_sink(tmp_path)
     assert one is not None
@@ -89,6 +98,77 @@ def test_write_only_puts_into_a_queue(tmp_path: Path, monkeypatch: pytest.Monkey
     assert slow.taken == list(range(100))
     assert threading.get_ident() not in slow.threads
     assert [step for step, _ in values(tmp_path)["grad_h/rnn/0/forward"]] == list(range(100))
+
+
+def test_idle_steps_do_not_wake_the_thread_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    take = sink.TensorBoardSink._take
+    monkeypatch.setattr(sink.TensorBoardSink, "_take", lambda this: (sizes.append(len(this._waiting)), take(this)))
+    one = make_sink(tmp_path)
+    assert one is not None
+    for step in range(500):
+        one.write(idle(step))
+        time.sleep(0.0005)
+    one.close()
+    assert sum(sizes) == 500 and len(sizes) < 20
+
+
+def test_an_idle_step_takes_a_few_calls_of_the_training(tmp_path: Path) -> None:
+    one = make_sink(tmp_path)
+    assert one is not None
+    one.write(idle(0))
+    batches = [idle(step) for step in range(1, 101)]
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, of: calls.append(str(of or frame.f_code)) if "call" in event else None)
+    try:
+        for batch in batches:
+            one.write(batch)
+    finally:
+        sys.setprofile(None)
+    one.close()
+    assert len(calls) <= 7 * len(batches)  # the process, two lengths, whether the thread knows, the end of a list
+
+
+def test_of_idle_steps_nothing_is_lost(tmp_path: Path) -> None:
+    """All rows are in the tables; of the losses as many as the stock dashboards show, the last among them."""
+    write(tmp_path, *(idle(step) for step in range(10_000)))
+    found = values(tmp_path)
+    columns, _ = tables.decode("steps", [record.tolist() for _, record in found["table/steps"]])
+    assert columns["step"].tolist() == list(range(10_000))
+    assert columns["loss"].tolist() == [loss_at(step) for step in range(10_000)]
+    assert sum(len(record[1]) for _, record in found["table/clips"]) == 10_000 * 12 * 8
+    losses = found["gradscope/loss"]
+    numbers = [step for step, _ in losses]
+    assert numbers[:1000] == list(range(1000)) and numbers[-1] == 9999 and 1000 < len(numbers) < 3000
+    assert sorted(set(numbers)) == numbers
+    assert [float(loss) for _, loss in losses] == [np.float32(loss_at(step)) for step in numbers]
+
+
+def test_slow_steps_are_seen_while_training_runs(tmp_path: Path) -> None:
+    one = make_sink(tmp_path)
+    assert one is not None
+    for step in range(3):
+        one.write(idle(step))
+        time.sleep(0.1)
+    end = time.monotonic() + 10
+    while [step for step, _ in values(tmp_path).get("gradscope/loss", ())] != [0, 1, 2]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    one.close()
+
+
+def test_a_training_without_a_loss_has_none(tmp_path: Path) -> None:
+    write(tmp_path, recorded(0, VALUES, steps(loss=float("nan"))), idle(1))
+    lost = [Batch(step, (steps(loss=float("nan")), clip())) for step in range(5)]
+    write(tmp_path / "none", *lost, Batch(5, (timesteps(VALUES), layer(), steps(loss=float("nan")))))
+    assert "gradscope/loss" not in values(tmp_path / "none") and state(tmp_path / "none")["failures"] == []
+
+
+def test_steps_that_nobody_measured_do_not_count_as_unclipped(tmp_path: Path) -> None:
+    unknown = {"norm_before": np.nan, "norm_after": np.nan, "coefficient": np.nan, "clipped": False, "kind": "value"}
+    seen = [recorded(0, VALUES), *(Batch(s, (steps(), clip(**unknown))) for s in range(1, 50)), recorded(50, VALUES)]
+    write(tmp_path, *seen, Batch(51, (steps(), clip(**unknown, nonfinite=3))), recorded(52, VALUES))
+    assert [float(rate) for _, rate in values(tmp_path)["gradscope.clip_rate"]] == [1, 1, 0.75]
 
 
 def test_what_cannot_be_kept_up_with_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +265,7 @@ def test_killed_it_leaves_whole_records(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(0.2)
+        time.sleep(3 * sink.GATHER_S)
         process.send_signal(signal.SIGKILL)
     found = values(tmp_path)
     kept = [step for step, _ in found["grad_h/rnn/0/forward"]]
@@ -279,6 +359,8 @@ def test_notes_are_counted(tmp_path: Path) -> None:
 def test_a_long_run_is_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "CURVE_BYTES", 20_000)
     monkeypatch.setattr(writing, "TABLE_BYTES", 20_000)
+    monkeypatch.setattr(writing, "BATCH", 100)
+    monkeypatch.setattr(writing, "LOSSES", 20)
     write(tmp_path, *(recorded(step, VALUES) for step in range(1000)))
     found = state(tmp_path)
     kept = [step for step, _ in values(tmp_path)["grad_h/rnn/0/forward"]]
@@ -303,7 +385,8 @@ def test_of_the_users_own_writer_nothing_but_its_file_is_used(tmp_path: Path) ->
     assert len(files(tmp_path)) == 1
     found = values(tmp_path)
     assert len(found["loss"]) == 6
-    assert [step for step, _ in found["grad_h/rnn/0/forward"]] == list(range(5))
+    for tag in ("grad_h/rnn/0/forward", "gradscope/loss"):
+        assert [step for step, _ in found[tag]] == list(range(5))
     assert state(tmp_path)["closed"]
     assert "custom_scalars__config__" not in found, "the user may have a layout"
 
@@ -339,8 +422,9 @@ def test_stock_summaries(tmp_path: Path) -> None:
     batches = [recorded(0, VALUES, high, *gates()), Batch(1, (clip(clipped=False), steps()))]
     write(tmp_path, *batches, recorded(2, VALUES * 10, high, *gates()))
     found = {tag: [(step, float(number)) for step, number in of] for tag, of in values(tmp_path).items()
-             if tag.startswith("gradscope.")}  # fmt: skip
+             if tag.startswith("gradscope")}  # fmt: skip
     assert found == {
+        "gradscope/loss": [(0, 1), (1, 1), (2, 1)],
         "gradscope.horizon/rnn.l0": [(0, 3), (2, 3)],
         "gradscope.decay/rnn.l0": [(0, -0.5), (2, -0.5)],
         "gradscope.saturation/rnn.l0/forget": [(0, 0.625), (2, 0.625)],
@@ -354,7 +438,8 @@ def test_stock_summaries(tmp_path: Path) -> None:
         "gradscope.jacobian/rnn.l0/p90": [(0, 20), (2, 20)],
     }
     layout = layout_pb2.Layout.FromString(values(tmp_path)["custom_scalars__config__"][0][1].item())
-    margins = [chart.margin.series[0] for category in layout.category[:2] for chart in category.chart]
+    assert layout.category[0].chart[0].multiline.tag == ["gradscope/loss"]
+    margins = [chart.margin.series[0] for category in layout.category[1:] for chart in category.chart]
     tags = {tag for series in margins for tag in (series.lower, series.value, series.upper)}
     assert tags == {tag for tag in found if tag.endswith(("p10", "p50", "p90"))}
 

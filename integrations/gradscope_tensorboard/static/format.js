@@ -12,6 +12,12 @@ export function number(value, digits = 4) {
   return text.replace("e+", "e");
 }
 
+// Three digits, to be compared: 2.30, 1.39.
+export const rounded = (value) => {
+  const size = Math.abs(value);
+  return size >= 1e-3 && size < 1e3 ? value.toPrecision(3) : number(value, 3);
+};
+
 // For ticks: 0.2, 5e-19.
 export const brief = (value) => String(Number(value.toPrecision(2)));
 

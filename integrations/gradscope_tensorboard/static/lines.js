@@ -2,6 +2,13 @@
 import {plain} from "./dom.js";
 import {transparent} from "./theme.js";
 
+const FEW = 100;
+
+// A line over training steps; where they are few, each of them is seen.
+export function overSteps(name, steps, y, colour, more = {}) {
+  return line(name, steps, y, colour, y.length > 1 && y.length <= FEW ? {mode: "lines+markers", ...more} : more);
+}
+
 export function line(name, x, y, colour, more = {}) {
   return {
     type: "scatter",
@@ -10,7 +17,7 @@ export function line(name, x, y, colour, more = {}) {
     x,
     y,
     line: {color: colour, width: 1.8, ...more.line},
-    marker: {color: colour, size: 6},
+    marker: {color: colour, size: y.length > 1 ? 4 : 6},
     connectgaps: false,
     ...without(more, "line"),
   };
@@ -81,28 +88,41 @@ export function extent(lists) {
   return low <= high ? [low, high] : null;
 }
 
-// Places of small pictures in a row or several: [{x: [from, to], y: [from, to]}, ...].
-export function tiles(count, columns, gapX = 0.05, gapY = 0.24) {
-  const rows = Math.ceil(count / columns);
-  const [width, height] = [(1 - gapX * (columns - 1)) / columns, (1 - gapY * (rows - 1)) / rows];
-  return Array.from({length: count}, (_, place) => {
-    const [left, top] = [(place % columns) * (width + gapX), 1 - Math.floor(place / columns) * (height + gapY)];
-    return {x: [left, left + width], y: [top - height, top]};
+// The running median of so many values; at the beginning of fewer, as many before as after, at the end of those there are.
+export function median(values, width) {
+  const window = [];
+  const place = (value) => {
+    let [low, high] = [0, window.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (window[middle] < value) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  let [from, to] = [0, 0];
+  return values.map((_, at) => {
+    const half = Math.min(at, (width - 1) / 2);
+    for (; to < Math.min(values.length, at + half + 1); to++) window.splice(place(values[to]), 0, values[to]);
+    for (; from < at - half; from++) window.splice(place(values[from]), 1);
+    return (window[(window.length - 1) >> 1] + window[window.length >> 1]) / 2;
   });
 }
 
-export function tileTitle(text, tile, tones) {
-  return {
-    text: plain(text),
-    x: tile.x[0],
-    y: tile.y[1],
-    xref: "paper",
-    yref: "paper",
-    xanchor: "left",
-    yanchor: "bottom",
-    showarrow: false,
-    font: {size: 12, color: tones.ink},
-  };
+// Places of the smallest and the largest of every few values, in order.
+export function extremes(values, limit) {
+  if (values.length <= limit) return [...values.keys()];
+  const every = Math.ceil((2 * values.length) / limit);
+  const chosen = new Set();
+  for (let start = 0; start < values.length; start += every) {
+    let [low, high] = [start, start];
+    for (let place = start; place < Math.min(values.length, start + every); place++) {
+      if (values[place] < values[low]) low = place;
+      if (values[place] > values[high]) high = place;
+    }
+    [Math.min(low, high), Math.max(low, high)].forEach((place) => chosen.add(place));
+  }
+  return [...chosen];
 }
 
 function push(outline, x, y) {

@@ -127,10 +127,12 @@ export function rungs([low, high]) {
   return found.filter((each) => each >= low * 0.999 && each <= high * 1.001);
 }
 
-// An axis of whole numbers, such as steps, with no ticks between them.
+// An axis of whole numbers in ascending order, such as steps: it ends a little beyond them, with no ticks between them.
 export function wholeAxis(title, values, more = {}) {
-  const few = values.length && values[values.length - 1] - values[0] < 8;
-  return axis(title, {tickformat: ",d", ...(few ? {dtick: 1} : {}), ...more});
+  const [first, last] = [values[0], values[values.length - 1]];
+  const margin = 0.015 * (last - first) || 1;
+  const few = last === first ? {tickvals: [first]} : last - first < 8 ? {dtick: 1} : {};
+  return axis(title, {tickformat: ",d", range: [first - margin, last + margin], ...few, ...more});
 }
 
 export function layout(more = {}) {

@@ -113,10 +113,10 @@ export function layerTitle(layer, long) {
 
 // One line on a run: how much of it is here.
 export function coverage({state}) {
-  const parts = [`${count(state.written)} of ${plural(state.steps, "step")} shown`];
+  const parts = [`${count(state.recorded)} recorded of ${plural(state.steps, "step")}`];
   if (state.written < state.recorded)
     parts.push(
-      `${count(state.recorded)} were recorded, the event file keeps ${state.stride > 1 ? `every ${ordinal(state.stride)}` : "fewer"}`,
+      `the event file keeps ${count(state.written)} of them${state.stride > 1 ? `, now every ${ordinal(state.stride)}` : ""}`,
     );
   if (state.lost > 0) parts.push(`${plural(state.lost, "step")} could not be written`);
   if (state.chains_left_out > 0) parts.push(`${plural(state.chains_left_out, "further chain")} of a layer not shown`);
@@ -155,3 +155,10 @@ function ordinal(value) {
   const last = value % 100 > 10 && value % 100 < 14 ? 0 : value % 10;
   return `${count(value)}${["th", "st", "nd", "rd"][last] ?? "th"}`;
 }
+
+// In place of a course over training that has but one step; what is known of that step may be told.
+export const onlyStep = (step, told = "") =>
+  `One step so far, step ${count(step)}${told && `: ${told}`}. A course over training needs a second.`;
+
+// A number that is NaN while nothing was found to be not finite is one that nobody took at that step.
+export const isMeasured = (value, nonfinite) => !Number.isNaN(value) || nonfinite > 0;

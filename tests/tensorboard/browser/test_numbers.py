@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 from browsers import Tab
-from made_boards import LENGTH, RECORDED, STEPS, Made
+from made_boards import LENGTH, LONG, RECORDED, STEPS, Made, falling, spaced
 
 from gradscope import LayerKey, Run
 
@@ -174,3 +174,48 @@ def test_compare_draws_the_same_quantity_of_both_runs(tab: Tab, made: Made) -> N
     for drawn in drawings:
         frame = runs[drawn["name"]].frame("timesteps", quantity="jacobian", layer=0, direction="forward")
         np.testing.assert_allclose(drawn["y"], frame.groupby("step").p50.max(), rtol=1e-6)
+
+
+def test_the_loss_of_every_step_and_a_tick_for_every_record(tab: Tab, loader: str) -> None:
+    tab.open(runs=["long/gradscope"])
+    raw, smooth, ticks = tab.plotted("loss")
+    true = np.array([falling(step) for step in range(LONG)])
+    assert raw["x"] == list(range(LONG)) and raw["y"] == true.tolist()
+    assert ticks["x"] == spaced(LONG) and len(spaced(LONG)) == 76
+    median = [np.median(true[s - min(s, 27) : s + min(s, 27) + 1]) for s in range(LONG)]
+    assert smooth["y"] == pytest.approx(median)
+    assert tab.get("figure-loss").locator("h3").inner_text() == f"Loss {median[0]:.2f} → {median[-1]:.2f}"
+    assert "running median of 55 steps" in tab.get("figure-loss").locator(".hint").inner_text()
+    assert tab.get("coverage").inner_text() == "76 recorded of 3,000 steps"
+
+
+def test_weights_and_their_changes(tab: Tab) -> None:
+    tab.open(runs=["long/gradscope"], view="gates")
+    steps = np.array(spaced(LONG))
+    for figure, true in {"radius": 1.1 - 0.2 * np.exp(-steps / 900), "update": 3e-3 / (1 + steps / 400)}.items():
+        drawn = tab.plotted(figure)
+        assert len(drawn) == 3  # gates of a GRU
+        for course in drawn:
+            assert course["x"] == steps.tolist() and course["y"] == pytest.approx(true.tolist())
+
+
+def test_a_log_spaced_heatmap_has_a_row_for_each_record(tab: Tab) -> None:
+    tab.open(runs=["long/gradscope"], view="flow")
+    assert len(tab.plotted("heatmap")[0]["z"]) == 76
+    labels = tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.yaxis.ticktext")
+    assert labels == ["0", "8", "16", "32", "64", "128", "256", "512", "1,024", "2,048"]
+    box = tab.get("figure-heatmap").locator(".nsewdrag").first.bounding_box()
+    tab.page.mouse.click(box["x"] + 5, box["y"] + box["height"] * (1 - 24.5 / 76))  # the row of step 32
+    tab.ready()
+    assert tab.words()["step"] == "32" and "step 32, t 0" in tab.get("readout").inner_text()
+
+
+def test_norms_that_nobody_measured_are_left_out(tab: Tab) -> None:
+    tab.open(runs=["long/gradscope"], view="clipping", call="1 clip_grad_value_")
+    seen = sorted({*range(0, LONG, 7), *spaced(LONG)})
+    assert tab.plotted("norms")[0]["x"] == seen
+    said = f"{LONG - len(seen):,} steps without a measured norm left out"
+    assert said in tab.get("figure-norms").locator(".notes").inner_text()
+    assert tab.plotted("clip-rate")[0]["x"] == seen
+    tab.open(runs=["long/gradscope"], view="compare", measure="steps/grad_norm")
+    assert tab.plotted("compare-steps")[0]["x"] == seen

@@ -239,9 +239,41 @@ def test_steps_that_are_left_out_are_said(tab: Tab) -> None:
 
     with answering(tab, dropped):
         tab.open(anew=True, runs=["first/gradscope"], view="flow")
-    assert "1,000 of 12,000 steps shown" in tab.get("coverage").inner_text()
+    said = tab.get("coverage").inner_text()
+    assert said == "12,000 recorded of 12,000 steps · the event file keeps 1,000 of them, now every 12th"
     said = tab.get("figure-heatmap").locator(".notes").inner_text()
     assert f"{len(RECORDED)} of 1,000 recorded steps are here" in said
+
+
+def test_a_run_without_a_loss_has_no_picture_of_it(tab: Tab) -> None:
+    tab.open(runs=["lossless/gradscope"])
+    assert not tab.get("figure-loss").count() and tab.get("figure-horizon-steps").count() == 1
+    tab.open(runs=["lossless/gradscope", "long/gradscope"])
+    assert [trace["name"] for trace in tab.plotted("loss")][-1] == "long"
+
+
+def test_one_record_is_told_in_words(tab: Tab) -> None:
+    """A course over training needs two; what else there is, is drawn."""
+    tab.open(runs=["once/gradscope"])
+    assert tab.get("coverage").inner_text() == "1 recorded of 1 step"
+    courses = {
+        "overview": ["loss", "horizon-steps"],
+        "flow": [],
+        "gates": ["saturation", "radius", "update"],
+        "clipping": ["norms", "clip-rate"],
+        "compare": ["compare-steps"],
+    }
+    for view, figures in courses.items():
+        tab.get(f"tab-{view}").click()
+        tab.ready(view)
+        for figure in figures:
+            assert tab.get(f"figure-{figure}").locator(".say").inner_text().startswith("One step so far, step 0"), (
+                figure
+            )
+            assert not tab.get(f"figure-{figure}").locator(".plot:visible").count()
+    tab.get("tab-flow").click()
+    tab.ready("flow")
+    assert tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.yaxis.ticktext") == ["0"]
 
 
 def test_pictures_are_saved(tab: Tab) -> None:

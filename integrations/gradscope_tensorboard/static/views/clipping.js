@@ -6,6 +6,7 @@ import {h} from "../dom.js";
 import {number, percent, plural} from "../format.js";
 import {columns} from "../panels.js";
 import {change} from "../state.js";
+import {isMeasured} from "../words.js";
 import {drawCoefficients, drawNorms, drawRate, drawShare} from "./clips.js";
 
 const MOST = 20_000;
@@ -84,36 +85,28 @@ const callOf = ({columns}, row) => `${columns.index[row]} ${columns.how[row]}`;
 // The rows of calls that can clip: one whose threshold is infinite only measures the norm.
 const limiting = ({columns}) => [...columns.how.keys()].filter((row) => columns.threshold[row] !== Infinity);
 
-// The rows of the chosen call, or of a run's own first; where nothing clips, the gradient's norm.
+// The rows of the chosen call, or of a run's own first; where nothing clips, the gradient's norm. Of most steps nobody
+// may have measured the norm: these rows are left out.
 function series({clips, steps}, call) {
-  const rows = limiting(clips).filter((row) => callOf(clips, row) === call);
-  if (!rows.length) {
-    const {step, grad_norm} = steps.columns;
-    return {
-      clips: false,
-      kind: "norm",
-      steps: [...step],
-      before: [...grad_norm],
-      rows: steps.length,
-      kept: steps.head.rows_kept,
-      columns: steps.columns,
-    };
-  }
-  const columns = Object.fromEntries(
-    Object.entries(clips.columns).map(([name, column]) => [name, rows.map((row) => column[row])]),
-  );
-  const threshold = columns.threshold[rows.length - 1];
+  const own = limiting(clips).filter((row) => callOf(clips, row) === call);
+  const [table, rows, norm] = own.length
+    ? [clips, own, clips.columns.norm_before]
+    : [steps, [...steps.columns.step.keys()], steps.columns.grad_norm];
+  const measured = rows.filter((row) => isMeasured(norm[row], table.columns.nonfinite[row]));
+  const take = ([name, column]) => [name, measured.map((row) => column[row])];
+  const columns = Object.fromEntries(Object.entries(table.columns).map(take));
+  const shared = {columns, steps: columns.step, rows: table.length, kept: table.head.rows_kept};
+  const unmeasured = rows.length - measured.length;
+  if (!own.length) return {...shared, unmeasured, clips: false, kind: "norm", before: columns.grad_norm};
   return {
+    ...shared,
+    unmeasured,
     clips: true,
-    kind: columns.kind[0],
-    how: columns.how[0],
-    steps: columns.step,
+    kind: clips.columns.kind[own[0]],
+    how: clips.columns.how[own[0]],
     before: columns.norm_before,
     after: columns.norm_after,
-    threshold,
-    rows: clips.length,
-    kept: clips.head.rows_kept,
-    columns,
+    threshold: clips.columns.threshold[own[own.length - 1]],
   };
 }
 
@@ -141,6 +134,7 @@ export function wouldClip(norms, threshold) {
 
 function told(found, level, run, several) {
   const name = several ? h("b", {class: "name"}, run.label) : null;
+  if (!found.steps.length) return h("span", {}, name, "No norm has been measured yet.");
   if (found.kind !== "norm")
     return h("span", {}, name, "Values are limited one by one here: norms do not tell what another limit would do.");
   if (!found.before.some(Number.isFinite)) return h("span", {}, name, "No finite norm was seen.");
@@ -158,7 +152,7 @@ function told(found, level, run, several) {
     name,
     `A threshold of ${number(level, 3)} would have clipped `,
     h("b", {"data-testid": "would-clip"}, percent(wouldClip(found.before, level))),
-    ` of ${plural(found.before.length, "step")}`,
+    ` of ${plural(found.before.length, found.unmeasured ? "measured step" : "step")}`,
     now,
   );
 }

@@ -2,8 +2,9 @@
 import {describe, draw, say} from "../charts.js";
 import {listed} from "../csv.js";
 import {number, percent, plural} from "../format.js";
-import {extent, line, meaning, reference} from "../lines.js";
+import {extent, extremes, line, meaning, overSteps, reference} from "../lines.js";
 import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
+import {onlyStep} from "../words.js";
 
 const RECENT = 100;
 const BINS = 40;
@@ -19,7 +20,11 @@ export function drawNorms(it, found) {
   );
   const usable = found.before.filter((norm) => norm > 0 && Number.isFinite(norm));
   if (!usable.length)
-    return say(it, found.steps.length ? "No positive finite norm was seen." : "No optimizer step has been seen yet.");
+    return say(it, found.steps.length ? "No positive finite norm was seen." : "No norm has been measured yet.");
+  if (found.steps.length < 2) {
+    const after = found.clips ? ` before, ${number(found.after[0])} after` : "";
+    return say(it, onlyStep(found.steps[0], `norm ${number(usable[0])}${after}`));
+  }
   const chosen = extremes(found.before, DRAWN);
   const limit = threshold(found, chosen);
   const broken = found.before.flatMap((norm, place) => (Number.isFinite(norm) ? [] : [found.steps[place]]));
@@ -41,7 +46,7 @@ const hover = (name) => ({hovertemplate: `step %{x}: ${name} %{y:.4~g}<extra></e
 // The norm before and, where something clips, after.
 function courses(found, chosen) {
   const course = (name, label, values, tint) =>
-    line(label, taken(chosen, found.steps), taken(chosen, values), tint, {...hover(name), line: {width: 1.3}});
+    overSteps(label, taken(chosen, found.steps), taken(chosen, values), tint, {...hover(name), line: {width: 1.3}});
   const before = course("before", found.clips ? "before" : "norm", found.before, colour(0));
   return found.clips ? [before, course("after", "after", found.after, colour(1))] : [before];
 }
@@ -76,8 +81,14 @@ function leftOut(found, chosen, broken) {
     found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`,
     chosen.length < found.before.length &&
       `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`,
+    found.unmeasured && `${plural(found.unmeasured, "step")} without a measured norm left out.`,
     broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`,
   ].filter(Boolean);
+}
+
+function recentSteps({steps, unmeasured}, recent) {
+  const word = unmeasured ? "measured steps" : "steps";
+  return steps.length > recent ? `the last ${recent} ${word}` : `the ${word} so far`;
 }
 
 export function drawRate(it, found) {
@@ -85,10 +96,13 @@ export function drawRate(it, found) {
   describe(
     it,
     "Clip rate",
-    `Share of the last ${recent} steps that were clipped. A brake for rare spikes stays low; near 100 % the learning rate is set by the threshold.`,
+    `Share of ${recentSteps(found, recent)} that were clipped. A brake for rare spikes stays low; near 100 % the learning rate is set by the threshold.`,
   );
   it.root.hidden = !found.clips;
   if (!found.clips) return say(it, "Nothing clips in this run.");
+  if (!found.steps.length) return say(it, "No norm has been measured yet.");
+  if (found.steps.length < 2)
+    return say(it, onlyStep(found.steps[0], found.columns.clipped[0] ? "clipped" : "left alone"));
   const rate = [];
   let sum = 0;
   found.columns.clipped.forEach((clipped, place) => {
@@ -96,7 +110,7 @@ export function drawRate(it, found) {
     rate.push(sum / Math.min(place + 1, recent));
   });
   const traces = [
-    line("clip rate", found.steps, rate, colour(2), {
+    overSteps("clip rate", found.steps, rate, colour(2), {
       fill: "tozeroy",
       fillcolor: "rgba(2,158,115,0.12)",
       hovertemplate: "step %{x}: %{y:.1%} clipped<extra></extra>",
@@ -122,7 +136,9 @@ export function drawCoefficients(it, found) {
   if (!found.clips) return say(it, "Nothing clips in this run.");
   const {coefficient, clipped, step} = found.columns;
   const factors = coefficient.filter((factor, place) => clipped[place] && factor > 0 && Number.isFinite(factor));
-  if (!factors.length) return say(it, `All ${plural(step.length, "step")} were left alone.`);
+  if (!step.length) return say(it, "No norm has been measured yet.");
+  if (!factors.length)
+    return say(it, step.length > 1 ? `All ${plural(step.length, "step")} were left alone.` : "The only step was left alone.");
   describe(
     it,
     it.parts.title.textContent,
@@ -148,7 +164,7 @@ export function drawCoefficients(it, found) {
     height: 210,
     margin: {l: 64, r: 16, t: 10, b: 44},
     xaxis: logAxis("factor on the gradient", [10 ** low, 1], {range: [low, 0.01]}),
-    yaxis: axis("share of steps", {tickformat: ".0%", rangemode: "tozero"}),
+    yaxis: axis("share of steps", {tickformat: ".2~%", rangemode: "tozero"}),
     uirevision: "coefficients",
   });
   return draw(it, [trace], shape, () => listed({step, coefficient, clipped}));
@@ -168,6 +184,7 @@ export function drawShare(it, found, level) {
   const at = [...norms.keys()].filter((place) => place % every === 0 || place === norms.length - 1);
   const x = [norms[0] * 0.8, ...at.map((place) => norms[place])];
   const y = [1, ...at.map((place) => (norms.length - 1 - place) / norms.length)];
+  const ends = extent([x, [level, found.threshold]]);
   const traces = [
     line("share", x, y, colour(0), {
       line: {shape: "hv", width: 1.8},
@@ -185,25 +202,9 @@ export function drawShare(it, found, level) {
     height: 230,
     margin: {l: 64, r: 16, t: 34, b: 44},
     shapes,
-    xaxis: logAxis("threshold (max_norm)", extent([x])),
+    xaxis: logAxis("threshold (max_norm)", ends, {range: [Math.log10(ends[0]), Math.log10(ends[1]) + 0.03]}),
     yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}),
     uirevision: "share",
   });
   return draw(it, traces, shape, () => listed({threshold: x, share: y}));
-}
-
-// Places of the smallest and the largest of every few values, in order.
-function extremes(values, limit) {
-  if (values.length <= limit) return [...values.keys()];
-  const every = Math.ceil((2 * values.length) / limit);
-  const chosen = new Set();
-  for (let start = 0; start < values.length; start += every) {
-    let [low, high] = [start, start];
-    for (let place = start; place < Math.min(values.length, start + every); place++) {
-      if (values[place] < values[low]) low = place;
-      if (values[place] > values[high]) high = place;
-    }
-    [Math.min(low, high), Math.max(low, high)].forEach((place) => chosen.add(place));
-  }
-  return [...chosen];
 }

@@ -4,11 +4,11 @@ import {describe, draw, figure, say} from "../charts.js";
 import {select} from "../controls.js";
 import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
-import {count} from "../format.js";
-import {band, extent, line, meaning, reference} from "../lines.js";
+import {count, number} from "../format.js";
+import {band, extent, extremes, line, meaning, overSteps, reference} from "../lines.js";
 import {change} from "../state.js";
 import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
-import {axisTitle, capital, drawable, groupOf, quantity, rowsOf, rowTitle} from "../words.js";
+import {axisTitle, capital, drawable, groupOf, isMeasured, onlyStep, quantity, rowsOf, rowTitle} from "../words.js";
 import {spaced} from "./overview.js";
 
 // table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
@@ -17,11 +17,13 @@ const MEASURES = {
   "layers/decay": ["Decay of reach", "log10 per step back"],
   "layers/lyapunov": ["Lyapunov exponent", "per timestep"],
   "layers/residual": ["Residual of the certificate", "relative difference", true],
+  "steps/loss": ["Loss", "loss"],
   "steps/grad_norm": ["Gradient norm of recurrent layers", "norm", true],
   "steps/step_s": ["Time per step", "seconds", true],
   "steps/overhead_s": ["Time spent by gradscope", "seconds", true],
   "blocks/spectral_radius": ["Spectral radius", "largest |eigenvalue|", false, true],
   "blocks/spectral_norm": ["Spectral norm", "largest singular value", false, true],
+  "blocks/update": ["Change by a step", "‖change‖ / ‖U‖", true],
   "blocks/orthogonality": ["Distance from orthogonal", "‖UᵀU − I‖ / √n"],
 };
 const GROUPS = {layers: "Per layer", steps: "Per optimizer step", blocks: "Recurrent weights"};
@@ -34,6 +36,7 @@ const OVER = {
   last: "at the last t",
 };
 const MOST_LINES = 8;
+const [MOST_STEPS, DRAWN] = [20_000, 4000];
 
 export function mount(parent) {
   const measure = select("measure", "Quantity", (value) => change({measure: value, row: undefined}));
@@ -153,18 +156,21 @@ async function series({run, key}, view) {
   }
   const {head, columns, length} = await api.table(
     view.table,
-    {run: run.run, ...(view.table === "steps" ? {rows: 4000} : {points: 1000})},
+    {run: run.run, ...(view.table === "steps" ? {rows: MOST_STEPS} : {points: 1000})},
     run.stamp,
   );
-  const wanted = Array.from({length}, (_, row) => row).filter(
-    (row) =>
-      (view.table === "steps" || columns.key[row] === key) &&
-      (view.table !== "blocks" || columns.gate[row] === view.gate),
-  );
+  const values = columns[view.column];
+  const wanted = {
+    layers: (row) => columns.key[row] === key,
+    blocks: (row) => columns.key[row] === key && columns.gate[row] === view.gate,
+    steps: (row) => isMeasured(values[row], columns.nonfinite[row]),
+  }[view.table];
+  const rows = Array.from({length}, (_, row) => row).filter(wanted);
+  const chosen = extremes(rows.map((row) => values[row]), DRAWN).map((place) => rows[place]);
   return {
-    steps: wanted.map((row) => columns.step[row]),
-    values: wanted.map((row) => columns[view.column][row]),
-    kept: view.table === "steps" ? head.rows_kept : head.steps_kept,
+    steps: chosen.map((row) => columns.step[row]),
+    values: chosen.map((row) => values[row]),
+    kept: view.table === "steps" ? head.rows_kept - length + rows.length : head.steps_kept,
   };
 }
 
@@ -192,9 +198,10 @@ function drawSteps(it, members, found, view, context) {
         ? 'Not recorded: attach with quantities="full".'
         : "Nothing of this was recorded, or nothing of it is finite.",
     );
+  const steps = [...new Set(found.flatMap((each) => [...each.steps]))].sort((a, b) => a - b);
+  if (steps.length < 2) return say(it, onlyStep(steps[0], lastValues(members, found)));
   const traces = members.map((member, at) => course(member, found[at].steps, found[at].values, "step", members));
   const logarithmic = view.logarithmic && extent([values]) !== null;
-  const steps = found.flatMap((each) => [...each.steps]).sort((a, b) => a - b);
   const axes = {
     xaxis: wholeAxis("training step", steps),
     yaxis: logarithmic ? logAxis(view.unit, extent([values])) : axis(view.unit),
@@ -204,9 +211,12 @@ function drawSteps(it, members, found, view, context) {
   return draw(it, traces, spaced(shape, traces), () => rowsOver(members, found, view, context), notes);
 }
 
+const lastValues = (members, found) =>
+  members.flatMap(({name}, at) => (found[at].values.length ? `${name} ${number(found[at].values[0])}` : [])).join("; ");
+
 // One line of a picture of several.
 function course(member, x, y, over, members) {
-  return line(member.name, x, y, member.colour, {
+  return (over === "step" ? overSteps : line)(member.name, x, y, member.colour, {
     line: {dash: member.dash},
     hovertemplate: `${plain(member.name)}<br>${over} %{x}: %{y:.4~g}<extra></extra>`,
     showlegend: members.length > 1,
@@ -236,7 +246,7 @@ const whose = (member, context) => ({run: member.run.label, layer: context.title
 function left(members, found) {
   const lines = members.flatMap((member, at) =>
     found[at].values.length < found[at].kept
-      ? [`${member.name}: ${count(found[at].values.length)} of ${count(found[at].kept)} steps drawn, evenly spaced.`]
+      ? [`${member.name}: ${count(found[at].values.length)} of ${count(found[at].kept)} steps drawn.`]
       : [],
   );
   if (members[0]?.of > members.length)

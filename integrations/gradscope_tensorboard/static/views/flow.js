@@ -7,7 +7,7 @@ import {count, number} from "../format.js";
 import {columns} from "../panels.js";
 import {change, state} from "../state.js";
 import {axisTitle, drawable, groupOf, quantity, rowsOf, rowTitle} from "../words.js";
-import {cursor, drawHeat, scaleOf} from "./heat.js";
+import {cursor, drawHeat, scaleOf, stepAt} from "./heat.js";
 import {drawProfile} from "./profile.js";
 import {drawSpectra} from "./spectra.js";
 
@@ -62,7 +62,7 @@ function panel(element, run) {
   const {plot} = made.heat.parts;
   Object.entries({tabindex: "0", role: "group"}).forEach(([name, value]) => plot.setAttribute(name, value));
   plot.addEventListener("keydown", (event) => made.walk?.(event));
-  made.heat.listeners.click = (point) => change({t: point.x, step: made.steps[nearest(made.steps, point.y)]});
+  made.heat.listeners.click = (point) => change({t: point.x, step: made.steps[point.y]});
   made.profile.listeners.click = (point) => change({t: point.x});
   made.heat.listeners.zoom = made.profile.listeners.zoom = (event) => zoomed(event, made);
   made.heat.listeners.reset = made.profile.listeners.reset = () => change({zoom: undefined});
@@ -103,7 +103,7 @@ async function drawPanel(made, run, heats, profiles, place, view, context) {
   await drawHeat(made.heat, run, found, scale, view, context);
   await drawProfile(made.profile, line, profiles, view, context);
   await drawSpectra(made.spectra, run, view, context);
-  await adjust(made.heat, {shapes: cursor(line?.head.step, context.state.t)});
+  await adjust(made.heat, {shapes: cursor(made.steps, line?.head.step, context.state.t)});
 }
 
 // Arrow keys move through steps and timesteps.
@@ -125,7 +125,8 @@ function zoomed(event, made) {
       : [event[`${name}.range[0]`], event[`${name}.range[1]`]];
   const layout = made.heat.parts.plot.layout;
   const [x, y] = [range("xaxis"), range("yaxis")];
-  if (x) change({zoom: [...x, ...(y ?? layout.yaxis.range)].map((value) => Number(value.toFixed(2)))});
+  const steps = (y ?? layout.yaxis.range).map((height) => stepAt(made.steps, height));
+  if (x) change({zoom: [...x.map((t) => Number(t.toFixed(2))), ...steps]});
 }
 
 function tell(readout, context, {curve, row}, profiles) {

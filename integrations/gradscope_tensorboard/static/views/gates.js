@@ -1,16 +1,17 @@
 // Which gates are stuck: saturation over training, and unit by unit at one step.
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
-import {slider} from "../controls.js";
+import {nearest, slider} from "../controls.js";
 import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {count} from "../format.js";
-import {line, reference, tiles, tileTitle} from "../lines.js";
+import {overSteps, reference} from "../lines.js";
 import {change} from "../state.js";
-import {axis, colour, layout, tones, wholeAxis} from "../theme.js";
-import {capital} from "../words.js";
+import {axis, colour, tones, wholeAxis} from "../theme.js";
+import {axes, frame, inTile} from "../tiles.js";
+import {onlyStep} from "../words.js";
 import {legend} from "./overview.js";
-import {axes} from "./spectra.js";
+import {drawRadius, drawUpdate} from "./weights.js";
 
 const LIMITS =
   "A sigmoid gate is at its limits below 0.1 (closed) and above 0.9 (open), a tanh below −0.9 and above 0.9, a ReLU where it is 0.";
@@ -25,6 +26,9 @@ export function mount(parent) {
   );
   parent.append(h("div", {class: "row controls"}, step.root));
   const units = figure(parent, "units", {wide: true});
+  const weights = h("div", {class: "charts even"});
+  const [radius, update] = ["radius", "update"].map((id) => figure(weights, id));
+  parent.append(weights);
   over.listeners.click = (point) => change({step: point.x});
   return {
     async update(context) {
@@ -36,8 +40,13 @@ export function mount(parent) {
       const steps = [...new Set(clouds.flatMap((each) => each?.head.steps ?? []))].sort((a, b) => a - b);
       step.set(steps, context.state.step);
       step.show(steps.length > 0);
-      const now = clouds.find(Boolean)?.head.step;
-      await Promise.all([drawOver(over, tables, now, context), drawUnits(units, clouds, context)]);
+      const now = steps[nearest(steps, context.state.step)];
+      await Promise.all([
+        drawOver(over, tables, now, context),
+        drawUnits(units, clouds, context),
+        drawRadius(radius, tables, context),
+        drawUpdate(update, tables, context),
+      ]);
     },
   };
 }
@@ -74,12 +83,12 @@ function drawOver(it, tables, now, context) {
   const known = ({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row]));
   const gates = [...new Set(tables.flatMap(known))];
   if (!gates.length) return say(it, "This layer has no gates that were recorded.");
+  const steps = [...new Set(tables.flatMap(({columns}) => [...columns.step]))].sort((a, b) => a - b);
+  if (steps.length < 2) return say(it, `${onlyStep(steps[0])} The units are below.`);
   const top = ceiling(tables.flatMap(({columns}) => [...columns.low, ...columns.high]));
   const share = {range: [-0.02 * top, 1.02 * top], tickvals: [0, top / 2, top], tickformat: ".0%"};
   const upright = (first) => axis(first ? "share saturated" : "", share);
-  const grid = frame(it, gates, 190, 58, upright, () =>
-    wholeAxis("training step", tables[0].columns.step, {nticks: 4}),
-  );
+  const grid = frame(it, gates, {side: 190, top: 58}, upright, () => wholeAxis("training step", steps, {nticks: 4}));
   grid.hovermode = "x";
   if (now !== undefined) grid.shapes = gates.map((_, place) => chosenStep(now, place));
   const traces = context.runs.flatMap((run, at) => courses(run, tables[at].columns, gates, context));
@@ -98,7 +107,7 @@ function courses(run, columns, gates, context) {
     const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
     const take = (name) => found.map((row) => columns[name][row]);
     return styles(context, run).map(([side, name, tint, dash]) =>
-      line(name, take("step"), take(side), tint, {
+      overSteps(name, take("step"), take(side), tint, {
         ...inTile(gates.indexOf(gate)),
         legendgroup: name,
         showlegend: gate === own[0],
@@ -115,9 +124,10 @@ function shares(run, {columns: {step, gate, low, high}}) {
 }
 
 function drawUnits(it, clouds, context) {
+  const steps = new Set(clouds.filter(Boolean).map(({head}) => head.step));
   describe(
     it,
-    `How often each unit is saturated, at step ${count(clouds.find(Boolean)?.head.step)}`,
+    `How often each unit is saturated, at step ${[...steps].map(count).join(" and ")}`,
     "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin it works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).",
   );
   const gates = [...new Set(clouds.flatMap((each) => each?.head.gates ?? []))];
@@ -125,7 +135,7 @@ function drawUnits(it, clouds, context) {
   const several = context.runs.length > 1;
   const share = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1], tickformat: ".0%"};
   const upright = (first) => axis(first ? "share at upper limit" : "", share);
-  const grid = frame(it, gates, 230, several ? 58 : 28, upright, () => axis("share at lower limit", share));
+  const grid = frame(it, gates, {side: 230, top: several ? 58 : 28}, upright, () => axis("share at lower limit", share));
   const always = {
     type: "line",
     layer: "below",
@@ -172,39 +182,5 @@ function each(run, {head, arrays}) {
   });
 }
 
-function inTile(place) {
-  const [x, y] = axes(place);
-  return {xaxis: x.short, yaxis: y.short};
-}
-
 // The end of an axis of shares: all, or less where that shows more.
 const ceiling = (shares) => [0.1, 0.25, 0.5].find((end) => shares.every((share) => !(share > end))) ?? 1;
-
-// A layout of small pictures, one per gate, with the axes that two functions give.
-function frame(it, gates, side, top, yaxis, xaxis) {
-  const width = it.root.clientWidth || 900;
-  const across = Math.max(1, Math.min(gates.length, Math.floor(width / 210)));
-  const rows = Math.ceil(gates.length / across);
-  const places = tiles(gates.length, across, 0.04, 0.3 / rows);
-  const shape = layout({
-    height: rows * (side + 40) + top + 2,
-    margin: {l: 56, r: 12, t: top, b: 42},
-    shapes: [],
-    annotations: [],
-    uirevision: it.id,
-  });
-  shape.legend.y = 1 + 24 / (rows * (side + 40));
-  gates.forEach((gate, place) => {
-    const [x, y] = axes(place);
-    shape[x.long] = {...xaxis(), domain: places[place].x, anchor: y.short, automargin: false};
-    shape[y.long] = {
-      ...yaxis(place % across === 0),
-      domain: places[place].y,
-      anchor: x.short,
-      automargin: false,
-      showticklabels: place % across === 0,
-    };
-    shape.annotations.push(tileTitle(capital(gate), places[place], tones()));
-  });
-  return shape;
-}

@@ -4,15 +4,19 @@ import {describe, draw, figure, say} from "../charts.js";
 import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {number} from "../format.js";
-import {band, extent, line, meaning, reference} from "../lines.js";
+import {band, extent, line, meaning, overSteps, reference} from "../lines.js";
 import {columns} from "../panels.js";
 import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
+import {onlyStep} from "../words.js";
 import {showFindings, showNotes} from "./findings.js";
+import {drawLoss} from "./loss.js";
 
 const [FLOOR, LOWEST] = [1e-3, 1e-12];
 const COLOURED = 8;
+const MOST_STEPS = 20_000;
 
 export function mount(parent) {
+  const loss = figure(parent, "loss", {wide: true});
   const cards = columns(parent, (element) => {
     const made = {cards: h("div", {class: "cards", "data-testid": "findings"}), notes: h("div")};
     element.append(made.cards, made.notes);
@@ -27,6 +31,7 @@ export function mount(parent) {
     async update(context) {
       const seen = await Promise.all(context.runs.map((run) => read(run)));
       if (!context.current()) return;
+      await drawLoss(loss, seen, context);
       cards(context.runs).forEach((made, place) => {
         showFindings(made.cards, context.runs[place], seen[place].findings, context);
         showNotes(made.notes, seen[place].notes, context);
@@ -44,13 +49,14 @@ export function mount(parent) {
 
 async function read(run) {
   const hasReach = run.layers.some((layer) => layer.curves.includes("reach"));
-  const [findings, notes, layers, latest] = await Promise.all([
+  const [steps, findings, notes, layers, latest] = await Promise.all([
+    api.table("steps", {run: run.run, rows: MOST_STEPS}, run.stamp),
     api.stamped("findings", {run: run.run}, run.stamp),
     api.stamped("notes", {run: run.run}, run.stamp),
     api.table("layers", {run: run.run, points: 400}, run.stamp),
     hasReach ? api.block("latest", {run: run.run, curve: "reach"}, run.stamp) : null,
   ]);
-  return {findings, notes, layers, latest};
+  return {steps, findings, notes, layers, latest};
 }
 
 function spread(run, context) {
@@ -207,10 +213,11 @@ function drawOver(it, seen, context) {
   );
   const traces = context.runs.flatMap((run, place) => horizons(run, seen[place].layers.columns, context));
   if (!traces.length) return say(it, "No layer has been recorded yet.");
-  const steps = seen.flatMap(({layers}) => [...layers.columns.step]).sort((a, b) => a - b);
+  const steps = [...new Set(seen.flatMap(({layers}) => [...layers.columns.step]))].sort((a, b) => a - b);
+  if (steps.length < 2) return say(it, `${onlyStep(steps[0])} The horizons are above.`);
   const shape = layout({
     height: 240,
-    xaxis: wholeAxis("training step", steps),
+    xaxis: wholeAxis("training step", ends(context.runs)),
     yaxis: axis("horizon (steps back)", {rangemode: "tozero"}),
     uirevision: "over",
     showlegend: legend(traces),
@@ -227,7 +234,7 @@ function horizons(run, table, context) {
     const take = (column) => found.map((at) => table[column][at]);
     const [style, name] = [look(context, run, key), named(context, run, key)];
     const hovertemplate = `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`;
-    const course = line(name, take("step"), take("horizon"), style.colour, {...strength(style), hovertemplate});
+    const course = overSteps(name, take("step"), take("horizon"), style.colour, {...strength(style), hovertemplate});
     if (key !== context.layer.key) return [course];
     const dotted = {line: {dash: "dot", width: 1}, showlegend: false, hoverinfo: "skip"};
     return [course, line("longest", take("step"), take("timesteps"), tones().soft, dotted)];
@@ -257,6 +264,12 @@ function lastOfEach({columns: table, length}) {
     timesteps: table.timesteps[row],
   }));
 }
+
+// The first and the last step of some runs, recorded or not.
+const ends = (runs) => [
+  Math.min(...runs.map((run) => run.state.first_step)),
+  Math.max(...runs.map((run) => run.state.last_step)),
+];
 
 export function places(column, value) {
   const found = [];

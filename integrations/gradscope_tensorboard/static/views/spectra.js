@@ -4,8 +4,8 @@ import {describe, draw} from "../charts.js";
 import {gathered} from "../csv.js";
 import {plain} from "../dom.js";
 import {count} from "../format.js";
-import {tiles, tileTitle} from "../lines.js";
 import {axis, colour, layout, tones} from "../theme.js";
+import {axes, tiles, tileTitle} from "../tiles.js";
 import {capital} from "../words.js";
 
 const CIRCLE = {type: "circle", layer: "below", x0: -1, x1: 1, y0: -1, y1: 1};
@@ -85,10 +85,4 @@ function largest(blocks) {
 function squares(places, share) {
   if (share >= 1) return places;
   return places.map(({x, y}) => ({x: x.map((end) => end * share), y}));
-}
-
-// Plotly's names of the axes of small picture number `place`.
-export function axes(place) {
-  const number = place ? String(place + 1) : "";
-  return ["x", "y"].map((letter) => ({short: `${letter}${number}`, long: `${letter}axis${number}`}));
 }

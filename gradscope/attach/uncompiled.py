@@ -38,11 +38,16 @@ def _skip(code: CodeType) -> None:
 
 
 @uncompiled
-def as_written(around: Callable[..., Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """`around(original, *args, **kwargs)`, of which nothing but what `original` does may be compiled."""
-    compiler = set_eval_frame(None)
-    if compiler is None:
-        return around(original, *args, **kwargs)
+def as_written(compiler: Any, around: Callable[..., Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """`around(original, *args, **kwargs)`, of which nothing but what `original` does may be compiled.
+
+    Args:
+        compiler: what `set_eval_frame(None)` has put out of action.
+        around: ours.
+        original: the user's, or torch's.
+        args: of the call.
+        kwargs: of the call.
+    """
 
     def compiled(*args: Any, **kwargs: Any) -> Any:
         set_eval_frame(compiler)

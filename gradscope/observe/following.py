@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradscope.attach.links import Mark, find_link, marked
 from gradscope.capture.layout import choose_sequences
-from gradscope.observed import ObservedCall
+from gradscope.observe.observed import ObservedCall
 from gradscope.types import KernelCall, Link
 
 DETACHED = (

@@ -12,7 +12,7 @@ from gradscope.capture.join import join
 from gradscope.capture.join_cell import join_cells
 from gradscope.capture.positions import SequenceCall
 from gradscope.families import find_origin, find_origins, find_position_origin
-from gradscope.observed import ObservedCall
+from gradscope.observe.observed import ObservedCall
 from gradscope.types import Direction, Kept, LayerKey, Origin, Stack
 
 Chained = tuple[int, list[ObservedCall], Chain]

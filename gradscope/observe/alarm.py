@@ -31,7 +31,11 @@ _SUFFIX = re.compile(r"(?P<kind>.+)_l(?P<layer>\d+)(?P<reverse>_reverse)?")
 
 
 class Alarm:
-    """Hears the gradients of every step, and says which steps to record beyond the schedule.
+    """Hears the numbers of every step, and says which steps to record beyond the schedule.
+
+    Attributes:
+        armed: numbers that are not finite would be news.
+        wanted: how many of the next steps to record.
 
     Args:
         jumps: record the step after a jump as well.
@@ -40,38 +44,34 @@ class Alarm:
     def __init__(self, *, jumps: bool) -> None:
         """See the class."""
         self._jumps = jumps
-        self._wanted = 0
-        self._calm = CALM
+        self.wanted = 0
+        self._calm, self.armed = CALM, True
         self._heard, self._usual = 0, 0.0  # the logarithm of a moving geometric mean
-
-    @property
-    def armed(self) -> bool:
-        """Whether gradients that are not finite would be news."""
-        return self._calm >= CALM
 
     def hear(self, norm: float, nonfinite: int) -> None:
         """A step has ended that no GradScaler has skipped.
 
         Args:
-            norm: of its gradients.
-            nonfinite: how many parameters' are not finite.
+            norm: of its gradients; NaN where that is not known.
+            nonfinite: how many parameters' are not finite, or 1 where it is another number that is not.
         """
-        if nonfinite or not math.isfinite(norm):
-            self._wanted = AFTER if self.armed else self._wanted
-            self._calm = 0
+        if nonfinite:
+            self.wanted = AFTER if self.armed else self.wanted
+            self._calm, self.armed = 0, False
             return
         self._calm += 1
+        self.armed = self._calm >= CALM
         if norm > 0:
             self._heard += 1
             size = math.log(norm)
             if self._jumps and self.armed and self._heard > KNOWN and size > self._usual + math.log(JUMP):
-                self._wanted, self._calm = max(self._wanted, 1), 0
+                self.wanted, self._calm, self.armed = max(self.wanted, 1), 0, False
             self._usual += (size - self._usual) / min(self._heard, KNOWN)
 
     def due(self) -> bool:
         """Whether to record the step that begins; asked once for each."""
-        due = self._wanted > 0
-        self._wanted -= due
+        due = self.wanted > 0
+        self.wanted -= due
         return due
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradscope.errors import AnalysisError, GradscopeWarning
-from gradscope.guard import Guard
+from gradscope.observe.guard import Guard
 
 
 class Device:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
 from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes, watch_node
 from gradscope.attach.links import Inner, Mark, consumers, mark
@@ -29,9 +28,11 @@ from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
 from gradscope.families import analyse, analyse_kept, analyse_positions, analyse_recurrence, certify
-from gradscope.following import NO_CELL, NO_STATE, TOO_LARGE, Following
-from gradscope.observed import ObservedCall, WeightGradient, added, entirely
-from gradscope.origins import first_origin, stack_of
+from gradscope.observe.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
+from gradscope.observe.following import NO_CELL, NO_STATE, TOO_LARGE, Following
+from gradscope.observe.observed import ObservedCall, WeightGradient, added, entirely
+from gradscope.observe.origins import first_origin, stack_of
+from gradscope.observe.updates import with_updates
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
 SEARCHED_AGAIN = 32
@@ -54,7 +55,7 @@ class Recording:
     guard: Hook
     calls: list[ObservedCall] = field(default_factory=list[ObservedCall])
     sequences: list[SequenceCall] = field(default_factory=list[SequenceCall])
-    called: set[str] = field(default_factory=set[str])
+    watched: dict[str, None] = field(default_factory=dict[str, None])
     sealed: set[str] = field(default_factory=set[str])
     closed: bool = False
     arrivals: int = 0
@@ -75,7 +76,6 @@ class Recording:
         That ends for a module when it has received gradient; a forward within a backward pass recomputes an earlier
         one (activation checkpointing).
         """
-        self.called.add(module)
         return backward_pass() != -1 or module not in self.sealed
 
     def observe(self, module: str, call: KernelCall, result: tuple[Tensor, ...], dropout: Dropout | None) -> None:
@@ -152,6 +152,7 @@ class Recording:
     def _watch(self, observed: ObservedCall, results: Sequence[Tensor], leaves: tuple[Node, ...]) -> None:
         """Mark the results of a call, and wait for their gradients."""
         self.counted += 1
+        self.watched[observed.module] = None
         observed.gradients = [None for _ in results]
         observed.inside, observed.back = list(observed.gradients), list(observed.gradients)
         for slot, tensor in enumerate(results):
@@ -196,6 +197,11 @@ class Recording:
         """Whether any gradient has arrived."""
         return bool(self.calls or self.sequences)
 
+    @property
+    def silent(self) -> list[str]:
+        """Modules whose calls have received no gradient."""
+        return [module for module in self.watched if module not in self.sealed]
+
     def received(self, call: ObservedCall) -> bool:
         """A gradient arrives for a call: it is part of the step, unless that is over."""
         if not self.closed and not call.received:
@@ -206,11 +212,12 @@ class Recording:
         self.arrivals += 1
         return not self.closed
 
-    def analyse(self, factor: Tensor | float = 1.0) -> list[tuple[str, int, list[Analysis]]]:
+    def analyse(self, factor: Tensor | float = 1.0, *, stepped: bool = False) -> list[tuple[str, int, list[Analysis]]]:
         """Module, chain and analyses of every chain of calls that received gradient, in the order of their first calls.
 
         Args:
             factor: what the loss was multiplied by.
+            stepped: an optimizer has stepped, so that it can be said what it did to the weights.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             chains = _chains(self.calls)
@@ -230,6 +237,9 @@ class Recording:
                     analyses = analyse(stack_of(calls, chain, factor), full=self.full, sketch=sketch)
                 found.append((first.module, number, analyses))
             self._certify(chains, [analyses for _, _, analyses in found], factor)
+            if stepped:
+                first = [calls[chain.calls[0]] for _, calls, chain in chains]
+                found = [(m, n, with_updates(a, call)) for (m, n, a), call in zip(found, first, strict=True)]
             return [*found, *self._analyse_positions(factor)]
 
     def origin(self, factor: Tensor | float = 1.0) -> tuple[LayerKey, Origin] | None:

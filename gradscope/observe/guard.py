@@ -12,15 +12,15 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
+from gradscope.attach.uncompiled import set_eval_frame, uncompiled
 from gradscope.errors import AnalysisError, GradscopeWarning
-from gradscope.uncompiled import set_eval_frame, uncompiled
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Overhead:
     """What gradscope took of a step.
 
@@ -65,7 +65,8 @@ class Guard:
         """Call a function of ours; None if it fails."""
         if not self._depth:
             self._since = time.perf_counter()
-            self._mark()
+            if self._events is not None:
+                self._mark()
         self._depth += 1
         compiler = set_eval_frame(None)
         try:
@@ -79,7 +80,8 @@ class Guard:
             set_eval_frame(compiler)
             self._depth -= 1
             if not self._depth:
-                self._mark()
+                if self._events is not None:
+                    self._mark()
                 self._spent += time.perf_counter() - self._since
 
     def take_overhead(self, now: float | None = None) -> Overhead:
@@ -123,6 +125,11 @@ class Guard:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
+
+    @property
+    def noted(self) -> bool:
+        """Whether anything has been kept for the notes of this step."""
+        return bool(self._reasons)
 
     @property
     def reasons(self) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.capture.kept import take_kept
 from gradscope.capture.layout import Dense
-from gradscope.observed import ObservedCall, added
+from gradscope.observe.observed import ObservedCall, added
 
 
 class Step(Protocol):

@@ -1,0 +1,46 @@
+"""Backward passes that accumulate into `.grad`, whoever starts them.
+
+`Tensor.backward` and `torch.autograd.backward` reach the engine through one function of `torch.autograd`, which
+`torch.autograd.grad` calls as well, with another flag. When it returns, everything that belongs to the pass is done: a
+reduction over processes, gradients that are sharded afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from gradscope.attach.seam import Restore, Seam, replace
+
+
+class BackwardListener(Protocol):
+    """Receives backward passes. A pass that raises has begun and does not end."""
+
+    def before_backward(self, roots: Sequence[Any]) -> Any:
+        """A pass begins with these tensors, or edges of the graph; the result is handed to `after_backward`."""
+        ...
+
+    def after_backward(self, token: Any) -> None:
+        """The pass that `token` stands for is over."""
+        ...
+
+
+def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    # A pass within a pass, as activation checkpointing runs it, is part of it.
+    if not kwargs.get("accumulate_grad") or torch._C._current_graph_task_id() != -1:
+        return original(roots, *args, **kwargs)
+    tokens = [(each, one.before_backward(roots)) for each in BACKWARD.handles if (one := each.listener) is not None]
+    result = original(roots, *args, **kwargs)
+    for handle, token in tokens:
+        if token is not None and (listener := handle.listener) is not None:
+            listener.after_backward(token)
+    return result
+
+
+def _install() -> Restore:
+    return replace((torch.autograd, "_engine_run_backward", _around))
+
+
+BACKWARD: Seam[BackwardListener] = Seam(_install)

@@ -1,0 +1,88 @@
+"""The loss that a backward pass begins with, unscaled, read without work for the device."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gradscope.attach.links import nodes_below
+from gradscope.attach.modified import local
+from gradscope.record.recorder import Number, keep
+
+REMEMBERED = 8
+SEARCHED = 16
+"""Nodes below the root of a pass, to find a scaled loss among."""
+
+Term = tuple[Number, ...]
+"""A loss; or a root of the graph, what a GradScaler was given, and what it made of that."""
+Loss = tuple[Term, ...] | None
+"""What a pass begins with; None where that is no scalar."""
+
+
+class Losses:
+    """Reads the roots of backward passes; remembers what GradScalers were given."""
+
+    def __init__(self) -> None:
+        """Nothing is scaled yet."""
+        self._scaled: list[tuple[weakref.ref[Tensor], Tensor]] = []
+
+    def scaled(self, given: Any, result: Any) -> None:
+        """A GradScaler has multiplied a loss, or several, by its factor."""
+        for before, after in zip(_listed(given), _listed(result), strict=False):
+            if isinstance(before, Tensor) and isinstance(after, Tensor) and before.numel() == 1:
+                self._scaled.append((weakref.ref(after), before.detach()))
+        del self._scaled[:-REMEMBERED]
+
+    def of(self, roots: Sequence[Any]) -> Loss:
+        """The loss of a pass that begins with these."""
+        terms: list[Term] = []
+        for root in roots:
+            term = self._term(root)
+            if term is None:
+                return None
+            terms.append(term)
+        return tuple(terms)
+
+    def _term(self, root: Any) -> Term | None:
+        if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
+            return None
+        for reference, given in reversed(self._scaled):
+            scaled = reference()
+            if scaled is root:
+                return (keep(local(given)),)
+            if (
+                scaled is not None
+                and root.grad_fn is not None
+                and scaled.grad_fn in nodes_below([root.grad_fn], SEARCHED)
+            ):
+                return keep(local(root)), keep(local(given)), keep(local(scaled.detach()))
+        return (keep(root if type(root) is Tensor else local(root)),)
+
+
+def numbers_of(losses: Iterable[Loss]) -> list[Number]:
+    """All numbers of some losses."""
+    return [number for loss in losses for term in loss or () for number in term]
+
+
+def total(losses: Sequence[Loss], numbers: Iterable[Any]) -> float:
+    """The sum of some losses; NaN without any, or where one is no scalar.
+
+    Args:
+        losses: of the passes of a step.
+        numbers: `numbers_of` them, on the host.
+    """
+    if not losses or None in losses:
+        return math.nan
+    left, found = iter(numbers), 0.0
+    for term in [term for loss in losses for term in loss or ()]:
+        root, *scaling = (float(next(left)) for _ in term)
+        found += root * scaling[0] / scaling[1] if scaling and scaling[1] else math.nan if scaling else root
+    return found
+
+
+def _listed(some: Any) -> list[Any]:
+    return [some] if isinstance(some, Tensor) else list(some) if isinstance(some, (list, tuple)) else []

@@ -1,0 +1,367 @@
+"""What a scope hears of the training, and what it makes of it: one optimizer step after the other."""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscope.attach.backward import BACKWARD
+from gradscope.attach.optimizers import OPTIMIZERS
+from gradscope.capture.cell import Cell
+from gradscope.capture.positions import SequenceModule
+from gradscope.observe.alarm import Alarm, lost
+from gradscope.observe.calls import CallReceiver
+from gradscope.observe.checks import Checks
+from gradscope.observe.following import ONCE
+from gradscope.observe.guard import Guard, guarded
+from gradscope.observe.ledger import Ledger
+from gradscope.observe.passes import Pass, Passes
+from gradscope.observe.plan import Plan
+from gradscope.observe.quantities import keep, needs_full
+from gradscope.observe.rows import Ending
+from gradscope.observe.schedule import Schedule
+from gradscope.observe.unseen import COMPILED, NO_CALL
+from gradscope.record.recorder import Recorder
+from gradscope.record.summary import nonfinite, summarise
+from gradscope.types import LayerKey, Rows
+
+WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `attach` was asked for.
+
+    Attributes:
+        wanted: names of the quantities.
+        limit: how many sequences to analyse at most; None for all.
+        first_step: number of the first step.
+        strict: raise where gradscope fails.
+        jumps: record the step after a jump of the gradient norm beyond the schedule.
+    """
+
+    wanted: frozenset[str]
+    limit: int | None
+    first_step: int
+    strict: bool
+    jumps: bool = False
+
+
+class Observer:
+    """Receives backward passes and optimizer steps, and hands each step's rows to the recorder."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        own: Sequence[Cell | SequenceModule],
+        recorder: Recorder,
+        schedule: Schedule,
+        settings: Settings,
+    ) -> None:
+        """Begin with step `settings.first_step`."""
+        self.model, self._layers, self._recorder = model, layers, recorder
+        self._settings = settings
+        self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
+        self._asked: tuple[weakref.ref[Optimizer] | None, int, bool] = (None, 0, False)
+        self._introduced: set[int] | None = None
+        self._since: float | None = None
+        on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
+        self.guard = Guard(settings.strict, cuda=on_cuda)
+        self.calls = CallReceiver(layers, own, settings.limit, self.guard, self._started)
+        self._passes = Passes(model.parameters)
+        others = [watched.module for watched in own if isinstance(watched, SequenceModule)]
+        watched = list(layers.values())
+        self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owns, self._scaler_stepped)
+        self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
+        self._plan = Plan(schedule, self._alarm, self.guard.call)
+        self._idle = self._suspect = self._clipped = False
+        self._checks = Checks(model)
+        self.step = settings.first_step
+        self._begin()
+
+    def listen(self, *, every_call: bool) -> ExitStack:
+        """Begin to listen; closing what is returned ends it.
+
+        Args:
+            every_call: kernel calls are received on every step, for somebody else needs them.
+        """
+        with ExitStack() as undo:
+            for seam in (OPTIMIZERS, BACKWARD):
+                undo.callback(seam.listen(self).remove)
+            undo.push(self.calls.listen(always=every_call))
+            undo.push(self.ledger.listen())
+            return undo.pop_all()
+
+    @property
+    def paused(self) -> bool:
+        """Whether steps are only counted."""
+        return self.calls.paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self.calls.paused = paused
+
+    def _started(self) -> None:
+        self._since = self._since or time.perf_counter()
+
+    # --- backward passes
+
+    @guarded
+    def before_backward(self, roots: Sequence[Any]) -> Pass | None:
+        """See `BackwardListener`."""
+        if self._since is None:
+            self._started()
+        recorded = self.calls.recording is not None
+        one = self._passes.begin(roots, thorough=recorded)
+        if recorded and not self.paused:
+            self._checks.begins(one, first=not self._passes.any)
+        return one
+
+    @guarded
+    def after_backward(self, one: Pass) -> None:
+        """See `BackwardListener`."""
+        if not self._passes.end(one):
+            return
+        if self.ledger.looking:
+            self.ledger.backward_over()
+            if self.calls.recording is not None:
+                self._checks.ended(one)
+        elif one.loss and type(one.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
+            # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
+            self._suspect = not math.isfinite(one.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
+
+    # --- optimizer steps
+
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """See `OptimizerListener`; before most idle steps there is nothing to do."""
+        ledger = self.ledger
+        if not self._idle or has_closure or self._suspect or ledger.suspect or ledger.scaling.used:
+            self._before_step(optimizer, has_closure)
+
+    @guarded
+    def _before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """Look at the gradients as the optimizer gets them."""
+        if not self._owns(optimizer):
+            return
+        scaling = self.ledger.scaling
+        if scaling.steps(optimizer):
+            scaling.stepped(optimizer)
+        if has_closure:
+            self._passes.within_step(True)
+            return
+        if self.ledger.looking:
+            scaling.without(optimizer)
+            self.ledger.look(optimizer)
+        if not self.ledger.on_host or not (self._alarm.armed or self.calls.recording):
+            return
+        bad = self._suspect or self.ledger.nonfinite
+        if self.calls.recording is not None and not bad:
+            self.calls.recording.release()
+        if bad and self._alarm.armed:
+            self._lost = lost({**self.calls.own, **self._layers})
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The step is over, unless a GradScaler makes it."""
+        scaling = self.ledger.scaling
+        if self._owns(optimizer) and not (scaling.used and scaling.steps(optimizer)):
+            self.finish(type(optimizer).__name__, False, optimizer)
+
+    def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
+        self.finish(type(optimizer).__name__, skipped, optimizer)
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Nothing that happens meanwhile is part of the training, nor of its time."""
+        paused, since, began = self.paused, self._since, time.perf_counter()
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = paused
+            self._since = None if since is None else since + time.perf_counter() - began
+
+    def finish(self, name: str, skipped: Tensor | bool = False, optimizer: Optimizer | None = None) -> None:
+        """Analyse the step, hand on its rows, and begin the next.
+
+        Args:
+            name: class of the optimizer, empty without one.
+            skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
+            optimizer: the one that stepped.
+        """
+        if self._since is None:
+            self._started()
+        self.guard.call(self._finish, name, skipped, optimizer)
+
+    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
+        if optimizer is not None and self.ledger.scaling.used:
+            self.ledger.scaling.without(optimizer)
+        share = None if optimizer is None else self.ledger.share(optimizer)
+        rows, recorded = list[Rows](), False
+        if self.calls.recording is not None or self.guard.noted:
+            rows = self.rows(share, stepped=True)
+            recorded = any(block.table == "layers" for block in rows)
+            self.guard.take_reasons()  # they are among the rows
+        if self.calls.recording is not None:
+            self.calls.recording.close()
+            self.calls.seen.step()
+        norm, spoilt = self.ledger.norm, self._suspect
+        gradients, clips = self.ledger.close_step(optimizer)
+        losses = self._passes.take(share)
+        if self._passes.within:
+            self._passes.within_step(False)
+        if optimizer is not None and share is not self._introduced:
+            self._passes.owner(optimizer, share or set(), self.ledger.watched)
+            self._introduced = share
+        if self._lost:
+            head, self._lost = self._lost, []
+            rows += [Rows("notes", {"step": self.step, **key._asdict(), "reason": reason}) for key, reason in head]
+        ended = time.perf_counter()
+        overhead = self.guard.take_overhead(ended)
+        duration = max(ended - (self._since or ended), overhead.host_s)  # the clock may start a moment after ours
+        columns = {"step": self.step, "optimizer": name, "recorded": recorded, "step_s": duration}
+        ending = Ending(columns, losses, gradients, skipped, norm, overhead, spoilt).row(self._alarm.hear)
+        if self._recorder.add(self.step, [*rows, *clips, ending], at=ended) or recorded:
+            self.guard.call(self._recorder.drain)
+        cost = overhead.seconds() if recorded else overhead.host_s  # a recorded step has waited for the device anyway
+        self._plan.ended(recorded=recorded, look_s=self.ledger.looked_s, overhead_s=cost, step_s=duration)
+        self._since, self._suspect, self._clipped = ended, False, norm is not None
+        self.step += 1
+        self._begin()
+
+    def rows(self, share: set[int] | None = None, *, stepped: bool = False) -> list[Rows]:
+        """Rows of the step so far; the step goes on.
+
+        Args:
+            share: identities of the parameters that were stepped; None for all.
+            stepped: the step is over, and parameters have changed.
+        """
+        found = self.guard.call(self._analysed, share, stepped) or []
+        head = {"step": self.step, **WHOLE_MODEL._asdict()}
+        return [*found, *(Rows("notes", {**head, "reason": reason}) for reason in self.guard.reasons)]
+
+    def _analysed(self, share: set[int] | None, stepped: bool) -> list[Rows]:
+        recording = self.calls.recording
+        if recording is None:
+            return []
+        wanted = self._settings.wanted
+        found: list[Rows] = []
+        for module, chain, analyses in recording.analyse(self.ledger.scaling.factor, stepped=stepped):
+            for analysis in analyses:
+                key = LayerKey(module, analysis.layer, analysis.direction, chain)
+                found.extend(summarise(self.step, key, analysis))
+        kept = [rows for rows in found if keep(rows, wanted)]
+        return [
+            *kept,
+            *(self.guard.call(self._origin, found) or []),
+            *self._remarks(),
+            *self._unseen(),
+            *((self.guard.call(self._checked, share) or []) if stepped else []),
+        ]
+
+    def _origin(self, found: Sequence[Rows]) -> list[Rows]:
+        """Where values that are not finite were born, where there are any."""
+        recording = self.calls.recording
+        if recording is None or not found:
+            return []
+        if not (any(map(nonfinite, found)) or self.ledger.nonfinite or recording.spoilt):
+            return []
+        born = recording.origin(self.ledger.scaling.factor)
+        if born is None:
+            return []
+        key, origin = born
+        return [Rows("notes", {"step": self.step, **key._asdict(), "reason": origin.reason})]
+
+    def _remarks(self) -> list[Rows]:
+        """Notes on what could not be followed between calls."""
+        remarks = [] if self.calls.recording is None else self.calls.recording.following.tell()
+        once = [r for r in remarks if any(part in r[1] for part in ONCE)]
+        return [self._note(m, r) for m, r in remarks if (m, r) not in once or self._first(m, r)]
+
+    def _unseen(self) -> list[Rows]:
+        """Notes on what has received gradient for calls that were not seen, or is not there any more."""
+        found: list[Rows] = []
+        for name, reason in self.calls.seen.unseen(self.model, self.ledger.has_arrived):
+            if reason == NO_CALL and not self._first(name, reason):
+                continue
+            if reason.startswith(COMPILED):
+                self.guard.warn(f"{name or 'the model'}: {reason}")
+            found.append(self._note(name, reason))
+        return found
+
+    def _checked(self, share: set[int] | None) -> list[Rows]:
+        """Notes on what is wrong with the loop."""
+        recording = self.calls.recording
+        called = [] if recording is None or not self._passes.any else recording.silent
+        modules = {**self.calls.own, **self._layers}
+        silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
+        return [self._note(*note) for note in self._checks.notes(share, silent, list(self._owners))]
+
+    def _first(self, module: str, reason: str) -> bool:
+        """Whether a remark that is made once in a run is made in this step."""
+        return self.calls.once.setdefault((module, reason), self.step) == self.step
+
+    def _note(self, module: str, reason: str) -> Rows:
+        head = {"step": self.step, "module": module, "layer": -1, "direction": "", "chain": -1}
+        return Rows("notes", {**head, "reason": reason})
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether gradients have arrived since the last optimizer step."""
+        if self.calls.recording is None:
+            return False
+        return self.calls.recording.any or (self.step == self._settings.first_step and bool(self._unseen()))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Step, and gradients that have arrived in it."""
+        return self.step, 0 if self.calls.recording is None else self.calls.recording.arrivals
+
+    def close(self) -> None:
+        """Let go of what has not been analysed."""
+        if self.calls.recording is not None:
+            self.calls.recording.close()
+        self.calls.recording = None
+
+    # --- pieces
+
+    def _begin(self) -> None:
+        """The next step: decide whether it is recorded, and looked at."""
+        recorded, looking = self._plan.begin(self.step)
+        self._idle = not looking
+        self.ledger.looking, self.ledger.looked_s = looking, 0.0
+        if recorded or self.calls.listening:
+            self.calls.begin(recorded, full=needs_full(self._settings.wanted))
+            self.guard.by_device(recorded)
+            self._passes.touched = set()
+
+    def _owns(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer steps watched recurrent parameters; any of the model's, where those are all frozen."""
+        count = 0
+        for group in optimizer.param_groups:
+            count += len(group["params"])
+        last, counted, owns = self._asked
+        if last is not None and last() is optimizer and counted == count:
+            return owns
+        known = self._owners.get(optimizer)
+        if known is None or known[0] != count:
+            self.ledger.forget(optimizer)
+            mine = {id(p) for p in self._parameters()}
+            if not any(p.requires_grad for p in self._parameters()):
+                mine |= {id(p) for p in self.model.parameters()}
+            owns = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+            known = self._owners[optimizer] = (count, owns)
+        self._asked = weakref.ref(optimizer), *known
+        return known[1]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Parameters of the watched layers, each once."""
+        return list({id(p): p for layer in self._layers.values() for p in layer.parameters()}.values())

@@ -1,0 +1,186 @@
+"""Which backward passes belong to which optimizer's step.
+
+A pass belongs to the steps of the optimizers over whose parameters it has left gradients. A few parameters of each are
+witnesses: accumulating a gradient gives a tensor another version, or puts another in its place. On recorded steps all
+parameters are compared, which mends the choice where it was poor.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradscope.observe.losses import Loss, Losses
+
+WITNESSES = 4
+PENDING = 4096
+Stamp = tuple[Tensor, Tensor | None, int]
+"""A parameter, its gradient, and that one's version."""
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """One backward pass.
+
+    Attributes:
+        stamps: of the parameters that tell whose it is, before it.
+        roots: what it begins with, while it runs.
+        thorough: all parameters are among the stamps.
+        within: it runs within an optimizer's step.
+        thread: which runs it.
+        alone: no other pass has run meanwhile.
+        loss: what it began with, in numbers.
+        touched: parameters with a new gradient that no step has used yet, by identity.
+        used: parameters whose optimizer has stepped while it ran.
+    """
+
+    stamps: list[Stamp]
+    roots: Sequence[Any]
+    thorough: bool
+    within: bool
+    thread: int = field(default_factory=threading.get_ident)
+    alone: bool = True
+    loss: Loss = None
+    touched: set[int] = field(default_factory=set[int])
+    used: set[int] = field(default_factory=set[int])
+
+
+class Passes:
+    """The backward passes whose gradients no step has used yet.
+
+    Args:
+        parameters: of the watched model, as they are now.
+
+    Attributes:
+        losses: reads what they begin with.
+        touched: parameters that have received gradient in this step, as far as they were compared.
+        within: an optimizer's step is under way that calls a closure.
+    """
+
+    def __init__(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
+        """See the class."""
+        self.losses, self.touched = Losses(), set[int]()
+        self._parameters = parameters
+        self._shares: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
+        self._witnesses: list[Tensor] = []
+        self._pending: deque[Pass] = deque(maxlen=PENDING)
+        self._running: list[Pass] = []
+        self.within = self._seen_within = False
+        self._home = threading.get_ident()
+
+    @property
+    def any(self) -> bool:
+        """Whether a pass of this step has ended."""
+        return bool(self._pending)
+
+    def owner(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
+        """An optimizer steps watched parameters.
+
+        Args:
+            optimizer: the optimizer.
+            share: identities of all that it steps.
+            recurrent: identities of the watched layers' own parameters.
+        """
+        if self._shares.get(optimizer) is share:
+            return
+        self._shares[optimizer] = share
+        mine = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        parts = [p for p in mine if id(p) in recurrent], [p for p in mine if id(p) not in recurrent]
+        chosen = [p for part in parts for p in _spread(part, WITNESSES // 2)]
+        self._witnesses = list({id(p): p for p in (*self._witnesses, *chosen)}.values())
+
+    def anew(self) -> None:
+        """Other parameters have taken the places of those that were known."""
+        self._shares.clear()
+        self._witnesses = []
+
+    def begin(self, roots: Sequence[Any], *, thorough: bool) -> Pass:
+        """A pass begins.
+
+        Args:
+            roots: what with.
+            thorough: compare all parameters.
+        """
+        thorough |= not self._witnesses
+        asked = self._all() if thorough else self._witnesses
+        stamps = [(p, g, -1 if g is None else g._version) for p in asked for g in (p.grad,)]
+        one = Pass(stamps, roots, thorough, self.within)
+        for other in self._running:
+            other.alone = one.alone = False
+        self._running.append(one)
+        return one
+
+    def end(self, one: Pass) -> bool:
+        """A pass is over: whether it has left gradients in watched parameters, or in others of their optimizers."""
+        self._running.remove(one)
+        touched = {
+            id(p)
+            for p, before, version in one.stamps
+            if (now := p.grad) is not before or (now is not None and now._version != version)
+        }
+        if not one.alone and one.thread != self._home:
+            return False
+        if one.thorough:
+            self._learn(one, touched)
+        roots, one.roots, one.stamps = one.roots, (), []
+        one.touched = touched - one.used if one.used else touched
+        if not (one.touched or one.used):
+            return False
+        if one.touched and not (one.within and self._seen_within):  # of an optimizer that evaluates many, the first
+            one.loss = self.losses.of(roots)
+            self._pending.append(one)
+        self._seen_within |= one.within
+        return True
+
+    def within_step(self, running: bool) -> None:
+        """An optimizer that calls a closure begins its step, or has ended it."""
+        self.within, self._seen_within = running, False
+
+    def take(self, share: set[int] | None) -> list[Loss]:
+        """The losses of the passes whose gradients a step has used.
+
+        Args:
+            share: the parameters that were stepped; None for all.
+        """
+        self._home = threading.get_ident()
+        if len(self._pending) == 1 and not self._running and share and self._pending[0].touched <= share:
+            return [self._pending.popleft().loss]
+        found, left = list[Loss](), list[Pass]()
+        for one in self._pending:
+            if share is None or not one.touched.isdisjoint(share):
+                found.append(one.loss)
+                one.touched = set() if share is None else one.touched - share
+            if one.touched:
+                left.append(one)
+        self._pending.clear()
+        self._pending.extend(left)
+        for one in self._running if share else ():
+            if one.thread == self._home:
+                one.used |= share or set()
+                found.append(self.losses.of(one.roots))
+        return found
+
+    def _all(self) -> list[Tensor]:
+        owned = [p for optimizer in self._shares for group in optimizer.param_groups for p in group["params"]]
+        return list({id(p): p for p in (*self._parameters(), *owned) if p.requires_grad}.values())
+
+    def _learn(self, one: Pass, touched: set[int]) -> None:
+        """Of all parameters it is known what has happened: a pass that no witness would have seen gets one."""
+        self.touched |= touched
+        known = {id(p) for p in self._witnesses}
+        if touched and known and known.isdisjoint(touched):
+            self._witnesses.append(next(p for p, _, _ in one.stamps if id(p) in touched))
+
+
+def _spread(some: Sequence[Tensor], count: int) -> list[Tensor]:
+    """As many, from the first to the last."""
+    if len(some) <= count:
+        return list(some)
+    return [some[i * (len(some) - 1) // (count - 1)] for i in range(count)]

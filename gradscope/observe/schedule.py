@@ -1,0 +1,211 @@
+"""Which optimizer steps are recorded, and on which others gradients are looked at."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Protocol
+
+from gradscope.errors import AttachError
+
+ALLOWANCE_S = 1.0
+"""Seconds that gradscope may take of any training, beyond its share."""
+RECORDS_A_DOUBLING = 8
+LOOKING = 0.005
+"""Share of the training time for looking at the gradients of steps that are not recorded."""
+NEVER = 2**62
+REVIEWED_EVERY = 64
+"""Steps after which the interval that is paid is computed anew: what a step takes may have changed."""
+
+
+class Schedule(Protocol):
+    """Decides before a step whether it is recorded, and hears afterwards what steps have cost."""
+
+    def due(self, step: int) -> bool:
+        """Whether to record this step."""
+        ...
+
+    def following(self, step: int) -> int:
+        """The next step after this one that may be due: `due` need not be asked before."""
+        ...
+
+    def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
+        """Steps have ended: how long they took in all, and how much of that was gradscope's."""
+        ...
+
+
+def make_schedule(every: int | Callable[[int], bool] | None, budget: float) -> Schedule:
+    """The schedule that `attach(every=..., budget=...)` asks for.
+
+    Raises:
+        AttachError: `every` is neither a positive number nor callable, or `budget` is not a positive share.
+    """
+    if every is None:
+        if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0 < budget <= 1:
+            raise AttachError(
+                f"budget={budget!r}: expected the share of training time that recording may cost, above 0 and "
+                "at most 1 (0.015 is 1.5 %). To record given steps instead, pass every=N."
+            )
+        return Budget(float(budget))
+    if callable(every):
+        return Chosen(every)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise AttachError(
+            f"every={every!r}: expected a whole number of steps, 1 or more, a function of the step, or None to let "
+            "the budget decide."
+        )
+    return Chosen(lambda step: step % every == 0, every)
+
+
+class Chosen:
+    """The steps that a function chooses, all of which are multiples of a number."""
+
+    def __init__(self, wanted: Callable[[int], bool], multiples: int = 1) -> None:
+        """See the class."""
+        self._wanted, self._multiples = wanted, multiples
+
+    def due(self, step: int) -> bool:
+        """See `Schedule`."""
+        return bool(self._wanted(step))
+
+    def following(self, step: int) -> int:
+        """See `Schedule`."""
+        return next_multiple(step, self._multiples)
+
+    def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
+        """See `Schedule`."""
+
+
+def next_multiple(step: int, interval: int) -> int:
+    """The first multiple after a step."""
+    return (step // interval + 1) * interval
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a training has cost so far, in seconds.
+
+    Attributes:
+        record_s: one record.
+        step_s: one step without us.
+        idle_s: our part of a step that is not recorded.
+        spent_s: all that was ours.
+        time_s: all, ours included.
+    """
+
+    record_s: float = 0.0
+    step_s: float = 0.0
+    idle_s: float = 0.0
+    spent_s: float = 0.0
+    time_s: float = 0.0
+
+
+def is_due(step: int, costs: Costs, share: float) -> bool:
+    """Whether to record a step, so that all costs stay below `share` of the time and a second, and one record.
+
+    Both intervals are powers of two: the processes of a distributed run, which measure different times, record common
+    steps. The one that the share can pay for good is kept to; the one that spreads records evenly over the logarithm
+    of the steps, as long as there is credit for it.
+    """
+    credit = share * costs.time_s + ALLOWANCE_S - costs.spent_s
+    if step % paid_interval(costs, share) == 0:
+        return credit >= 0
+    return step % even_interval(step) == 0 and credit >= costs.record_s
+
+
+def even_interval(step: int) -> int:
+    """1 up to step 15, 2 up to 31, 4 up to 63, ...: eight records to each doubling."""
+    return max(1, (1 << step.bit_length()) // (2 * RECORDS_A_DOUBLING))
+
+
+def paid_interval(costs: Costs, share: float) -> int:
+    """The smallest power of two at which records, beside what every step costs, stay within the share for good."""
+    left = share * costs.step_s - costs.idle_s
+    if costs.record_s <= 0:
+        return 1
+    if left <= 0:
+        return NEVER
+    return min(NEVER, 2 ** max(0, math.ceil(math.log2(costs.record_s / left))))
+
+
+@dataclass(slots=True)
+class Typical:
+    """The usual value of something that is measured again and again: the median of the last few."""
+
+    recent: deque[float] = field(default_factory=lambda: deque[float](maxlen=9))
+
+    @property
+    def value(self) -> float:
+        """0 before the first."""
+        return median(self.recent) if self.recent else 0.0
+
+
+class Budget:
+    """As many records as a share of the training time pays, and a second beyond it; see `is_due`."""
+
+    def __init__(self, share: float) -> None:
+        """See the class."""
+        self._share = share
+        self._started = False
+        self._spent = self._time = self._record = self._idle = 0.0
+        self._idle_steps = 0
+        self._plain = Typical()
+
+    @property
+    def _costs(self) -> Costs:
+        idle = self._idle / self._idle_steps if self._idle_steps else 0.0
+        return Costs(self._record, self._plain.value, idle, self._spent, self._time)
+
+    def due(self, step: int) -> bool:
+        """See `Schedule`."""
+        first, self._started = not self._started, True
+        return first or is_due(step, self._costs, self._share)
+
+    def following(self, step: int) -> int:
+        """See `Schedule`. The interval that is paid is computed anew now and then: what a step takes may change."""
+        paid = next_multiple(step, paid_interval(self._costs, self._share))
+        return min(paid, next_multiple(step, even_interval(step)), step + REVIEWED_EVERY)
+
+    def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
+        """See `Schedule`."""
+        self._time += step_s
+        self._spent += overhead_s
+        self._plain.recent.append((step_s - overhead_s) / steps)
+        if recorded:
+            # The first record pays for what later ones find ready; what becomes dearer is believed at once.
+            self._record = max(overhead_s, (self._record + overhead_s) / 2)
+        else:
+            self._idle += overhead_s
+            self._idle_steps += steps
+
+
+class Looks:
+    """On which steps the gradients are looked at: multiples of a power of two, all where that is cheap."""
+
+    def __init__(self) -> None:
+        """Nothing is known of the costs yet."""
+        self._look, self._plain = 0.0, Typical()
+        self._spent = self._time = 0.0
+
+    @property
+    def _interval(self) -> int:
+        return paid_interval(Costs(record_s=self._look, step_s=self._plain.value), LOOKING)
+
+    def due(self, step: int) -> bool:
+        """Whether to look at a step that is not recorded."""
+        return self._spent + self._look <= LOOKING * self._time and step % self._interval == 0
+
+    def following(self, step: int) -> int:
+        """The next step after this one that may be due."""
+        return next_multiple(step, self._interval)
+
+    def spent(self, *, recorded: bool, look_s: float, step_s: float, steps: int = 1) -> None:
+        """Steps have ended; `look_s` is 0 unless they were looked at."""
+        self._time += step_s
+        self._plain.recent.append(step_s / steps)
+        if look_s:
+            self._look = (self._look + look_s) / 2 if self._look else look_s
+            self._spent += 0.0 if recorded else look_s

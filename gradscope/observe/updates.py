@@ -1,0 +1,49 @@
+"""What an optimizer's step has done to the recurrent weights: `weights.update`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradscope.observe.observed import ObservedCall
+from gradscope.types import Analysis, Block
+
+
+def with_updates(analyses: Sequence[Analysis], call: ObservedCall) -> list[Analysis]:
+    """The analyses with the relative change of each block since a call of theirs, where that can be known.
+
+    The weights are those of the call. A weight that is made anew before each call has no successor yet.
+
+    Args:
+        analyses: of a layer of torch's, one for each layer and direction; of a cell, one.
+        call: made with the weights as they were before the step.
+    """
+    return [replace(a, blocks=_updated(a, _changes(call, n, a))) for n, a in enumerate(analyses)]
+
+
+def _updated(analysis: Analysis, changes: Mapping[str, Tensor]) -> dict[str, Block]:
+    return {gate: replace(block, update=changes.get(gate)) for gate, block in analysis.blocks.items()}
+
+
+def _changes(call: ObservedCall, number: int, analysis: Analysis) -> dict[str, Tensor]:
+    if call.custom is None:
+        now, gates = call.weight_gradients[number].weight(), tuple(analysis.blocks)
+        return {} if now is None else _relative(call.snapshot.weights[number].hh, now, gates)
+    parameters, found = dict(call.custom.module.named_parameters()), dict[str, Tensor]()
+    for name, gates in call.custom.spec.blocks.items():
+        if name in parameters and name in call.snapshot.weights:
+            found.update(_relative(call.snapshot.weights[name], parameters[name], tuple(gates)))
+    return found
+
+
+def _relative(before: Tensor, now: Tensor, gates: Sequence[str]) -> dict[str, Tensor]:
+    """Norm of the change over the norm, of each gate's block of rows."""
+    if now.grad_fn is not None or now.shape != before.shape or not gates or len(before) % len(gates):
+        return {}
+    wide = torch.promote_types(before.dtype, torch.float32)
+    old, new = (x.detach().to(wide).unflatten(0, (len(gates), -1)).flatten(1) for x in (before, now))
+    change = torch.linalg.vector_norm(new - old, dim=1) / torch.linalg.vector_norm(old, dim=1)
+    return dict(zip(gates, change, strict=True))

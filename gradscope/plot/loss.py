@@ -1,0 +1,85 @@
+"""The loss, beside which all else is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.plot import data, style
+from gradscope.plot.data import Frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gradscope.record.run import Run
+
+FAR = 10.0
+"""Where the running median falls by such a factor, and nothing is negative, the axis is logarithmic."""
+
+
+def loss(run: Run, *, ax: Axes | None = None, **line: Any) -> Axes:
+    """The loss of every optimizer step, faint, with its running median, and a tick for every recorded step.
+
+    Runs of more than a thousand steps are drawn in bins: their medians, and a band from the 10th to the 90th
+    percentile. A curve with a `label`, as one of several in the same axes, is the running median alone.
+
+    Args:
+        run: what was recorded.
+        ax: where to draw; the current axes by default.
+        **line: what matplotlib takes for a line, such as `color` and `label`.
+    """
+    ax = style.axes(ax)
+    ax.set_title("Loss", loc="left")
+    frame = data.losses(run)
+    bins = data.binned_losses(frame)
+    if not bins["running"].notna().any():
+        return style.say(ax, "no loss was seen", line)
+    (colour,) = style.colours(1)
+    running = bins["running"].to_numpy()
+    mark = "." if len(bins) < data.CALM else style.mark_lonely(running)
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.8, "marker": mark, **line}
+    (drawn,) = ax.plot(bins["step"], running, **look)
+    alone = "label" not in line
+    if alone:
+        _points(ax, bins, drawn.get_color())
+    _scale(ax)
+    if alone:
+        style.mark_nonfinite(ax, bins.loc[bins["nonfinite"] > 0, "step"])
+        _ticks(ax, run)
+    style.legend(ax)
+    ax.margins(x=0.01)
+    style.whole(ax.xaxis, np.concatenate([line.get_xdata() for line in ax.get_lines()]))
+    ax.set(xlabel="training step (ticks: recorded)" if alone else "training step", ylabel="loss")
+    return ax
+
+
+def _points(ax: Axes, bins: Frame, colour: Any) -> None:
+    """What was seen, behind its running median: every step, or the middle of its bin and a band."""
+    many: dict[str, Any] = {"rasterized": len(bins) > 300}
+    ax.plot(bins["step"], bins["loss"], ".", color=colour, alpha=0.35, markersize=4, mew=0, gid="points", **many)
+    if bins["steps"].max() > 1:
+        ax.fill_between(bins["step"], bins["p10"], bins["p90"], color=colour, alpha=0.18, linewidth=0)
+
+
+def _ticks(ax: Axes, run: Run) -> None:
+    """Along the lower edge, one for every recorded step; those that the eye cannot tell apart are one."""
+    steps = np.unique(run.source.read("steps", {"recorded": True}, ["step"])["step"].to_numpy())
+    if len(steps):
+        width = max(1, (steps[-1] - steps[0]) // data.MAX_POINTS)
+        where = ax.get_xaxis_transform()
+        ax.vlines(np.unique(steps // width * width), 0, 0.035, color=style.muted(ax), linewidth=0.7, transform=where)
+
+
+def _scale(ax: Axes) -> None:
+    """A logarithmic axis where the loss falls far, and room for all but the oddest points."""
+    values = {line: np.asarray(line.get_ydata(), float) for line in ax.get_lines() if line.get_gid() != "marks"}
+    running = np.concatenate([seen for line, seen in values.items() if line.get_gid() != "points"])
+    points = np.concatenate([seen for line, seen in values.items() if line.get_gid() == "points"] or [running])
+    shown = np.r_[np.nanquantile(points, [0.01, 0.99]), np.nanmin(running), np.nanmax(running)]
+    low, high = float(shown.min()), float(shown.max())
+    if np.nanmin(points) > 0 and np.nanmax(running) >= FAR * np.nanmin(running) > 0:
+        style.logarithmic(ax.yaxis, np.array([low, high]))
+        ax.set_ylim(low * (low / high) ** 0.06, high * (high / low) ** 0.06)
+    elif high > low:
+        ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
