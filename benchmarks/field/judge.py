@@ -26,6 +26,7 @@ class Verdict:
     case: Case
     mode: str
     findings: tuple[Finding, ...]
+    failure: str = ""
 
     @property
     def loud(self) -> list[Finding]:
@@ -50,10 +51,14 @@ class Verdict:
     @property
     def right(self) -> bool:
         """Nothing where there is nothing, a true cause first where there is one."""
+        if self.failure:
+            return False
         return not self.codes if self.case.fine else self.first
 
     def told(self) -> str:
         """In one line, what is only `info` in brackets."""
+        if self.failure:
+            return f"nothing: {self.failure}"
         quiet = [
             finding.code for finding in self.findings if finding.severity not in LOUD and finding.code != "healthy"
         ]
@@ -62,8 +67,12 @@ class Verdict:
 
 
 def judge(case: Case, mode: str, out: Path) -> Verdict:
-    """Diagnose a training from its folder, as anybody would."""
-    return Verdict(case, mode, tuple(gradscope.load(out / "watched" / case.key() / mode).findings()))
+    """Diagnose a training from its folder, as anybody would; a rule that fails is a wrong verdict."""
+    run = gradscope.load(out / "watched" / case.key() / mode)
+    try:
+        return Verdict(case, mode, tuple(run.findings()))
+    except Exception as error:  # noqa: BLE001
+        return Verdict(case, mode, (), f"{type(error).__name__}: {error}")
 
 
 def confirmed(cases: Sequence[Case], out: Path) -> tuple[list[Case], dict[Case, str]]:
