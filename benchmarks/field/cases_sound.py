@@ -21,7 +21,7 @@ def _models() -> list[Case]:
         sound("prose", "windows of 5", family="gru", length=5, batch=48, steps=250),
         sound("prose", "own cells with peepholes", form="own", length=35, hidden=96),
         sound("prose", "six residual layers", form="residual", layers=6, hidden=64),
-        sound("prose", "GRU of 512, windows of 30", family="gru", hidden=512, length=30, steps=60, lr=0.003, batch=12),
+        sound("prose", "GRU of 512, windows of 30", family="gru", hidden=512, length=30, steps=80, lr=0.002, batch=16),
         sound("source"),
         sound("source", "six residual layers", family="gru", form="residual", layers=6, hidden=64, steps=80),
         sound("source", "projections, AdamW", hidden=256, proj=96, optimizer="adamw", weight_decay=0.01),
@@ -53,7 +53,6 @@ def _text() -> list[Case]:
 def _signals() -> list[Case]:
     return [
         sound("pixels", "LSTM with slow gates", init=SLOW),
-        sound("pixels", "GRU, rows of an image enlarged to 256", family="gru", length=256, lr=0.005, batch=16),
         sound("permuted"),
         sound("load"),
         sound("load", "two layers of LSTM, 336 hours", family="lstm", layers=2, length=336, steps=120),
@@ -66,7 +65,6 @@ def _signals() -> list[Case]:
         sound("activity"),
         sound("activity", "GRU, 1,000 samples", family="gru", length=1000, batch=12, steps=70, lr=0.01),
         sound("chorale"),
-        sound("chorale", "three layers of GRU", family="gru", layers=3, hidden=96),
     ]
 
 
