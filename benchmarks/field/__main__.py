@@ -14,8 +14,9 @@ or --only what a name holds to look at some. One core is enough, and what else t
 
 from __future__ import annotations
 
-from benchmarks.field import clock  # noqa: F401, I001 - before gradscope
+from benchmarks.field import clock  # noqa: F401 - before gradscope
 
+# isort: split
 import argparse
 import random
 import sys
@@ -62,10 +63,10 @@ def confirm(cases: Sequence[Case], chosen: argparse.Namespace) -> None:
 
 
 def train(cases: Sequence[Case], chosen: argparse.Namespace) -> None:
-    """Healthy ones first: they are the mended twins of many others."""
-    healthy_first = sorted(cases, key=lambda case: case.key() != case.twin_key())
-    for case in store.progress(healthy_first, "trainings", len(cases)):
+    """All that are judged, then those of their mended twins that are not among them."""
+    for case in store.progress(cases, "trainings", len(cases)):
         watched(case, chosen.out)
+    for case in store.progress(cases, "mended twins", len(cases)):
         store.bare(case.work, case.mended, case.seed, chosen.out)
 
 
