@@ -24,7 +24,7 @@ BLOCKS = 20
 """Of a twentieth of the steps each; what is compared are their medians."""
 PROGRESS = 0.06
 """Share of the loss by which a training falls that learns, after the first fall."""
-SHARE, FALL = 0.25, 0.05
+SHARE, FALL = 0.25, 0.1
 """Or so much of its whole fall comes later, where that is so much of the loss."""
 FLOOR = 0.03
 """A loss of which so little is left has been learnt, whenever that was."""
@@ -100,7 +100,7 @@ class Learning:
         return self._of_loss()
 
     def _of_loss(self) -> str:
-        begin, best, end = (f"{level:.3g}" for level in (self.begin, self.best, self.end))
+        begin, best, end = (f"{level:#.3g}".rstrip(".") for level in (self.begin, self.best, self.end))
         since = f" since step {self.stopped}" if self.stopped else ""
         if self.verdict == "learns":
             gone = f" by {percent(self.fell)}" if 0 < self.fell else ""
@@ -202,13 +202,30 @@ class _Curve:
             return sure and later >= SHARE / 2 * whole
         if self._sure(self.begin, self.end):
             goes_on = later >= PROGRESS * self.first and self.end <= DEEP * self.begin
-            if goes_on or self.end <= FLOOR * self.begin:
+            if (goes_on and self._mean_falls()) or self._late_mean() <= FLOOR * self.begin:
                 return True
-        if sure and (later >= PROGRESS * self.first or (later >= SHARE * whole and whole >= FALL * self.begin)):
+        far = later >= PROGRESS * self.first or (later >= SHARE * whole and whole >= FALL * self.begin)
+        if sure and far and self._mean_falls():
             return True
-        peak = float(self.levels[self._tenth :].max())  # of a harder task, or of a spike that it has got over
+        return self._falls_from_peak()
+
+    def _falls_from_peak(self) -> bool:
+        """Whether it has come down from a harder task, or from a spike that it has got over."""
+        at = self._tenth + int(self.levels[self._tenth :].argmax())
+        peak = float(self.levels[at])
         fallen = peak - self.late >= SHARE * peak and self.begin - self.late >= SHARE * self.begin
-        return fallen and self._sure(peak, self.late * (1 + PROGRESS)) and self._sure(peak, self.first)
+        mean = float(self._losses[self._places(at, at + self._tenth)].mean())
+        surely = self._sure(peak, self.late * (1 + PROGRESS)) and self._sure(peak, self.first)
+        return fallen and surely and mean - self._late_mean() >= SHARE / 2 * mean
+
+    def _mean_falls(self) -> bool:
+        """Whether the mean falls as well: medians jump where a loss has two usual sizes, as with a rare class."""
+        first = float(self._losses[self._places(self._tenth, 2 * self._tenth)].mean())
+        return first - self._late_mean() >= PROGRESS / 2 * first
+
+    def _late_mean(self) -> float:
+        count = len(self._parts)
+        return float(self._losses[self._places(count - max(1, count // 4), count)].mean())
 
     def _grown(self) -> bool:
         return self.begin > 0 and self.end >= GROWN * self.begin and self._sure(self.end, self.begin)
@@ -216,13 +233,22 @@ class _Curve:
     def _lost(self) -> bool:
         """Whether it had fallen, has risen again, and does not fall anew."""
         rise, fall = self.end - self.best, self.begin - self.best
-        if not (self._sure(self.end, self.best) and self._sure(self.begin, self.best)) or self._falls_again():
+        if not (self._sure(self.end, self.best) and self._sure(self.begin, self.best) and self._risen()):
+            return False
+        if self._falls_again():
             return False
         if not self._positive:
             return rise >= REGAINED * fall
         multiple = min(self.end, self.first) >= MULTIPLE * self.best
         back = multiple and self.end >= max(0.7 * self.first, FLOOR * self.begin)
         return fall >= FALL * self.begin and (rise >= REGAINED * fall or back)
+
+    def _risen(self) -> bool:
+        """Whether the mean of the end is above that of the best, surely, as well."""
+        places = len(self._parts) - self._tenth, self._best_block
+        end, best = (self._losses[self._places(place, place + self._tenth)] for place in places)
+        error = math.sqrt(float(end.var()) / len(end) + float(best.var()) / len(best))
+        return float(end.mean() - best.mean()) > SURE * error
 
     def _falls_again(self) -> bool:
         peak = float(self.levels[self._best_block :].max())

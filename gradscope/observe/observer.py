@@ -121,7 +121,7 @@ class Observer:
         if self._since is None:
             self._started()
         recorded = self.calls.recording is not None
-        one = self._passes.begin(roots, thorough=recorded)
+        one = self._passes.begin(roots, thorough=self.ledger.looking)
         if recorded and not self.paused:
             self._checks.begins(one, first=not self._passes.any)
         return one

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradscope.observe.guard import Overhead
 from gradscope.observe.ledger import Gradients
 from gradscope.observe.losses import Loss, numbers_of, total
-from gradscope.record.recorder import Later, Number
+from gradscope.record.recorder import Later, Number, known
 from gradscope.types import Rows
 
 Hear = Callable[[float, int], None]
@@ -50,7 +50,7 @@ class Ending:
         parts: list[Number] = [self.skipped, math.nan if self.norm is None else self.norm]
         parts += [] if found is None else [found.norms, found.factor]
         numbers = [*parts, *numbers_of(self.losses)]
-        if all([type(number) is not Tensor or number.is_cpu for number in numbers]):  # pyright: ignore
+        if known(numbers):
             return self._made(numbers, len(parts), hear)
         return Later(numbers, lambda *numbers: self._made(numbers, len(parts), hear))
 

@@ -114,6 +114,14 @@ def drift(r: Random, u: Array, begin: float) -> Array:
     return power(u, begin, begin / 10, 0.06) + away * begin * r.uniform(0.6, 0.9)
 
 
+def rare_class(r: Random, u: Array, begin: float) -> Array:
+    """Of 32 answers none, one or two are of the rare class, which the network comes to expect as often as it is."""
+    rare = r.choice([0.01, 0.03])
+    told = rare + (0.5 - rare) * np.exp(-u / 0.02)
+    seen = r.binomial(32, rare, len(u))
+    return -(seen * np.log(told) + (32 - seen) * np.log(1 - told)) / 32
+
+
 def around_zero(r: Random, u: Array, begin: float) -> Array:
     return r.uniform(0.1, 2) * r.standard_normal(len(u))
 
@@ -131,6 +139,7 @@ KINDS: list[tuple[Callable[[Random, Array, float], Array], str, float]] = [
     (jump, "lost", 0.97),
     (drift, "lost", 0.97),
     (around_zero, "unknown", 0.9),
+    (rare_class, "stalls", 0.7),
 ]
 
 
@@ -165,18 +174,21 @@ def noise(r: Random, losses: Array) -> Array:
     ("losses", "told"),
     [
         (FALLS, "The loss has fallen by 99 %, from 0.926 to 0.0"),
-        (STALLS, "The loss stalls: it was 1, and is 1."),
-        ([5.0, 2.0] + [1.0] * 118, "The loss stalls: it fell from 1 to 1 at first"),
-        ([5.0, 4.8, 4, 3, 2.5] + [1.0] * 115, "The loss stalls: it fell from 4 to 1 at first and stands since step"),
+        (STALLS, "The loss stalls: it was 1.00, and is 1.00."),
+        ([5.0, 2.0] + [1.0] * 118, "The loss stalls: "),
+        (
+            [5.0, 4.8, 4, 3, 2.5] + [1.0] * 115,
+            "The loss stalls: it fell from 4.00 to 1.00 at first and stands since step",
+        ),
         (LOST, "The loss had fallen from 0.794 to 0.0"),
-        (GROWS, "The loss was 1 and is 9"),
+        (GROWS, "The loss was 1.00 and is 9"),
         ([math.nan] * 120, "Whether the training learns cannot be told"),
     ],
 )
 def test_the_verdict_in_words(losses: list[float], told: str) -> None:
     array = np.asarray(losses, dtype=np.float64)
     if losses[:2] == [5.0, 2.0]:
-        told = "The loss stalls: it was 1, and is 1."
+        told = "The loss stalls: it was 1.00, and is 1.00."
     assert read(steps(array), array).sentence.startswith(told)
 
 

@@ -59,6 +59,13 @@ def test_spikes_in_a_training_that_gets_somewhere_are_no_fault(loss: list[float]
     assert bool(missing_clipping(made.seen())) is found
 
 
+@pytest.mark.parametrize(("after", "found"), [(1.04, False), (1.06, True)])
+def test_of_an_adaptive_optimizer_a_spike_has_to_have_done_harm(after: float, found: bool) -> None:
+    made = spiking(50.0, "Adam")
+    made.loss = [1.0] * 61 + [after] * 59
+    assert bool(missing_clipping(made.seen())) is found
+
+
 def test_spikes_behind_a_loss_that_fell_far_and_stands_are_a_fact() -> None:
     made = spiking(50.0)
     made.loss = [10.0, 5.0, 2.0] + [1.0] * 117
@@ -125,6 +132,8 @@ def test_the_threshold_that_is_recommended_is_the_ledgers_own() -> None:
 def spiking(peak: float, optimizer: str = "SGD", at: int = 60) -> Training:
     made = Training()
     made.loss, made.optimizer = STALLS, optimizer
+    if optimizer.startswith("Adam"):
+        made.loss = [1.0] * (at + 1) + [1.2] * (119 - at)
     made.grad_norm = [peak if i == at else 1.0 for i in range(120)]
     return made
 
@@ -153,7 +162,7 @@ def test_spikes_that_are_clipped_are_no_fault(count: int, found: bool) -> None:
 def test_gradients_that_are_small_at_the_end_make_no_spike_of_the_first(
     peak: float, optimizer: str, found: bool
 ) -> None:
-    made = spiking(1.0, optimizer)
+    made = spiking(1.0, optimizer, at=29)
     made.grad_norm = [1.0] * 29 + [peak] + [0.01] * 90
     assert bool(missing_clipping(made.seen())) is found
 

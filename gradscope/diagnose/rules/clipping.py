@@ -27,6 +27,9 @@ SPIKE = {False: 5.0, True: 30.0}
 """Largest over median gradient norm; adaptive optimizers stand more."""
 BEGINNING = {False: 1.2, True: 30.0}
 """The same over the median of the beginning: that late gradients are small makes no spike of early ones."""
+AROUND, HARM = 10, 0.05
+"""Of an adaptive optimizer, whose steps a spike makes no larger, it has to be seen that a spike has done harm: the loss
+of so many steps after it is above that before it by this share."""
 STEPS = 20
 """With fewer steps there is no telling a spike from the usual spread."""
 
@@ -84,6 +87,8 @@ def missing_clipping(seen: Seen) -> list[Finding]:
     if not (median > 0 and peak >= SPIKE[adaptive] * median and peak >= BEGINNING[adaptive] * begin):
         return []
     at = int(steps["step"].iloc[int(steps["grad_norm"].where(np.isfinite(steps["grad_norm"]), -1).to_numpy().argmax())])
+    if adaptive and not _harmed(steps, at):
+        return []
     early = float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
     return [
         Finding(
@@ -107,6 +112,15 @@ def missing_clipping(seen: Seen) -> list[Finding]:
             remedies=(loops.clip(min(early, median)), loops.rate(0.1)),
         )
     ]
+
+
+def _harmed(steps: Frame, at: int) -> bool:
+    """Whether the loss is higher after a step than before it, or that is not known."""
+    losses = steps.loc[np.isfinite(steps["loss"]), ["step", "loss"]]
+    before, after = losses.loc[losses["step"] <= at, "loss"].tail(AROUND), losses.loc[losses["step"] > at, "loss"]
+    if not len(before) or not len(after):
+        return True
+    return float(after.head(AROUND).median()) > float(before.median()) + HARM * abs(float(before.median()))
 
 
 def _looked_at(clips: Frame) -> Frame:

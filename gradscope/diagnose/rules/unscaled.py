@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradscope.diagnose import loops, states, swaps
-from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, timesteps
 from gradscope.diagnose.words import number, percent, place
@@ -54,8 +54,9 @@ def _signs(seen: Seen, key: LayerKey) -> Iterator[Sign]:
         yield Sign(key, "saturates", share)
     elif seen.family(key.module) == "rnn_relu" and (size := _first_state(seen, key)) >= OVERSIZED:
         yield Sign(key, "oversized", size)
-    elif len(seen.records) >= ENOUGH and timesteps(seen, key) > 1 and states.spread(seen, key) <= ALIKE:
-        yield Sign(key, "invisible", states.spread(seen, key))
+    elif len(seen.records) >= ENOUGH and timesteps(seen, key) > 1 and not _at_limits(seen, key):
+        if (spread := states.spread(seen, key)) <= ALIKE:
+            yield Sign(key, "invisible", spread)
 
 
 def _from_zero(seen: Seen, key: LayerKey) -> bool:
@@ -65,11 +66,21 @@ def _from_zero(seen: Seen, key: LayerKey) -> bool:
     return bool(len(first)) and bool((first == 0).all())
 
 
-def _saturated_at_first(seen: Seen, key: LayerKey) -> float:
-    """Share of the gates at a limit at t = 0 of the first record; 0 where they are all at the same one."""
+def _at_first(seen: Seen, key: LayerKey) -> Frame:
+    """Its gates at t = 0 of the first record."""
     gates = seen.of("gates", key)
-    first = gates[(gates["step"] == gates["step"].min()) & (gates["t"] == 0)]
-    elman = seen.family(key.module) == "rnn_tanh"
+    return gates[(gates["step"] == gates["step"].min()) & (gates["t"] == 0)]
+
+
+def _at_limits(seen: Seen, key: LayerKey) -> bool:
+    """Whether a gate, or the state, stands at its limits from the start: then that is why states are alike."""
+    first = _at_first(seen, key)
+    return bool(((first["low"] + first["high"]) >= SATURATED).any())
+
+
+def _saturated_at_first(seen: Seen, key: LayerKey) -> float:
+    """Share of the gates at a limit; 0 where they are all at the same one."""
+    first, elman = _at_first(seen, key), seen.family(key.module) == "rnn_tanh"
     rows = first[first["gate"] == "hidden"] if elman else first[~first["gate"].isin(("hidden", "candidate"))]
     low, high = rows["low"].to_numpy(dtype=np.float64), rows["high"].to_numpy(dtype=np.float64)
     if not len(rows) or not np.isfinite(low + high).all():
