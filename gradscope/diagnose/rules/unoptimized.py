@@ -7,7 +7,6 @@ import re
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Seen
 from gradscope.diagnose.progress import learning
-from gradscope.diagnose.words import plural
 from gradscope.types import Finding, Severity
 from gradscope.types.notes import UNOPTIMIZED
 
@@ -29,8 +28,8 @@ def unoptimized_parameters(seen: Seen) -> list[Finding]:
             code="unoptimized_parameters",
             severity=_severity(seen, bool(shapes)),
             layer_key=None,
-            title=f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}: no optimizer steps them",
-            explanation=f"{_explained(names, shapes)} {found.sentence}",
+            title=f"no optimizer steps {_called(names, shapes)}",
+            explanation=f"{_explained(_called(names, shapes, len(names)), bool(shapes))} {found.sentence}",
             evidence={"steps": (int(told["step"].min()),) * 2, "parameters": tuple(names), **found.evidence},
             remedies=(loops.register(),) if shapes and not named else (loops.optimize(named), loops.register()),
         )
@@ -42,12 +41,21 @@ def _severity(seen: Seen, unknown: bool) -> Severity:
     return "warning" if unknown or learning(seen).fails else "info"
 
 
-def _explained(names: list[str], shapes: list[str]) -> str:
-    why = f"The loss depends on {', '.join(names)}. They receive gradient, and no optimizer steps them: they stay put. "
+def _called(names: list[str], shapes: list[str], limit: int = 3) -> str:
+    """Parameters by name, and those that the model does not have by their shapes."""
+    named = [name for name in names if name not in shapes]
+    parts = [f"{', '.join(named[:limit])}{', ...' if len(named) > limit else ''}"] if named else []
     if shapes:
-        count = plural(len(shapes), "of them is given by its shape", "of them are given by their shapes")
+        sizes = f"{', '.join(shapes[:limit])}{', ...' if len(shapes) > limit else ''}"
+        parts.append(f"{len(shapes)} of no module ({sizes})")
+    return " and ".join(parts)
+
+
+def _explained(called: str, unknown: bool) -> str:
+    why = f"The loss depends on these parameters: {called}. They receive gradient, and stay where they began. "
+    if unknown:
         why += (
-            f"{count}, for the model has no such parameter: layers in a plain list or dict, tensors with requires_grad "
-            "that are no nn.Parameter. model.parameters() does not have these. "
+            "The model does not have those that are given by their shapes: layers in a plain list or dict, or tensors "
+            "with requires_grad that are no nn.Parameter, are not in model.parameters(). "
         )
     return why + "If that is meant, requires_grad_(False) says so."
