@@ -8,10 +8,11 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,9 @@ from gradscope.attach.scaler import SCALER
 
 SHORT_S = 0.01
 """Of steps that take longer, what an idle one adds is measured at T = 1, B = 1, where the noise is less."""
+FINE_S = 5.0
+LATE = 2**20 + 1
+"""A step at which hardly any is recorded."""
 COUNTED_STEPS = 60
 
 
@@ -47,14 +51,13 @@ class Stopwatch:
     def __call__(self) -> float:
         return (clock() if self._stopped_at is None else self._stopped_at) - self.stopped_for
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
+    def aside(self, train: Callable[[], object]) -> None:
+        """Have something else trained, of which the scope neither hears nor sees the time."""
         self._stopped_at = clock()
-        try:
-            yield
-        finally:
-            self.stopped_for += clock() - self._stopped_at
-            self._stopped_at = None
+        with unheard():
+            train()
+        self.stopped_for += clock() - self._stopped_at
+        self._stopped_at = None
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -171,24 +174,32 @@ def idle_steps(frame: pd.DataFrame) -> list[bool]:
     return list(~frame.recorded & frame.grad_norm.isna())
 
 
-def train(training: Training, seconds: float, most: float) -> list[float]:
-    """Train for so long, or so many steps: seconds of each."""
-    marks = [now()]
-    while len(marks) <= most and marks[-1] - marks[0] < seconds:
+def train(training: Training, seconds: float, most: float, before: Callable[[], object] | None = None) -> list[float]:
+    """Train for so long, or so many steps: seconds of each, and not of what is done before it."""
+    taken, began = list[float](), now()
+    ended = began
+    while len(taken) < most and ended - began < seconds:
+        started = ended
+        if before is not None:
+            before()
+            started = clock()
         training.step()
-        marks.append(clock())
-    marks[-1] = now()
-    return [b - a for a, b in pairwise(marks)]
+        ended = clock()
+        taken.append(ended - started)
+    taken[-1] += now() - ended
+    return taken
 
 
-def take_turns(workload: Workload, seconds: float, slice_s: float) -> Run:
+def take_turns(workload: Workload, seconds: float, slice_s: float, large: Workload | None = None) -> Run:
     """Train attached and bare in alternating slices.
 
     Args:
         workload: the training.
         seconds: how long each of the two trains, if the workload has no number of steps.
         slice_s: how long at a stretch.
+        large: of this training a step is taken before each, and not timed, so that no more is in the caches.
     """
+    evict = None if large is None else Training(large).step
     watch, mine, bare = Stopwatch(), Training(workload), Training(workload)
     mine.steps(2)
     bare.steps(2)
@@ -196,14 +207,14 @@ def take_turns(workload: Workload, seconds: float, slice_s: float) -> Run:
     bare_slices: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder, watch.shown():
         began = now()
-        scope = gradscope.attach(mine.model, logdir=folder)
+        scope = gradscope.attach(mine.model, logdir=folder, first_step=LATE if large else 0)
         attach_s = now() - began
         left, left_s = workload.steps or math.inf, math.inf if workload.steps else seconds
         while left > 0 and left_s > 0:
-            slices.append(train(mine, slice_s, left))
-            left, left_s = left - len(slices[-1]), left_s - sum(slices[-1])
-            with watch.stopped(), unheard():
-                bare_slices.append(train(bare, math.inf, len(slices[-1])))
+            began = clock()
+            slices.append(train(mine, slice_s, left, evict and partial(watch.aside, evict)))
+            left, left_s = left - len(slices[-1]), left_s - (clock() - began)
+            watch.aside(lambda: bare_slices.append(train(bare, math.inf, len(slices[-1]), evict)))
         began = now()
         scope.close()
         close_s = now() - began
@@ -250,7 +261,8 @@ def measure_default(workload: Workload, seconds: float, slice_s: float) -> Defau
     frame, (mine_s, bare_s) = run.frame, run.seconds
     step_s = bare_s / len(frame)
     fine = workload.one_timestep()
-    finely = run if step_s < SHORT_S and run.added else take_turns(fine, min(2.0, seconds), min(0.1, slice_s))
+    short = step_s < SHORT_S and run.added
+    finely = run if short else take_turns(fine, min(FINE_S, seconds), min(0.2, slice_s), workload)
     added = finely.added or [math.nan]
     ordinary, after_record = added_operations(fine)
     return Default(

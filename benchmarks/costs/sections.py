@@ -94,9 +94,10 @@ def default_section(workloads: Sequence[Workload], budget: Budget) -> Iterator[T
         f"records as the contract promises, or, at more than {1e3 * CHEAP_RECORD_S:g} ms each, as that time pays.",
         "An *idle step* is neither recorded nor looked at: differences of the medians of each pair of slices, of these "
         f"the median and the range. Where a step takes more than {1e3 * SHORT_S:g} ms, what one adds is measured at "
-        "T = 1, B = 1, where a scope does the same, and is relative to the step in full size. *Tensor operations*: "
-        "what torch dispatches beyond the bare step, in the idle step that adds most; goal: none but `detach` and "
-        f"reading a number (`item`), at most {OPERATIONS}.",
+        "T = 1, B = 1, where a scope does the same, each step after one in full size that is not timed and leaves "
+        "nothing in the caches; the ratio is to the step in full size. *Tensor operations*: what torch dispatches "
+        "beyond the bare step, in the idle step that adds most; goal: none but `detach` and reading a number (`item`), "
+        f"at most {OPERATIONS}.",
     ]
     if after := {operation: n for one in found.values() for operation, n in one.after_record.items()}:
         table.notes.append(f"An idle step that follows a recorded one adds up to: {_operations(after)}.")
