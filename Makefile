@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report bench-fleet faults docs pictures frameworks integrations soak clean
+.PHONY: demo test lint format bench bench-report bench-fleet faults field docs pictures frameworks integrations soak clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -34,6 +34,9 @@ bench-fleet: $(READY)  # the table of 1,000 small runs, and of few long ones: ho
 
 faults: $(READY)  # how often findings are right, on several hundred small trainings; about an hour the first time
 	$(BIN)/python -W ignore -m benchmarks.faults
+
+field: $(READY)  # the same on trainings of practitioners' size and kind; under three hours of one core the first time
+	$(BIN)/python -W ignore -m benchmarks.field
 
 docs: $(READY)  # the documentation, as pages in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir build/site

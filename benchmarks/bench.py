@@ -9,13 +9,14 @@ after round; medians of the ratios of each round, with their range. Absolute tim
     python benchmarks/bench.py --flush-denormal --sections steps    as on a processor that is not slow with subnormals
     python benchmarks/bench.py --device cuda              on a GPU, which is waited for before the clock is read
     python benchmarks/bench.py --write                    the same as Markdown to docs/benchmarks.md as well, where each
-                                                          kind of device has a part of its own
+                                                          kind of device has a part of its own; of a choice of
+                                                          workloads or sections, only these tables are renewed
 
 Run it on a machine that does nothing else: the load is printed before and after. Interrupted with Ctrl-C, it tells
 what it has measured by then.
 
 workloads  lstm-256, lstm-128, bilstm, gru-256, rnn-784
-sections   default    attach(model, logdir) over a long run, in alternating slices with the bare training
+sections   default    attach(model, logdir) over whole runs of small trainings and these workloads: records, extra time
            steps      every=1, 16, 64 and never; core and full; the loss on the last step and on every step
            peers      LSTMCell loop, output hook, TensorBoard histograms, wandb.watch (where installed)
            jacobians  vmap(jacrev) against the closed form
@@ -38,9 +39,9 @@ from pathlib import Path
 import torch
 
 from costs import machine, tables
-from costs.sections import ONCE, PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, memory_section
+from costs.sections import ONCE, PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, default_section, memory_section
 from costs.tables import Table
-from costs.workloads import WORKLOADS
+from costs.workloads import USUAL, WORKLOADS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -56,15 +57,12 @@ Ratios of the time of a training step with gradscope to the same step without it
 How it is measured: bare and variants take turns in one process, each a fresh model from the same seed, after a warm-up,
 with the garbage collector held back; every figure is the median over the rounds of the ratio to the bare block of the
 same round, with the smallest and largest in brackets. A scope is attached before its block and closed after it, outside
-the timing, and 40 short steps go before what is timed, for it looks more closely at its first ones. While a bare block
-is timed no scope is attached anywhere; but in *Default* one scope lives through the whole run: it hears of the bare
-slices' calls, which are not its model's, and its clock stands still in them.
+the timing. While a bare block is timed no scope is attached anywhere; in *What a user gets by default* one scope lives
+through the whole run, as is said there.
 
 * **composed**: recorded steps and steps of an attached scope that records nothing are measured apart, and the ratio at
   interval N is (recorded + (N - 1) other) / N. **whole blocks**: 16 steps of which the first is recorded, measured
   directly.
-* **finely**: what a scope that never records adds to a step of the same model at T = 1, B = 1, over the bare step in
-  full size: it does the same work there, without the noise of a large step.
 * **noise**: two standard errors of the median, where they reach across the target.
 
 Ratios differ between machines where the bare step does: one whose gradient vanishes takes ten times as long on
@@ -110,7 +108,11 @@ def measure(chosen: argparse.Namespace) -> Iterator[Table]:
     """The sections, workload by workload."""
     budget = QUICK if chosen.quick else Budget().times(chosen.share)
     workloads = [replace(WORKLOADS[key], device=chosen.device) for key in chosen.workloads]
-    workloads = [workload.smaller() for workload in workloads] if chosen.quick else workloads
+    usual = [replace(workload, device=chosen.device) for workload in USUAL]
+    if chosen.quick:
+        workloads, usual = ([workload.smaller() for workload in some] for some in (workloads, usual))
+    if "default" in chosen.sections:
+        yield from default_section([*usual, *workloads], budget)
     for workload in workloads:
         for name in chosen.sections:
             if name in PER_WORKLOAD and applies(name, workload):
@@ -138,13 +140,22 @@ def missed(found: Sequence[Table]) -> Table:
     return table
 
 
-def write(header: dict[str, str], found: list[Table], device: str) -> None:
-    """Put the part of this kind of device in its place on the page."""
+def write(header: dict[str, str], found: list[Table], device: str, *, whole: bool) -> None:
+    """Put the part of this kind of device in its place on the page; only these tables, unless they are all."""
     before, mark, behind = PAGE.read_text(encoding="utf-8").partition(ON_A_GPU)
+    if not whole:
+        missing, titles = found[-1], {table.title for table in found}
+        old = before if device == "cpu" else behind
+        rows = [row for row in tables.rows_of(old, missing.title) if row[0] not in {*titles, "none"}]
+        missing.rows = rows + [row for row in missing.rows if not rows or row[0] != "none"]
+        for table in found[:-1]:
+            table.notes.append(f"Measured by itself: {'; '.join(f'{name} {value}' for name, value in header.items())}.")
     if device == "cpu":
-        before = tables.markdown(header, found, READING) + "\n" * bool(mark)
+        before = tables.markdown(header, found, READING) if whole else tables.renewed(before, found)
+        before += "\n" * bool(mark)
     else:
-        mark, behind = ON_A_GPU, "\n\n" + tables.markdown(header, found, READING_GPU, level=3)
+        part = tables.markdown(header, found, READING_GPU, level=3) if whole else tables.renewed(behind, found, 3)
+        mark, behind = ON_A_GPU, "\n\n" + part.lstrip()
         before = before.rstrip() + "\n\n"
     PAGE.write_text(before + mark + behind, encoding="utf-8")
 
@@ -181,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             header["beware"] = "the machine did other things at the same time, so that ranges are wide"
     sys.stdout.write(tables.text(header, found) + "\n")
     if chosen.write:
-        write(header, found, chosen.device)
+        everything = set(chosen.sections) == set(SECTIONS) and set(chosen.workloads) == set(WORKLOADS)
+        write(header, found, chosen.device, whole=everything and "stopped" not in header)
         say(f"written to {PAGE}")
     return 0
 

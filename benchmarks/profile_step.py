@@ -23,7 +23,7 @@ import torch
 import gradscope
 from costs import machine, tables
 from costs.bounds import Peaks, Work, least_work, measure_peaks
-from costs.rounds import SETTLED, now, without_gc
+from costs.rounds import WARM_UP, now, without_gc
 from costs.stopwatches import Stopwatches, placed
 from costs.tables import Table
 from costs.workloads import WORKLOADS, Training, Workload
@@ -71,7 +71,7 @@ PARTS = {
     "gradscope.families.products:measure_products": "full: products",
     "gradscope.record.summary:summarise": "summary and rows",
     "gradscope.record.recorder:Recorder.add": "storing",
-    "gradscope.observe.ledger:Ledger._backward_over": "norms and ledger of the gradients",
+    "gradscope.observe.ledger:Ledger.backward_over": "norms and ledger of the gradients",
     "gradscope.observe.ledger:Ledger.look": "norms and ledger of the gradients",
     "gradscope.observe.ledger:Ledger.close_step": "norms and ledger of the gradients",
     **{f"gradscope.families.{c}.{method}": part for c in CLASSES for method, part in FAMILY_PARTS.items()},
@@ -82,7 +82,7 @@ PEAK_SIZES = {"cpu": (1024, 1 << 24), "cuda": (4096, 1 << 28)}  # large enough t
 
 def settled(step: int) -> bool:
     """A schedule that records after the short steps."""
-    return step >= SETTLED
+    return step >= WARM_UP
 
 
 def profile(workload: Workload, loss: str, quantities: str, steps: int) -> Table:
@@ -99,7 +99,7 @@ def profile(workload: Workload, loss: str, quantities: str, steps: int) -> Table
                 marks.append(now())
             scope = gradscope.attach(mine.model, every=settled, quantities=quantities, strict=True)
             with scope, without_gc():
-                mine.short_steps(SETTLED)
+                mine.short_steps(WARM_UP)
                 watches.clear()
                 marks.append(now())
                 mine.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import gradscope
 
@@ -60,8 +62,8 @@ def test_recorded_and_other_steps_are_what_they_are_called() -> None:
     recorded: dict[str, int] = {}
     for name, every in (("1", steps.timed_steps), ("16", 16), ("never", steps.NEVER)):
         training = of("costs.workloads").Training(tiny())
-        with gradscope.attach(training.model, every=every, first_step=steps.FIRST - steps.SETTLED) as scope:
-            training.short_steps(steps.SETTLED)
+        with gradscope.attach(training.model, every=every, first_step=steps.FIRST - steps.WARM_UP) as scope:
+            training.short_steps(steps.WARM_UP)
             training.steps(16)
             frame = scope.run.frame("steps")
         recorded[name] = int(frame.recorded[frame.step >= steps.FIRST].sum())
@@ -82,6 +84,27 @@ def test_the_scopes_clock_stands_still_in_bare_slices(monkeypatch: pytest.Monkey
     found = of("costs.default").measure_default(tiny(), seconds=0.2, slice_s=0.05)
     assert found.clock == pytest.approx(1, abs=0.05)
     assert 1 <= found.recorded <= found.steps
+
+
+@pytest.mark.parametrize("family", ["lstm", "own"])
+def test_default(family: str) -> None:
+    targets = of("costs.targets")
+    found = of("costs.default").measure_default(tiny(family, clip=1.0, steps=100), seconds=0.1, slice_s=0.1)
+    assert found.steps == 100 and found.recorded + found.looked >= 1
+    assert set(found.operations) <= targets.KEEPING, "an idle step adds other operations than it may"
+    assert "operations" not in targets.default_verdicts(found, 1.003)
+    cheap = dataclasses.replace(found, record_s=0.01)
+    assert targets.records(cheap) == 35 and targets.records(dataclasses.replace(cheap, steps=3000)) == 70
+    assert targets.records(dataclasses.replace(found, record_s=0.1, bare_s=0)) == 10
+
+
+def test_bare_slices_are_not_heard() -> None:
+    default, backward = of("costs.default"), torch.autograd._engine_run_backward
+    with gradscope.attach(of("costs.workloads").Training(tiny()).model):
+        assert torch.autograd._engine_run_backward is not backward
+        with default.unheard():
+            assert torch.autograd._engine_run_backward is backward
+        assert torch.autograd._engine_run_backward is not backward
 
 
 def test_peers() -> None:
@@ -164,3 +187,28 @@ def test_tables() -> None:
     assert "a\\|b | missed by 0.050" in tables.markdown({"torch": "2"}, [table], "# Page")
     assert "missed by 0.050" in tables.text({"torch": "2"}, [table])
     assert "noise" in targets.verdict(rounds.Ratio(1.04, 1.0, 1.2, 0.01, 5), 1.05)
+
+
+def test_only_what_was_measured_is_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench, tables = of("bench"), of("costs.tables")
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("<!-- on a GPU -->\n\n## On a GPU\n")
+
+    def table(title: str, cell: str) -> Any:
+        return tables.Table(title, ("what", "verdict"), [("x", cell)])
+
+    def missed(*rows: tuple[str, ...]) -> Any:
+        return tables.Table("Targets missed", ("where", "what", "verdict"), list(rows))
+
+    a, b = table("A", "missed by 1"), table("B", "missed by 2")
+    bench.write(
+        {"took": "1 s"}, [a, b, missed(("A", "x", "missed by 1"), ("B", "x", "missed by 2"))], "cpu", whole=True
+    )
+    bench.write({"took": "9 s"}, [table("New", "met"), table("B", "met"), missed(("none", "", ""))], "cpu", whole=False)
+    page = (tmp_path / "page.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [
+        *("## New", "## A", "## B", "## Targets missed", "## On a GPU")
+    ]
+    assert tables.rows_of(page, "B") == [("x", "met")]
+    assert tables.rows_of(page, "Targets missed") == [("A", "x", "missed by 1")]
+    assert page.count("| took | 1 s |") == 1 and page.count("Measured by itself: took 9 s.") == 2

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from costs.rounds import SETTLED, Variant, interleave
+from costs.rounds import WARM_UP, Variant, interleave
 from costs.steps import FIRST, attached, timed_steps
 from costs.workloads import Training, Workload
 
@@ -66,10 +66,10 @@ def measure_growth(what: str, seconds: float, base: Workload = BASE) -> Growth:
     for size in sizes:
         workload = replace(base, **{FIELDS[what]: size})
         training = Training(workload, "every")
-        around = partial(attached, training, every=timed_steps, first_step=FIRST - SETTLED, max_sequences=None)
+        around = partial(attached, training, every=timed_steps, first_step=FIRST - WARM_UP, max_sequences=None)
         variants += [
             Variant("bare", Training(workload, "every")),
-            Variant("recorded", training, around, SETTLED),
+            Variant("recorded", training, around),
         ]
     times = interleave(variants, seconds, steps=2)
     pairs = zip(times[::2], times[1::2], strict=True)

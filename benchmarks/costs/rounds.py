@@ -20,8 +20,8 @@ clock = time.perf_counter
 LEAST_ROUNDS = 3
 BLOCK_SECONDS = 0.1
 
-# A scope looks closely at the gradients of its first 32 steps, less so from then on: what is timed comes after them.
-SETTLED = 40
+WARM_UP = 2
+"""Short steps that go before a block, not timed: after them what a scope does at every step has settled."""
 
 
 def now() -> float:
@@ -39,18 +39,16 @@ class Variant:
         name: for the table.
         training: of its own.
         around: makes what is around a block.
-        settle: short steps that go before each block, not timed.
     """
 
     name: str
     training: Training
     around: Callable[[], AbstractContextManager[object]] = field(default=nullcontext)
-    settle: int = 2
 
     def block(self, steps: int) -> float:
         """Seconds that a block of steps takes."""
         with self.around(), without_gc():
-            self.training.short_steps(self.settle)
+            self.training.short_steps(WARM_UP)
             started = now()
             self.training.steps(steps)
             return now() - started

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import gradscope
-from costs.rounds import SETTLED, Ratio, Variant, composed, interleave, ratios
+from costs.rounds import WARM_UP, Ratio, Variant, composed, ratios
 from costs.workloads import Training, Workload
 
 NEVER = 10**9
 INTERVAL = 16
-FIRST = 48  # a multiple of the interval, and less SETTLED not 0: step 0 is recorded whatever the interval
+FIRST = INTERVAL  # less WARM_UP not 0: step 0 is recorded whatever the interval
 
 IDLE = "attached, every=10**9"
-IDLE_COST = "attached, every=10**9, finely"
 
 
 @contextmanager
@@ -30,7 +28,7 @@ def attached(training: Training, **arguments: Any) -> Iterator[None]:
 def variant(name: str, workload: Workload, loss: str, **arguments: Any) -> Variant:
     """A training of its own with a scope around its blocks, whose timed steps begin with number `FIRST`."""
     training = Training(workload, loss)
-    return Variant(name, training, partial(attached, training, first_step=FIRST - SETTLED, **arguments), SETTLED)
+    return Variant(name, training, partial(attached, training, first_step=FIRST - WARM_UP, **arguments))
 
 
 def timed_steps(step: int) -> bool:
@@ -58,23 +56,6 @@ def idle_steps(workload: Workload, loss: str, seconds: float) -> Ratio:
     return ratios([bare, variant("idle", workload, loss, every=NEVER)], seconds)["idle"]
 
 
-def idle_cost(workload: Workload, seconds: float) -> Ratio:
-    """The same to a finer resolution: what a scope that never records adds to a step of the same model at T = 1, B = 1.
-
-    It does the same there as at any T and B, it hears of the same calls and measures gradients of the same size, but
-    the noise is that of a small step; relative to the bare step in full size. A block of 64 steps also holds one
-    handing-on of the rows that wait meanwhile.
-    """
-    full = Training(workload)
-    full.step()
-    whole = statistics.median(Variant("bare", full).block(1) for _ in range(5))
-    small = workload.one_timestep()
-    bare, idle = interleave(
-        [Variant("bare", Training(small)), variant("idle", small, "last", every=NEVER)], seconds, steps=64
-    )
-    return Ratio.of([1 + (i - b) / whole for i, b in zip(idle, bare, strict=True)])
-
-
 def whole_blocks(workload: Workload, loss: str, seconds: float) -> Ratio:
     """Blocks of 16 steps of which the scope records the first, against 16 bare steps."""
     bare = Variant("bare", Training(workload, loss))
@@ -94,7 +75,7 @@ def measure_steps(workload: Workload, seconds: float) -> dict[str, dict[str, Rat
         seconds: for all of it, roughly.
     """
     idle = {"last": idle_steps(workload, "last", 0.2 * seconds)}
-    found = {IDLE: dict(idle), IDLE_COST: {"last": idle_cost(workload, 0.03 * seconds)}}
+    found = {IDLE: dict(idle)}
     for loss, share in (("last", 0.3), ("every", 0.2)):
         for name, ratio in recorded_steps(workload, loss, share * seconds, idle["last"]).items():
             found.setdefault(name, {})[loss] = ratio

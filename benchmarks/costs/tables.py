@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +33,29 @@ class Table:
         rows = [self.columns, ("---",) * len(self.columns), *self.rows]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         return "\n\n".join([f"{'#' * level} {self.title}", "\n".join(lines), *self.notes])
+
+
+def renewed(page: str, tables: list[Table], level: int = 2) -> str:
+    """A page with these tables in place of those of the same titles; a new one comes behind the one before it."""
+    mark = f"{'#' * level} "
+    head, *parts = re.split(f"^(?={mark})", page, flags=re.MULTILINE)
+    found = {part.splitlines()[0].removeprefix(mark): part.rstrip() for part in parts}
+    titles, place = list(found), 0
+    for table in tables:
+        if table.title in titles:
+            place = titles.index(table.title)
+        else:
+            titles.insert(place, table.title)
+        found[table.title] = table.markdown(level)
+        place += 1
+    return "\n\n".join([head.rstrip(), *(found[title] for title in titles)]) + "\n"
+
+
+def rows_of(page: str, title: str) -> list[tuple[str, ...]]:
+    """The rows of a table in Markdown."""
+    lines = re.split(f"^#+ {re.escape(title)}$", page, flags=re.MULTILINE)[-1].strip().splitlines()
+    rows = [tuple(line.strip("| ").split(" | ")) for line in itertools.takewhile(lambda x: x.startswith("|"), lines)]
+    return rows[2:]
 
 
 def text(header: Mapping[str, str], tables: list[Table]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,40 @@ from torch.nn import functional as F
 CLASSES = 10
 ANALYSED = 16
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-LAYERS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 # So small that a thousand steps change nothing: every variant, however many steps it has taken, does the same work.
 LEARNING_RATE = 1e-7
+
+
+class OwnCell(nn.Module):
+    """A cell as people write them: known by the signature of its `forward`."""
+
+    def __init__(self, D: int, H: int) -> None:
+        super().__init__()
+        self.enter, self.recur = nn.Linear(D, 2 * H), nn.Linear(H, 2 * H)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        keep, new = (self.enter(x) + self.recur(h)).chunk(2, -1)
+        keep = keep.sigmoid()
+        return keep * h + (1 - keep) * new.tanh()
+
+
+class OwnLayer(nn.Module):
+    """Such a cell in a loop over time."""
+
+    def __init__(self, D: int, H: int, **_: object) -> None:
+        super().__init__()
+        self.cell, self.H = OwnCell(D, H), H
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, outputs = x.new_zeros(x.shape[1], self.H), list[Tensor]()
+        for x_t in x:
+            h = self.cell(x_t, h)
+            outputs.append(h)
+        return torch.stack(outputs), h
+
+
+LAYERS: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN, "own": OwnLayer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +63,15 @@ class Workload:
     bidirectional: bool = False
     dropout: float = 0.0
     device: str = "cpu"
+    clip: float | None = None
+    steps: int | None = None  # of a run with the default; None for as many as a given time allows
 
     @property
     def title(self) -> str:
-        kind = ("Bi" if self.bidirectional else "") + self.family.upper()
+        kind = "Bi" * self.bidirectional + self.family.upper() if self.family != "own" else "own cell in a loop"
         extra = f", {self.layers} layers" if self.layers > 1 else ""
         extra += f", dropout {self.dropout:g}" if self.dropout else ""
+        extra += ", clipped" if self.clip else ""
         return f"{kind}, D {self.D}, H {self.H}, T {self.T}, B {self.B}{extra}"
 
     @property
@@ -47,16 +81,25 @@ class Workload:
 
     def smaller(self) -> Workload:
         """The same in a size that proves nothing but that it runs."""
-        return replace(self, H=self.H // 4, T=self.T // 16, B=min(self.B, 16))
+        steps = self.steps and min(self.steps, 60)
+        return replace(self, H=self.H // 4, T=max(2, self.T // 16), B=min(self.B, 16), steps=steps)
 
     def one_timestep(self) -> Workload:
-        """The same weights, hardly any work."""
-        return replace(self, T=1, B=1)
+        """The same weights, hardly any work; but as many calls of a cell in a loop."""
+        return replace(self, T=self.T if self.family == "own" else 1, B=1, steps=None)
 
-    def layer(self) -> nn.RNNBase:
+    def layer(self) -> nn.Module:
         options = {"num_layers": self.layers, "bidirectional": self.bidirectional, "dropout": self.dropout}
         return LAYERS[self.family](self.D, self.H, **options)
 
+
+USUAL = (
+    Workload("", "lstm", 8, 32, 30, 32, clip=1.0, steps=3000),
+    Workload("", "gru", 16, 64, 50, 32, steps=1000),
+    Workload("", "lstm", 64, 128, 128, 32, steps=300),
+    Workload("", "own", 8, 32, 60, 32, steps=500),
+)
+"""Trainings that are small, as many are."""
 
 WORKLOADS = {
     workload.key: workload
@@ -101,12 +144,15 @@ class Training:
         self.y = torch.randint(0, CLASSES, (workload.T, workload.B)).to(workload.device)
         self.first = -1 if loss == "last" else 0
         self.after_backward: Callable[[], object] | None = None
+        if workload.clip is not None:
+            clip = partial(nn.utils.clip_grad_norm_, max_norm=workload.clip)
+            self.after_backward = lambda: clip(self.model.parameters())
 
     def step(self) -> None:
         self._train(self.x, self.y)
 
     def short_steps(self, count: int) -> None:
-        """Steps on one timestep of one sequence: what a scope does at every step settles, at hardly any cost."""
+        """Steps on one timestep of one sequence, which load and warm up what a step needs at hardly any cost."""
         for _ in range(count):
             self._train(self.x[:1, :1], self.y[:1, :1])
 

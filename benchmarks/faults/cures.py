@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 import gradscope.cells
 from benchmarks.faults import store
 from benchmarks.faults.evaluate import Verdict
+from benchmarks.faults.interventions import Loop
 from benchmarks.faults.nets import Net
 from benchmarks.faults.training import Cure, train
 
@@ -25,15 +27,26 @@ def cure_for(code: str) -> Cure | None:
     """Where a line belongs in the loop; None where code cannot do what it says.
 
     Lines that clip go between backward and optimizer, in place of the loop's own clipping; lines on the model go before
-    training. Handing the state on as it came is the switch of the loop that detaches it.
+    training. What changes the loop otherwise is a switch of it.
     """
     if "clip_grad" in code:
         return Cure(gradients=_executed(code))
-    if "state as it came" in code:
-        return Cure(loop=lambda loop: replace(loop, window=None))
-    if "detect_anomaly" in code or "optimizer" in code or "..." in code:
-        return None
-    return Cure(model=_executed(code))
+    for told, switch in SWITCHES.items():
+        if told in code:
+            return Cure(loop=switch)
+    if factor := RATE.search(code):
+        return Cure(loop=lambda loop: replace(loop, lr=loop.lr * float(factor[1])))
+    return Cure(model=_executed(code)) if code.startswith(("model", "gradscope.cells", "torch.nn.init")) else None
+
+
+RATE = re.compile(r'group\["lr"\] \*= ([\d.e-]+)$')
+SWITCHES: dict[str, Callable[[Loop], Loop]] = {
+    "state as it came": lambda loop: replace(loop, window=None),
+    "pack_padded_sequence": lambda loop: replace(loop, padded=0),
+    "torch.sqrt(x.clamp(min=1e-8))": lambda loop: replace(loop, safe_roots=True),
+}
+TESTS = ("a test that decides", "see how far", "learn one batch", "hold answers", "count what")
+"""Titles of what decides between causes and mends nothing."""
 
 
 def _executed(code: str) -> Callable[[Net], None]:
@@ -46,8 +59,9 @@ def _executed(code: str) -> Callable[[Net], None]:
 
 
 def first_remedy(verdict: Verdict) -> str:
-    """What the first finding that has remedies says first, as code."""
-    return next((finding.remedies[0].code for finding in verdict.findings if finding.remedies), "")
+    """What the first finding says first, as code; tests that decide between causes are left out."""
+    remedies = [remedy for finding in verdict.findings[:1] for remedy in finding.remedies]
+    return next((remedy.code for remedy in remedies if not remedy.title.startswith(TESTS)), "")
 
 
 def known_cure(verdict: Verdict, out: Path) -> dict[str, Any] | None:

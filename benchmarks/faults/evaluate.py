@@ -27,6 +27,11 @@ class Verdict:
         """Codes of the findings in their order, `healthy` left out."""
         return [finding.code for finding in self.findings if finding.code != "healthy"]
 
+    @property
+    def accused(self) -> list[str]:
+        """Codes of those that say more than a fact."""
+        return [finding.code for finding in self.findings if finding.severity != "info"]
+
 
 def judge(kept: Iterable[Kept]) -> list[Verdict]:
     """Diagnose each training from its folder."""
@@ -59,11 +64,11 @@ def table(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[tuple[s
         mine = [v for v in faulty if (kind := expected[v]) and kind.code == code]
         recalled = sum(code in v.codes for v in mine)
         first = sum(bool(v.codes) and v.codes[0] in expected[v].first for v in mine)  # type: ignore[union-attr]
-        alarms = sum(code in v.codes for v in healthy)
+        alarms = sum(code in v.accused for v in healthy)
         rows.append((code, told(recalled, len(mine)), told(alarms, len(healthy)), told(first, len(mine))))
     recalled = sum(expected[v].code in v.codes for v in faulty)  # type: ignore[union-attr]
     first = sum(bool(v.codes) and v.codes[0] in expected[v].first for v in faulty)  # type: ignore[union-attr]
-    alarms = sum(bool(v.codes) for v in healthy)
+    alarms = sum(bool(v.accused) for v in healthy)
     rows.append(("all", told(recalled, len(faulty)), told(alarms, len(healthy)), told(first, len(faulty))))
     return rows
 
@@ -76,8 +81,8 @@ def misses(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[str]:
         if kind and (kind.code not in verdict.codes or verdict.codes[0] not in kind.first):
             counted[f"{verdict.kept.case.group}: {', '.join(verdict.codes) or 'healthy'}"] += 1
     for verdict in healthy:
-        if verdict.codes:
-            counted[f"{verdict.kept.case.group}: {', '.join(verdict.codes)}"] += 1
+        if verdict.accused:
+            counted[f"{verdict.kept.case.group}: {', '.join(verdict.accused)}"] += 1
     return [f"{count} x {what}" for what, count in sorted(counted.items())]
 
 

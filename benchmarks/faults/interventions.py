@@ -32,6 +32,7 @@ class Loop:
         noise: share of the targets that are drawn at random.
         last_only: only the last of a sequence's answers counts.
         unsafe_loss: from a third of the training on the loss adds the square root of 0, whose gradient is infinite.
+        safe_roots: roots are kept away from zero.
     """
 
     optimizer: str = "adam"
@@ -47,6 +48,7 @@ class Loop:
     noise: float = 0.0
     last_only: bool = False
     unsafe_loss: bool = False
+    safe_roots: bool = False
 
 
 Harm = Callable[[Net, float], None]
@@ -136,7 +138,7 @@ FAULTS = (
     Fault("small recurrence", "vanishing_gradient", (0.02, 0.1), ELMAN, harm=scale_recurrence),
     Fault(
         "answer read from padding",
-        "vanishing_gradient",
+        "misread_output",
         (40, 60),
         ("rnn_tanh", "lstm"),
         ("fused", "cells", "stacked"),

@@ -85,7 +85,8 @@ def train(case: Case, folder: Path | None, cure: Cure | None = None, change: dic
             answers, state = scores(net, batch, loop, state)
             loss = task.loss(answers, batch) * loop.scale
             if loop.unsafe_loss and step >= loop.steps // 3:
-                loss = loss + (answers * 0).sum().sqrt()
+                nothing = (answers * 0).sum()
+                loss = loss + (nothing.clamp(min=1e-8) if loop.safe_roots else nothing).sqrt()
             loss.backward()
             if step % every == 0:
                 _note_norms(result, net)

@@ -55,10 +55,10 @@ AsState = Callable[[Mark, Tensor], "tuple[int, Tensor] | None"]
 def mark(tensor: Tensor, owner: Hashable, call: Any, slot: int) -> None:
     """Say that this result is that of a call; for whoever asks with the same owner."""
     node, number = edge_of(tensor)
-    _metadata(node).setdefault(KEY, {})[owner, number] = Mark(call, slot)
+    metadata(node).setdefault(KEY, {})[owner, number] = Mark(call, slot)
 
 
-def _metadata(node: Node) -> dict[str, Any]:
+def metadata(node: Node) -> dict[str, Any]:
     """What is kept with a node; torch's stubs take it for a method."""
     return node.metadata  # type: ignore[return-value]
 
@@ -297,7 +297,7 @@ def _carry(edge: Edge, cotangent: Tensor, owner: Hashable) -> _Walk:
 
 
 def _marked(node: Node, number: int, owner: Hashable) -> Mark | None:
-    marks = _metadata(node).get(KEY)
+    marks = metadata(node).get(KEY)
     return None if marks is None else marks.get((owner, number))
 
 
@@ -314,7 +314,7 @@ def _hands_on(node: Node) -> bool:
 
 def _leads_to_mark(node: Node, owner: Hashable) -> bool:
     """Whether some marked result is among the nodes below, within reach of a search."""
-    return any(owner == key[0] for below in nodes_below([node]) for key in _metadata(below).get(KEY, ()))
+    return any(owner == key[0] for below in nodes_below([node]) for key in metadata(below).get(KEY, ()))
 
 
 def nodes_below(start: Sequence[Node], limit: int = VISITED) -> Iterator[Node]:

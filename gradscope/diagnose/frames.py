@@ -17,7 +17,7 @@ KEY = list(LayerKey._fields)
 RECORDS = 40
 ROWS = 1_000_000
 BEFORE, AFTER = 3, 2
-QUANTITIES = ("grad_h", "grad_h_direct", "state")
+QUANTITIES = ("grad_h", "grad_h_direct", "state", "weight_grad")
 
 
 class Recorded(Protocol):
@@ -40,11 +40,12 @@ class Seen:
     Attributes:
         tables: frame by name.
         modules: what `attach` knew of each layer (class, sizes), by qualified name.
+        known: what has been worked out from these and is asked for again.
     """
 
     tables: Mapping[str, Frame]
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
-    _places: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
+    known: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     def __getitem__(self, table: str) -> Frame:
         """A table."""
@@ -53,9 +54,9 @@ class Seen:
     def of(self, table: str, key: LayerKey) -> Frame:
         """The rows of one recurrence, sorted by step."""
         frame = self.tables[table]
-        if table not in self._places:
-            self._places[table] = frame.groupby(KEY, sort=False).indices if len(frame) else {}
-        return frame.iloc[self._places[table].get(tuple(key), [])]
+        if table not in self.known:
+            self.known[table] = frame.groupby(KEY, sort=False).indices if len(frame) else {}
+        return frame.iloc[self.known[table].get(tuple(key), [])]
 
     @property
     def keys(self) -> list[LayerKey]:
@@ -119,7 +120,7 @@ def _around(layers: Frame, steps: Frame) -> set[int]:
 
 
 def _spread(layers: Frame, others: set[int]) -> list[int]:
-    """Recorded steps, evenly spaced over all there are, and some others."""
+    """Recorded steps, half of them evenly spaced over the records and half over the training, and some others."""
     steps = sorted({int(step) for step in layers["step"]})
     if not steps:
         return []
@@ -127,4 +128,9 @@ def _spread(layers: Frame, others: set[int]) -> list[int]:
     count = int(min(RECORDS, max(8.0, ROWS / max(rows, 1.0))))
     if len(steps) <= count:
         return steps
-    return sorted({*(steps[round(i)] for i in np.linspace(0, len(steps) - 1, count)), *others})
+    half, last = (count + 1) // 2, len(steps) - 1
+    records = np.linspace(0, last, half).round().astype(int)
+    times = np.searchsorted(steps, np.linspace(steps[0], steps[-1], half))
+    for places in (records, times):
+        places[1:-1:2] += 1  # two optimizers may take turns, and both are to be seen
+    return sorted({*(steps[min(int(place), last)] for place in (*records, *times)), *others})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.words import MODEL, number, parameter, typed
+from gradscope.diagnose.words import parameter, typed
 from gradscope.types import LayerKey, Remedy
 
 if TYPE_CHECKING:
@@ -99,40 +99,7 @@ def forget_bias(key: LayerKey) -> Remedy:
     return Remedy("start with an open forget gate", code, apply)
 
 
-def clip(norm: float) -> Remedy:
-    """Clipping by norm at a threshold from the run's own records."""
-    code = f"torch.nn.utils.clip_grad_norm_({MODEL}.parameters(), max_norm={number(norm)})"
-    return Remedy("clip by norm, between backward() and the optimizer's step", code)
-
-
-def pack() -> Remedy:
-    """Sequences without their padding."""
-    code = "torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)"
-    return Remedy("if sequences are padded, pack them, so that the last state is that of the last real step", code)
-
-
-def lower_rate() -> Remedy:
-    """Smaller steps."""
-    return Remedy("lower the learning rate", 'for group in optimizer.param_groups: group["lr"] *= 0.1')
-
-
-def find_nonfinite() -> Remedy:
-    """Where it begins."""
-    return Remedy("let torch name the operation in which it begins", "torch.autograd.set_detect_anomaly(True)")
-
-
-def record_again(step: int) -> Remedy:
-    """The step itself, in a second run."""
-    code = f"gradscope.attach({MODEL}, logdir=..., every=lambda step: step >= {max(0, step - 2)})"
-    return Remedy("repeat the run from the last checkpoint and record every step around it", code)
-
-
-def keep_graph(key: LayerKey) -> Remedy:
-    """The state handed on as it is."""
-    code = f"output, state = {typed(key.module)}(x, state)  # the state as it came, without .detach() or .data"
-    return Remedy("hand the state on without detaching it within a training step", code)
-
-
-def longer_window() -> Remedy:
-    """More timesteps before the state is detached."""
-    return Remedy("if the truncation is meant, detach less often: use a longer window", "window = 4 * window")
+def torch_layer(key: LayerKey) -> Remedy:
+    """For a cell of one's own: torch's, of which everything is known."""
+    code = f"{typed(key.module)} = torch.nn.LSTMCell(input_size, hidden_size)  # or GRUCell, RNNCell: of the same kind"
+    return Remedy("put torch's cell of the same kind in the place of your own, to see whether it learns", code)

@@ -43,6 +43,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.01 or share == 0 else f"{100 * share:.1g} %"
 
 
-def plural(count: int, word: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+def plural(count: int, word: str, several: str = "") -> str:
+    """`1 step`, `2 steps`; `several` for words that are not made so."""
+    return f"{count:,} {word if count == 1 else several or f'{word}s'}"

@@ -20,7 +20,7 @@ from gradscope.attach.modified import Change, Reference, compare, snapshot
 from gradscope.attach.scaler import SCALER, Scaling
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.passes import Passes
-from gradscope.record.recorder import Later, Number, keep
+from gradscope.record.recorder import Later, Number, keep, known
 from gradscope.types import Rows
 
 CLIPPED_SCALED = (
@@ -282,7 +282,7 @@ class Ledger:
                 return None if change is None or unchanged else Rows("clips", _modified(change, index, count))
 
             later = Later((comparison.values,), rows)
-            row = later.made({id(comparison.values): comparison.values}) if later.known else later
+            row = rows(comparison.values) if known(later.values) else later
             self._rows += [] if row is None else [row]
         now = comparison.now.norms
         return torch.where(now.any(), now, before.norms) if zeroed and now.shape == before.norms.shape else now

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from gradscope.attach.links import nodes_below
+from gradscope.attach.links import metadata, nodes_below
 from gradscope.attach.modified import local
 from gradscope.record.recorder import Number, keep
 
-REMEMBERED = 8
+KEY = "gradscope loss"
 SEARCHED = 16
 """Nodes below the root of a pass, to find a scaled loss among."""
 
@@ -24,21 +23,23 @@ Loss = tuple[Term, ...] | None
 
 
 class Losses:
-    """Reads the roots of backward passes; remembers what GradScalers were given."""
+    """Reads the roots of backward passes. What a GradScaler was given is kept with the node that has scaled it."""
 
     def __init__(self) -> None:
         """Nothing is scaled yet."""
-        self._scaled: list[tuple[weakref.ref[Tensor], Tensor]] = []
+        self._scaled = False
 
     def scaled(self, given: Any, result: Any) -> None:
         """A GradScaler has multiplied a loss, or several, by its factor."""
         for before, after in zip(_listed(given), _listed(result), strict=False):
-            if isinstance(before, Tensor) and isinstance(after, Tensor) and before.numel() == 1:
-                self._scaled.append((weakref.ref(after), before.detach()))
-        del self._scaled[:-REMEMBERED]
+            if isinstance(before, Tensor) and isinstance(after, Tensor) and before.numel() == 1 and after.grad_fn:
+                metadata(after.grad_fn)[KEY] = before.detach(), after.detach()
+                self._scaled = True
 
     def of(self, roots: Sequence[Any]) -> Loss:
         """The loss of a pass that begins with these."""
+        if len(roots) == 1 and type(x := roots[0]) is Tensor and x.is_cpu and not self._scaled:
+            return ((keep(x),),) if x.numel() == 1 and x.is_floating_point() else None
         terms: list[Term] = []
         for root in roots:
             term = self._term(root)
@@ -50,17 +51,12 @@ class Losses:
     def _term(self, root: Any) -> Term | None:
         if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
             return None
-        for reference, given in reversed(self._scaled):
-            scaled = reference()
-            if scaled is root:
-                return (keep(local(given)),)
-            if (
-                scaled is not None
-                and root.grad_fn is not None
-                and scaled.grad_fn in nodes_below([root.grad_fn], SEARCHED)
-            ):
-                return keep(local(root)), keep(local(given)), keep(local(scaled.detach()))
-        return (keep(root if type(root) is Tensor else local(root)),)
+        for node in nodes_below([root.grad_fn], SEARCHED) if self._scaled and root.grad_fn is not None else ():
+            if KEY in metadata(node):
+                given, scaled = metadata(node)[KEY]
+                parts = (given,) if node is root.grad_fn else (root, given, scaled)
+                return tuple(keep(local(part)) for part in parts)
+        return (keep(local(root)),)
 
 
 def numbers_of(losses: Iterable[Loss]) -> list[Number]:

@@ -121,23 +121,23 @@ class Observer:
         if self._since is None:
             self._started()
         recorded = self.calls.recording is not None
-        one = self._passes.begin(roots, thorough=recorded)
+        one = self._passes.begin(roots, thorough=self.ledger.looking)
         if recorded and not self.paused:
             self._checks.begins(one, first=not self._passes.any)
         return one
 
     @guarded
-    def after_backward(self, one: Pass) -> None:
+    def after_backward(self, token: Pass) -> None:
         """See `BackwardListener`."""
-        if not self._passes.end(one):
+        if not self._passes.end(token):
             return
         if self.ledger.looking:
             self.ledger.backward_over()
             if self.calls.recording is not None:
-                self._checks.ended(one)
-        elif one.loss and type(one.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
+                self._checks.ended(token)
+        elif token.loss and type(token.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
-            self._suspect = not math.isfinite(one.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
+            self._suspect = not math.isfinite(token.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
 
     # --- optimizer steps
 
@@ -173,7 +173,7 @@ class Observer:
         """The step is over, unless a GradScaler makes it."""
         scaling = self.ledger.scaling
         if self._owns(optimizer) and not (scaling.used and scaling.steps(optimizer)):
-            self.finish(type(optimizer).__name__, False, optimizer)
+            self._finish(type(optimizer).__name__, False, optimizer)
 
     def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
         self.finish(type(optimizer).__name__, skipped, optimizer)
@@ -197,11 +197,12 @@ class Observer:
             skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
             optimizer: the one that stepped.
         """
+        self._finish(name, skipped, optimizer)
+
+    @guarded
+    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
         if self._since is None:
             self._started()
-        self.guard.call(self._finish, name, skipped, optimizer)
-
-    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self.ledger.share(optimizer)

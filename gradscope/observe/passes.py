@@ -21,6 +21,8 @@ from gradscope.observe.losses import Loss, Losses
 
 WITNESSES = 4
 PENDING = 4096
+SETTLED = 8
+"""Passes in which all parameters are compared, until every optimizer has had its turn."""
 Stamp = tuple[Tensor, Tensor | None, int]
 """A parameter, its gradient, and that one's version."""
 
@@ -72,6 +74,7 @@ class Passes:
         self._witnesses: list[Tensor] = []
         self._pending: deque[Pass] = deque(maxlen=PENDING)
         self._running: list[Pass] = []
+        self._passes = 0
         self.within = self._seen_within = False
         self._home = threading.get_ident()
 
@@ -108,7 +111,8 @@ class Passes:
             roots: what with.
             thorough: compare all parameters.
         """
-        thorough |= not self._witnesses
+        self._passes += 1
+        thorough |= self._passes <= SETTLED or not self._witnesses
         asked = self._all() if thorough else self._witnesses
         stamps = [(p, g, -1 if g is None else g._version) for p in asked for g in (p.grad,)]
         one = Pass(stamps, roots, thorough, self.within)

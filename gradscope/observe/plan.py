@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gradscope.observe.alarm import Alarm
 from gradscope.observe.schedule import Looks, Schedule
@@ -17,7 +18,7 @@ class Plan:
         ask: calls the schedule, which may be the user's, under the guard.
     """
 
-    def __init__(self, schedule: Schedule, alarm: Alarm, ask: Callable[..., bool | None]) -> None:
+    def __init__(self, schedule: Schedule, alarm: Alarm, ask: Callable[..., Any]) -> None:
         """See the class."""
         self._schedule, self._alarm, self._ask, self._looks = schedule, alarm, ask, Looks()
         self._next = 0  # before this step nothing is due

@@ -144,25 +144,35 @@ class Typical:
 
 
 class Budget:
-    """As many records as a share of the training time pays, and a second beyond it; see `is_due`."""
+    """As many records as a share of the training time pays, and a second beyond it; see `is_due`.
+
+    What a record and an idle step cost is the median of the last few: a single one that was disturbed changes nothing.
+    What the first record cost beyond that, for loading what later ones find ready, is the one record beyond the bound.
+    """
 
     def __init__(self, share: float) -> None:
         """See the class."""
         self._share = share
-        self._started = False
-        self._spent = self._time = self._record = self._idle = 0.0
-        self._idle_steps = 0
-        self._plain = Typical()
+        self._spent = self._time = 0.0
+        self._first: float | None = None
+        self._record, self._plain, self._idle = Typical(), Typical(), Typical()
 
     @property
     def _costs(self) -> Costs:
-        idle = self._idle / self._idle_steps if self._idle_steps else 0.0
-        return Costs(self._record, self._plain.value, idle, self._spent, self._time)
+        first, second = self._first or 0.0, bool(self._record.recent)
+        record = self._record.value if second else first
+        beyond = max(0.0, first - record) if second else 0.0
+        return Costs(record, self._plain.value, self._idle.value, self._spent - beyond, self._time)
 
     def due(self, step: int) -> bool:
         """See `Schedule`."""
-        first, self._started = not self._started, True
-        return first or is_due(step, self._costs, self._share)
+        if self._first is None:
+            return True
+        costs = self._costs
+        if not self._record.recent:  # what a second one costs is not known: it may go as far beyond as one may
+            aligned = min(even_interval(step), paid_interval(costs, self._share))
+            return step % aligned == 0 and costs.spent_s <= self._share * costs.time_s + ALLOWANCE_S
+        return is_due(step, costs, self._share)
 
     def following(self, step: int) -> int:
         """See `Schedule`. The interval that is paid is computed anew now and then: what a step takes may change."""
@@ -174,12 +184,12 @@ class Budget:
         self._time += step_s
         self._spent += overhead_s
         self._plain.recent.append((step_s - overhead_s) / steps)
-        if recorded:
-            # The first record pays for what later ones find ready; what becomes dearer is believed at once.
-            self._record = max(overhead_s, (self._record + overhead_s) / 2)
+        if not recorded:
+            self._idle.recent.append(overhead_s / steps)
+        elif self._first is None:
+            self._first = overhead_s
         else:
-            self._idle += overhead_s
-            self._idle_steps += steps
+            self._record.recent.append(overhead_s)
 
 
 class Looks:

@@ -12,8 +12,10 @@ from gradscope.types import Batch
 
 PATIENCE_S = 0.1
 """How long the training waits for a sink that had nothing else to do."""
-WAITING = 256
-"""Steps that may wait for a sink; those that come then are left out."""
+WAITING, RECORDED = 4096, 16
+"""Steps that may wait for a sink, a recorded one counting as many; those that come then are left out."""
+FEW = 32
+"""Steps, counted like that, which a sink is waited for: of trainings with quick steps many come at once."""
 CLOSE_S = 10.0
 """How long `close` waits for it."""
 
@@ -47,7 +49,7 @@ class Apart:
         self._sink = sink
         self._close_s: float = getattr(sink, "close_s", CLOSE_S) if close_s is None else close_s
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._given = self._taken = self._lost = 0  # each changed by one thread only
+        self._given = self._taken = self._lost = self._settled = 0  # each changed by one thread only
         self._progress = threading.Condition()
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -65,7 +67,7 @@ class Apart:
         if self._given - self._taken >= WAITING:
             self._lost += 1
             return
-        self._given += 1
+        self._given += _weight(batch)
         self._put(batch)
 
     def settle(self, *, was_idle: bool) -> None:
@@ -74,7 +76,8 @@ class Apart:
         Raises:
             RecordError: it has failed, or steps had to be left out.
         """
-        if was_idle and self._thread is not None and os.getpid() == self._owner:
+        few, self._settled = self._given - self._settled <= FEW, self._given
+        if was_idle and few and self._thread is not None and os.getpid() == self._owner:
             with self._progress:
                 self._progress.wait_for(lambda: self.idle, PATIENCE_S)
         if self._lost:
@@ -100,7 +103,7 @@ class Apart:
         assert self._thread is not None
         self._thread.join(self._close_s)
         if self._thread.is_alive():
-            left = self._given - self._taken
+            left = self._queue.qsize()
             raise RecordError(
                 f"the sink {self.name} has not finished within {self._close_s:.3g} s; {left} steps wait for it, and "
                 "the process does not wait any longer"
@@ -129,9 +132,13 @@ class Apart:
             except BaseException as error:  # whatever it is, it must not end the thread
                 self._errors.put(error)
             with self._progress:
-                self._taken += 1
+                self._taken += _weight(batch)
                 self._progress.notify_all()
         try:
             self._sink.close()
         except BaseException as error:
             self._errors.put(error)
+
+
+def _weight(batch: Batch) -> int:
+    return RECORDED if any(rows.table == "layers" for rows in batch.rows) else 1

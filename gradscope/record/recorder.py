@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -15,15 +16,39 @@ from gradscope.errors import RecordError
 from gradscope.record.apart import Apart, Sink
 from gradscope.types import Batch, Rows
 
-Number = float | torch.Tensor
-"""On the host its value; elsewhere a tensor, which is read when rows are flushed."""
 WAITING_S, WAITING = 1.0, 1000
 """Seconds, or steps, that rows wait at most; a step that ends later hands them on."""
 
 
-def keep(x: torch.Tensor) -> Number:
+class Reference(NamedTuple):
+    """A number of the training's own on a device, and the version at which it was that."""
+
+    tensor: torch.Tensor
+    version: int
+
+
+Number = float | torch.Tensor | Reference
+"""On the host its value; elsewhere a tensor of ours or of the training's, which is read when rows are flushed."""
+
+
+def keep(x: torch.Tensor) -> float | Reference:
     """The number in a tensor that the training has computed: read at once on the host, else by reference."""
-    return x.item() if x.is_cpu else x.detach()
+    return x.item() if x.is_cpu else reference(x)
+
+
+def reference(x: torch.Tensor) -> Reference:
+    """A number of the training's own, to be read later."""
+    return Reference(x.detach(), -1 if x.is_inference() else x._version)
+
+
+def tensor_of(value: Number) -> torch.Tensor | None:
+    """The tensor that has to be read for a number."""
+    return value.tensor if isinstance(value, Reference) else value if isinstance(value, torch.Tensor) else None
+
+
+def known(values: Sequence[Number]) -> bool:
+    """Whether no device has to be waited for."""
+    return all([type(value) is float or (x := tensor_of(value)) is None or x.is_cpu for value in values])
 
 
 @dataclass(slots=True, eq=False)
@@ -31,24 +56,12 @@ class Later:
     """Rows, or none, that are known when some numbers are on the host.
 
     Attributes:
-        values: numbers, and tensors on any device; of one that the loop writes into meanwhile, NaN is read.
+        values: the numbers; of one of the training's that the loop has written into meanwhile, NaN is read.
         rows: makes the rows of the numbers, a float or a tensor on the host for each.
     """
 
     values: Sequence[Number]
     rows: Callable[..., Rows | None]
-    versions: tuple[int, ...] = field(init=False)
-    """Of the tensors."""
-
-    def __post_init__(self) -> None:
-        """Remember whether the tensors are as they were."""
-        tensors = [value for value in self.values if isinstance(value, torch.Tensor)]
-        self.versions = tuple(map(_version, tensors)) if tensors else ()
-
-    @property
-    def known(self) -> bool:
-        """Whether nothing has to be waited for."""
-        return not any(isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in self.values)
 
     def made(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
         """The rows.
@@ -56,17 +69,14 @@ class Later:
         Args:
             numbers: what each tensor is on the host, by its identity.
         """
-        found, versions = list[Number](), iter(self.versions)
-        for value in self.values:
-            if isinstance(value, torch.Tensor):
-                whole = numbers[id(value)].reshape(value.shape)
-                value = whole if _version(value) == next(versions) else torch.full_like(whole, math.nan)
-            found.append(value)
-        return self.rows(*found)
+        return self.rows(*[_read(value, numbers) for value in self.values])
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _read(value: Number, numbers: dict[int, torch.Tensor]) -> float | torch.Tensor:
+    if isinstance(value, Reference):
+        x, version = value
+        return numbers[id(x)].reshape(x.shape) if x.is_inference() or x._version == version else math.nan
+    return numbers[id(value)].reshape(value.shape) if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(slots=True)
@@ -136,7 +146,7 @@ def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch
     for _, rows in waiting:
         for block in rows:
             if isinstance(block, Later):
-                tensors += [value for value in block.values if isinstance(value, torch.Tensor)]
+                tensors += [x for value in block.values if (x := tensor_of(value)) is not None]
     numbers = _numbers(tensors) if tensors else {}
     return [Batch(step, tuple(r for b in rows if (r := _made(b, numbers)) is not None)) for step, rows in waiting]
 

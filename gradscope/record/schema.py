@@ -49,7 +49,7 @@ class Table:
 
 
 def _table(name: str, columns: Mapping[str, Kind], *, keyed: bool = True) -> Table:
-    whole = {"step": INT, **(KEY if keyed else {}), **columns}
+    whole: Mapping[str, Kind] = {"step": INT, **(KEY if keyed else {}), **columns}
     return Table(name, whole, keyed, sum(4 if kind == TEXT else 8 for kind in whole.values()))
 
 

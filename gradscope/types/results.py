@@ -138,9 +138,9 @@ class Finding:
     """Something that a run says about its training.
 
     Attributes:
-        code: `"vanishing_gradient"`, `"exploding_gradient"`, `"saturated_gate"`, `"dead_units"`,
-            `"excessive_clipping"`, `"missing_clipping"`, `"nonfinite_gradient"`, `"detached_state"` or `"healthy"`.
-        severity: how bad it is.
+        code: what it is, such as `"vanishing_gradient"`; `docs/diagnosis.md` lists them all.
+        severity: `"critical"`, it certainly keeps the training from learning; `"warning"`, it probably does; `"info"`,
+            a fact that matters only under a condition, which the text states.
         layer_key: which recurrence; None where it is about the whole model.
         title: one line.
         explanation: why it is probable, with the numbers that it rests on.

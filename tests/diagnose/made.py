@@ -24,6 +24,12 @@ def key(module: str = "encoder", layer: int = 0, direction: str = "forward", cha
     return {"module": module, "layer": layer, "direction": direction, "chain": chain}
 
 
+FALLS = [10 ** (-i / 60) for i in range(120)]
+STALLS = [1.0] * 120
+LOST = [10 ** (-i / 20) for i in range(60)] + [1.0] * 60
+GROWS = [1.0 + max(0, i - 20) for i in range(120)]
+
+
 def course(early: float, late: float, records: int = 8) -> list[float]:
     """The first half at one value, the second at another."""
     return [early] * (records // 2) + [late] * (records - records // 2)
@@ -32,7 +38,7 @@ def course(early: float, late: float, records: int = 8) -> list[float]:
 class Training:
     """Tables of a training; `horizon`, `peak`, `radius`, `direct` are numbers by record.
 
-    A sound one by default: all that enters reaches the beginning, no gate is at a limit, and the loss gradient falls.
+    A sound one by default: all that enters reaches the beginning, no gate is at a limit, and the loss falls.
     """
 
     def __init__(self, family: str = "rnn_tanh", records: int = 8, where: Row | None = None) -> None:
@@ -47,6 +53,13 @@ class Training:
         self.first_nonfinite = 0
         self.gates: dict[str, Row] = {gate: {"low": 0.0, "high": 0.0, "mean": 0.5} for gate in GATES[family]}
         self.dead, self.low_if_dead = 0.0, 1.0
+        self.loss: Sequence[float] = FALLS
+        self.update: Sequence[float] = [1e-3] * records
+        self.state: tuple[float, float, float] = (0.4, 0.5, 0.6)  # p10, p50, p90 of the state's size
+        self.constant_from = T  # timestep from which on the state stays as it is
+        self.weight_grad = 1.0  # at all timesteps but the first
+        self.some_sequences = 1.0  # share of those that the loss enters
+        self.ended: dict[int, int] = {}  # timestep -> sequences that go as far
         self.grad_norm: Sequence[float] = [1.0] * 120
         self.nonfinite: Sequence[int] = [0] * 120
         self.skipped: Sequence[bool] = [False] * 120
@@ -79,23 +92,26 @@ class Training:
                 "step module layer direction chain lag p50",
             ),
             "timesteps": _frame(
-                list(self._timesteps(heads)), "step module layer direction chain t quantity mean sequences nonfinite"
+                list(self._timesteps(heads)),
+                "step module layer direction chain t quantity p10 p50 p90 mean sequences nonfinite",
             ),
             "gates": _frame(list(self._gates(heads)), "step module layer direction chain t gate low high mean"),
             "units": _frame(list(self._units(heads)), "step module layer direction chain gate unit low high"),
             "weights": _frame(
                 [
-                    {**head, "gate": "hidden", "spectral_radius": r, "spectral_norm": n}
-                    for head, r, n in zip(heads, self.radius, self.norm, strict=True)
+                    {**head, "gate": "hidden", "spectral_radius": r, "spectral_norm": n, "update": u}
+                    for head, r, n, u in zip(heads, self.radius, self.norm, self.update, strict=True)
                 ],
-                "step module layer direction chain gate spectral_radius spectral_norm",
+                "step module layer direction chain gate spectral_radius spectral_norm update",
             ),
             "steps": pd.DataFrame(
                 {
                     "step": range(len(self.grad_norm)),
                     "optimizer": self.optimizer,
+                    "loss": _stretched(self.loss, len(self.grad_norm)),
                     "grad_norm": np.array(self.grad_norm, dtype=float),
                     "nonfinite": list(self.nonfinite),
+                    "recorded": [step in self.records for step in range(len(self.grad_norm))],
                     "skipped": list(self.skipped),
                 }
             ),
@@ -120,10 +136,19 @@ class Training:
     def _timesteps(self, heads: list[Row]) -> Any:
         for head, size in zip(heads, self.direct, strict=True):
             bad = self.first_nonfinite if head["step"] == 0 else 0
-            for t in range(T):
+            for t in range(self.timesteps if self.timesteps < T else T):
+                row = {**head, "t": t, "sequences": self.ended.get(t, 8), "nonfinite": 0}
                 part = size * self.enters.get(t, 0.0)
-                yield {**head, "t": t, "quantity": "grad_h_direct", "mean": part, "sequences": 8, "nonfinite": 0}
-            yield {**head, "t": T - 1, "quantity": "grad_h", "mean": size, "sequences": 8, "nonfinite": bad}
+                typical = part if self.some_sequences > 0.9 else 0.0
+                yield {**row, "quantity": "grad_h_direct", **_spread(0.0, typical, typical), "mean": part}
+                weight = self.weight_grad if t else 0.0
+                yield {**row, "quantity": "weight_grad", **_spread(weight, weight, weight), "mean": weight}
+                state = [x * (1 + 0.1 * (-1) ** min(t, self.constant_from)) for x in self.state]
+                yield {**row, "quantity": "state", **_spread(*state), "mean": state[1]}
+            yield {
+                **{**head, "t": T - 1, "quantity": "grad_h", **_spread(size, size, size), "mean": size},
+                **{"sequences": 8, "nonfinite": bad},
+            }
 
     def _gates(self, heads: list[Row]) -> Any:
         for i, head in enumerate(heads):
@@ -141,6 +166,16 @@ class Training:
                     "low": self.low_if_dead if unit < 100 * self.dead else 0.0,
                     "high": 0.0,
                 }
+
+
+def _stretched(losses: Sequence[float], count: int) -> Any:
+    """A course of losses over more steps, or fewer."""
+    places = np.linspace(0, len(losses) - 1, count)
+    return np.array(losses, dtype=float)[places.round().astype(int)]
+
+
+def _spread(p10: float, p50: float, p90: float) -> Row:
+    return {"p10": p10, "p50": p50, "p90": p90}
 
 
 def clip(step: int, before: float, after: float, threshold: float = 1.0, kind: str = "norm", how: str = "") -> Row:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from diagnose.made import Training, course, key
+from diagnose.made import FALLS, LOST, STALLS, Training, key
 
 from gradscope.diagnose.rules.detached import detached_state
 
-STALLED = course(1.0, 0.95)
 WITHIN = "the state was detached: it is that of an earlier call of the same step, but no gradient goes back to it"
 CARRIED = "the state was detached: it was carried over from an earlier step, as truncated backpropagation does"
 
 
 def detached(reason: str, share: float = 1.0, timesteps: int = 5, chains: int = 4) -> Training:
     made = Training()
-    made.direct, made.timesteps, made.chains = STALLED, timesteps, chains
+    made.loss, made.timesteps, made.chains = STALLS, timesteps, chains
     noted = made.records[: round(share * len(made.records))]
     made.notes = [{"step": step, **key(), "reason": reason} for step in noted]
     return made
@@ -37,8 +36,17 @@ def test_detached_within_a_step_or_after_every_few(reason: str, share: float, ti
     assert all(finding.evidence["chains"] == 4 and finding.evidence["timesteps"] == timesteps for finding in findings)
 
 
-@pytest.mark.parametrize(("left", "found"), [(0.59, False), (0.61, True)])
-def test_tiny_windows_that_are_enough_are_no_fault(left: float, found: bool) -> None:
+@pytest.mark.parametrize(("loss", "found"), [(FALLS, False), (STALLS, True), (LOST, True)])
+def test_tiny_windows_that_are_enough_are_no_fault(loss: list[float], found: bool) -> None:
     made = detached(CARRIED, timesteps=2)
-    made.direct = course(1.0, left)
+    made.loss = loss
     assert bool(detached_state(made.seen())) is found
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(FALLS, "info"), (STALLS, "warning")])
+def test_a_state_that_is_detached_within_a_step_matters_where_the_training_fails(
+    loss: list[float], severity: str
+) -> None:
+    made = detached(WITHIN)
+    made.loss = loss
+    assert [finding.severity for finding in detached_state(made.seen())] == [severity]

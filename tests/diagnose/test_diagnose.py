@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from diagnose.made import Training, course
+from diagnose.made import FALLS, STALLS, Training
 from torch import nn
 
 import gradscope
 from gradscope.diagnose import RULES, diagnose, root_causes_first
 from gradscope.diagnose.frames import RECORDS, look_at
+from gradscope.diagnose.order import CAUSES
 from gradscope.diagnose.words import number, parameter, percent, typed
 from gradscope.types import Finding, LayerKey
 
@@ -46,7 +48,7 @@ def test_a_sound_training_is_healthy_and_nothing_else(family: str) -> None:
 
 def test_what_vanishes_because_a_gate_is_shut_comes_after_it() -> None:
     made = Training("lstm")
-    made.direct, made.horizon = course(1.0, 0.95), [2.0] * 8
+    made.loss, made.horizon = STALLS, [2.0] * 8
     made.gates["forget"] = {"low": 1.0, "high": 0.0, "mean": 0.001}
     assert codes(made) == ["saturated_gate", "vanishing_gradient"]
 
@@ -54,6 +56,7 @@ def test_what_vanishes_because_a_gate_is_shut_comes_after_it() -> None:
 def test_weights_that_overflow_come_before_the_nan() -> None:
     made = Training("rnn_relu")
     made.radius, made.first_nonfinite, made.nonfinite = [20.0] * 8, 8, [1] * 120
+    made.loss = [math.nan] * 120
     assert codes(made) == ["exploding_gradient", "nonfinite_gradient"]
 
 
@@ -72,23 +75,72 @@ def test_gates_that_spikes_have_saturated_come_after_them() -> None:
 
 
 def test_there_is_a_rule_for_every_code() -> None:
-    assert sorted(rule.__name__ for rule in RULES) == [
-        *("dead_units", "detached_state", "excessive_clipping", "exploding_gradient", "missing_clipping"),
-        *("nonfinite_gradient", "saturated_gate", "vanishing_gradient"),
-    ]
+    assert [rule.__name__ for rule in RULES] == list(CAUSES)
 
 
 def test_nothing_recorded_is_no_failure() -> None:
     made = Training(records=0)
     made.grad_norm, made.nonfinite, made.skipped = [], [], []
     (finding,) = diagnose(Recorded(made))
-    assert finding.title == "nothing was recorded"
+    assert (finding.code, finding.title) == ("too_few_records", "nothing was recorded")
+
+
+@pytest.mark.parametrize(("records", "code"), [(1, "too_few_records"), (2, "too_few_records"), (3, "healthy")])
+def test_a_verdict_rests_on_three_records(records: int, code: str) -> None:
+    made = Training(records=records)
+    made.horizon, made.loss = [2.0] * records, STALLS
+    made.radius = [1.0] * records
+    assert [finding.code for finding in diagnose(Recorded(made)) if finding.code != "vanishing_gradient"] in (
+        [code],
+        [],
+    )
+    made.horizon, made.loss = [20.0] * records, FALLS
+    assert codes(made) == [code]
+
+
+def test_what_another_finding_explains_is_left_out() -> None:
+    made = Training("lstm")
+    made.loss, made.update = STALLS, [1e-6] * 8
+    assert codes(made) == ["small_updates"]
+    made.gates["forget"] = {"low": 1.0, "high": 0.0, "mean": 0.001}
+    assert codes(made) == ["saturated_gate"]
+
+
+def test_facts_come_behind_what_is_wrong() -> None:
+    fact = Finding("no_gradient", "info", None, "", "", {})
+    wrong = Finding("small_updates", "warning", None, "", "", {})
+    assert root_causes_first([fact, wrong]) == [wrong, fact]
+
+
+def test_healthy_says_what_has_been_ruled_out_in_numbers() -> None:
+    (finding,) = diagnose(Recorded(Training("lstm")))
+    for told in (
+        "has fallen by 99 %",
+        "all 20 steps",
+        "Gates are free: 0 %",
+        "norms are even: the largest is 1 times",
+        "moves the recurrent weights by 0.1 %",
+    ):
+        assert told in finding.explanation, told
+
+
+@pytest.mark.parametrize(
+    ("update", "first"), [(1e-3, "one batch by heart"), (0.1, "lower the learning"), (1e-6, "raise")]
+)
+def test_healthy_says_what_to_look_at_next_where_the_loss_stalls_all_the_same(update: float, first: str) -> None:
+    made = Training("gru")
+    made.loss, made.update, made.grad_norm = STALLS, [update] * 8, [1.0] * 40
+    made.nonfinite = made.skipped = [0] * 40  # type: ignore[assignment]
+    (finding,) = diagnose(Recorded(made))
+    assert finding.code == "healthy" and "stalls" in finding.title
+    assert first in finding.remedies[0].title
+    assert any("labels" in remedy.title for remedy in finding.remedies)
 
 
 def test_a_long_run_is_read_in_part() -> None:
     recorded = Recorded(Training(records=500))
     seen = look_at(recorded)
-    assert len(seen.records) == RECORDS
+    assert RECORDS // 2 <= len(seen.records) <= RECORDS
     assert (seen.records[0], seen.records[-1]) == (0, 16 * 499)
     filters = dict(recorded.asked)["timesteps"]
     assert filters["step"] == seen.records
@@ -98,7 +150,7 @@ def test_a_long_run_is_read_in_part() -> None:
 def test_long_sequences_are_read_in_fewer_steps() -> None:
     made = Training(records=100)
     made.timesteps = 20_000
-    assert len(look_at(Recorded(made)).records) == 16
+    assert 8 <= len(look_at(Recorded(made)).records) <= 16
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diagnose.made import Training, course
+from diagnose.made import STALLS, Training
 from torch import nn
 
 import gradscope
@@ -26,7 +26,7 @@ def faulty(family: str) -> dict[str, Training]:
     shut, small, large = Training(family), Training(family), Training(family)
     for gate in shut.gates.values():
         gate.update(low=0.5, high=0.5)
-    shut.direct = small.direct = course(1.0, 0.95)
+    shut.loss = small.loss = STALLS
     small.horizon, large.peak = [3.0] * 8, [1e5] * 8
     return {"saturated_gate": shut, "vanishing_gradient": small, "exploding_gradient": large}
 
@@ -64,7 +64,7 @@ def known(module: nn.Module) -> dict[str, Any]:
 def test_what_changes_the_model_can_be_typed(family: str, code: str) -> None:
     finding = found(code, family, known(MODULES[family]))
     changing = [remedy for remedy in finding.remedies if remedy.apply is not None]
-    assert changing and changing[0] is finding.remedies[0]
+    assert changing and (changing[0] is finding.remedies[0] or finding.severity == "info")
     for remedy in changing:
         model = Model({"gru": nn.GRUCell}.get(family, type(MODULES[family]))(3, 4))
         exec(remedy.code, {"torch": torch, "gradscope": gradscope, "model": model})
@@ -96,7 +96,7 @@ def test_what_is_put_in_a_modules_place_is_the_same_typed_or_applied(family: str
 @pytest.mark.parametrize("what", [{}, {"class": "MyCell", "input_size": 3, "hidden_size": 4}])
 def test_of_a_module_that_nobody_knows_nothing_is_said_that_it_may_not_have(what: dict[str, Any], code: str) -> None:
     for remedy in found(code, "gru", what).remedies:
-        assert "encoder" not in remedy.code
+        assert "encoder." not in remedy.code and "(model.encoder" not in remedy.code
     assert candidates(seen(Training("gru"), what), []) == []
 
 

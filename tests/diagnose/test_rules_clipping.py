@@ -6,19 +6,17 @@ import math
 from typing import Any
 
 import pytest
-from diagnose.made import Training, clip, course
+from diagnose.made import FALLS, STALLS, Training, clip, course
 
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
-
-STALLED = course(1.0, 0.95)
 
 # --- clipping
 
 
 def clipped(before: float, after: float, share: float = 1.0, moved: float = 0.01, optimizer: str = "SGD") -> Training:
     made = Training()
-    made.direct, made.optimizer = STALLED, optimizer
-    made.norm = course(1.0, 1.0 + moved)
+    made.loss, made.optimizer = STALLS, optimizer
+    made.norm, made.update = course(1.0, 1.0 + moved), [math.nan] * 8
     made.clips = [clip(i, before, after if i < 100 * share else before, threshold=after) for i in range(100)]
     return made
 
@@ -40,18 +38,53 @@ def test_clipping_is_excessive_where_it_keeps_the_weights_still(
     assert bool(excessive_clipping(clipped(1.0, after, share, moved).seen())) is found
 
 
-@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
-def test_tight_clipping_that_still_trains_is_no_fault(left: float, found: bool) -> None:
-    made = clipped(1.0, 0.001, optimizer="Adam")
-    made.direct = course(1.0, left)
+@pytest.mark.parametrize(("update", "found"), [(4e-4, True), (5e-4, False)])
+def test_what_single_steps_change_says_how_far_weights_can_have_moved(update: float, found: bool) -> None:
+    made = clipped(1.0, 0.001, moved=1.0)
+    made.update = [update] * 8
     assert bool(excessive_clipping(made.seen())) is found
 
 
-@pytest.mark.parametrize(("left", "found"), [(0.49, False), (0.51, True)])
-def test_spikes_in_a_training_that_gets_somewhere_are_no_fault(left: float, found: bool) -> None:
+@pytest.mark.parametrize(("loss", "found"), [(FALLS, False), (STALLS, True)])
+def test_tight_clipping_that_still_trains_is_no_fault(loss: list[float], found: bool) -> None:
+    made = clipped(1.0, 0.001, optimizer="Adam")
+    made.loss = loss
+    assert bool(excessive_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(("loss", "found"), [(FALLS, False), (STALLS, True)])
+def test_spikes_in_a_training_that_gets_somewhere_are_no_fault(loss: list[float], found: bool) -> None:
     made = spiking(50.0)
-    made.direct = course(1.0, left)
+    made.loss = loss
     assert bool(missing_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(("after", "found"), [(1.04, False), (1.06, True)])
+def test_of_an_adaptive_optimizer_a_spike_has_to_have_done_harm(after: float, found: bool) -> None:
+    made = spiking(50.0, "Adam")
+    made.loss = [1.0] * 61 + [after] * 59
+    assert bool(missing_clipping(made.seen())) is found
+
+
+def test_spikes_behind_a_loss_that_fell_far_and_stands_are_a_fact() -> None:
+    made = spiking(50.0)
+    made.loss = [10.0, 5.0, 2.0] + [1.0] * 117
+    assert [finding.severity for finding in missing_clipping(made.seen())] == ["info"]
+
+
+def test_calls_that_were_not_looked_at_say_nothing() -> None:
+    made = clipped(1.0, 0.001)
+    unknown = [{**row, "step": 100 + i, "norm_before": math.nan, "clipped": False} for i, row in enumerate(made.clips)]
+    made.clips = made.clips + unknown
+    (finding,) = excessive_clipping(made.seen())
+    assert finding.evidence["clipped"] == 1.0
+
+
+def test_steps_that_were_not_looked_at_make_no_spike_and_no_median() -> None:
+    made = spiking(50.0)
+    made.grad_norm = [norm if i % 2 == 0 else math.nan for i, norm in enumerate(made.grad_norm)]
+    (finding,) = missing_clipping(made.seen())
+    assert finding.evidence["grad_norm_median"] == 1.0
 
 
 def test_dividing_by_hand_is_no_clipping() -> None:
@@ -98,7 +131,9 @@ def test_the_threshold_that_is_recommended_is_the_ledgers_own() -> None:
 
 def spiking(peak: float, optimizer: str = "SGD", at: int = 60) -> Training:
     made = Training()
-    made.direct, made.optimizer = STALLED, optimizer
+    made.loss, made.optimizer = STALLS, optimizer
+    if optimizer.startswith("Adam"):
+        made.loss = [1.0] * (at + 1) + [1.2] * (119 - at)
     made.grad_norm = [peak if i == at else 1.0 for i in range(120)]
     return made
 
@@ -127,7 +162,7 @@ def test_spikes_that_are_clipped_are_no_fault(count: int, found: bool) -> None:
 def test_gradients_that_are_small_at_the_end_make_no_spike_of_the_first(
     peak: float, optimizer: str, found: bool
 ) -> None:
-    made = spiking(1.0, optimizer)
+    made = spiking(1.0, optimizer, at=29)
     made.grad_norm = [1.0] * 29 + [peak] + [0.01] * 90
     assert bool(missing_clipping(made.seen())) is found
 

@@ -125,6 +125,8 @@ def test_two_threads_train_two_models(scalers: tuple[bool, bool]) -> None:
         assert outcome.steps == [(k, ("SGD", "Adam")[seed], k % 2 == 0, False) for k in range(6)]
         assert_same_rows(outcome.run, expected.scope.run, *TABLES, "clips")
         assert outcome.notes == []
+        losses = [scope.run.frame("steps")["loss"].tolist() for scope in (trainee.scope, expected.scope)]
+        assert losses[0] == losses[1] and all(loss > 0 for loss in losses[0])  # not the other's, which run meanwhile
 
 
 class Pair(nn.Module):

@@ -48,7 +48,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def add(recorder: Recorder, *steps: int) -> None:
     for step in steps:
-        recorder.add(step, [], now=True)
+        recorder.add(step, [], at=0.0)
+        recorder.drain()
 
 
 def test_a_quick_sink_has_it_at_once_and_in_order() -> None:
@@ -114,7 +115,7 @@ def test_one_of_ours_that_raises_costs_the_waiting_steps_nothing() -> None:
     first, second = Kept(lambda batch: raises() if batch.step == 1 else None), Kept()
     recorder = Recorder((first, second))
     for step in range(4):
-        recorder.add(step, [], now=False)
+        recorder.add(step, [], at=0.0)
     with pytest.raises(OSError, match="no route"):
         recorder.drain()
     assert first.steps == [0, 2, 3] and second.steps == [0, 1, 2, 3]

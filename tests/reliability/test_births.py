@@ -312,10 +312,10 @@ def test_a_sparse_schedule_records_the_steps_after_and_tells_whose_gradients_the
         "its weights were still finite"
     ]
     found = the_finding(scope.run)
-    assert found.evidence["born_step"] == 22 and found.evidence["what"] == "weight_ih"
+    assert "born_step" not in found.evidence  # the next record shows weights that are lost, and not how it came
     assert "Step 21 itself was not recorded" in found.explanation and "still finite" in found.explanation
     assert [row[0] for row in found.evidence["before"]] == [0, 8, 16]
-    assert "step >= 19" in found.remedies[0].code
+    assert any("step >= 19" in remedy.code for remedy in found.remedies)
 
 
 def test_a_loop_that_leaves_such_steps_out_shows_where_the_next_is_born() -> None:

@@ -111,7 +111,7 @@ def surroundings(*models: nn.Module) -> dict[tuple[str, str], Any]:
     """Everything that a scope could have touched, in torch, in the models, and on their tensors."""
     seen: dict[tuple[str, str], Any] = {}
     for place in PLACES:
-        for name, value in vars(place).items():
+        for name, value in list(vars(place).items()):  # threads that other tests have left may import something
             if not isinstance(value, ModuleType) and name not in ("__warningregistry__", "__builtins__"):
                 seen[str(place), name] = fingerprint(value)
     for number, model in enumerate(models):

@@ -103,9 +103,10 @@ def test_findings() -> None:
     codes = {finding.code for finding in scope.run.findings()}
     assert "vanishing_gradient" in codes
     with pytest.raises(AssertionError, match="vanishing_gradient in rnn, layer 0") as failed:
-        assert_no_findings(scope.run)
+        assert_no_findings(scope.run, severity="info")
     assert re.search(r"to try:\n    \S", str(failed.value))
-    assert_no_findings(scope.run, allow=codes)
+    assert_no_findings(scope.run, severity="info", allow=codes)
+    assert_no_findings(scope.run)  # of three steps nobody knows whether it matters
 
 
 def test_findings_of_a_healthy_run_and_of_an_empty_one() -> None:

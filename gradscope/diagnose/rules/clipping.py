@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Frame, Seen
-from gradscope.diagnose.trend import ENOUGH, severity, stalled, weights_moved
+from gradscope.diagnose.progress import learning, settled, severity
+from gradscope.diagnose.rules.updates import typical_update
+from gradscope.diagnose.trend import ENOUGH
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding
 from gradscope.types.clips import limiting
@@ -20,12 +22,14 @@ TIGHT = 0.1
 """Share of the gradient that clipping leaves."""
 STILL = 0.05
 """Weights that have moved less than this, relative to their norm, have not been trained."""
-LEFT = 0.5
 SELDOM = 0.01
 SPIKE = {False: 5.0, True: 30.0}
 """Largest over median gradient norm; adaptive optimizers stand more."""
 BEGINNING = {False: 1.2, True: 30.0}
 """The same over the median of the beginning: that late gradients are small makes no spike of early ones."""
+AROUND, HARM = 10, 0.05
+"""Of an adaptive optimizer, whose steps a spike makes no larger, it has to be seen that a spike has done harm: the loss
+of so many steps after it is above that before it by this share."""
 STEPS = 20
 """With fewer steps there is no telling a spike from the usual spread."""
 
@@ -35,13 +39,11 @@ def excessive_clipping(seen: Seen) -> list[Finding]:
 
     With an adaptive optimizer even tight clipping may do no harm: that the weights do not move is what counts.
     """
-    clips = limiting(seen["clips"])
-    if not len(clips):
+    clips = _looked_at(limiting(seen["clips"]))
+    if not len(clips) or len(seen.records) < ENOUGH or learning(seen).learns:
         return []
-    share, kept = float(clips["clipped"].mean()), _kept(clips)
-    moved = weights_moved(seen)
-    still = moved <= STILL if math.isfinite(moved) else len(seen.records) < ENOUGH
-    if share < NEARLY_ALWAYS or not kept <= TIGHT or not still or not _all_stalled(seen, LEFT):
+    share, kept, moved = float(clips["clipped"].mean()), _kept(clips), _moved(seen)
+    if share < NEARLY_ALWAYS or not kept <= TIGHT or not moved <= STILL:
         return []
     before = _finite(clips["norm_before"])
     usual = float(np.quantile(before, 0.9)) if len(before) else math.nan
@@ -50,16 +52,15 @@ def excessive_clipping(seen: Seen) -> list[Finding]:
         f"{percent(share)} of the clipping calls changed the gradients, and left {percent(kept)} of their norm "
         f"(median). The threshold is {number(threshold)}; the norm before clipping is {number(usual)} or less at 90 % "
         "of the calls. "
+        f"No recurrent weight block has moved by more than {percent(moved)} of its norm. {learning(seen).sentence}"
     )
-    if math.isfinite(moved):
-        why += f"No recurrent weight block has moved by more than {percent(moved)} of its norm."
     return [
         Finding(
             code="excessive_clipping",
-            severity=severity(seen, kept <= TIGHT / 10),
+            severity=severity(seen, critical=kept <= TIGHT / 10),
             layer_key=None,
             title=f"clipping leaves {percent(kept)} of the gradient, at nearly every step",
-            explanation=why.strip(),
+            explanation=why,
             evidence={
                 "steps": (int(clips["step"].min()), int(clips["step"].max())),
                 "clipped": share,
@@ -67,37 +68,38 @@ def excessive_clipping(seen: Seen) -> list[Finding]:
                 "threshold": threshold,
                 "norm_before_p90": usual,
                 "weights_moved": moved,
+                **learning(seen).evidence,
             },
-            remedies=(remedies.clip(usual), remedies.lower_rate()),
+            remedies=(loops.clip(usual), loops.look_at_optimizer()),
         )
     ]
 
 
 def missing_clipping(seen: Seen) -> list[Finding]:
     """Find trainings without effective clipping whose gradient spikes, and which get nowhere."""
-    clips, steps = limiting(seen["clips"]), seen["steps"]
+    clips, steps = _looked_at(limiting(seen["clips"])), seen["steps"]
     norms = _finite(steps["grad_norm"])
-    if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or len(norms) < STEPS:
+    if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or len(norms) < STEPS or learning(seen).learns:
         return []
     median, peak = float(np.median(norms)), float(norms.max())
     adaptive = any(name in str(steps["optimizer"].iloc[0]).lower() for name in ADAPTIVE)
     begin = float(np.median(norms[:STEPS]))
-    spikes = peak >= SPIKE[adaptive] * median and peak >= BEGINNING[adaptive] * begin
-    if not median > 0 or not spikes or not _all_stalled(seen, LEFT):
+    if not (median > 0 and peak >= SPIKE[adaptive] * median and peak >= BEGINNING[adaptive] * begin):
         return []
     at = int(steps["step"].iloc[int(steps["grad_norm"].where(np.isfinite(steps["grad_norm"]), -1).to_numpy().argmax())])
+    if adaptive and not _harmed(steps, at):
+        return []
     early = float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
-    threshold = min(early, median)
     return [
         Finding(
             code="missing_clipping",
-            severity=severity(seen, peak >= 10 * SPIKE[adaptive] * median),
+            severity="info" if settled(seen) else severity(seen, critical=peak >= 10 * SPIKE[adaptive] * median),
             layer_key=None,
             title=f"gradients spike to {number(peak / median)} times their median, and nothing clips them",
             explanation=(
                 f"The gradient's norm is {number(median)} (median over {len(norms):,} steps) and reaches "
-                f"{number(peak)} at step {at}; no clipping was active. One such step can throw the weights far off, "
-                "and the loss gradient does not fall."
+                f"{number(peak)} at step {at}; no clipping was active. One such step can throw the weights far off. "
+                f"{learning(seen).sentence}"
             ),
             evidence={
                 "steps": (at, at),
@@ -105,10 +107,40 @@ def missing_clipping(seen: Seen) -> list[Finding]:
                 "grad_norm_max": peak,
                 "grad_norm_early_p25": early,
                 "adaptive": adaptive,
+                **learning(seen).evidence,
             },
-            remedies=(remedies.clip(threshold), remedies.lower_rate()),
+            remedies=(loops.clip(min(early, median)), loops.rate(0.1)),
         )
     ]
+
+
+def _harmed(steps: Frame, at: int) -> bool:
+    """Whether the loss is higher after a step than before it, or that is not known."""
+    losses = steps.loc[np.isfinite(steps["loss"]), ["step", "loss"]]
+    before, after = losses.loc[losses["step"] <= at, "loss"].tail(AROUND), losses.loc[losses["step"] > at, "loss"]
+    if not len(before) or not len(after):
+        return True
+    return float(after.head(AROUND).median()) > float(before.median()) + HARM * abs(float(before.median()))
+
+
+def _looked_at(clips: Frame) -> Frame:
+    """Calls of which the norms are known, or are known not to be finite."""
+    return clips[clips["norm_before"].notna() | (clips["nonfinite"] > 0)] if "nonfinite" in clips else clips
+
+
+def _moved(seen: Seen) -> float:
+    """By how much recurrent weights can have moved in all steps together, as a share of their norm.
+
+    From what single steps change; where that is not known, from the norms of the first and the last record.
+    """
+    update = typical_update(seen)
+    if math.isfinite(update):
+        return update * seen["steps"]["step"].nunique()
+    blocks = seen["weights"].pivot_table(
+        index="step", columns=["module", "layer", "direction", "gate"], values="spectral_norm"
+    )
+    change = (blocks.iloc[-1] / blocks.iloc[0] - 1).abs() if len(blocks) > 1 else blocks.abs().max()
+    return float(change.max()) if change.notna().any() else math.nan
 
 
 def _kept(clips: Frame) -> float:
@@ -120,8 +152,3 @@ def _kept(clips: Frame) -> float:
 def _finite(values: Frame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     array = values.to_numpy(dtype=np.float64)
     return array[np.isfinite(array)]
-
-
-def _all_stalled(seen: Seen, left: float) -> bool:
-    modules = [module for module, _ in seen.modules_seen]
-    return bool(modules) and all(stalled(seen, module, left) for module in modules)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import loops
 from gradscope.diagnose.frames import KEY, Seen
-from gradscope.diagnose.trend import severity, stalled
+from gradscope.diagnose.progress import learning, severity
+from gradscope.diagnose.trend import ENOUGH, span
 from gradscope.diagnose.words import percent, plural, typed
 from gradscope.types import Finding, LayerKey
 
@@ -16,7 +17,6 @@ OFTEN = 0.5
 """Share of the recorded steps in which it happens."""
 TINY = 4
 """A window of so few timesteps is no truncation that anyone means."""
-LEFT = 0.6
 
 
 def detached_state(seen: Seen) -> list[Finding]:
@@ -24,13 +24,15 @@ def detached_state(seen: Seen) -> list[Finding]:
 
     That the state is detached between optimizer steps is truncated backpropagation through time, and no fault.
     """
+    if len(seen.records) < ENOUGH:
+        return []
     found: list[Finding] = []
     for module, share, within in _detached(seen):
         layers = seen["layers"][seen["layers"]["module"] == module]
         if share < OFTEN or not len(layers):
             continue
         longest, chains = int(layers["timesteps"].max()), int(layers.groupby("step")["chain"].nunique().median())
-        if within or (longest <= TINY and stalled(seen, module, LEFT)):
+        if within or (longest <= TINY and not learning(seen).learns):
             found.append(_finding(seen, module, share, longest, chains))
     return found
 
@@ -50,19 +52,21 @@ def _finding(seen: Seen, module: str, share: float, longest: int, chains: int) -
     key = LayerKey(module, int(first["layer"]), first["direction"], int(first["chain"]))
     return Finding(
         code="detached_state",
-        severity=severity(seen, longest <= TINY),
+        severity=severity(seen),
         layer_key=key,
         title=f"{typed(module)}: the gradient ends after {plural(longest, 'timestep')}, where the state is detached",
         explanation=(
             f"In {percent(share)} of the recorded steps {typed(module)} was given a state that came from an earlier "
             f"call and had been detached. The gradient was in {plural(chains, 'piece')} a step (median), the longest "
-            f"of {plural(longest, 'timestep')}: nothing that lies further back can be learnt."
+            f"of {plural(longest, 'timestep')}: nothing that lies further back can be learnt. That is the matter if "
+            f"the answer needs it. {learning(seen).sentence}"
         ),
         evidence={
-            "steps": (seen.records[0], seen.records[-1]),
+            "steps": span(seen),
             "timesteps": longest,
             "chains": chains,
             "share": share,
+            **learning(seen).evidence,
         },
-        remedies=(remedies.keep_graph(key), remedies.longer_window()),
+        remedies=(loops.keep_graph(key), loops.longer_window()),
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from gradscope.diagnose import remedies, swaps
+from gradscope.diagnose import loops, remedies, swaps
 from gradscope.diagnose.frames import Seen
-from gradscope.diagnose.trend import loss_left, peak_reach, rests_on, severity, spectral_radius
-from gradscope.diagnose.words import number, percent, place
-from gradscope.types import Finding, LayerKey, Remedy
+from gradscope.diagnose.progress import learning, severity
+from gradscope.diagnose.trend import ENOUGH, peak_reach, rests_on, span, spectral_radius, timesteps
+from gradscope.diagnose.words import number, place
+from gradscope.types import Finding, LayerKey, Remedy, Severity
 
 GROWN = 50.0
 LARGE = 2.0
@@ -57,43 +58,48 @@ def _finite(value: float) -> float:
 
 
 def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
-    size, left = _size(seen, key), loss_left(seen, key.module)
-    radius = spectral_radius(seen, key)
-    where = place(key, count == 1)
+    size, radius, where = _size(seen, key), spectral_radius(seen, key), place(key, count == 1)
     grows = "beyond what numbers can hold" if math.isinf(size) else f"to {number(size)} times its size"
     times = zip(radius, ("early", "late in the training"), strict=True)
     known = " and ".join(f"{number(value)} {when}" for value, when in times if math.isfinite(value))
     why = (
         f"Carried back through {where}, the loss gradient grows {grows}. The spectral radius of its recurrent weights "
-        f"is {known or 'not known'}; above 1 they can make every step back larger than the last."
+        f"is {known or 'not known'}; above 1 they can make every step back larger than the last. "
+        f"{learning(seen).sentence}"
     )
-    if math.isfinite(left):
-        why += f" Of the loss gradient of the beginning {percent(left)} is left."
     return Finding(
         code="exploding_gradient",
-        severity=severity(seen, size >= HUGE),
+        severity=_severity(seen, key, size),
         layer_key=key,
         title=f"{where}: the gradient grows {grows} on its way back",
         explanation=why + rests_on(seen, key),
         evidence={
-            "steps": (seen.records[0], seen.records[-1]),
-            "timesteps": int(seen.of("layers", key)["timesteps"].max()),
+            "steps": span(seen),
+            "timesteps": timesteps(seen, key),
             "reach": size,
             "spectral_radius_early": radius[0],
             "spectral_radius_late": radius[1],
-            "loss_gradient_left": left,
+            **learning(seen).evidence,
         },
         remedies=_remedies(seen, key, count),
     )
 
 
+def _severity(seen: Seen, key: LayerKey, size: float) -> Severity:
+    """Growth beyond measure early and late, by weights that were large, is wrong also while a loss comes down."""
+    level, early = severity(seen, critical=size >= HUGE), _finite(spectral_radius(seen, key)[0])
+    lasting = min(peak_reach(seen, key)) >= HUGE and early >= LARGE and len(seen.records) >= ENOUGH
+    return "warning" if lasting and level == "info" else level
+
+
 def _remedies(seen: Seen, key: LayerKey, count: int) -> tuple[Remedy, ...]:
-    clip = remedies.clip(1.0)
-    family = seen.family(key.module)
+    clip, slower = loops.clip(1.0), loops.rate(0.1)
+    family, early = seen.family(key.module), _finite(spectral_radius(seen, key)[0])
     if not remedies.can_be_initialised(seen, key):
-        return clip, remedies.lower_rate()
+        return clip, slower, remedies.torch_layer(key)
     if family in ("lstm", "gru"):
-        timesteps = int(seen.of("layers", key)["timesteps"].max())
-        return remedies.start_again(key, family, timesteps), remedies.orthogonal(seen, key, count), clip
-    start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
-    return start, clip, swaps.gated(seen, key), remedies.lower_rate()
+        starts = remedies.start_again(key, family, timesteps(seen, key)), remedies.orthogonal(seen, key, count)
+    else:
+        start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
+        starts = start, swaps.gated(seen, key)
+    return (starts[0], clip, starts[1], slower) if early >= LARGE else (clip, slower, *starts)

@@ -3,68 +3,77 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from gradscope.diagnose import remedies
+from gradscope.diagnose import loops, remedies
+from gradscope.diagnose.births import Birth, birth, evidence, story
 from gradscope.diagnose.frames import BEFORE, Frame, Seen
-from gradscope.diagnose.words import number, percent, place, plural
-from gradscope.types import Finding, LayerKey, Origin
+from gradscope.diagnose.words import number, percent, plural
+from gradscope.types import Finding, LayerKey, Remedy
 
 LASTING = 0.01
 """A larger share of the steps is no single accident."""
-LOST = "gradients are not finite at the optimizer: "
-"""How the note of a step begins that tells whose gradients they were."""
-MEANING = {
-    "input": "the layer was given them: look at the data, or at what is below the layer",
-    "initial state": "the layer was given an initial state with them",
-    "state between calls": "the training loop made them of a finite state, between two calls",
-    "state": "everything the step was given was finite, and what it made of that was not: numbers have overflowed",
-    "output": "all that the module was given was finite, and what it made of that was not",
-    "gradient from above": "states are finite, and the gradient enters the layer like that: they are born in the loss "
-    "or in what is between it and the layer, as by the root or logarithm of zero",
-    "recurrence": "states are finite and so is what enters, and on the way back through time it is so no longer: "
-    "gradients have overflowed",
-    "way back": "what went through the module is finite and so is the gradient that enters it, and the one that it "
-    "hands down is not: a root or logarithm of zero within it, or an overflow",
-}
-Born = tuple[int, LayerKey, Origin]
+SKIPPED, STEPS = 0.25, 20
+"""A GradScaler that skips so many of so many steps finds no scale at which gradients are finite."""
 
 
 def nonfinite_gradient(seen: Seen) -> list[Finding]:
-    """Find steps taken with gradients that are not finite; those that a GradScaler skipped are its business."""
+    """Find steps taken with gradients that are not finite, and a GradScaler that has to skip too many."""
     steps = seen["steps"]
     bad = steps[(steps["nonfinite"] > 0) & ~steps["skipped"].astype(bool)]
     if not len(bad):
-        return []
+        return _always_skipped(seen)
     first, share = int(bad["step"].min()), len(bad) / len(steps)
     forever = len(bad) == int((steps["step"] >= first).sum())
-    evidence: dict[str, Any] = {"steps": (first, int(bad["step"].max())), "count": len(bad), "share": share}
-    evidence["lasting"] = forever
-    born, why = _born(seen, first), [_how_many(bad, len(steps), forever)]
-    key = None if born is None else born[1]
-    if born is not None:
-        why.append(_story(seen, first, *born))
-        evidence |= _told(*born)
-    elif (lost := _lost(seen, first)) is not None:
-        key, reason = lost
-        why.append(f"Step {first} was not recorded; at its end {_where(seen, key)} had {reason.removeprefix(LOST)}.")
-        evidence["parameters"] = reason.removeprefix(LOST)
-    before = _before(seen, first, key)
-    if before:
-        evidence["before"] = before
-        why.append(_course(before))
-    where = "" if born is None else f", born in the {born[2].phase} pass"
+    born = birth(seen, first)
+    before = _before(seen, first, born.key)
     return [
         Finding(
             code="nonfinite_gradient",
             severity="critical" if forever or share > LASTING else "warning",
-            layer_key=key,
-            title=f"NaN or infinite gradients from step {first} on{where}",
-            explanation=" ".join(why),
-            evidence=evidence,
-            remedies=_remedies(first, born),
+            layer_key=born.key,
+            title=f"NaN or infinite gradients from step {first} on{born.where}",
+            explanation=" ".join(
+                part for part in (_how_many(bad, len(steps), forever), story(seen, born), _course(before)) if part
+            ),
+            evidence={
+                "steps": (first, int(bad["step"].max())),
+                "count": len(bad),
+                "share": share,
+                "lasting": forever,
+                **evidence(born),
+                **({"before": before} if before else {}),
+            },
+            remedies=_remedies(seen, born),
         )
     ]
+
+
+def _always_skipped(seen: Seen) -> list[Finding]:
+    steps = seen["steps"]
+    count, share = int(steps["skipped"].astype(bool).sum()), float(steps["skipped"].astype(bool).mean())
+    if share < SKIPPED or len(steps) < STEPS:
+        return []
+    last = int(steps.loc[steps["skipped"].astype(bool), "step"].max())
+    return [
+        Finding(
+            code="nonfinite_gradient",
+            severity="critical" if share > 2 * SKIPPED else "warning",
+            layer_key=None,
+            title=f"the GradScaler skips {percent(share)} of the steps",
+            explanation=(
+                f"In {plural(count, 'step')} of {len(steps):,} the gradients were not finite, and the GradScaler left "
+                "the step out. A few at the beginning are usual, while it looks for a scale. So many mean that there "
+                "is none: the model makes infinity or NaN in 16-bit numbers, or the loss is not finite."
+            ),
+            evidence={"steps": (int(steps["step"].min()), last), "count": count, "share": share, "skipped": True},
+            remedies=(_bfloat16(), loops.find_nonfinite()),
+        )
+    ]
+
+
+def _bfloat16() -> Remedy:
+    code = 'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = loss_of(model, batch)'
+    return loops.read("use bfloat16, whose range is that of float32, and no GradScaler", code)
 
 
 def _how_many(bad: Frame, steps: int, forever: bool) -> str:
@@ -78,63 +87,9 @@ def _how_many(bad: Frame, steps: int, forever: bool) -> str:
     return f"{why} Each such step can make the weights NaN as well."
 
 
-def _born(seen: Seen, first: int) -> Born | None:
-    """The first record of a birth, from the first such step on."""
-    notes = seen["notes"]
-    for row in notes[notes["step"] >= first].sort_values("step", kind="stable").itertuples(index=False):
-        origin = Origin.read(str(row.reason))
-        if origin is not None:
-            return int(row.step), _key(row), origin
-    return None
-
-
-def _lost(seen: Seen, first: int) -> tuple[LayerKey, str] | None:
-    """Whose gradients they were, at a step that was not recorded."""
-    notes = seen["notes"]
-    rows = notes[(notes["step"] == first) & notes["reason"].str.startswith(LOST)]
-    return next(((_key(row), str(row.reason)) for row in rows.itertuples(index=False)), None)
-
-
-def _key(row: Any) -> LayerKey:
-    return LayerKey(str(row.module), int(row.layer), row.direction, int(row.chain))
-
-
-def _where(seen: Seen, key: LayerKey) -> str:
-    alone = len({k[1:3] for k in seen.keys if k.module == key.module}) < 2
-    return place(key, alone)
-
-
-def _story(seen: Seen, first: int, step: int, key: LayerKey, origin: Origin) -> str:
-    """One paragraph: where, when, and what that means."""
-    gate = f", gate {origin.gate}" if origin.gate else ""
-    when = "" if origin.t is None else f" at t = {origin.t}"
-    when += "" if origin.sequence is None else f" of sequence {origin.sequence}"
-    among = f"{origin.sequences} of {origin.analysed} {'' if origin.entire else 'analysed '}sequences"
-    given = origin.what.startswith("argument ")
-    meaning = MEANING["input"] if given else MEANING.get(origin.what, "the weights themselves are not finite")
-    told = (
-        f"At step {step} they begin in the {origin.phase} pass of {_where(seen, key)}: {origin.what}{gate}{when}, in "
-        f"{among}; {meaning}."
-    )
-    if step == first:
-        return told
-    lost = _lost(seen, first)
-    whose = "" if lost is None else f" (there {_where(seen, lost[0])}: {lost[1].removeprefix(LOST)})"
-    return f"Step {first} itself was not recorded{whose}. {told}"
-
-
-def _told(step: int, key: LayerKey, origin: Origin) -> dict[str, Any]:
-    """The same as evidence."""
-    told: dict[str, Any] = {"born_step": step, "phase": origin.phase, "what": origin.what}
-    told |= {"layer": key.layer, "direction": key.direction}
-    told |= {"gate": origin.gate} if origin.gate else {}
-    told |= {} if origin.sequence is None else {"sequence": origin.sequence}
-    return told if origin.t is None else {**told, "timesteps": (origin.t, origin.t)}
-
-
 def _before(seen: Seen, first: int, key: LayerKey | None) -> tuple[tuple[int, float, float, float], ...]:
     """Step, gradient norm, largest mean state and total gradient over t, of the last recorded steps before."""
-    steps, frame = seen["steps"].set_index("step"), seen["timesteps"]
+    steps, frame = seen["steps"].drop_duplicates("step").set_index("step"), seen["timesteps"]
     if key is not None:
         same = (frame["module"] == key.module) & (frame["layer"] == key.layer) & (frame["direction"] == key.direction)
         frame = frame[same]
@@ -148,10 +103,32 @@ def _before(seen: Seen, first: int, key: LayerKey | None) -> tuple[tuple[int, fl
 
 
 def _course(before: tuple[tuple[int, float, float, float], ...]) -> str:
+    if not before:
+        return ""
     each = [f"step {step}: {number(norm)}, {number(state)}, {number(grad)}" for step, norm, state, grad in before]
     return f"The last records before it (gradient norm, largest state, largest dL/dh): {'; '.join(each)}."
 
 
-def _remedies(first: int, born: Born | None) -> tuple[Any, ...]:
-    again = () if born is not None and born[0] == first else (remedies.record_again(first),)
-    return (*again, remedies.find_nonfinite(), remedies.clip(1.0), remedies.lower_rate())
+OVERFLOWS = ("state", "recurrence")
+
+
+def _remedies(seen: Seen, born: Birth) -> tuple[Remedy, ...]:
+    """What follows from the birth. Clipping helps where gradients grew; a norm of NaN clips to NaN."""
+    again = () if born.step == born.first else (loops.record_again(born.first),)
+    what = "" if born.origin is None else born.origin.what
+    if born.grew or what in OVERFLOWS:
+        key = born.key if born.key is not None and remedies.can_be_initialised(seen, born.key) else None
+        start = () if key is None or born.grew else (remedies.orthogonal(seen, key, 2),)
+        return (*start, loops.clip(1.0), loops.rate(0.1), *again)
+    if born.in_loss and math.isnan(born.loss):
+        return (loops.look_at_batch(born.first), loops.leave_out(), loops.find_nonfinite(), *again)
+    if born.in_loss:
+        return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(born.first), *again)
+    if what == "input" or what.startswith("argument "):
+        return (loops.look_at_batch(born.step or born.first), loops.find_nonfinite())
+    return (_safe(), loops.find_nonfinite(), *again)
+
+
+def _safe() -> Remedy:
+    title = "keep roots, logarithms and divisions away from zero: their gradient there is infinite, even times zero"
+    return loops.read(title, "y = torch.sqrt(x.clamp(min=1e-8))  # log, norm and division alike")

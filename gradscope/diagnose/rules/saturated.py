@@ -6,19 +6,20 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gradscope.diagnose import remedies, swaps
+from gradscope.diagnose import loops, remedies, swaps
 from gradscope.diagnose.frames import Frame, Seen
-from gradscope.diagnose.trend import by_step, early_and_late, loss_left, rests_on, severity, stalled
+from gradscope.diagnose.progress import learning, settled, severity
+from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
 from gradscope.diagnose.words import number, percent, place
-from gradscope.types import Finding, LayerKey, Remedy
+from gradscope.types import Finding, LayerKey, Remedy, Severity
 
 NEARLY_ALL = 0.95
 SATURATED = 0.9
 """Share of a tanh state at its limits."""
 TWO_SIDED = 0.75
 """Share of all sigmoid gates of a recurrence at one limit or the other."""
-LEFT = 0.08
-"""A shut gate is no fault in a training that has less than this of its loss gradient left."""
+CERTAIN = {("lstm", "input", "low"), ("lstm", "output", "low"), ("gru", "update", "high")}
+"""Gates that let nothing in, or nothing out, when they stand so."""
 
 SHUT = {
     ("lstm", "forget"): 0.02,
@@ -54,16 +55,17 @@ class Saturation(NamedTuple):
 def saturated_gate(seen: Seen) -> list[Finding]:
     """Find gates that are saturated early as well as late.
 
-    That a forget gate stands open, or that units of a tanh network are at their limits now and then, is no fault; nor
-    is a gate that is shut in a training that goes well without it.
+    That a forget gate stands open, or that units of a tanh network are at their limits now and then, is no fault. In a
+    training that learns a gate at its limits is a fact and no more.
     """
+    if len(seen.records) < ENOUGH:
+        return []
     found: list[Finding] = []
-    for module, keys in seen.modules_seen:
+    for _, keys in seen.modules_seen:
         cases = [(key, case) for key in keys for case in _cases(seen, key)]
         shut = [(key, case) for key, case in cases if case.side in ("low", "high")]
-        chosen = shut if shut and stalled(seen, module, LEFT) else [pair for pair in cases if pair not in shut]
-        if chosen:
-            key, case = max(chosen, key=lambda pair: pair[1].share)
+        if cases:
+            key, case = max(shut or cases, key=lambda pair: pair[1].share)
             found.append(_finding(seen, key, case, len(keys)))
     return found
 
@@ -75,7 +77,7 @@ def _cases(seen: Seen, key: LayerKey) -> Iterator[Saturation]:
         gate = str(gate)
         low, high = _always(rows, "low"), _always(rows, "high")
         sides = _at_limits(rows)
-        mean = early_and_late(by_step(rows, "mean").to_numpy())[1]
+        mean = early_and_late(by_step(rows, "mean"))[1]
         if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
             yield Saturation(gate, low, mean, "low")
         if high >= NEARLY_ALL and mean >= STUCK.get((family, gate), math.inf):
@@ -90,13 +92,13 @@ def _cases(seen: Seen, key: LayerKey) -> Iterator[Saturation]:
 
 def _always(rows: Frame, column: str) -> float:
     """The smaller of the early and the late share."""
-    return min(early_and_late(by_step(rows, column).to_numpy()))
+    return min(early_and_late(by_step(rows, column)))
 
 
 def _at_limits(rows: Frame) -> float:
     """Share at either limit, the smaller of early and late."""
     both = by_step(rows, "low") + by_step(rows, "high")
-    return min(early_and_late(both.to_numpy()))
+    return min(early_and_late(both))
 
 
 def _from_start(seen: Seen, key: LayerKey, case: Saturation) -> bool:
@@ -114,24 +116,31 @@ def _from_start(seen: Seen, key: LayerKey, case: Saturation) -> bool:
 
 def _finding(seen: Seen, key: LayerKey, case: Saturation, count: int) -> Finding:
     where, whole = place(key, count == 1), case.gate == "all gates"
+    certain = (seen.family(key.module), case.gate, case.side) in CERTAIN
+    started = _from_start(seen, key, case)
     return Finding(
         code="saturated_gate",
-        severity=severity(seen, case.share >= NEARLY_ALL),
+        severity=_severity(seen, certain=certain, started=started),
         layer_key=key,
         title=f"{where}: all gates are saturated" if whole else f"{where}: {_called(case.gate)} is saturated",
         explanation=_explained(seen, key, case),
         evidence={
             "gate": case.gate,
-            "steps": (seen.records[0], seen.records[-1]),
-            "timesteps": int(seen.of("layers", key)["timesteps"].max()),
+            "steps": span(seen),
+            "timesteps": timesteps(seen, key),
             "share": case.share,
             "mean": case.mean,
             "side": case.side,
-            "from_start": _from_start(seen, key, case),
-            "loss_gradient_left": loss_left(seen, key.module),
+            "from_start": started,
+            **learning(seen).evidence,
         },
-        remedies=_remedies(seen, key),
+        remedies=_remedies(seen, key, started=started),
     )
+
+
+def _severity(seen: Seen, *, certain: bool, started: bool) -> Severity:
+    """What a network has made itself while its loss fell, it may have had reasons for."""
+    return "info" if not started and settled(seen) else severity(seen, critical=certain)
 
 
 def _called(gate: str) -> str:
@@ -140,20 +149,22 @@ def _called(gate: str) -> str:
 
 def _explained(seen: Seen, key: LayerKey, case: Saturation) -> str:
     meaning = MEANS.get((seen.family(key.module), case.gate, case.side), NOTHING_PASSES)
-    limit, left = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side], loss_left(seen, key.module)
+    limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
     units = f"{percent(case.share)} of the units of {_called(case.gate)} of {place(key, False)}"
     why = f"{units} are {limit}, early and late in the training: {meaning}."
     if math.isfinite(case.mean) and case.side != "both":
         why += f" Its mean activation is {number(case.mean)}."
-    if math.isfinite(left):
-        why += f" {percent(left)} of the loss gradient of the beginning is still there."
+    why += f" {learning(seen).sentence}"
+    if learning(seen).learns:
+        why += " It does so all the same; look here if it stops falling too early."
     return why + rests_on(seen, key)
 
 
-def _remedies(seen: Seen, key: LayerKey) -> tuple[Remedy, ...]:
+def _remedies(seen: Seen, key: LayerKey, *, started: bool) -> tuple[Remedy, ...]:
+    """Of what was saturated from the start, another start; of what became so, smaller steps."""
     if not remedies.can_be_initialised(seen, key):
-        return (remedies.lower_rate(),)
-    family, timesteps = seen.family(key.module), int(seen.of("layers", key)["timesteps"].max())
-    normalised = swaps.layer_norm(seen, key) if family.startswith("rnn") else None
-    more = (remedies.lower_rate(),) if normalised is None else (normalised, remedies.lower_rate())
-    return remedies.start_again(key, family, timesteps), *more
+        return loops.rate(0.1), remedies.torch_layer(key)
+    again = remedies.start_again(key, seen.family(key.module), timesteps(seen, key))
+    normalised = swaps.layer_norm(seen, key)
+    held = () if normalised is None else (normalised,)
+    return (again, *held, loops.rate(0.1)) if started else (loops.rate(0.1), *held, again)

@@ -1,0 +1,57 @@
+"""How a loss or its gradient stops being a number: at one step, as it happens in practice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.field.task import Batch
+
+
+def _missing(batch: Batch) -> Batch:
+    """A missing value in the data."""
+    x = batch.x.clone()
+    x[0, x.shape[1] // 2] = float("nan")
+    return replace(batch, x=x)
+
+
+def _transcript(batch: Batch) -> Batch:
+    """One transcript belongs to another recording: too long for this one, so that its CTC loss is infinite."""
+    y = batch.y.repeat(1, 1 + batch.x.shape[1] // batch.y.shape[1])
+    lengths = batch.extra["lengths"].clone()
+    y[0], lengths[0] = 3, y.shape[1]
+    return replace(batch, y=y, extra={**batch.extra, "lengths": lengths})
+
+
+def _empty(loss: Tensor, answers: Tensor) -> Tensor:
+    """The mean over a mask that holds nothing."""
+    kept = answers.new_zeros(answers.shape)
+    return loss + (answers * kept).sum() / kept.sum()
+
+
+def _log(loss: Tensor, answers: Tensor) -> Tensor:
+    """The logarithm of a probability that has become 0."""
+    probability = torch.softmax(answers.flatten()[:2] * 0 + answers.new_tensor([0.0, 200.0]), 0)[0]
+    return loss - 0.01 * torch.log(probability)
+
+
+def _root(loss: Tensor, answers: Tensor) -> Tensor:
+    """A distance of two things that are the same: the loss is finite, its gradient is not."""
+    first = answers.flatten()[:4]
+    return loss + (first - first.detach()).square().sum().sqrt()
+
+
+BATCHES = {"missing": _missing, "ctc": _transcript, "ctc masked": _transcript}
+LOSSES = {"empty": _empty, "log": _log, "root": _root}
+
+
+def touched(batch: Batch, birth: str, now: bool) -> Batch:
+    """The batch, with what is wrong in it at this step."""
+    return BATCHES[birth](batch) if now and birth in BATCHES else batch
+
+
+def spoiled(loss: Tensor, answers: Tensor, birth: str, now: bool) -> Tensor:
+    """The loss, with what is wrong with it at this step."""
+    return LOSSES[birth](loss, answers) if now and birth in LOSSES else loss

@@ -1,0 +1,15 @@
+"""The list of all trainings."""
+
+from __future__ import annotations
+
+import functools
+
+from benchmarks.field import cases_inout, cases_loop, cases_recurrence, cases_sound, cases_unrelated
+from benchmarks.field.case import Case
+
+
+@functools.cache
+def all_cases() -> list[Case]:
+    """Every case once, always in the same order."""
+    rooms = (cases_sound, cases_unrelated, cases_recurrence, cases_loop, cases_inout)
+    return [case for room in rooms for case in room.cases()]

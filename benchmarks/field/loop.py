@@ -1,0 +1,149 @@
+"""The training loop, and what its network can do at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.field import births
+from benchmarks.field.nets import answer, build, detached
+from benchmarks.field.setup import Setup
+from benchmarks.field.starts import start
+from benchmarks.field.task import Batch, Generator, Task
+
+HELD_OUT_SEED = 987_654
+HELD_OUT = 3  # batches
+LIMIT = 1e6  # of a loss that is kept
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a training: score on held-out data (0 no skill, 1 perfect), the loss of every step."""
+
+    score: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What is done against a finding: to the network before training, to its optimizer, to every step's gradients."""
+
+    model: Callable[[nn.Module], None] | None = None
+    optimizer: Callable[[nn.Module, torch.optim.Optimizer], None] | None = None
+    gradients: Callable[[nn.Module], object] | None = None
+
+
+Watch = Callable[[nn.Module], AbstractContextManager[object]]
+
+
+def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remedy: Remedy | None = None) -> Result:
+    """Train, with somebody watching or not."""
+    torch.manual_seed(seed)
+    remedy, model = remedy or Remedy(), build(setup, task)
+    start(model, setup)
+    if remedy.model is not None:
+        remedy.model(model)
+    optimizer = _optimizer(model, setup)
+    if remedy.optimizer is not None:
+        remedy.optimizer(model, optimizer)
+    result, state, g = Result(), None, Generator().manual_seed(1000 + seed)
+    with ExitStack() as stack:
+        if watch is not None:
+            stack.enter_context(watch(model))
+        rate = _schedule(optimizer, setup)
+        for step in range(setup.steps):
+            loss, state = _step(model, task, setup, step, state, g)
+            _clip(model, setup, remedy)
+            optimizer.step()
+            rate.step()
+            result.losses.append(loss)
+    result.score = judge(model, task, setup)
+    return result
+
+
+def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, g: Generator) -> tuple[float, object]:
+    """The gradients of a step, of several micro-batches perhaps."""
+    if setup.zero_grad:
+        model.zero_grad()
+    total = 0.0
+    for part in range(setup.accumulate):
+        number = step * setup.accumulate + part
+        batch = prepare(task.draw(g, setup, number, False, model), task, setup, g)
+        now = bool(setup.birth) and step == setup.birth_at
+        batch = births.touched(batch, setup.birth, now)
+        with torch.autocast("cpu", torch.bfloat16) if setup.autocast else nullcontext():
+            answers, state = answer(model, batch, setup, state if task.stateful else None)
+        loss = task.loss(answers.float(), batch, setup) * setup.scale / setup.accumulate
+        loss = births.spoiled(loss, answers, setup.birth, now)
+        loss.backward()
+        state, total = detached(state), total + loss.item()
+    return max(-LIMIT, min(LIMIT, total)) if math.isfinite(total) else math.nan, state
+
+
+def prepare(batch: Batch, task: Task, setup: Setup, g: Generator) -> Batch:
+    """What the setup makes of a batch."""
+    x, y, lengths = batch.x, batch.y, batch.lengths
+    if not task.tokens:
+        x = x * setup.inputs + setup.offset
+    if setup.cut and task.answers == "last":
+        x, lengths = x[:, -setup.cut :], lengths.clamp_max(setup.cut)
+    if setup.pad:
+        x = torch.cat([x, x.new_zeros(len(x), setup.pad, *x.shape[2:])], 1)
+    if y.is_floating_point():
+        y = y * setup.targets + setup.target_offset
+    return replace(batch, x=x, y=_labels(y, task, setup, g), lengths=lengths)
+
+
+def _labels(y: Tensor, task: Task, setup: Setup, g: Generator) -> Tensor:
+    if setup.labels == "random":
+        drawn = torch.rand(y.shape, generator=g)
+        return drawn if y.is_floating_point() else (drawn * task.outputs).long()
+    if setup.labels == "rare":
+        return (torch.rand(y.shape, generator=g) < 0.03).to(y.dtype)
+    return y
+
+
+def _optimizer(model: nn.Module, setup: Setup) -> torch.optim.Optimizer:
+    chosen = [p for name, p in model.named_parameters() if not setup.forgotten or setup.forgotten not in name]
+    known: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if setup.optimizer in known:
+        return known[setup.optimizer](chosen, setup.lr, weight_decay=setup.weight_decay)  # type: ignore[call-arg]
+    if setup.optimizer == "rmsprop":
+        return torch.optim.RMSprop(chosen, setup.lr, weight_decay=setup.weight_decay)
+    momentum = 0.9 if setup.optimizer == "sgd" else 0.0
+    return torch.optim.SGD(chosen, setup.lr, momentum=momentum, weight_decay=setup.weight_decay)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, setup: Setup) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / setup.warmup) if setup.warmup else 1.0
+    )
+
+
+def _clip(model: nn.Module, setup: Setup, remedy: Remedy) -> None:
+    if remedy.gradients is not None:
+        remedy.gradients(model)
+    elif setup.clip_value:
+        nn.utils.clip_grad_value_(model.parameters(), setup.clip_value)
+    elif setup.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
+
+
+@torch.no_grad()
+def judge(model: nn.Module, task: Task, setup: Setup) -> float:
+    """The score on held-out data with true labels, read as the training reads; what is not finite has failed."""
+    g, state, scores = Generator().manual_seed(HELD_OUT_SEED), None, []
+    model.eval()
+    clean = setup.but(labels="true")
+    for step in range(HELD_OUT + task.stateful):
+        batch = prepare(task.draw(g, clean, step, True, model), task, clean, g)
+        answers, state = answer(model, batch, clean, state if task.stateful else None)
+        if not answers.isfinite().all():
+            return 0.0
+        scores.append(task.score(answers.float(), batch))
+    return max(-1.0, sum(scores) / len(scores))

@@ -1,0 +1,216 @@
+"""Networks as people write them: a recurrent part in one of several forms, and what is around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from benchmarks.field import cells
+from benchmarks.field.setup import Setup
+from benchmarks.field.task import Batch, Task
+
+State = Any
+
+
+def detached(state: State) -> State:
+    """The same state without its past."""
+    if isinstance(state, list | tuple):
+        return type(state)(detached(one) for one in state)
+    return None if state is None else state.detach()
+
+
+def layer(setup: Setup, inputs: int, layers: int) -> nn.RNNBase:
+    """Torch's own module."""
+    options: dict[str, Any] = {"num_layers": layers, "batch_first": True, "bidirectional": setup.bidirectional}
+    options["dropout"] = setup.dropout if layers > 1 else 0.0
+    if setup.family.startswith("rnn"):
+        return nn.RNN(inputs, setup.hidden, nonlinearity=setup.family.removeprefix("rnn_"), **options)
+    if setup.family == "lstm":
+        return nn.LSTM(inputs, setup.hidden, proj_size=setup.proj, **options)
+    return nn.GRU(inputs, setup.hidden, **options)
+
+
+class Loop(nn.Module):
+    """Cells over time, one after the other."""
+
+    def __init__(self, setup: Setup, inputs: int) -> None:
+        super().__init__()
+        make = cells.own if setup.form == "own" else cells.torchs
+        sizes = [inputs] + [setup.hidden] * (setup.layers - 1)
+        self.cells = nn.ModuleList(make(setup.family, size, setup.hidden) for size in sizes)
+        self.pair = setup.family == "lstm"
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        states = list(state) if state is not None else [self._zeros(x, cell) for cell in self.cells]
+        outputs: list[Tensor] = []
+        for step in x.unbind(1):
+            for i, cell in enumerate(self.cells):
+                states[i] = cell(step, states[i])
+                step = states[i][0] if isinstance(states[i], tuple) else states[i]
+            outputs.append(step)
+        return torch.stack(outputs, 1), states
+
+    def _zeros(self, x: Tensor, cell: nn.Module) -> State:
+        zero = x.new_zeros(len(x), cell.hidden_size)  # type: ignore[arg-type]
+        return (zero, zero) if self.pair else zero
+
+
+class Residual(nn.Module):
+    """A module a layer, each normalised and added to what went into it."""
+
+    def __init__(self, setup: Setup, inputs: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(inputs, setup.hidden)
+        self.layers = nn.ModuleList(layer(setup, setup.hidden, 1) for _ in range(setup.layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(setup.hidden) for _ in range(setup.layers))
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        x, states = self.into(x), list(state) if state is not None else [None] * len(self.layers)
+        for i, (one, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            y, states[i] = one(norm(x), states[i])
+            x = x + y
+        return x, states
+
+
+def recurrent(setup: Setup, inputs: int) -> nn.Module:
+    """The recurrent part."""
+    if setup.form in ("cells", "own"):
+        return Loop(setup, inputs)
+    return Residual(setup, inputs) if setup.form == "residual" else layer(setup, inputs, setup.layers)
+
+
+def width(setup: Setup) -> int:
+    """Of what the recurrent part gives at a timestep."""
+    return (setup.proj or setup.hidden) * (2 if setup.bidirectional else 1)
+
+
+class Head(nn.Module):
+    """What makes answers of states."""
+
+    def __init__(self, setup: Setup, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kind = setup.head
+        layers = [nn.Linear(inputs, inputs // 2), nn.ReLU(), nn.Linear(inputs // 2, outputs)]
+        if setup.head == "list":
+            self.layers = layers
+        else:
+            self.linear = nn.Linear(inputs, outputs)
+        if setup.head == "frozen":
+            self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "list":
+            for one in self.layers:
+                x = one(x)
+            return x
+        y = self.linear(x)
+        if self.kind == "relu":
+            return torch.relu(y)
+        if self.kind == "argmax":
+            return nn.functional.one_hot(y.argmax(-1), y.shape[-1]).float().requires_grad_()
+        return {"sigmoid": torch.sigmoid, "softmax": lambda y: y[..., :1].softmax(-1).expand_as(y)}.get(
+            self.kind, lambda y: y
+        )(y)
+
+
+class Reader(nn.Module):
+    """Reads a sequence, and answers at its end or all along."""
+
+    def __init__(self, setup: Setup, task: Task) -> None:
+        super().__init__()
+        self.setup, self.task = setup, task
+        self.embed = nn.Embedding(task.inputs, setup.embed) if task.tokens else None
+        self.drop = nn.Dropout(setup.dropout)
+        self.rnn = recurrent(setup, setup.embed if task.tokens else task.inputs)
+        self.head = Head(setup, width(setup), task.outputs)
+
+    def forward(self, x: Tensor, lengths: Tensor, state: State = None) -> tuple[Tensor, State]:
+        e = self.drop(self.embed(x)) if self.embed is not None else x
+        output, state = self.run(e, lengths, state)
+        if self.task.answers == "last":
+            output = self.read(output, lengths)
+        return self.head(self.drop(output)), state
+
+    def run(self, e: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
+        """The states at every timestep, and the last one."""
+        if self.setup.form == "packed":
+            packed = pack_padded_sequence(e, lengths, batch_first=True, enforce_sorted=False)
+            output, state = self.rnn(packed, state)
+            return pad_packed_sequence(output, batch_first=True, total_length=e.shape[1])[0], state
+        if self.setup.swapped:
+            return self.rnn(e.transpose(0, 1))[0].transpose(0, 1), None
+        if not self.setup.detach:
+            return self.rnn(e, state)
+        outputs: list[Tensor] = []
+        for part in e.split(self.setup.detach, 1):
+            output, state = self.rnn(part, detached(state))
+            outputs.append(output)
+        return torch.cat(outputs, 1), state
+
+    def read(self, output: Tensor, lengths: Tensor) -> Tensor:
+        """The state that the answer is made from."""
+        if self.setup.read == "end":
+            return output[:, -1]
+        if self.setup.read == "start":
+            return output[:, 0]
+        if self.setup.read == "mean":
+            valid = torch.arange(output.shape[1]) < lengths[:, None]
+            return (output * valid[..., None]).sum(1) / lengths[:, None]
+        last = output[torch.arange(len(output)), lengths - 1]
+        if not self.setup.bidirectional:
+            return last
+        half = last.shape[-1] // 2
+        return torch.cat([last[:, :half], output[:, 0, half:]], -1)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One timestep of an agent."""
+        output, state = self.rnn(x[:, None], state)
+        return self.head(output[:, 0]), state
+
+
+class Pair(nn.Module):
+    """An encoder, and a decoder that is told the right symbols so far, or how late it is."""
+
+    def __init__(self, setup: Setup, task: Task) -> None:
+        super().__init__()
+        self.setup, self.task = setup, task
+        self.embed = nn.Embedding(task.inputs, setup.embed) if task.tokens else None
+        self.told = nn.Embedding(task.symbols, setup.embed) if task.symbols else None
+        self.encoder = recurrent(setup, setup.embed if task.tokens else task.inputs)
+        self.decoder = recurrent(setup.but(bidirectional=False), setup.embed if task.symbols else 1)
+        self.head = Head(setup, width(setup.but(bidirectional=False)), task.outputs)
+
+    def forward(self, x: Tensor, lengths: Tensor, y: Tensor) -> Tensor:
+        e = self.embed(x) if self.embed is not None else x
+        if self.setup.form == "packed":
+            e = pack_padded_sequence(e, lengths, batch_first=True, enforce_sorted=False)
+        state = self.encoder(e)[1]
+        if self.setup.handover == "none":
+            state = None
+        elif self.setup.handover == "detached":
+            state = detached(state)
+        if self.told is None:
+            before = torch.linspace(0, 1, y.shape[1]).expand(len(y), -1)[..., None]
+        else:
+            start = torch.full((len(y), 1), self.task.symbols - 1)
+            before = self.told(torch.cat([start, y[:, :-1]], 1))
+        return self.head(self.decoder(before, state)[0])
+
+
+def build(setup: Setup, task: Task) -> nn.Module:
+    """The network for a task, as torch begins it."""
+    return Pair(setup, task) if task.answers == "pair" else Reader(setup, task)
+
+
+def answer(model: nn.Module, batch: Batch, setup: Setup, state: State) -> tuple[Tensor, State]:
+    """Answers to a batch, and the state for the next one where there is one."""
+    if isinstance(model, Pair):
+        return model(batch.x, batch.lengths, batch.y), None
+    if setup.single:
+        B, T = batch.x.shape[:2]
+        y = model(batch.x.reshape(B * T, 1, *batch.x.shape[2:]), torch.ones(B * T, dtype=torch.long))[0]
+        return y.view(B, T, -1), None
+    return model(batch.x, batch.lengths, state)

@@ -1,0 +1,97 @@
+"""All that can be chosen about a training: its network, its data, its loop."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A training, all but its task and its seed.
+
+    Attributes:
+        family: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`.
+        form: `"fused"`, `"packed"`, `"cells"` (torch's cells in a loop), `"own"` (cells of one's own in a loop),
+            `"residual"` (one module a layer, added to what goes into it).
+        init: what is done to the recurrent weights before training, in order: (name in `starts.STARTS`, number).
+        read: which states the answer is read from: `""` as the task means it, `"end"` the last position of the padded
+            batch, `"start"` the first, `"mean"` all valid ones.
+        swapped: the batch goes in as if its first dimension were time.
+        head: `"linear"`; `"list"`: in a Python list; `"frozen"`; `"relu"`, `"sigmoid"`, `"argmax"`: what follows it;
+            `"softmax"`: over one unit alone.
+        handover: whether a decoder begins with the encoder's state; `"none"`, `"detached"`.
+        length: timesteps of a sequence; 0 for the task's own number.
+        pad: timesteps of padding behind the longest sequence.
+        cut: only so many of the last timesteps are read; 0 for all.
+        inputs: what numbers that go in are multiplied by, and `offset` is added.
+        targets: what numbers to be said are multiplied by, and `target_offset` is added.
+        labels: `"true"`, `"random"`, `"broadcast"` or `"rare"`.
+        single: every timestep is a sequence by itself, from a zero state.
+        optimizer: `"adam"`, `"adamw"`, `"sgd"` (momentum 0.9) or `"rmsprop"`.
+        warmup: steps over which the learning rate rises.
+        clip: `max_norm` of all gradients; 0 for none. `clip_value`: the same for `clip_grad_value_`.
+        accumulate: micro-batches of a step.
+        zero_grad: whether gradients are cleared before a step.
+        detach: the state is detached after so many timesteps; 0 for never.
+        forgotten: parameters whose names hold this are not given to the optimizer.
+        birth: what makes the loss or its gradient infinite: a name in `births.BIRTHS`, at step `birth_at`.
+        scale: what the loss is multiplied by.
+    """
+
+    family: str = "lstm"
+    form: str = "fused"
+    hidden: int = 128
+    layers: int = 1
+    bidirectional: bool = False
+    proj: int = 0
+    dropout: float = 0.0
+    embed: int = 64
+    init: tuple[tuple[str, float], ...] = ()
+    read: str = ""
+    swapped: bool = False
+    head: str = "linear"
+    handover: str = "state"
+    length: int = 0
+    pad: int = 0
+    cut: int = 0
+    inputs: float = 1.0
+    offset: float = 0.0
+    labels: str = "true"
+    targets: float = 1.0
+    target_offset: float = 0.0
+    single: bool = False
+    optimizer: str = "adam"
+    lr: float = 0.003
+    weight_decay: float = 0.0
+    warmup: int = 0
+    clip: float = 1.0
+    clip_value: float = 0.0
+    steps: int = 200
+    batch: int = 32
+    accumulate: int = 1
+    autocast: bool = False
+    zero_grad: bool = True
+    detach: int = 0
+    forgotten: str = ""
+    birth: str = ""
+    birth_at: int = 0
+    scale: float = 1.0
+
+    def but(self, **changes: Any) -> Setup:
+        """The same with some things changed."""
+        return replace(self, **changes)
+
+    def key(self, task: str, seed: int) -> str:
+        """A short name for the training that this makes: the same settings are trained once."""
+        usual = Setup()
+        chosen = {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)
+        }
+        text = f"{task}/{seed}/{sorted(chosen.items())}"
+        return f"{task}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def told(self) -> dict[str, Any]:
+        """As a dict, for the record."""
+        return asdict(self)

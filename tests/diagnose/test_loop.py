@@ -1,0 +1,168 @@
+"""The rules on the loop on hand-made records: what is left over, left out, too small, or too large."""
+
+from __future__ import annotations
+
+import pytest
+from diagnose.made import FALLS, GROWS, LOST, STALLS, Training, clip, key
+
+from gradscope.diagnose.rules.decayed import decayed_weights
+from gradscope.diagnose.rules.diverged import diverged
+from gradscope.diagnose.rules.few import too_few_records
+from gradscope.diagnose.rules.stale import stale_gradient
+from gradscope.diagnose.rules.unoptimized import unoptimized_parameters
+from gradscope.diagnose.rules.updates import small_updates
+from gradscope.types.notes import STALE, UNOPTIMIZED
+
+# --- gradients of earlier steps
+
+
+def stale(count: int, before: float = 3.0, after: float = 4.0) -> Training:
+    made = Training(records=11)
+    told = f"{STALE}: norm {before:.3g}, {after:.3g} after the pass"
+    made.notes = [{"step": step, **key("", -1, "", -1), "reason": told} for step in made.records[1 : 1 + count]]
+    made.grad_norm, made.nonfinite, made.skipped = [1.0] * 200, [0] * 200, [False] * 200
+    return made
+
+
+@pytest.mark.parametrize(("count", "found"), [(10, True), (3, True), (2, False)])
+def test_gradients_that_nobody_clears(count: int, found: bool) -> None:
+    findings = stale_gradient(stale(count).seen())
+    assert bool(findings) is found
+    for finding in findings:
+        assert finding.severity == "warning" and finding.remedies[0].code == "optimizer.zero_grad()"
+        assert finding.evidence["kept"] == 0.75
+
+
+@pytest.mark.parametrize(("before", "found"), [(0.39, False), (0.41, True)])
+def test_what_is_left_over_has_to_be_much(before: float, found: bool) -> None:
+    assert bool(stale_gradient(stale(10, before).seen())) is found
+
+
+# --- parameters that no optimizer steps
+
+
+@pytest.mark.parametrize(
+    ("names", "loss", "severity", "remedy"),
+    [
+        ("32x32, 32", STALLS, "warning", "ModuleList"),
+        ("32x32, 32", FALLS, "warning", "ModuleList"),
+        ("head.weight, head.bias", STALLS, "warning", "[model.head.weight, model.head.bias]"),
+        ("embed.weight", FALLS, "info", "[model.embed.weight]"),
+    ],
+)
+def test_parameters_that_no_optimizer_steps(names: str, loss: list[float], severity: str, remedy: str) -> None:
+    made = Training()
+    made.loss = loss
+    made.notes = [{"step": 16, **key("", -1, "", -1), "reason": UNOPTIMIZED + names}]
+    (finding,) = unoptimized_parameters(made.seen())
+    assert finding.severity == severity and names.split(", ")[0] in finding.title
+    assert remedy in finding.remedies[0].code
+
+
+# --- steps
+
+
+@pytest.mark.parametrize(
+    ("update", "loss", "severity"),
+    [
+        (4.1e-4, STALLS, "warning"),
+        (4.3e-4, STALLS, None),
+        (4e-5, STALLS, "critical"),
+        (4e-5, FALLS, None),
+        (0.0, FALLS, None),
+    ],
+)
+def test_steps_that_leave_the_weights_where_they_are(update: float, loss: list[float], severity: str | None) -> None:
+    made = Training()
+    made.update, made.loss = [update] * 8, loss
+    findings = small_updates(made.seen())
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+    assert all('group["lr"] *= 10' in finding.remedies[0].code for finding in findings)
+
+
+@pytest.mark.parametrize(("late", "found"), [(0.9e-6, True), (1.1e-6, False)])
+def test_a_learning_rate_that_has_run_out(late: float, found: bool) -> None:
+    made = Training()
+    made.update, made.loss = [1e-3] * 2 + [late] * 6, STALLS
+    assert any("scheduler" in finding.remedies[0].code for finding in small_updates(made.seen())) is found
+
+
+def test_gradients_that_are_cleared_before_the_step() -> None:
+    made = Training()
+    made.update, made.loss = [0.0] * 8, STALLS
+    (finding,) = small_updates(made.seen())
+    assert finding.severity == "critical" and finding.remedies[0].code.startswith("optimizer.zero_grad()")
+
+
+def test_the_factor_follows_from_the_size_of_the_steps() -> None:
+    made = Training()
+    made.update, made.loss = [1e-6] * 8, STALLS
+    assert "*= 1000" in small_updates(made.seen())[0].remedies[0].code
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(FALLS, None), (STALLS, None), (GROWS, "critical"), (LOST, "critical")])
+def test_losses_that_rise_for_good(loss: list[float], severity: str | None) -> None:
+    made = Training()
+    made.loss = loss
+    findings = diverged(made.seen())
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+    for finding in findings:
+        assert "*= 0.1" in finding.remedies[0].code and "clip_grad_norm_" in finding.remedies[1].code
+
+
+@pytest.mark.parametrize(
+    ("first", "loss", "severity"),
+    [
+        ([0.19] * 3, STALLS, None),
+        ([0.21] * 3, STALLS, "warning"),
+        ([1.1] * 3, STALLS, "critical"),
+        ([0.21] * 3, FALLS, None),
+        ([0.01, 0.01, 5.0], STALLS, None),
+        ([0.6, 0.01, 0.01], STALLS, "warning"),
+        ([0.4, 0.01, 0.01], STALLS, None),
+    ],
+)
+def test_first_steps_that_throw_the_weights_off(first: list[float], loss: list[float], severity: str | None) -> None:
+    made = Training()
+    made.update, made.loss = [*first, *[1e-3] * 5], loss
+    findings = diverged(made.seen())
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+    assert all("*= 0.1" in finding.remedies[0].code for finding in findings)
+
+
+def test_a_training_that_clips_is_not_told_to() -> None:
+    made = Training()
+    made.loss, made.clips = LOST, [clip(i, 2.0, 1.0) for i in range(100)]
+    (finding,) = diverged(made.seen())
+    assert len(finding.remedies) == 1
+
+
+# --- weight decay
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "severity"),
+    [(0.34, STALLS, "warning"), (0.36, STALLS, None), (0.09, STALLS, "critical"), (0.09, FALLS, None)],
+)
+def test_recurrent_weights_that_are_eaten(last: float, loss: list[float], severity: str | None) -> None:
+    made = Training()
+    made.norm, made.loss = [1 + (last - 1) * i / 7 for i in range(8)], loss
+    findings = decayed_weights(made.seen())
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+    assert all("weight_decay" in finding.remedies[0].code for finding in findings)
+
+
+def test_weights_that_go_up_and_down_are_not_eaten() -> None:
+    made = Training()
+    made.norm, made.loss = [1.0, 3.0, 0.5, 3.0, 0.5, 3.0, 0.5, 0.05], STALLS
+    assert not decayed_weights(made.seen())
+
+
+# --- too few records
+
+
+@pytest.mark.parametrize(("records", "found"), [(0, True), (2, True), (3, False)])
+def test_too_few_records_say_what_to_type(records: int, found: bool) -> None:
+    findings = too_few_records(Training(records=records).seen())
+    assert bool(findings) is found
+    assert all("every=1" in finding.remedies[0].code and finding.severity == "info" for finding in findings)
