@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gradscope.attach.clipping import CLIPPING, Clip
+from gradscope.attach.gradients import watch_parameter
 from gradscope.attach.modified import Change, Reference, compare, snapshot
 from gradscope.attach.scaler import SCALER, Scaling
+from gradscope.attach.uncompiled import uncompiled
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.passes import Passes
 from gradscope.record.recorder import Later, Number, keep, known
@@ -89,7 +92,8 @@ class Ledger:
         self.looking, self.looked_s = True, 0.0
         self.norm: Number | None = None
         self.suspect = False
-        self._clipped: set[int] = set()
+        self._clipped, self._arrived = set[int](), set[int]()
+        self._watching = ExitStack()
         self._reference: Reference | None = None
         self._rows: list[Rows | Later] = []
         self._expected: Gradients | None = None
@@ -99,6 +103,7 @@ class Ledger:
         with ExitStack() as undo:
             for seam in (CLIPPING, SCALER):
                 undo.callback(seam.listen(self).remove)
+            undo.callback(lambda: self._watching.close())
             return undo.pop_all()
 
     def _take(self) -> None:
@@ -119,6 +124,7 @@ class Ledger:
         self._shares.clear()
         self.passes.anew()
         self._reference = None
+        self.watch_arrivals(bool(self._arrived) or self.looking)
 
     # --- backward
 
@@ -127,8 +133,20 @@ class Ledger:
 
         Where parameters are sharded, any is taken for one: what shards them writes their gradients by itself.
         """
-        touched = self.passes.touched
-        return any(id(p) in touched or hasattr(p, "to_local") for p in self._heard[index].parameters())
+        return index in self._arrived or hasattr(self._first[index], "to_local")
+
+    def watch_arrivals(self, wanted: bool) -> None:
+        """Whether to hear where gradients accumulate, in this process: recorded steps say what was not seen."""
+        self._watching.close()
+        self._arrived = set()
+        for index, module in enumerate(self._heard) if wanted else ():
+            for parameter in [p for p in module.parameters() if p.requires_grad][:1]:
+                handle, node = watch_parameter(parameter, partial(self._accumulates, index))
+                self._watching.callback(lambda handle, node: handle.remove(), handle, node)
+
+    @uncompiled
+    def _accumulates(self, index: int, _: Tensor) -> None:
+        self._arrived.add(index)
 
     def backward_over(self) -> None:
         """A pass that concerns the layers is over, and gradients are looked at."""

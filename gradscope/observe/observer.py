@@ -342,7 +342,7 @@ class Observer:
         if recorded or self.calls.listening:
             self.calls.begin(recorded, full=needs_full(self._settings.wanted))
             self.guard.by_device(recorded)
-            self._passes.touched = set()
+            self.ledger.watch_arrivals(recorded)
 
     def _owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer steps watched recurrent parameters; any of the model's, where those are all frozen."""

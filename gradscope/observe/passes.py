@@ -62,13 +62,12 @@ class Passes:
 
     Attributes:
         losses: reads what they begin with.
-        touched: parameters that have received gradient in this step, as far as they were compared.
         within: an optimizer's step is under way that calls a closure.
     """
 
     def __init__(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
         """See the class."""
-        self.losses, self.touched = Losses(), set[int]()
+        self.losses = Losses()
         self._parameters = parameters
         self._shares: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
         self._witnesses: list[Tensor] = []
@@ -177,7 +176,6 @@ class Passes:
 
     def _learn(self, one: Pass, touched: set[int]) -> None:
         """Of all parameters it is known what has happened: a pass that no witness would have seen gets one."""
-        self.touched |= touched
         known = {id(p) for p in self._witnesses}
         if touched and known and known.isdisjoint(touched):
             self._witnesses.append(next(p for p, _, _ in one.stamps if id(p) in touched))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope.observe.observed import ObservedCall
 from gradscope.types import Analysis, Block
@@ -41,9 +41,14 @@ def _changes(call: ObservedCall, number: int, analysis: Analysis) -> dict[str, T
 
 def _relative(before: Tensor, now: Tensor, gates: Sequence[str]) -> dict[str, Tensor]:
     """Norm of the change over the norm, of each gate's block of rows."""
-    if now.grad_fn is not None or now.shape != before.shape or not gates or len(before) % len(gates):
+    if now.grad_fn is not None or now.shape != before.shape or not gates or len(before) % len(gates) or _freed(now):
         return {}
     wide = torch.promote_types(before.dtype, torch.float32)
     old, new = (x.detach().to(wide).unflatten(0, (len(gates), -1)).flatten(1) for x in (before, now))
     change = torch.linalg.vector_norm(new - old, dim=1) / torch.linalg.vector_norm(old, dim=1)
     return dict(zip(gates, change, strict=True))
+
+
+def _freed(weight: Tensor) -> bool:
+    """Whether its memory is gone: `fully_shard` gathers a weight for a call, and gives the memory back afterwards."""
+    return type(weight) not in (Tensor, nn.Parameter) or not weight.untyped_storage().nbytes()

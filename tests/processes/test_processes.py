@@ -132,8 +132,9 @@ def test_gradients_are_those_of_each_rank_s_own_data(trained: Callable[[str], An
     for rank in range(WORLD):
         want, got = alone(rank), run.of_rank(rank)
         for table in ("timesteps", "reach", "gates", "weights"):
-            expected = want.frame(table)
-            found = got.frame(table, step=0)
+            # What the optimizer did to the weights is another matter: alone there is none.
+            expected = want.frame(table).drop(columns="update", errors="ignore")
+            found = got.frame(table, step=0).drop(columns="update", errors="ignore")
             pd.testing.assert_frame_equal(found, expected, rtol=1e-9, atol=1e-15)
 
 
