@@ -16,7 +16,7 @@ from gradscope.attach.seam import Restore, Seam, replace
 
 
 class BackwardListener(Protocol):
-    """Receives backward passes. A pass that raises has begun and does not end."""
+    """Receives backward passes."""
 
     def before_backward(self, roots: Sequence[Any]) -> Any:
         """A pass begins with these tensors, or edges of the graph; the result is handed to `after_backward`."""
@@ -26,16 +26,24 @@ class BackwardListener(Protocol):
         """The pass that `token` stands for is over."""
         ...
 
+    def broken_backward(self, token: Any) -> None:
+        """It has raised."""
+        ...
+
 
 def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
     # A pass within a pass, as activation checkpointing runs it, is part of it.
     if not kwargs.get("accumulate_grad") or torch._C._current_graph_task_id() != -1:
         return original(roots, *args, **kwargs)
     tokens = [(each, one.before_backward(roots)) for each in BACKWARD.handles if (one := each.listener) is not None]
-    result = original(roots, *args, **kwargs)
-    for handle, token in tokens:
-        if token is not None and (listener := handle.listener) is not None:
-            listener.after_backward(token)
+    ended = False
+    try:
+        result = original(roots, *args, **kwargs)
+        ended = True
+    finally:
+        for handle, token in tokens:
+            if token is not None and (listener := handle.listener) is not None:
+                (listener.after_backward if ended else listener.broken_backward)(token)
     return result
 
 

@@ -139,6 +139,11 @@ class Observer:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
             self._suspect = not math.isfinite(token.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
 
+    @guarded
+    def broken_backward(self, token: Pass) -> None:
+        """See `BackwardListener`."""
+        self._passes.forget(token)
+
     # --- optimizer steps
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:

@@ -142,6 +142,10 @@ class Passes:
         self._seen_within |= one.within
         return True
 
+    def forget(self, one: Pass) -> None:
+        """A pass has raised."""
+        self._running.remove(one)
+
     def within_step(self, running: bool) -> None:
         """An optimizer that calls a closure begins its step, or has ended it."""
         self.within, self._seen_within = running, False

@@ -14,7 +14,7 @@ from cases import Built, Case
 from families.jobs import recorded
 from torch import Tensor
 
-import gradscope.observe.observer
+import gradscope.observe.calls
 import gradscope.observe.step
 from gradscope.attach.kernel_nodes import CUDNN, RESERVE_ALIGNED, RESERVE_TAIL, dropout_bits
 from gradscope.capture.snapshot import begin_dropout
@@ -29,7 +29,7 @@ def packed(mask: Tensor) -> Tensor:
 def without_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of the generator that the masks are drawn from is not known."""
     hidden = lambda call: replace(begin_dropout(call), generator_state=None)  # noqa: E731
-    monkeypatch.setattr(gradscope.observe.observer, "begin_dropout", hidden)
+    monkeypatch.setattr(gradscope.observe.calls, "begin_dropout", hidden)
 
 
 def as_on_a_device(built: Built, monkeypatch: pytest.MonkeyPatch, spoil: Any = None) -> None:

@@ -122,6 +122,7 @@ def test_what_looks_like_a_cell_and_is_none_is_said_once():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with gradscope.attach(model, every=1) as scope:
         for _ in range(3):
+            optimizer.zero_grad()
             uneven(model(data(TIME, BATCH, INPUT))).backward()
             optimizer.step()
     notes = scope.run.frame("notes")

@@ -40,7 +40,7 @@ def test_any_arguments(arguments: dict[str, Any]) -> None:
     else:
         with scope:
             model(torch.ones(3, 2, 2))[0].sum().backward()
-    assert not KERNELS._handles
+    assert not KERNELS.handles
 
 
 @pytest.mark.parametrize("model", [None, 3, "model", nn.GRU, object(), [nn.GRU(2, 2)]])

@@ -165,7 +165,7 @@ def test_attach_and_close_many_times(kind: str) -> None:
                 optimizer.step()
         gc.collect()
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
-        return hooks, len(KERNELS._handles), len(OPTIMIZERS._handles), threading.active_count(), atexit._ncallbacks()
+        return hooks, len(KERNELS.handles), len(OPTIMIZERS.handles), threading.active_count(), atexit._ncallbacks()
 
     first = cycle(5)
     objects = len(gc.get_objects())
