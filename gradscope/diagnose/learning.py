@@ -7,7 +7,7 @@ nothing of the sequences. What counts is therefore what it falls by after the fi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +40,8 @@ MULTIPLE = 3.0
 """A loss so many times its best has lost much, though it had begun far higher."""
 GROWN = 10.0
 """A loss so many times its beginning has diverged; targets that the network makes itself may let it grow by less."""
+GOES_ON = 0.1
+"""Losses that begin so many of their number after step 0 go on from a training that may have learnt before."""
 SURE = 3.0
 """Standard errors that a difference has to have."""
 
@@ -56,6 +58,7 @@ class Learning:
         best_at: step about which that was.
         stopped: step since which it has not fallen; None while it falls.
         source: from what that is known.
+        resumed: the losses go on from a training of which the beginning is not there.
     """
 
     verdict: Verdict
@@ -65,6 +68,7 @@ class Learning:
     best_at: int = 0
     stopped: int | None = None
     source: Source = "loss"
+    resumed: bool = False
 
     @property
     def learns(self) -> bool:
@@ -118,6 +122,8 @@ class Learning:
                 else f"it was {begin}, and is {end}"
             )
             return f"The loss stalls: {how}."
+        if self.resumed:
+            return f"The loss was {begin} where the record begins, and is {end}; what was learnt before is not known."
         return "Whether the training learns cannot be told from its loss."
 
 
@@ -134,7 +140,9 @@ def read(steps: Array, losses: Array) -> Learning:
     known = np.isfinite(losses)
     if int(known.sum()) < LEAST:
         return UNKNOWN
-    return _Curve(steps[known], losses[known]).learning()
+    found = _Curve(steps[known], losses[known]).learning()
+    late = float(steps[0]) > GOES_ON * len(steps)
+    return replace(found, verdict="unknown", resumed=True) if late and found.verdict == "stalls" else found
 
 
 class _Curve:

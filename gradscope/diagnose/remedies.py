@@ -51,10 +51,10 @@ def identity(key: LayerKey) -> Remedy:
 
 
 def start_again(key: LayerKey, family: str, timesteps: int) -> Remedy:
-    """The initialisation of torch, then a gate that keeps the state."""
+    """The initialisation of torch, then what keeps the state: an open gate, or orthogonal recurrent weights."""
 
     def apply(module: nn.Module) -> None:
-        from gradscope.cells import chrono_, forget_bias_
+        from gradscope.cells import chrono_, forget_bias_, orthogonal_
 
         reset = getattr(module, "reset_parameters", None)
         if reset is not None:
@@ -63,12 +63,12 @@ def start_again(key: LayerKey, family: str, timesteps: int) -> Remedy:
             forget_bias_(module, FORGET_BIAS)
         elif family == "gru":
             chrono_(module, max(2, timesteps))
+        else:
+            orthogonal_(module)
 
-    lines = [f"{typed(key.module)}.reset_parameters()"]
-    if family == "lstm":
-        lines.append(f"gradscope.cells.forget_bias_({typed(key.module)}, {FORGET_BIAS})")
-    elif family == "gru":
-        lines.append(f"gradscope.cells.chrono_({typed(key.module)}, t_max={max(2, timesteps)})")
+    name = typed(key.module)
+    keeps = {"lstm": f"forget_bias_({name}, {FORGET_BIAS})", "gru": f"chrono_({name}, t_max={max(2, timesteps)})"}
+    lines = [f"{name}.reset_parameters()", f"gradscope.cells.{keeps.get(family, f'orthogonal_({name})')}"]
     return Remedy("start again from small weights and open memory", "\n".join(lines), apply)
 
 

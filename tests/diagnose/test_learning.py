@@ -53,6 +53,14 @@ def test_a_first_step_that_throws_the_loss_off_is_no_beginning() -> None:
     assert verdict([1.0, 30.0, 20.0, 8.0, 4.0, 3.0] + [2.5] * 114) == "stalls"
 
 
+@pytest.mark.parametrize(("first", "expected"), [(0, "stalls"), (12, "stalls"), (13, "unknown")])
+def test_of_a_resumed_run_that_stands_nobody_knows_what_it_had_learnt(first: int, expected: str) -> None:
+    losses = np.ones(120)
+    found = read(first + steps(losses), losses)
+    assert found.verdict == expected
+    assert ("what was learnt before is not known" in found.sentence) is (expected == "unknown")
+
+
 def test_a_resumed_run_keeps_the_numbers_of_its_steps() -> None:
     losses = np.array([1.0] * 30 + [0.5 + 0.5 * 0.8**i for i in range(90)])
     found = read(5000 + steps(losses), losses)

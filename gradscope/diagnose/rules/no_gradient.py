@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnose import loops
-from gradscope.diagnose.entering import above
 from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.progress import broken, learning, severity
 from gradscope.diagnose.trend import by_step, rests_on, span
@@ -103,9 +102,9 @@ def _zero_since(seen: Seen, key: LayerKey) -> int | None:
 
 
 def _sizes(seen: Seen, key: LayerKey) -> Frame:
-    """What enters it by record, from above or through calls of the same step."""
-    rows = above(seen, key)
-    return by_step(rows[np.isfinite(rows["mean"])], "mean", "max")
+    """The largest total gradient of its state by record: also what enters an LSTM by its cell state comes to it."""
+    rows = seen.of("timesteps", key)
+    return by_step(rows[(rows["quantity"] == "grad_h") & np.isfinite(rows["mean"])], "mean", "max")
 
 
 def _of_zero(seen: Seen, silent: list[LayerKey], since: int, *, whole: bool) -> Finding:
