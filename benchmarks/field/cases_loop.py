@@ -23,7 +23,6 @@ def _clipping() -> list[Case]:
         return ailing(task, what, "missing_clipping exploding_gradient diverged", base, {"clip": 0.0, **ails})
 
     return [
-        tight("load", "SGD, clipped at 0.001", SGD, clip=1e-3),
         tight("keywords", "Adam, clipped at 1e-9", {}, clip=1e-9),
         tight("tokens", "SGD, clipped by value at 1e-6", {**SGD, "lr": 0.3}, clip=0.0, clip_value=1e-6),
         tight("membrane", "SGD, clipped at 0.0003", SGD, clip=3e-4),

@@ -79,7 +79,7 @@ def _pairs() -> list[Case]:
         sound("line"),
         sound("tones"),
         sound("tones", "Elman network in two directions", family="rnn_tanh", init=ORTHOGONAL, lr=0.003),
-        sound("tones", "three layers, weight decay", layers=3, hidden=64, optimizer="adamw", weight_decay=0.01),
+        sound("tones", "two layers, weight decay", layers=2, optimizer="adamw", weight_decay=0.01, steps=180),
     ]
 
 
@@ -99,7 +99,7 @@ def _odd() -> list[Case]:
     return [
         odd("prose", "forget gates wide open", init=(("forget", 5.0),)),
         odd("load", "loss times 10,000", scale=1e4, clip=0.0),
-        odd("tones", "loss times 1e-4", scale=1e-4),
+        odd("amounts", "loss times 1e-4", scale=1e-4),
         odd("keywords", "clipped at every step, Adam makes it good", clip=0.01),
         odd("vowels", "clipped at every step, Adam makes it good", clip=0.005),
         odd("chorale", "ReLU, most units dead at first", family="rnn_relu", init=(("bias", -0.3),)),
