@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope import step as gradscope_step
 from gradscope.observe import arriving
+from gradscope.observe import step as gradscope_step
 from gradscope.record import Run
 from gradscope.types import Analysis, Kept
 
