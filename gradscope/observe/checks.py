@@ -86,7 +86,8 @@ class Checks:
         """Names, or shapes, of parameters below the loss in both steps asked that no optimizer steps."""
         stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         first, second = self._leaves
-        lost = [leaf for n, reference in first.items() if n in second and n not in stepped and (leaf := reference())]
+        asked = [reference() for n, reference in first.items() if n in second and n not in stepped]
+        lost = [leaf for leaf in asked if leaf is not None]
         known = {id(p): name for name, p in self._model.named_parameters()}
         names = [known.get(id(leaf)) or "x".join(map(str, leaf.shape)) for leaf in lost]
         return names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED} more"]

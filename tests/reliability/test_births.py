@@ -319,7 +319,7 @@ def test_a_sparse_schedule_records_the_steps_after_and_tells_whose_gradients_the
 
 
 def test_a_step_that_was_not_recorded_is_not_read_off_the_next() -> None:
-    """Here the weights stay; the record of the step after has a birth of its own, which need not be that of the first."""
+    """Here the weights stay; the record of the step after has a birth of its own, which need not be the first one's."""
     model, optimizer = nn.GRU(D, H), None
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with gradscope.attach(model, every=100, strict=True) as scope:

@@ -1,0 +1,60 @@
+"""Notes on the loop: what receives no gradient, what is left over from an earlier step, what nobody steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import gradscope
+from gradscope.types.notes import NO_GRADIENT, STALE, UNOPTIMIZED
+
+
+class Pair(nn.Module):
+    """An encoder whose state the decoder is given, or not; read out by layers in a Python list."""
+
+    def __init__(self, given: bool) -> None:
+        super().__init__()
+        self.given = given
+        self.encoder, self.decoder = nn.GRU(3, 4), nn.GRU(3, 4)
+        self.heads = [nn.Linear(4, 2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.encoder(x)[1]
+        return self.heads[0](self.decoder(x, state if self.given else None)[0])
+
+
+def notes(model: nn.Module, steps: int = 12, *, zero: bool = True) -> list[tuple[int, str, str]]:
+    optimizer = SGD(model.parameters(), 0.01)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(steps):
+            if zero:
+                optimizer.zero_grad()
+            model(torch.randn(5, 2, 3)).square().mean().backward()
+            optimizer.step()
+    return list(scope.run.frame("notes")[["step", "module", "reason"]].itertuples(index=False, name=None))
+
+
+def test_a_module_that_is_called_and_gets_no_gradient() -> None:
+    silent = [(step, module) for step, module, reason in notes(Pair(given=False)) if reason == NO_GRADIENT]
+    assert silent == [(step, "encoder") for step in range(12)]
+    assert not [reason for _, _, reason in notes(Pair(given=True)) if reason == NO_GRADIENT]
+
+
+def test_parameters_that_no_optimizer_steps() -> None:
+    """Once, by shape, for the model does not know their names."""
+    found = [reason for _, _, reason in notes(Pair(given=True)) if reason.startswith(UNOPTIMIZED)]
+    assert found == [UNOPTIMIZED + "2x4, 2"] or found == [UNOPTIMIZED + "2, 2x4"]
+    mended = Pair(given=True)
+    mended.head = mended.heads[0]
+    assert not [reason for _, _, reason in notes(mended) if reason.startswith(UNOPTIMIZED)]
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_gradients_of_an_earlier_step(zero: bool) -> None:
+    model = Pair(given=True)
+    model.head = model.heads[0]
+    stale = [(step, reason) for step, _, reason in notes(model, 4, zero=zero) if reason.startswith(STALE)]
+    assert [step for step, _ in stale] == ([] if zero else [1, 2, 3])
+    assert all("norm" in reason and "after the pass" in reason for _, reason in stale)
