@@ -97,10 +97,7 @@ class Learning:
         """The verdict and the numbers that it rests on."""
         if self.source == "loss gradient":
             seems = {"learns": "seems to learn", "stalls": "may stall"}.get(self.verdict, "may learn or not")
-            return (
-                f"No loss was seen. {percent(self.end)} of the loss gradient of the beginning is still there: the "
-                f"training {seems}."
-            )
+            return f"By the loss gradient, of which {percent(self.end)} is left, the training {seems}."
         return self._of_loss()
 
     def _of_loss(self) -> str:
@@ -124,7 +121,7 @@ class Learning:
             return f"The loss stalls: {how}."
         if self.resumed:
             return f"The loss was {begin} where the record begins, and is {end}; what was learnt before is not known."
-        return "Whether the training learns cannot be told from its loss."
+        return "Whether the training learns is not known."
 
 
 UNKNOWN = Learning("unknown")
@@ -178,9 +175,9 @@ class _Curve:
     def _single(self) -> float:
         """Standard error of a tenth's median, by how much losses that follow each other differ, and levels that do."""
         later = self._scaled[len(self._scaled) // 4 :]
-        single = _spread(np.diff(later)) / math.sqrt(len(self._losses) / 10)
+        single = spread(np.diff(later)) / math.sqrt(len(self._losses) / 10)
         levels = np.log(np.maximum(self.levels, self._least)) if self._positive else self.levels
-        rough = _spread(np.diff(levels, 2)[len(levels) // 4 :]) / math.sqrt(3)
+        rough = spread(np.diff(levels, 2)[len(levels) // 4 :]) / math.sqrt(3)
         return max(1.25 * single, rough / math.sqrt(max(1, self._tenth)))
 
     def _sure(self, above: float, below: float) -> bool:
@@ -270,6 +267,6 @@ class _Curve:
         return None if since > 0.7 * len(self.levels) else int(self._steps[self._parts[since][0]])
 
 
-def _spread(values: Array) -> float:
+def spread(values: Array) -> float:
     """Standard deviation of single values from that of differences, by the median of their sizes."""
     return float(np.median(np.abs(values))) / 0.6745 / math.sqrt(2) if len(values) else 0.0

@@ -66,6 +66,12 @@ def test_of_an_adaptive_optimizer_a_spike_has_to_have_done_harm(after: float, fo
     assert bool(missing_clipping(made.seen())) is found
 
 
+def test_noise_is_no_harm() -> None:
+    made = spiking(50.0, "Adam")
+    made.loss = [(1.0, 1.4, 0.6, 1.1)[i % 4] for i in range(61)] + [(1.15, 1.5, 0.7, 1.2)[i % 4] for i in range(59)]
+    assert not missing_clipping(made.seen())
+
+
 def test_spikes_behind_a_loss_that_fell_far_and_stands_are_a_fact() -> None:
     made = spiking(50.0)
     made.loss = [10.0, 5.0, 2.0] + [1.0] * 117

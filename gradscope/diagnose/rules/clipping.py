@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Frame, Seen
+from gradscope.diagnose.learning import SURE, spread
 from gradscope.diagnose.progress import learning, settled, severity
 from gradscope.diagnose.rules.updates import typical_update
 from gradscope.diagnose.trend import ENOUGH
@@ -115,12 +116,15 @@ def missing_clipping(seen: Seen) -> list[Finding]:
 
 
 def _harmed(steps: Frame, at: int) -> bool:
-    """Whether the loss is higher after a step than before it, or that is not known."""
+    """Whether the loss is higher after a step than before it, by more than its noise, or that is not known."""
     losses = steps.loc[np.isfinite(steps["loss"]), ["step", "loss"]]
-    before, after = losses.loc[losses["step"] <= at, "loss"].tail(AROUND), losses.loc[losses["step"] > at, "loss"]
+    before = losses.loc[losses["step"] <= at, "loss"].tail(AROUND)
+    after = losses.loc[losses["step"] > at, "loss"].head(AROUND)
     if not len(before) or not len(after):
         return True
-    return float(after.head(AROUND).median()) > float(before.median()) + HARM * abs(float(before.median()))
+    usual, rise = float(before.median()), float(after.median() - before.median())
+    error = 1.25 * spread(np.diff(losses["loss"].to_numpy())) * math.sqrt(1 / len(before) + 1 / len(after))
+    return rise > max(HARM * abs(usual), SURE * error)
 
 
 def _looked_at(clips: Frame) -> Frame:

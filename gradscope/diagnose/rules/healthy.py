@@ -25,10 +25,9 @@ LARGE, SMALL = 0.05, 1e-4
 def healthy(seen: Seen) -> Finding:
     """That nothing was found, what has been ruled out, and where to look next."""
     records, found = len(seen.records), learning(seen)
-    fails = not found.learns
     told = f"No rule has found a fault in {records} recorded of {len(seen['steps']):,} steps."
     why = " ".join([told, found.sentence, *_ruled_out(seen)])
-    if fails:
+    if found.fails:
         why += (
             " If the loss stalls all the same, the recurrence is not the likely reason. Look at what follows, in order."
         )
@@ -39,7 +38,7 @@ def healthy(seen: Seen) -> Finding:
         title="nothing was found" if not found.fails else "nothing in the recurrence explains why the loss stalls",
         explanation=why,
         evidence={"records": records, "steps": span(seen), **found.evidence},
-        remedies=_next(seen) if fails else (),
+        remedies=_next(seen) if found.fails else (),
     )
 
 
