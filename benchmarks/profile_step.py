@@ -45,7 +45,7 @@ CLASSES = ("base:Family", "lstm:LSTM", "gru:GRU", "rnn:TanhRNN", "rnn:ReluRNN", 
 # Function -> part; `the rest` is what a function spends outside of the others.
 PARTS = {
     "gradscope.observe.guard:Guard.call": "hooks, and the rest",
-    "gradscope.observe.observer:Observer._finish": "the rest of the step's end",
+    "gradscope.observe.observer:Observer.finish": "the rest of the step's end",
     "gradscope.observe.step:Recording.observe": "capture copies",
     "gradscope.capture.layout:Dense.select": "capture copies",
     "gradscope.capture.layout:Dense.time_first": "capture copies",

@@ -32,7 +32,6 @@ class Checks:
     def __init__(self, model: nn.Module) -> None:
         """See the class."""
         self._model = model
-        self._before: tuple[list[Tensor], Tensor] | None = None
         self._stale: list[tuple[int, float, float]] = []
         self._steps = 0
         self._leaves: list[dict[int, weakref.ref[Tensor]]] = []
@@ -42,7 +41,7 @@ class Checks:
         """A pass begins; the first of a step finds the gradients as the last step has left them."""
         if first:
             held = [p for p, gradient, _ in one.stamps if gradient is not None and not gradient.is_sparse]
-            self._before = (held, _norms(held)) if held else None
+            one.leftover = (held, _norms(held)) if held else None
         if self._steps >= SETTLED and not self._told and len(self._leaves) < 2:
             roots = [root for root in one.roots if isinstance(root, Tensor)]
             nodes = leaves_below(roots, SEARCHED)
@@ -51,10 +50,10 @@ class Checks:
 
     def ended(self, one: Pass) -> None:
         """It is over, and was ours."""
-        before, self._before = self._before, None
-        if before is None:
+        if one.leftover is None:
             return
-        held, norms = before
+        held, norms = one.leftover
+        one.leftover = None
         mine = [(p, norm) for p, norm in zip(held, norms.tolist(), strict=True) if norm and id(p) in one.touched]
         after = _norms([p for p, _ in mine]).tolist()
         self._stale = [(id(p), norm, now) for (p, norm), now in zip(mine, after, strict=True)]

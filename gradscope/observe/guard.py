@@ -49,83 +49,77 @@ class Guard:
         cuda: the device's time can be counted as well, see `by_device`.
 
     Attributes:
-        depth: of our callbacks that are running.
-        since: when the outermost has begun.
-        spent: seconds in those that are over, of this step.
-        events: around callbacks, where the device's clock counts.
-        noted: something has been kept for the notes of this step.
+        reasons: what has been kept for the notes of this step.
     """
 
     def __init__(self, strict: bool, *, cuda: bool = False) -> None:
         """See the class."""
         self._cuda = cuda
-        self.events: list[torch.cuda.Event] | None = None
-        self.spent = 0.0
-        self.since = 0.0
+        self._events: list[torch.cuda.Event] | None = None
+        self._spent = 0.0
+        self._since = 0.0
         self._strict = strict
-        self.depth = 0
-        self._reasons: list[str] = []
-        self.noted = False
+        self._depth = 0
+        self.reasons: list[str] = []
         self._warned: set[str] = set()
 
     @uncompiled
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Call a function of ours; None if it fails."""
-        if not self.depth:
-            self.since = time.perf_counter()
-            if self.events is not None:
+        if not self._depth:
+            self._since = time.perf_counter()
+            if self._events is not None:
                 self._mark()
-        self.depth += 1
+        self._depth += 1
         compiler = set_eval_frame(None)
         try:
             return function(*args, **kwargs)
         except AnalysisError:
             raise
         except Exception as error:
-            self.fail(error)
+            self._fail(error)
             return None
         finally:
             set_eval_frame(compiler)
-            self.depth -= 1
-            if not self.depth:
-                if self.events is not None:
+            self._depth -= 1
+            if not self._depth:
+                if self._events is not None:
                     self._mark()
-                self.spent += time.perf_counter() - self.since
+                self._spent += time.perf_counter() - self._since
 
     def take_overhead(self, now: float | None = None) -> Overhead:
         """What our callbacks have taken since the last time, the running one included, up to `now`."""
         now = time.perf_counter() if now is None else now
-        host = self.spent + (now - self.since if self.depth else 0.0)
-        self.spent, self.since = 0.0, now
-        if self.events is None:
+        host = self._spent + (now - self._since if self._depth else 0.0)
+        self._spent, self._since = 0.0, now
+        if self._events is None:
             return Overhead(host)
-        if self.depth:
+        if self._depth:
             self._mark()
-        events, self.events = tuple(self.events), []
-        if self.depth:
+        events, self._events = tuple(self._events), []
+        if self._depth:
             self._mark()  # the rest of what is running counts next time
         return Overhead(host, events)
 
     def by_device(self, wanted: bool) -> None:
         """Count by the device's clock from now on, where there is one: for steps that give it work worth counting."""
-        if not self._cuda or wanted == (self.events is not None):
+        if not self._cuda or wanted == (self._events is not None):
             return
-        self.events = [] if wanted else None
-        if self.depth:
+        self._events = [] if wanted else None
+        if self._depth:
             self._mark()
 
     def _mark(self) -> None:
         """Note where the device is in its work; nothing waits for it."""
-        if self.events is not None:
+        if self._events is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self.events.append(event)
+            self._events.append(event)
 
     def note(self, reason: str) -> None:
         """Keep something for the notes of this step, and warn about it the first time."""
-        if reason not in self._reasons:
-            self._reasons.append(reason)
-        self.noted = True
+        if reason not in self.reasons:
+            self.reasons.append(reason)
         self.warn(reason)
 
     def warn(self, reason: str) -> None:
@@ -135,18 +129,12 @@ class Guard:
             self._warned.add(kind)
             warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
 
-    @property
-    def reasons(self) -> list[str]:
-        """What has been kept for the notes of this step."""
-        return list(self._reasons)
-
     def take_reasons(self) -> list[str]:
         """What has been kept since the last time."""
-        reasons, self._reasons, self.noted = self._reasons, [], False
+        reasons, self.reasons = self.reasons, []
         return reasons
 
-    def fail(self, error: Exception) -> None:
-        """Keep a failure of ours for the notes, or raise it."""
+    def _fail(self, error: Exception) -> None:
         reason = f"gradscope failed: {type(error).__name__}: {error}"
         if self._strict:
             raise AnalysisError(reason) from error
@@ -168,21 +156,6 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
     @functools.wraps(method)
     @uncompiled
     def around(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        guard = self.guard
-        if guard.depth or guard.events is not None:
-            return guard.call(method, self, *args, **kwargs)
-        guard.since, guard.depth = time.perf_counter(), 1  # what `call` does, a call of Python's less at every step
-        compiler = set_eval_frame(None)
-        try:
-            return method(self, *args, **kwargs)
-        except AnalysisError:
-            raise
-        except Exception as error:
-            guard.fail(error)
-            return None
-        finally:
-            set_eval_frame(compiler)
-            guard.depth = 0
-            guard.spent += time.perf_counter() - guard.since
+        return self.guard.call(method, self, *args, **kwargs)
 
     return around

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from gradscope.attach.modified import Change, Reference, compare, snapshot
 from gradscope.attach.scaler import SCALER, Scaling
 from gradscope.attach.uncompiled import uncompiled
 from gradscope.observe.guard import Guard, guarded
+from gradscope.observe.owners import Owners
 from gradscope.observe.passes import Passes
 from gradscope.record.recorder import Later, Number, keep, known
 from gradscope.types import Rows
@@ -31,7 +31,7 @@ CLIPPED_SCALED = (
     "else at every step: call scaler.unscale_(optimizer) before clipping"
 )
 GLANCED = 4
-"""Layers of which one element of a gradient is read on the host at every step."""
+"""Layers of which one element of a gradient is read, on the host, where no clipping call tells of NaN."""
 READABLE = (torch.float32, torch.float64)
 
 
@@ -59,7 +59,7 @@ class Ledger:
         others: modules of which it is only known whether gradient arrives; without layers they take their place.
         passes: told what GradScalers scale.
         guard: for failures.
-        owns: whether an optimizer steps watched parameters.
+        owners: which optimizers step watched parameters.
         stepped: called when a GradScaler's step is over, with the optimizer and whether it was skipped.
 
     Attributes:
@@ -78,22 +78,21 @@ class Ledger:
         others: Sequence[nn.Module],
         passes: Passes,
         guard: Guard,
-        owns: Callable[[Optimizer], bool],
+        owners: Owners,
         stepped: Callable[[Optimizer, Tensor | bool], None],
     ) -> None:
         """See the class."""
         self.guard, self.passes = guard, passes
         self._whole_model, self._layers = model, layers or others
         self._heard = [*layers, *others]
-        self._owns, self._stepped = owns, stepped
-        self._shares: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
+        self._owners, self._stepped = owners, stepped
         self._take()
         self.scaling = Scaling()
         self.looking, self.looked_s = True, 0.0
         self.norm: Number | None = None
         self.suspect = False
         self._clipped, self._arrived = set[int](), set[int]()
-        self._watching = ExitStack()
+        self._watching, self._arrivals_watched = ExitStack(), False
         self._reference: Reference | None = None
         self._rows: list[Rows | Later] = []
         self._expected: Gradients | None = None
@@ -121,10 +120,10 @@ class Ledger:
         if all(next(m.parameters(), None) is p for m, p in zip(self._heard, self._first, strict=True)):
             return
         self._take()
-        self._shares.clear()
+        self._owners.renew()
         self.passes.anew()
         self._reference = None
-        self.watch_arrivals(bool(self._arrived) or self.looking)
+        self.forget_arrivals()
 
     # --- backward
 
@@ -135,14 +134,21 @@ class Ledger:
         """
         return index in self._arrived or hasattr(self._first[index], "to_local")
 
-    def watch_arrivals(self, wanted: bool) -> None:
-        """Whether to hear where gradients accumulate, in this process: recorded steps say what was not seen."""
-        self._watching.close()
-        self._arrived = set()
-        for index, module in enumerate(self._heard) if wanted else ():
+    def watch_arrivals(self) -> None:
+        """From now until the step is over, keep which layers receive gradients in this process."""
+        if self._arrivals_watched:
+            return
+        self._arrivals_watched = True
+        for index, module in enumerate(self._heard):
             for parameter in [p for p in module.parameters() if p.requires_grad][:1]:
                 handle, node = watch_parameter(parameter, partial(self._accumulates, index))
                 self._watching.callback(lambda handle, node: handle.remove(), handle, node)
+
+    def forget_arrivals(self) -> None:
+        """A step is over, or other parameters have taken the places of those that were watched."""
+        self._watching.close()
+        self._arrivals_watched = False
+        self._arrived = set()
 
     @uncompiled
     def _accumulates(self, index: int, _: Tensor) -> None:
@@ -208,7 +214,7 @@ class Ledger:
         if self._meets(scaler, optimizer):
             self.scaling.unscaled(optimizer)
             if self.looking:
-                self._expect(1 / self.scaling.factor if self._whole(self.share(optimizer)) else None)
+                self._expect(1 / self.scaling.factor if self._whole(self._owners.of(optimizer).share) else None)
 
     @guarded
     def before_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
@@ -219,29 +225,18 @@ class Ledger:
     @guarded
     def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
         """The step of a scaler is over, with or without the optimizer's own."""
-        if self._owns(optimizer):
+        if self._owners.of(optimizer).watched:
             self._stepped(optimizer, self.scaling.skipped)
 
     def _meets(self, scaler: GradScaler, optimizer: Optimizer) -> bool:
-        ours = self._owns(optimizer)
+        ours = self._owners.of(optimizer).watched
         self.scaling.meets(scaler, ours)
         if not ours:
             return False
         if self._clipped and scaler.is_enabled() and not self.scaling.is_unscaled(optimizer):
-            if self._clipped & self.share(optimizer):
+            if self._clipped & self._owners.of(optimizer).share:
                 self.guard.note(CLIPPED_SCALED)
         return True
-
-    def share(self, optimizer: Optimizer) -> set[int]:
-        """The parameters that an optimizer steps."""
-        known = self._shares.get(optimizer)
-        if known is None:
-            known = self._shares[optimizer] = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return known
-
-    def forget(self, optimizer: Optimizer) -> None:
-        """The optimizer steps other parameters than before."""
-        self._shares.pop(optimizer, None)
 
     # --- optimizer
 
@@ -282,7 +277,7 @@ class Ledger:
         """Which parameters an optimizer steps; what is frozen does not matter."""
         if optimizer is None:
             return [True] * len(self._parameters)
-        mine = self.share(optimizer)
+        mine = self._owners.of(optimizer).share
         return [id(p) in mine or not p.requires_grad for p in self._parameters]
 
     def _compare(self, parameters: Sequence[Tensor], chosen: Sequence[bool], *, zeroed: bool) -> Tensor:

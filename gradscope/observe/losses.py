@@ -38,8 +38,6 @@ class Losses:
 
     def of(self, roots: Sequence[Any]) -> Loss:
         """The loss of a pass that begins with these."""
-        if len(roots) == 1 and type(x := roots[0]) is Tensor and x.is_cpu and not self._scaled:
-            return ((keep(x),),) if x.numel() == 1 and x.is_floating_point() else None
         terms: list[Term] = []
         for root in roots:
             term = self._term(root)

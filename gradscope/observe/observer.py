@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from gradscope.observe.checks import Checks
 from gradscope.observe.following import ONCE
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.ledger import Ledger
+from gradscope.observe.owners import Owners
 from gradscope.observe.passes import Pass, Passes
 from gradscope.observe.plan import Plan
 from gradscope.observe.quantities import keep, needs_full
@@ -70,8 +70,6 @@ class Observer:
         """Begin with step `settings.first_step`."""
         self.model, self._layers, self._recorder = model, layers, recorder
         self._settings = settings
-        self._owners: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
-        self._asked: tuple[weakref.ref[Optimizer] | None, int, bool] = (None, 0, False)
         self._introduced: set[int] | None = None
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
@@ -80,7 +78,8 @@ class Observer:
         self._passes = Passes(model.parameters)
         others = [watched.module for watched in own if isinstance(watched, SequenceModule)]
         watched = list(layers.values())
-        self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owns, self._scaler_stepped)
+        self._owners = Owners(model, watched)
+        self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owners, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._plan = Plan(schedule, self._alarm, self.guard.call)
         self._idle = self._suspect = self._clipped = False
@@ -118,11 +117,11 @@ class Observer:
     @guarded
     def before_backward(self, roots: Sequence[Any]) -> Pass | None:
         """See `BackwardListener`."""
-        if self._since is None:
-            self._started()
+        self._started()
         recorded = self.calls.recording is not None
         one = self._passes.begin(roots, thorough=self.ledger.looking)
         if recorded and not self.paused:
+            self.ledger.watch_arrivals()
             self._checks.begins(one, first=not self._passes.any)
         return one
 
@@ -155,7 +154,7 @@ class Observer:
     @guarded
     def _before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Look at the gradients as the optimizer gets them."""
-        if not self._owns(optimizer):
+        if not self._owners.of(optimizer).watched:
             return
         scaling = self.ledger.scaling
         if scaling.steps(optimizer):
@@ -177,8 +176,8 @@ class Observer:
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
         scaling = self.ledger.scaling
-        if self._owns(optimizer) and not (scaling.used and scaling.steps(optimizer)):
-            self._finish(type(optimizer).__name__, False, optimizer)
+        if self._owners.of(optimizer).watched and not (scaling.used and scaling.steps(optimizer)):
+            self.finish(type(optimizer).__name__, False, optimizer)
 
     def _scaler_stepped(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
         self.finish(type(optimizer).__name__, skipped, optimizer)
@@ -194,6 +193,7 @@ class Observer:
             self.paused = paused
             self._since = None if since is None else since + time.perf_counter() - began
 
+    @guarded
     def finish(self, name: str, skipped: Tensor | bool = False, optimizer: Optimizer | None = None) -> None:
         """Analyse the step, hand on its rows, and begin the next.
 
@@ -202,17 +202,12 @@ class Observer:
             skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
             optimizer: the one that stepped.
         """
-        self._finish(name, skipped, optimizer)
-
-    @guarded
-    def _finish(self, name: str, skipped: Tensor | bool, optimizer: Optimizer | None) -> None:
-        if self._since is None:
-            self._started()
+        self._started()
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
-        share = None if optimizer is None else self.ledger.share(optimizer)
+        share = None if optimizer is None else self._owners.of(optimizer).share
         rows, recorded = list[Rows](), False
-        if self.calls.recording is not None or self.guard.noted:
+        if self.calls.recording is not None or self.guard.reasons:
             rows = self.rows(share, stepped=True)
             recorded = any(block.table == "layers" for block in rows)
             self.guard.take_reasons()  # they are among the rows
@@ -309,7 +304,7 @@ class Observer:
         called = [] if recording is None or not self._passes.any else recording.silent
         modules = {**self.calls.own, **self._layers}
         silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
-        return [self._note(*note) for note in self._checks.notes(share, silent, list(self._owners))]
+        return [self._note(*note) for note in self._checks.notes(share, silent, self._owners.optimizers)]
 
     def _first(self, module: str, reason: str) -> bool:
         """Whether a remark that is made once in a run is made in this step."""
@@ -347,27 +342,4 @@ class Observer:
         if recorded or self.calls.listening:
             self.calls.begin(recorded, full=needs_full(self._settings.wanted))
             self.guard.by_device(recorded)
-            self.ledger.watch_arrivals(recorded)
-
-    def _owns(self, optimizer: Optimizer) -> bool:
-        """Whether an optimizer steps watched recurrent parameters; any of the model's, where those are all frozen."""
-        count = 0
-        for group in optimizer.param_groups:
-            count += len(group["params"])
-        last, counted, owns = self._asked
-        if last is not None and last() is optimizer and counted == count:
-            return owns
-        known = self._owners.get(optimizer)
-        if known is None or known[0] != count:
-            self.ledger.forget(optimizer)
-            mine = {id(p) for p in self._parameters()}
-            if not any(p.requires_grad for p in self._parameters()):
-                mine |= {id(p) for p in self.model.parameters()}
-            owns = any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
-            known = self._owners[optimizer] = (count, owns)
-        self._asked = weakref.ref(optimizer), *known
-        return known[1]
-
-    def _parameters(self) -> list[nn.Parameter]:
-        """Parameters of the watched layers, each once."""
-        return list({id(p): p for layer in self._layers.values() for p in layer.parameters()}.values())
+            self.ledger.forget_arrivals()

@@ -41,6 +41,7 @@ class Pass:
         loss: what it began with, in numbers.
         touched: parameters with a new gradient that no step has used yet, by identity.
         used: parameters whose optimizer has stepped while it ran.
+        leftover: parameters that had a gradient before it, and its norms; of the first pass of a recorded step.
     """
 
     stamps: list[Stamp]
@@ -52,6 +53,7 @@ class Pass:
     loss: Loss = None
     touched: set[int] = field(default_factory=set[int])
     used: set[int] = field(default_factory=set[int])
+    leftover: tuple[list[Tensor], Tensor] | None = None
 
 
 class Passes:

@@ -46,10 +46,6 @@ class Ending:
         Args:
             hear: told the norm of the gradients, NaN if unknown, and what is not finite, of a step that counts.
         """
-        loss = self.losses[0] if len(self.losses) == 1 else None
-        if self.gradients is None and loss and type(loss[0][0]) is float and len(loss) == len(loss[0]) == 1:
-            if self.skipped is False and (self.norm is None or type(self.norm) is float):
-                return self._idle(loss[0][0], hear)
         found = self.gradients
         parts: list[Number] = [self.skipped, math.nan if self.norm is None else self.norm]
         parts += [] if found is None else [found.norms, found.factor]
@@ -57,14 +53,6 @@ class Ending:
         if known(numbers):
             return self._made(numbers, len(parts), hear)
         return Later(numbers, lambda *numbers: self._made(numbers, len(parts), hear))
-
-    def _idle(self, loss: float, hear: Hear) -> Rows:
-        """The row of most steps: one loss, and gradients that nobody has looked at."""
-        norm = self.norm
-        bad = self.spoilt or not math.isfinite(loss) or (type(norm) is float and not math.isfinite(norm))
-        hear(norm if type(norm) is float else math.nan, int(bad))
-        known = {"loss": loss, "grad_norm": math.nan, "nonfinite": int(bad), "skipped": False}
-        return Rows("steps", {**self.columns, **known, "overhead_s": self.overhead.host_s})
 
     def _made(self, numbers: Sequence[Any], parts: int, hear: Hear) -> Rows:
         skipped, norm = bool(numbers[0]), float(numbers[1])

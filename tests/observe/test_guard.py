@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradscope.errors import AnalysisError, GradscopeWarning
-from gradscope.observe.guard import Guard
+from gradscope.observe.guard import Guard, Overhead, guarded
 
 
 class Device:
@@ -72,20 +72,33 @@ def test_a_running_callback_is_split_between_two_steps(device: Device) -> None:
     assert [overhead.seconds() for overhead in taken] == pytest.approx([0.040, 0.045])
 
 
-def test_the_devices_clock_is_asked_only_while_it_is_wanted(device: Device) -> None:
-    guard, taken = Guard(strict=True, cuda=True), []
+class Stepping:
+    """Takes steps whose events are switched within a callback."""
 
-    def step(wanted: bool) -> None:
-        device.now += 40
-        taken.append(guard.take_overhead())
-        device.now += 5
-        guard.by_device(wanted)
-        device.now += 2
+    def __init__(self, device: Device) -> None:
+        self.device, self.guard = device, Guard(strict=True, cuda=True)
+        self.taken: list[Overhead] = []
 
+    def step(self, wanted: bool) -> None:
+        self.device.now += 40
+        self.taken.append(self.guard.take_overhead())
+        self.device.now += 5
+        self.guard.by_device(wanted)
+        self.device.now += 2
+
+    guarded_step = guarded(step)
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+def test_the_devices_clock_is_asked_only_while_it_is_wanted(device: Device, decorated: bool) -> None:
+    stepping = Stepping(device)
     for wanted in (False, True, True, False, False):
-        guard.call(step, wanted)
-    assert [bool(overhead.events) for overhead in taken] == [False, False, True, True, False]
-    assert [overhead.seconds() for overhead in taken[2:4]] == pytest.approx([0.042, 0.047])
+        if decorated:
+            stepping.guarded_step(wanted)
+        else:
+            stepping.guard.call(stepping.step, wanted)
+    assert [bool(overhead.events) for overhead in stepping.taken] == [False, False, True, True, False]
+    assert [overhead.seconds() for overhead in stepping.taken[2:4]] == pytest.approx([0.042, 0.047])
 
 
 def test_on_the_cpu_there_are_no_events() -> None:

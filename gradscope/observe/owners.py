@@ -1,0 +1,74 @@
+"""Which optimizers step watched parameters, and which parameters each of them steps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+class Owned(NamedTuple):
+    """What an optimizer steps.
+
+    Attributes:
+        number: how many parameters.
+        watched: whether some of a watched layer's are among them.
+        share: their identities.
+    """
+
+    number: int
+    watched: bool
+    share: set[int]
+
+
+class Owners:
+    """Every optimizer that has been asked for, examined once, and again when its parameters have become more or fewer.
+
+    Args:
+        model: what is attached.
+        layers: its watched layers.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        """See the class."""
+        self._model, self._layers = model, layers
+        self._known: weakref.WeakKeyDictionary[Optimizer, Owned] = weakref.WeakKeyDictionary()
+        self._last: tuple[weakref.ref[Optimizer], Owned] | None = None
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """All that have been asked for and are still there."""
+        return list(self._known)
+
+    def of(self, optimizer: Optimizer) -> Owned:
+        """What an optimizer steps; most often it is the one that was asked for before."""
+        count = 0
+        for group in optimizer.param_groups:
+            count += len(group["params"])
+        if self._last is not None and self._last[0]() is optimizer and self._last[1].number == count:
+            return self._last[1]
+        known = self._known.get(optimizer)
+        if known is None or known.number != count:
+            share = _share(optimizer)
+            known = self._known[optimizer] = Owned(count, not share.isdisjoint(self._watched()), share)
+        self._last = weakref.ref(optimizer), known
+        return known
+
+    def renew(self) -> None:
+        """Other parameters may have taken the places of those that were known."""
+        self._last = None
+        for optimizer, known in list(self._known.items()):
+            self._known[optimizer] = known._replace(share=_share(optimizer))
+
+    def _watched(self) -> set[int]:
+        """Identities of the watched layers' parameters; where those are all frozen, of all the model's too."""
+        mine = {p: None for layer in self._layers for p in layer.parameters()}
+        everything = mine if any(p.requires_grad for p in mine) else [*mine, *self._model.parameters()]
+        return {id(p) for p in everything}
+
+
+def _share(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
