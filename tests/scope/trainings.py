@@ -109,6 +109,7 @@ def _is_filled(cell: Any) -> bool:
 
 def surroundings(*models: nn.Module) -> dict[tuple[str, str], Any]:
     """Everything that a scope could have touched, in torch, in the models, and on their tensors."""
+    gc.collect()  # a scope that another test has left would close itself some time or other
     seen: dict[tuple[str, str], Any] = {}
     for place in PLACES:
         for name, value in list(vars(place).items()):  # threads that other tests have left may import something
