@@ -18,8 +18,8 @@ SEARCHED = 16
 
 Term = tuple[Number, ...]
 """A loss; or a root of the graph, what a GradScaler was given, and what it made of that."""
-Loss = tuple[Term, ...] | None
-"""What a pass begins with; None where that is no scalar."""
+Loss = float | tuple[Term, ...] | None
+"""What a pass begins with, a number if the host knows it at once; None where that is no scalar."""
 
 
 class Losses:
@@ -40,15 +40,13 @@ class Losses:
         """The loss of a pass that begins with these."""
         terms: list[Term] = []
         for root in roots:
-            term = self._term(root)
-            if term is None:
+            if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
                 return None
-            terms.append(term)
-        return tuple(terms)
+            terms.append(self._term(root))
+        known = all([type(number) is float for term in terms for number in term])
+        return float(sum(map(_value, terms))) if known else tuple(terms)
 
-    def _term(self, root: Any) -> Term | None:
-        if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
-            return None
+    def _term(self, root: Tensor) -> Term:
         for node in nodes_below([root.grad_fn], SEARCHED) if self._scaled and root.grad_fn is not None else ():
             if KEY in metadata(node):
                 given, scaled = metadata(node)[KEY]
@@ -58,8 +56,9 @@ class Losses:
 
 
 def numbers_of(losses: Iterable[Loss]) -> list[Number]:
-    """All numbers of some losses."""
-    return [number for loss in losses for term in loss or () for number in term]
+    """All numbers of some losses that the host may not know yet."""
+    pending = [loss for loss in losses if isinstance(loss, tuple)]
+    return [number for loss in pending for term in loss for number in term]
 
 
 def total(losses: Sequence[Loss], numbers: Iterable[Any]) -> float:
@@ -69,13 +68,17 @@ def total(losses: Sequence[Loss], numbers: Iterable[Any]) -> float:
         losses: of the passes of a step.
         numbers: `numbers_of` them, on the host.
     """
-    if not losses or None in losses:
-        return math.nan
     left, found = iter(numbers), 0.0
-    for term in [term for loss in losses for term in loss or ()]:
-        root, *scaling = (float(next(left)) for _ in term)
-        found += root * scaling[0] / scaling[1] if scaling and scaling[1] else math.nan if scaling else root
-    return found
+    for loss in losses:
+        if loss is None:
+            return math.nan
+        found += sum(_value([next(left) for _ in t]) for t in loss) if isinstance(loss, tuple) else loss
+    return found if losses else math.nan
+
+
+def _value(term: Sequence[Any]) -> float:
+    root, *scaling = map(float, term)
+    return root * scaling[0] / scaling[1] if scaling and scaling[1] else math.nan if scaling else root
 
 
 def _listed(some: Any) -> list[Any]:

@@ -134,9 +134,9 @@ class Observer:
             self.ledger.backward_over()
             if self.calls.recording is not None:
                 self._checks.ended(token)
-        elif token.loss and type(token.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
+        elif type(token.loss) is float and self._alarm.armed and not self.ledger.scaling.used:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
-            self._suspect = not math.isfinite(token.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
+            self._suspect = not math.isfinite(token.loss) or (not self._clipped and self.ledger.spoilt)
 
     @guarded
     def broken_backward(self, token: Pass) -> None:

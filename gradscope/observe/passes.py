@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +51,8 @@ class Pass:
     thread: int = field(default_factory=threading.get_ident)
     alone: bool = True
     loss: Loss = None
-    touched: set[int] = field(default_factory=set[int])
-    used: set[int] = field(default_factory=set[int])
+    touched: Set[int] = frozenset[int]()
+    used: Set[int] = frozenset[int]()
     leftover: tuple[list[Tensor], Tensor] | None = None
 
 

@@ -46,25 +46,25 @@ class Ending:
         Args:
             hear: told the norm of the gradients, NaN if unknown, and what is not finite, of a step that counts.
         """
-        found = self.gradients
-        parts: list[Number] = [self.skipped, math.nan if self.norm is None else self.norm]
-        parts += [] if found is None else [found.norms, found.factor]
-        numbers = [*parts, *numbers_of(self.losses)]
+        looked = () if self.gradients is None else (self.gradients.norms, self.gradients.factor)
+        numbers = [self.skipped, math.nan if self.norm is None else self.norm, *looked, *numbers_of(self.losses)]
         if known(numbers):
-            return self._made(numbers, len(parts), hear)
-        return Later(numbers, lambda *numbers: self._made(numbers, len(parts), hear))
+            return self._made(numbers, hear)
+        return Later(numbers, lambda *numbers: self._made(numbers, hear))
 
-    def _made(self, numbers: Sequence[Any], parts: int, hear: Hear) -> Rows:
-        skipped, norm = bool(numbers[0]), float(numbers[1])
+    def _made(self, numbers: Sequence[Any], hear: Hear) -> Rows:
+        skipped, norm, *rest = numbers
+        skipped, norm = bool(skipped), float(norm)
         grad_norm, bad = math.nan, 0
         if self.gradients is not None:
-            norms, factor = numbers[2].tolist(), float(numbers[3])
+            norms, factor, *rest = rest
+            norms, factor = norms.tolist(), float(factor)
             grad_norm, bad = math.hypot(*norms) / factor, sum(not math.isfinite(each) for each in norms)
-        loss = total(self.losses, numbers[parts:])
+        loss = total(self.losses, rest)
         lost = self.losses and None not in self.losses and not math.isfinite(loss)
         if lost or self.spoilt or (self.norm is not None and not math.isfinite(norm)):
             bad = max(bad, 1)
         if not skipped:
             hear(grad_norm if self.norm is None else norm, bad)
-        columns = {**self.columns, "loss": loss, "grad_norm": grad_norm, "nonfinite": bad, "skipped": skipped}
-        return Rows("steps", {**columns, "overhead_s": self.overhead.seconds()})
+        known = {"loss": loss, "grad_norm": grad_norm, "nonfinite": bad, "skipped": skipped}
+        return Rows("steps", {**self.columns, **known, "overhead_s": self.overhead.seconds()})

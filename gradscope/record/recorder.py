@@ -48,7 +48,7 @@ def tensor_of(value: Number) -> torch.Tensor | None:
 
 def known(values: Sequence[Number]) -> bool:
     """Whether no device has to be waited for."""
-    return all([type(value) is float or (x := tensor_of(value)) is None or x.is_cpu for value in values])
+    return all([type(value) in (float, bool) or (x := tensor_of(value)) is None or x.is_cpu for value in values])
 
 
 @dataclass(slots=True, eq=False)

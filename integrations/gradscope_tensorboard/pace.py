@@ -53,3 +53,31 @@ class Beat:
     def struck(self) -> None:
         """It was done."""
         self._last = self._clock()
+
+
+class Looks:
+    """Findings are looked for after 4, 8, 16, ... recorded steps, or later: looking may take some of the time only.
+
+    The first look loads what it needs, for which it is taken to last as long as `LOADING_S`.
+
+    Args:
+        share: of the time since the beginning.
+        clock: in seconds.
+    """
+
+    FIRST, LOADING_S = 4, 0.1
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._share, self._clock = share, clock
+        self._began, self._spent, self._next = clock(), self.LOADING_S, self.FIRST
+
+    def due(self, recorded: int) -> bool:
+        """Whether it is time, after so many recorded steps."""
+        return recorded >= self._next and self._spent <= self._share * (self._clock() - self._began)
+
+    def look(self, recorded: int, action: Callable[[], None]) -> None:
+        """Do it."""
+        began = self._clock()
+        self._next = 2 * recorded
+        action()
+        self._spent += self._clock() - began

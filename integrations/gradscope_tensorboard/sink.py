@@ -36,8 +36,8 @@ class TensorBoardSink:
         logdir: run folder.
         writer: an open `torch.utils.tensorboard.SummaryWriter`, which is then given everything instead. It computes
             checksums in Python, which holds training up by some milliseconds per recorded step.
-        findings: says what the run shows so far. Called in the thread, after 4, 8, 16, ... recorded steps and at the
-            end, so it must be safe to call while training writes.
+        findings: says what the run shows so far. Called in the thread after 4, 8, 16, ... recorded steps, later where
+            it would take more than 0.5 % of the time, and at the end; it must be safe to call while training writes.
 
     Raises:
         GradscopeError: neither folder nor writer, a writer of another kind, or the folder cannot be written.

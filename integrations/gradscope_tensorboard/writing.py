@@ -14,7 +14,7 @@ from gradscope_tensorboard.curves import curves
 from gradscope_tensorboard.events import EventFile, Point, SharedWriter
 from gradscope_tensorboard.found import as_json
 from gradscope_tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
-from gradscope_tensorboard.pace import Beat, Thinner
+from gradscope_tensorboard.pace import Beat, Looks, Thinner
 from gradscope_tensorboard.state import State
 from gradscope_tensorboard.stock import LOSS, layout
 from gradscope_tensorboard.summaries import Value, curve_value, scalar_value, text_value
@@ -31,8 +31,8 @@ LOSSES = 1000
 """Losses for the stock dashboards, which show no more points; later every second one, every fourth, ..."""
 BATCH = 2048
 """Rows of a table in one record, unless a second is over before."""
-FIRST_LOOK = 4
-"""Recorded steps after which findings are looked for, and again after twice as many."""
+LOOKING = 0.005
+"""Share of the time that looking for findings may take."""
 
 
 class Writing:
@@ -46,7 +46,7 @@ class Writing:
 
     def __init__(self, out: EventFile | SharedWriter, before: bytes | None, findings: Findings | None) -> None:
         self.failure = ""
-        self._out, self._findings, self._look_at = out, findings, FIRST_LOOK
+        self._out, self._findings, self._looks = out, findings, Looks(LOOKING)
         self._state = State(before)
         self._stock, self._beat = Scalars(), Beat()
         self._curve_pace, self._table_pace, self._loss_pace = (Thinner(n) for n in (CURVE_BYTES, TABLE_BYTES, LOSSES))
@@ -119,9 +119,8 @@ class Writing:
         state.stride = self._curve_pace.stride
         if state.has_curves(names):
             self._announce(sorted({layer_name(key._asdict()) for key in names if key.chain == 0}))
-        if state.counts["recorded"] >= self._look_at:
-            self._look_at = 2 * state.counts["recorded"]
-            self.guarded(self._look)
+        if self._looks.due(state.counts["recorded"]):
+            self._looks.look(state.counts["recorded"], lambda: self.guarded(self._look))
 
     def _first(self, name: str, key: Key) -> bool:
         new = (name, key) not in self._seen

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from boards import KEY, clip, gates, layer, recorded, steps, timesteps, write
 from gradscope_tensorboard import events, make_sink, sink, tables, writing
+from gradscope_tensorboard.pace import Looks
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -311,7 +312,27 @@ def test_records_are_numbered_upwards_over_sessions_and_clocks(tmp_path: Path, m
         assert all(np.diff(numbers) > 0)
 
 
-def test_findings_are_looked_for_ever_more_seldom_and_at_the_end(tmp_path: Path) -> None:
+def test_looking_for_findings_takes_no_more_than_its_share() -> None:
+    """By a played clock: a look of a second, a record every second, a share of a hundredth."""
+    now, looks = 0.0, list[float]()
+    pace = Looks(0.01, lambda: now)
+
+    def look() -> None:
+        nonlocal now
+        looks.append(now)
+        now += 1
+
+    for count in range(1, 1000):
+        now += 1
+        if pace.due(count):
+            pace.look(count, look)
+    assert looks == [10, 110, 220, 439, 876]  # 0.1 s and 1.1 s are a hundredth of the first two; then records double
+
+
+def test_findings_are_looked_for_ever_more_seldom_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "LOOKING", 1e9)
     looks: list[tuple[int, bool]] = []
     key = LayerKey("rnn", 0, "forward", 0)
     evidence = {"horizon": np.float64(3.5), "steps": (0, 9), "decay": float("-inf"), "gate": "forget"}
