@@ -92,6 +92,17 @@ def entered(seen: Seen, key: LayerKey) -> list[int]:
     return [int(t) for t in times[size >= PART * largest]] if largest > 0 else []
 
 
+def entered_by_record(seen: Seen, key: LayerKey) -> dict[int, list[int]]:
+    """The same of each record with a gradient; where batches are padded to their longest, the end moves."""
+    found: dict[int, list[int]] = {}
+    for step, rows in above(seen, key).groupby("step"):
+        sizes = rows["mean"].to_numpy(dtype=np.float64)
+        largest = float(np.nanmax(sizes, initial=0.0))
+        if largest > 0:
+            found[int(str(step))] = sorted(int(t) for t in rows["t"].to_numpy()[sizes >= PART * largest])
+    return found
+
+
 def _by_timestep(frames: list[Frame]) -> Iterator[tuple[Array, Array]]:
     """Timesteps, and the size of what enters at each, over the records."""
     for frame in frames:

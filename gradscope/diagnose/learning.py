@@ -38,8 +38,12 @@ SPIKE = 2.0
 """Losses so many times the very first are no beginning."""
 MULTIPLE = 3.0
 """A loss so many times its best has lost much, though it had begun far higher."""
+AT_ONCE = 0.15
+"""A loss that stands from so early a share of the steps on has learnt no more than its first fall."""
 GROWN = 10.0
 """A loss so many times its beginning has diverged; targets that the network makes itself may let it grow by less."""
+THROWN, JUMP = 3.0, 2.0
+"""Or so many times, after it has grown by so much within a twentieth of the steps, which targets do not."""
 GOES_ON = 0.1
 """Losses that begin so many of their number after step 0 go on from a training that may have learnt before."""
 SURE = 3.0
@@ -205,10 +209,14 @@ class _Curve:
         sure = self._sure(self.first, self.late)
         if not self._positive:
             return sure and later >= SHARE / 2 * whole
-        if self._sure(self.begin, self.end):
-            goes_on = later >= PROGRESS * self.first and self.end <= DEEP * self.begin
-            if (goes_on and self._mean_falls()) or self._late_mean() <= FLOOR * self.begin:
-                return True
+        if self._sure(self.begin, self.end) and self._late_mean() <= FLOOR * self.begin:
+            return True
+        since = self._standing()
+        if self._sure(self.end, self.begin) or (since is not None and since <= AT_ONCE * len(self.levels)):
+            return False
+        goes_on = later >= PROGRESS * self.first and self.end <= DEEP * self.begin
+        if goes_on and self._sure(self.begin, self.end) and self._mean_falls():
+            return True
         far = later >= PROGRESS * self.first or (later >= SHARE * whole and whole >= FALL * self.begin)
         if sure and far and self._mean_falls():
             return True
@@ -233,7 +241,11 @@ class _Curve:
         return float(self._losses[self._places(count - max(1, count // 4), count)].mean())
 
     def _grown(self) -> bool:
-        return self.begin > 0 and self.end >= GROWN * self.begin and self._sure(self.end, self.begin)
+        if not (self.begin > 0 and self._sure(self.end, self.begin)):
+            return False
+        before, after = self.levels[:-1], self.levels[1:]
+        thrown = bool((after >= JUMP * np.maximum(before, self.begin)).any())
+        return self.end >= GROWN * self.begin or (thrown and self.end >= THROWN * self.begin)
 
     def _lost(self) -> bool:
         """Whether it had fallen, has risen again, and does not fall anew."""
@@ -259,12 +271,16 @@ class _Curve:
         peak = float(self.levels[self._best_block :].max())
         return peak - self.end >= RECOVERS * (peak - self.best) and self._sure(peak, self.end)
 
-    def _stopped(self) -> int | None:
-        """The step from which on every level is that of the end, or below; None where that is not long."""
+    def _standing(self) -> int | None:
+        """The block from which on every level is that of the end, or below; None where that is not long."""
         near = self.end + max(0.02 * abs(self.end), 3 * (self.end * self._noise if self._positive else self._noise))
         above = np.flatnonzero(self.levels > near)
         since = int(above[-1]) + 1 if len(above) else 0
-        return None if since > 0.7 * len(self.levels) else int(self._steps[self._parts[since][0]])
+        return None if since > 0.7 * len(self.levels) else since
+
+    def _stopped(self) -> int | None:
+        since = self._standing()
+        return None if since is None else int(self._steps[self._parts[since][0]])
 
 
 def spread(values: Array) -> float:

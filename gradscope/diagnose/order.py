@@ -45,7 +45,8 @@ def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:
     """Sort by probable cause, what is no more than a fact behind the rest; of one code the worst comes first.
 
     NaN in a training in which nothing grew is a cause of its own; gates that were not saturated at the start have been
-    driven there, by spikes, by steps that were too large, or by weights that grew.
+    driven there, by spikes, by steps that were too large, or by weights that grew. A gradient that did not explode at
+    the start does so in a training that diverged, for its weights were thrown far off.
     """
     return sorted(findings, key=lambda finding: _place(finding, findings))
 
@@ -62,4 +63,6 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
         return CAUSES.index("saturated_gate") - 0.5
     if finding.code == "saturated_gate" and finding.evidence.get("from_start") is False:
         return CAUSES.index("diverged") + 0.5
+    if finding.code == "exploding_gradient" and finding.evidence.get("from_start") is False and "diverged" in codes:
+        return CAUSES.index("diverged") + 0.25
     return CAUSES.index(finding.code)

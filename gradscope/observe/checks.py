@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,17 @@ from torch.optim import Optimizer
 from gradscope.attach.gradients import leaves_below
 from gradscope.attach.modified import foreach_norm, local
 from gradscope.observe.passes import Pass
-from gradscope.types.notes import NO_GRADIENT, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
 
 SEARCHED = 5000
 """Nodes of the graph, for the parameters below a loss."""
 SETTLED = 8
 """Recorded steps after which every optimizer has had its turn; parameters are asked for then, and once more."""
 NAMED = 8
+DECOUPLED = ("SGD", "AdamW")
+"""Optimizers whose decay takes a share of the weights, whatever the gradient."""
+DECAYING = 0.003
+"""Share of the weights that decay takes away at every step; usual is a hundredth of that."""
 
 
 class Checks:
@@ -35,7 +39,7 @@ class Checks:
         self._stale: list[tuple[int, float, float]] = []
         self._steps = 0
         self._leaves: list[dict[int, weakref.ref[Tensor]]] = []
-        self._told = False
+        self._told = self._decay_told = False
 
     def begins(self, one: Pass, *, first: bool) -> None:
         """A pass begins; the first of a step finds the gradients as the last step has left them."""
@@ -59,7 +63,7 @@ class Checks:
         self._stale = [(id(p), norm, now) for (p, norm), now in zip(mine, after, strict=True)]
 
     def notes(
-        self, share: set[int] | None, silent: Sequence[str], optimizers: Sequence[Optimizer]
+        self, share: Set[int] | None, silent: Sequence[str], optimizers: Sequence[Optimizer], watched: Set[int]
     ) -> list[tuple[str, str]]:
         """Module and reason of what is wrong in the step that ends.
 
@@ -67,6 +71,7 @@ class Checks:
             share: the parameters that are stepped; None for all.
             silent: modules whose calls have received no gradient.
             optimizers: all that have stepped so far, in this process.
+            watched: identities of the watched layers' parameters.
         """
         self._steps += 1
         found = [(name, NO_GRADIENT) for name in silent]
@@ -79,7 +84,9 @@ class Checks:
             self._told = True
             names = self._unoptimized(optimizers)
             found += [("", UNOPTIMIZED + ", ".join(names))] if names else []
-        return found
+        decays = [] if self._decay_told else [told for one in optimizers if (told := _decay(one, watched))]
+        self._decay_told |= bool(decays)
+        return [*found, *(("", told) for told in decays[:1])]
 
     def _unoptimized(self, optimizers: Sequence[Optimizer]) -> list[str]:
         """Names, or shapes, of parameters below the loss in both steps asked that no optimizer steps."""
@@ -95,3 +102,16 @@ class Checks:
 def _norms(parameters: Sequence[Tensor]) -> Tensor:
     gradients = [local(p.grad.detach()) for p in parameters if p.grad is not None]
     return torch.stack([norm.float().cpu() for norm in foreach_norm(gradients, 2)]) if gradients else torch.empty(0)
+
+
+def _decay(optimizer: Optimizer, watched: Set[int]) -> str | None:
+    """What weight decay does to watched weights, where that is much and known: where it goes by the weights alone."""
+    for group in optimizer.param_groups:
+        rate, decay = group.get("lr"), group.get("weight_decay")
+        decoupled = group.get("decoupled_weight_decay") or type(optimizer).__name__ in DECOUPLED
+        if not (decoupled and isinstance(rate, float) and isinstance(decay, float)):
+            continue
+        if rate * decay >= DECAYING and any(id(p) in watched for p in group["params"]):
+            how = f"{type(optimizer).__name__}, lr={rate:g}, weight_decay={decay:g}"
+            return f"{DECAY}{rate * decay:.2%} of the recurrent weights ({how})"
+    return None

@@ -304,7 +304,8 @@ class Observer:
         called = [] if recording is None or not self._passes.any else recording.silent
         modules = {**self.calls.own, **self._layers}
         silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
-        return [self._note(*note) for note in self._checks.notes(share, silent, self._owners.optimizers)]
+        told = self._checks.notes(share, silent, self._owners.optimizers, self.ledger.watched)
+        return [self._note(*note) for note in told]
 
     def _first(self, module: str, reason: str) -> bool:
         """Whether a remark that is made once in a run is made in this step."""

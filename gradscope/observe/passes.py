@@ -75,6 +75,7 @@ class Passes:
         self._witnesses: list[Tensor] = []
         self._pending: deque[Pass] = deque(maxlen=PENDING)
         self._running: list[Pass] = []
+        self._aimless: list[Loss] = []
         self._passes = 0
         self.within = self._seen_within = False
         self._home = threading.get_ident()
@@ -82,7 +83,7 @@ class Passes:
     @property
     def any(self) -> bool:
         """Whether a pass of this step has ended."""
-        return bool(self._pending)
+        return bool(self._pending or self._aimless)
 
     def owner(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
         """An optimizer steps watched parameters.
@@ -137,6 +138,8 @@ class Passes:
         roots, one.roots, one.stamps = one.roots, (), []
         one.touched = touched - one.used if one.used else touched
         if not (one.touched or one.used):
+            if one.alone and all(isinstance(root, Tensor) and root.grad_fn is None for root in roots):
+                self._aimless = [self.losses.of(roots)]  # a number that was told to require gradient: nothing is below
             return False
         if one.touched and not (one.within and self._seen_within):  # of an optimizer that evaluates many, the first
             one.loss = self.losses.of(roots)
@@ -159,6 +162,7 @@ class Passes:
             share: the parameters that were stepped; None for all.
         """
         self._home = threading.get_ident()
+        aimless, self._aimless = self._aimless, []
         if len(self._pending) == 1 and not self._running and share and self._pending[0].touched <= share:
             return [self._pending.popleft().loss]
         found, left = list[Loss](), list[Pass]()
@@ -174,7 +178,7 @@ class Passes:
             if one.thread == self._home:
                 one.used |= share or set()
                 found.append(self.losses.of(one.roots))
-        return found
+        return found or aimless
 
     def _all(self) -> list[Tensor]:
         owned = [p for optimizer in self._shares for group in optimizer.param_groups for p in group["params"]]

@@ -10,3 +10,6 @@ STALE = "gradients of an earlier step were still in .grad when the first backwar
 
 UNOPTIMIZED = "parameters lie below the loss, and no optimizer steps them: "
 """At the whole model, once a run; followed by names of parameters, or by shapes of those that the model has not."""
+
+DECAY = "weight decay takes away at every step "
+"""At the whole model, once a run; followed by `{share:.2%} of the recurrent weights ({optimizer}, lr=..., ...)`."""

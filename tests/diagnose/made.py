@@ -67,6 +67,7 @@ class Training:
         self.clips: list[Row] = []
         self.notes: list[Row] = []
         self.timesteps = T
+        self.shorter: Sequence[int] = [0] * records  # by how many timesteps the sequences of a record are
         self.longest_lag = T - 1  # that anything could reach back
         self.chains = 1
 
@@ -134,11 +135,11 @@ class Training:
         ]
 
     def _timesteps(self, heads: list[Row]) -> Any:
-        for head, size in zip(heads, self.direct, strict=True):
+        for head, size, cut in zip(heads, self.direct, self.shorter, strict=True):
             bad = self.first_nonfinite if head["step"] == 0 else 0
-            for t in range(self.timesteps if self.timesteps < T else T):
+            for t in range(min(self.timesteps, T) - cut):
                 row = {**head, "t": t, "sequences": self.ended.get(t, 8), "nonfinite": 0}
-                part = size * self.enters.get(t, 0.0)
+                part = size * self.enters.get(t + cut, 0.0)
                 typical = part if self.some_sequences > 0.9 else 0.0
                 yield {**row, "quantity": "grad_h_direct", **_spread(0.0, typical, typical), "mean": part}
                 weight = self.weight_grad if t else 0.0

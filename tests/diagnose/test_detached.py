@@ -43,6 +43,14 @@ def test_tiny_windows_that_are_enough_are_no_fault(loss: list[float], found: boo
     assert bool(detached_state(made.seen())) is found
 
 
+@pytest.mark.parametrize(("reason", "records", "found"), [(WITHIN, 1, False), (WITHIN, 2, True), (CARRIED, 2, False)])
+def test_two_records_show_what_is_the_same_in_every_step(reason: str, records: int, found: bool) -> None:
+    made = Training(records=records)
+    made.loss, made.timesteps, made.chains = STALLS, 4, 4
+    made.notes = [{"step": step, **key(), "reason": reason} for step in made.records]
+    assert [finding.severity for finding in detached_state(made.seen())] == (["warning"] if found else [])
+
+
 @pytest.mark.parametrize(("loss", "severity"), [(FALLS, "info"), (STALLS, "warning")])
 def test_a_state_that_is_detached_within_a_step_matters_where_the_training_fails(
     loss: list[float], severity: str

@@ -74,6 +74,14 @@ def test_gates_that_spikes_have_saturated_come_after_them() -> None:
     assert root_causes_first([spikes, shut]) == [shut, spikes]
 
 
+@pytest.mark.parametrize("from_start", [True, False])
+def test_gradients_that_explode_late_in_a_training_that_diverged_are_what_comes_of_it(from_start: bool) -> None:
+    diverged = Finding("diverged", "critical", None, "", "", {})
+    explodes = Finding("exploding_gradient", "critical", None, "", "", {"from_start": from_start})
+    ordered = [explodes, diverged] if from_start else [diverged, explodes]
+    assert root_causes_first([diverged, explodes]) == root_causes_first([explodes, diverged]) == ordered
+
+
 def test_there_is_a_rule_for_every_code() -> None:
     assert [rule.__name__ for rule in RULES] == list(CAUSES)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from diagnose.made import FALLS, STALLS, T, Training, key
+from diagnose.test_detached import WITHIN
 
 from gradscope.diagnose.rules.misread import misread_output
 from gradscope.diagnose.rules.no_gradient import no_gradient
@@ -61,6 +62,13 @@ def test_a_gradient_that_is_exactly_zero(direct: list[float], found: int | None)
     for finding in findings:
         first = "sigmoid" if not found else "ReLU"
         assert finding.severity == "critical" and first in finding.remedies[0].title
+
+
+def test_pieces_that_a_detached_state_cuts_off_are_told_by_that() -> None:
+    made = Training()
+    made.direct, made.loss = [0.0] * 8, STALLS
+    made.notes = [{"step": step, **key(), "reason": WITHIN} for step in made.records]
+    assert not no_gradient(made.seen())
 
 
 def test_gradients_that_are_small_are_not_zero() -> None:
@@ -211,6 +219,11 @@ def test_an_answer_read_from_padding(constant_from: int, horizon: float, loss: l
     assert form(made) == found
     for finding in misread_output(made.seen()):
         assert "pack_padded_sequence" in finding.remedies[0].code
+
+
+def test_batches_that_are_padded_to_their_longest_end_elsewhere_each_time() -> None:
+    made = stalled(constant_from=8, horizon=[5.0] * 8, shorter=[0, 1, 2, 3, 0, 1, 2, 3])
+    assert form(made) == ["padding"]
 
 
 def test_weights_too_small_to_remember_make_the_state_constant_as_well() -> None:

@@ -34,6 +34,27 @@ def test_plain_courses(losses: list[float], expected: str) -> None:
     assert verdict(losses) == expected
 
 
+@pytest.mark.parametrize(("fall", "expected"), [(10, "stalls"), (70, "learns")])
+def test_what_falls_at_once_and_then_stands_has_learnt_one_answer_for_all(fall: int, expected: str) -> None:
+    """From 0.6 to 0.16, as where two numbers are to be added and their mean is answered."""
+    noise = np.random.default_rng(0).normal(0, 0.015, 260)
+    assert verdict(np.concatenate([np.linspace(0.6, 0.16, fall), np.full(260 - fall, 0.16)]) + noise) == expected
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([4.0] * 10 + [40.0] * 20 + [16.0] * 170, "lost"),
+        ([4.0] * 10 + [16.0] * 190, "lost"),
+        (np.geomspace(0.01, 0.06, 200), "stalls"),
+        (np.geomspace(0.01, 0.2, 200), "lost"),
+    ],
+    ids=["comes down again", "at a blow", "as targets that the network makes grow", "without end"],
+)
+def test_a_loss_that_is_far_above_its_beginning(losses: Any, expected: str) -> None:
+    assert verdict(losses) == expected
+
+
 @pytest.mark.parametrize(("count", "expected"), [(LEAST - 1, "unknown"), (LEAST, "learns")])
 def test_a_few_losses_tell_nothing(count: int, expected: str) -> None:
     assert verdict(np.linspace(1, 0.1, count)) == expected

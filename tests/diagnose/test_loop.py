@@ -11,7 +11,7 @@ from gradscope.diagnose.rules.few import too_few_records
 from gradscope.diagnose.rules.stale import stale_gradient
 from gradscope.diagnose.rules.unoptimized import unoptimized_parameters
 from gradscope.diagnose.rules.updates import small_updates
-from gradscope.types.notes import STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, STALE, UNOPTIMIZED
 
 # --- gradients of earlier steps
 
@@ -156,6 +156,19 @@ def test_weights_that_go_up_and_down_are_not_eaten() -> None:
     made = Training()
     made.norm, made.loss = [1.0, 3.0, 0.5, 3.0, 0.5, 3.0, 0.5, 0.05], STALLS
     assert not decayed_weights(made.seen())
+
+
+@pytest.mark.parametrize(("loss", "found"), [(FALLS, False), (STALLS, True)])
+def test_a_decay_that_the_gradient_holds_out_against_is_told_by_the_optimizer(loss: list[float], found: bool) -> None:
+    made = Training()
+    made.loss = loss
+    told = f"{DECAY}6.00% of the recurrent weights (AdamW, lr=0.003, weight_decay=20)"
+    made.notes = [{"step": 0, **key("", -1, "", -1), "reason": told}]
+    findings = decayed_weights(made.seen())
+    assert bool(findings) is found
+    for finding in findings:
+        assert finding.severity == "warning" and finding.evidence["rate"] == pytest.approx(0.06)
+        assert "(AdamW, lr=0.003, weight_decay=20)" in finding.explanation and "17 steps" in finding.explanation
 
 
 # --- too few records

@@ -35,7 +35,7 @@ def test_growth_is_a_fault_with_large_weights_or_beyond_measure(peak: float, rad
 
 @pytest.mark.parametrize(
     ("late", "loss", "severity"),
-    [(0.9e4, FALLS, "info"), (1.1e4, FALLS, "warning"), (0.9e4, STALLS, "critical"), (1.1e4, STALLS, "critical")],
+    [(0.9e3, FALLS, "info"), (1.1e3, FALLS, "warning"), (0.9e3, STALLS, "critical"), (1.1e3, STALLS, "critical")],
 )
 def test_growth_that_is_got_over_is_no_fault_in_a_training_that_learns(
     late: float, loss: list[float], severity: str
@@ -169,6 +169,13 @@ def test_dead_units(family: str, share: float, found: bool) -> None:
 def test_dead_units_are_no_fault_where_the_rest_learns(loss: list[float], severity: str) -> None:
     made = Training("rnn_relu")
     made.dead, made.loss = 0.9, loss
+    assert [finding.severity for finding in dead_units(made.seen())] == [severity]
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(FALLS, "warning"), (STALLS, "critical")])
+def test_where_all_units_are_dead_the_loss_falls_without_them(loss: list[float], severity: str) -> None:
+    made = Training("rnn_relu")
+    made.dead, made.loss = 1.0, loss
     assert [finding.severity for finding in dead_units(made.seen())] == [severity]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import gradscope
-from gradscope.types.notes import NO_GRADIENT, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
 
 
 class Pair(nn.Module):
@@ -58,3 +58,39 @@ def test_gradients_of_an_earlier_step(zero: bool) -> None:
     stale = [(step, reason) for step, _, reason in notes(model, 4, zero=zero) if reason.startswith(STALE)]
     assert [step for step, _ in stale] == ([] if zero else [1, 2, 3])
     assert all("norm" in reason and "after the pass" in reason for _, reason in stale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay", "told"),
+    [(AdamW, 20.0, True), (AdamW, 0.01, False), (SGD, 0.5, True), (SGD, 1e-4, False), (Adam, 20.0, False)],
+)
+def test_a_decay_that_takes_much_of_the_weights_at_every_step(kind: type[Optimizer], decay: float, told: bool) -> None:
+    """Once. What Adam makes of its decay depends on the gradient."""
+    model = nn.GRU(3, 4)
+    optimizer = kind(model.parameters(), lr=0.01, weight_decay=decay)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(3):
+            model(torch.randn(5, 2, 3))[0].square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    frame = scope.run.frame("notes")
+    found = frame[frame.reason.str.startswith(DECAY)]
+    how = f"{100 * 0.01 * decay:.2f}% of the recurrent weights ({kind.__name__}, lr=0.01, weight_decay={decay:g})"
+    assert found.reason.tolist() == ([DECAY + how] if told else [])
+
+
+def test_a_loss_that_was_told_to_require_gradient() -> None:
+    """As after argmax: the pass runs, nothing is below it; the layer has received nothing, and the loss is known."""
+    model, losses = nn.GRU(3, 4), list[float]()
+    optimizer = SGD(model.parameters(), 0.01)
+    with gradscope.attach(model, every=2, strict=True) as scope:
+        for _ in range(4):
+            answers = model(torch.randn(5, 2, 3))[0].argmax(-1)
+            loss = answers.float().mean().requires_grad_()
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    frame = scope.run.frame("notes")
+    assert frame[frame.reason == NO_GRADIENT].step.tolist() == [0, 2]
+    assert scope.run.frame("steps").loss.tolist() == losses

@@ -39,15 +39,17 @@ def _share(seen: Seen, key: LayerKey) -> float:
 
 
 def _finding(seen: Seen, key: LayerKey, share: float, count: int) -> Finding:
-    where = place(key, count == 1)
+    where, level = place(key, count == 1), severity(seen, critical=share >= DEAD)
+    alone = "What the loss falls by, it falls by without them. " if learning(seen).learns else ""
     return Finding(
         code="dead_units",
-        severity=severity(seen, critical=share >= DEAD),
+        severity="warning" if level == "info" and share >= DEAD else level,
         layer_key=key,
         title=f"{where}: {percent(share)} of the units are dead",
         explanation=(
             f"{percent(share)} of the ReLU units of {where} are zero at every timestep of every analysed sequence, "
             "early and late in the training. No gradient passes a unit that is zero, so it cannot come back. "
+            + alone
             + learning(seen).sentence
             + rests_on(seen, key)
         ),

@@ -10,8 +10,9 @@ from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, Array, by_step, rests_on, span
-from gradscope.diagnose.words import number, percent, place
+from gradscope.diagnose.words import number, percent, place, plural
 from gradscope.types import Finding, LayerKey
+from gradscope.types.notes import DECAY
 
 LEFT = 0.35
 """Share of its norm that is left of every block of a recurrence, or of one:"""
@@ -23,7 +24,8 @@ STEADY = 0.8
 def decayed_weights(seen: Seen) -> list[Finding]:
     """Find recurrences whose weights have shrunk, steadily, to a fraction of their size at the beginning.
 
-    All of them to a third, or those of one gate to next to nothing.
+    All of them to a third, or those of one gate to next to nothing. Where a decay is far too strong, the gradient may
+    hold weights at a size all the same: there the optimizer's own numbers tell.
     """
     if len(seen.records) < ENOUGH or learning(seen).learns:
         return []
@@ -33,7 +35,31 @@ def decayed_weights(seen: Seen) -> list[Finding]:
         if shrunk:
             key = min(shrunk, key=lambda one: _left(shrunk[one]))
             found.append(_finding(seen, key, shrunk[key], len(keys)))
-    return found
+    return found or list(_by_the_optimizer(seen))
+
+
+def _by_the_optimizer(seen: Seen) -> Iterator[Finding]:
+    """Where the optimizer is told to take so much away at every step that weights are what the last steps made them."""
+    notes = seen["notes"]
+    told = notes.loc[notes["reason"].str.startswith(DECAY), "reason"]
+    if not len(told) or not learning(seen).fails:
+        return
+    share, _, how = str(told.iloc[0]).removeprefix(DECAY).partition(" of the recurrent weights ")
+    rate = float(share.rstrip("%")) / 100
+    lasting = plural(max(1, round(1 / rate)), "step")
+    yield Finding(
+        code="decayed_weights",
+        severity=severity(seen),
+        layer_key=None,
+        title=f"weight decay takes {share} of the recurrent weights away at every step",
+        explanation=(
+            f"The optimizer takes {share} of the recurrent weights away at every step {how}. So the weights forget "
+            f"within some {lasting} what the gradient has made of them, and noise is most of what is left; usual is "
+            f"less than a thousandth of a percent. {learning(seen).sentence}"
+        ),
+        evidence={"steps": span(seen), "rate": rate, **learning(seen).evidence},
+        remedies=(loops.no_decay(),),
+    )
 
 
 def _course(seen: Seen, key: LayerKey) -> Array | None:

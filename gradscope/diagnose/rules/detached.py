@@ -15,6 +15,8 @@ DETACHED = "the state was detached"
 SAME_STEP = "same step"
 OFTEN = 0.5
 """Share of the recorded steps in which it happens."""
+FEW = 2
+"""Records that show it within a step: many pieces make a record dear, and every step is cut alike."""
 TINY = 4
 """A window of so few timesteps is no truncation that anyone means."""
 
@@ -24,17 +26,20 @@ def detached_state(seen: Seen) -> list[Finding]:
 
     That the state is detached between optimizer steps is truncated backpropagation through time, and no fault.
     """
-    if len(seen.records) < ENOUGH:
-        return []
     found: list[Finding] = []
     for module, share, within in _detached(seen):
         layers = seen["layers"][seen["layers"]["module"] == module]
-        if share < OFTEN or not len(layers):
+        if share < OFTEN or not len(layers) or len(seen.records) < (FEW if within else ENOUGH):
             continue
         longest, chains = int(layers["timesteps"].max()), int(layers.groupby("step")["chain"].nunique().median())
         if within or (longest <= TINY and not learning(seen).learns):
-            found.append(_finding(seen, module, share, longest, chains))
+            found.append(_finding(seen, module, share, longest, chains, within=within))
     return found
+
+
+def cut_within_steps(seen: Seen) -> set[str]:
+    """Modules whose calls within a step are cut off from each other: the first get no gradient from the last."""
+    return {module for module, share, within in _detached(seen) if within and share >= OFTEN}
 
 
 def _detached(seen: Seen) -> Iterator[tuple[str, float, bool]]:
@@ -47,12 +52,12 @@ def _detached(seen: Seen) -> Iterator[tuple[str, float, bool]]:
         yield str(module), share, bool(within.mean() >= OFTEN)
 
 
-def _finding(seen: Seen, module: str, share: float, longest: int, chains: int) -> Finding:
+def _finding(seen: Seen, module: str, share: float, longest: int, chains: int, *, within: bool) -> Finding:
     first = seen["layers"][seen["layers"]["module"] == module][KEY].iloc[0]
     key = LayerKey(module, int(first["layer"]), first["direction"], int(first["chain"]))
     return Finding(
         code="detached_state",
-        severity=severity(seen),
+        severity="warning" if within and learning(seen).fails else severity(seen),
         layer_key=key,
         title=f"{typed(module)}: the gradient ends after {plural(longest, 'timestep')}, where the state is detached",
         explanation=(

@@ -16,6 +16,8 @@ LARGE = 2.0
 """Where the spectral radius is so large early in the training, growth by `GROWN` is no memory."""
 HUGE = 1e4
 """Growth by this much is a fault whatever the weights are."""
+LASTING = 1e3
+"""What is left of growth by `HUGE` at the first step, early and late, where it does not heal by itself."""
 
 
 def exploding_gradient(seen: Seen) -> list[Finding]:
@@ -41,9 +43,13 @@ def _size(seen: Seen, key: LayerKey) -> float:
     """Peak of `reach`, at the start, early or late; infinite where states or gradients overflowed at the start."""
     if _overflows(seen, key):
         return math.inf
+    return max(_at_first(seen, key), *map(_finite, peak_reach(seen, key)))
+
+
+def _at_first(seen: Seen, key: LayerKey) -> float:
+    """Peak of `reach` in the first record."""
     reach = seen.of("reach", key)
-    first = reach.loc[reach["step"] == reach["step"].min(), "p50"].max() if len(reach) else math.nan
-    return max(_finite(peak) for peak in (float(first), *peak_reach(seen, key)))
+    return _finite(float(reach.loc[reach["step"] == reach["step"].min(), "p50"].max())) if len(reach) else 0.0
 
 
 def _overflows(seen: Seen, key: LayerKey) -> bool:
@@ -77,6 +83,7 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
             "steps": span(seen),
             "timesteps": timesteps(seen, key),
             "reach": size,
+            "from_start": math.isinf(size) or _at_first(seen, key) >= GROWN,
             "spectral_radius_early": radius[0],
             "spectral_radius_late": radius[1],
             **learning(seen).evidence,
@@ -86,9 +93,9 @@ def _finding(seen: Seen, key: LayerKey, count: int) -> Finding:
 
 
 def _severity(seen: Seen, key: LayerKey, size: float) -> Severity:
-    """Growth beyond measure early and late, by weights that were large, is wrong also while a loss comes down."""
-    level, early = severity(seen, critical=size >= HUGE), _finite(spectral_radius(seen, key)[0])
-    lasting = min(peak_reach(seen, key)) >= HUGE and early >= LARGE and len(seen.records) >= ENOUGH
+    """Growth beyond measure from the start, early and late, is not learnt, and wrong also while a loss comes down."""
+    level = severity(seen, critical=size >= HUGE)
+    lasting = _at_first(seen, key) >= HUGE and min(peak_reach(seen, key)) >= LASTING and len(seen.records) >= ENOUGH
     return "warning" if lasting and level == "info" else level
 
 
@@ -102,4 +109,5 @@ def _remedies(seen: Seen, key: LayerKey, count: int) -> tuple[Remedy, ...]:
     else:
         start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(seen, key, count)
         starts = start, swaps.gated(seen, key)
-    return (starts[0], clip, starts[1], slower) if early >= LARGE else (clip, slower, *starts)
+    made_so = early >= LARGE or _at_first(seen, key) >= HUGE
+    return (starts[0], clip, starts[1], slower) if made_so else (clip, slower, *starts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from gradscope.diagnose import loops, states
-from gradscope.diagnose.entering import above, entered
+from gradscope.diagnose.entering import above, entered, entered_by_record
 from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.progress import broken, learning, severity
 from gradscope.diagnose.trend import ENOUGH, horizons, rests_on, span, spectral_radius, timesteps
@@ -45,17 +45,21 @@ def misread_output(seen: Seen) -> list[Finding]:
 
 
 def _cases(seen: Seen, key: LayerKey) -> Iterator[Finding]:
-    length, places = timesteps(seen, key), entered(seen, key)
+    length, places = timesteps(seen, key), entered_by_record(seen, key)
     if length < LONG or not places:
         return
     rows = above(seen, key)
-    if _of_one_sequence(rows, places, length):
+    if _of_one_sequence(rows, entered(seen, key), length):
         yield _along_the_batch(seen, key, rows)
-    elif len(places) <= 2 and _still_there(rows, places[-1]) <= ENDED:
-        yield _after_the_end(seen, key, places[-1], _still_there(rows, places[-1]))
-    elif horizons(seen, key)[2] <= NEXT_TO_NOTHING * length and len(places) <= 2:
-        yield _at_the_start(seen, key, places[-1], length)
-    elif len(places) <= 2 and (tail := _constant_tail(seen, key, places[-1])) and not learning(seen).learns:
+        return
+    if np.median([len(each) for each in places.values()]) > 2:
+        return
+    read = {step: each[-1] for step, each in places.items()}
+    if (there := _still_there(rows, read)) <= ENDED:
+        yield _after_the_end(seen, key, max(read.values()), there)
+    elif horizons(seen, key)[2] <= NEXT_TO_NOTHING * length:
+        yield _at_the_start(seen, key, max(read.values()), length)
+    elif (tail := _constant_tail(seen, key, read)) and not learning(seen).learns:
         yield _from_padding(seen, key, tail, length)
 
 
@@ -83,9 +87,10 @@ def _along_the_batch(seen: Seen, key: LayerKey, rows: Frame) -> Finding:
 # --- the last timestep of a batch, where most sequences have ended
 
 
-def _still_there(rows: Frame, t: int) -> float:
-    """Share of the sequences that go as far as a timestep, median of the records."""
-    whole, there = (rows[rows["t"] == time].set_index("step")["sequences"] for time in (0, t))
+def _still_there(rows: Frame, read: Mapping[int, int]) -> float:
+    """Share of the sequences that go as far as the timestep at which each record is read, median of the records."""
+    whole = rows[rows["t"] == 0].set_index("step")["sequences"]
+    there = rows[rows["t"] == rows["step"].map(read)].set_index("step")["sequences"]
     share = (there / whole).to_numpy(dtype=np.float64)
     return float(np.median(share[np.isfinite(share)])) if np.isfinite(share).any() else 1.0
 
@@ -121,11 +126,12 @@ def _at_the_start(seen: Seen, key: LayerKey, t: int, length: int) -> Finding:
 # --- the state at the end of the padding
 
 
-def _constant_tail(seen: Seen, key: LayerKey, t: int) -> int:
+def _constant_tail(seen: Seen, key: LayerKey, read: Mapping[int, int]) -> int:
     """For how many timesteps before the answer the state has not changed, in every record; 0 where it is not long."""
     if max(spectral_radius(seen, key)) < SMALL or not VARIED < states.spread(seen, key) < math.inf:
         return 0
-    tails = [_tail(rows, t) for _, rows in states.sizes(seen, key).groupby("step")]
+    sizes = states.sizes(seen, key)
+    tails = [_tail(sizes[sizes["step"] == step], t) for step, t in read.items()]
     tail, late = min(tails, default=0), horizons(seen, key)[1]
     long = tail >= max(STEPS, TAIL * timesteps(seen, key))
     return tail if long and late <= 1.5 * tail else 0

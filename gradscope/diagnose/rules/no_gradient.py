@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Frame, Seen
 from gradscope.diagnose.progress import broken, learning, severity
+from gradscope.diagnose.rules.detached import cut_within_steps
 from gradscope.diagnose.trend import by_step, rests_on, span
 from gradscope.diagnose.words import place, plural, typed
 from gradscope.types import Finding, LayerKey, Remedy, Severity
@@ -81,7 +82,10 @@ def _where_it_ends(module: str) -> Remedy:
 
 
 def _zero(seen: Seen) -> Iterator[Finding]:
-    for _, keys in seen.modules_seen:
+    cut = cut_within_steps(seen)
+    for module, keys in seen.modules_seen:
+        if module in cut:
+            continue
         since = {key: _zero_since(seen, key) for key in keys}
         silent = [key for key in keys if since[key] is not None]
         if silent:

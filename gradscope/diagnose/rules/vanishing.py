@@ -121,7 +121,8 @@ def _explained(seen: Seen, reach: Reach, down: float, where: str) -> str:
         return why + f"{found.sentence} So the answers need nothing older, or could be better with it."
     why += f"The spectral radius of its recurrent weights is {number(spectral_radius(seen, key)[1])}. "
     why += f"The loss enters at {percent(enters)} of the timesteps. "
-    older = plural(max(1, round(late)), "step")
+    known = [lag for lag in (late, early) if math.isfinite(lag)]
+    older = plural(max(1, round(known[0])), "step") if known else "its last step"
     why += f"{found.sentence} Nothing older than {older} can be learnt: that is the matter if the answer needs it."
     return why + rests_on(seen, key)
 
