@@ -44,9 +44,9 @@ def without_consequences(findings: Sequence[Finding]) -> list[Finding]:
 def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:
     """Sort by probable cause, what is no more than a fact behind the rest; of one code the worst comes first.
 
-    NaN in a training in which nothing grew is a cause of its own; gates that were not saturated at the start have been
-    driven there, by spikes, by steps that were too large, or by weights that grew. A gradient that did not explode at
-    the start does so in a training that diverged, for its weights were thrown far off.
+    NaN in a training in which nothing grew is a cause of its own. Gates that were not saturated at the start have been
+    driven there, by spikes, by steps that were too large, by weights that grew, or in vain: no gradient comes back.
+    A gradient that did not explode at the start does so where a training diverged and its weights were thrown far off.
     """
     return sorted(findings, key=lambda finding: _place(finding, findings))
 
@@ -57,12 +57,13 @@ def _place(finding: Finding, findings: Sequence[Finding]) -> tuple[bool, float, 
 
 def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
     codes = {other.code for other in findings}
+    wrong = {other.code for other in findings if other.severity != "info"}
     if finding.code == "nonfinite_gradient" and "exploding_gradient" not in codes:
         return -1
     if finding.evidence.get("thrown"):
         return CAUSES.index("saturated_gate") - 0.5
     if finding.code == "saturated_gate" and finding.evidence.get("from_start") is False:
-        return CAUSES.index("diverged") + 0.5
+        return CAUSES.index("vanishing_gradient" if "vanishing_gradient" in wrong else "diverged") + 0.5
     if finding.code == "exploding_gradient" and finding.evidence.get("from_start") is False and "diverged" in codes:
         return CAUSES.index("diverged") + 0.25
     return CAUSES.index(finding.code)

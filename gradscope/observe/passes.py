@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.attach.gradients import leaves_below
 from gradscope.observe.losses import Loss, Losses
 
 WITNESSES = 4
 PENDING = 4096
+SEARCHED = 5000
+"""Nodes of the graph, for parameters below a pass that no watched one has noticed."""
 SETTLED = 8
 """Passes in which all parameters are compared, until every optimizer has had its turn."""
 Stamp = tuple[Tensor, Tensor | None, int]
@@ -76,6 +79,7 @@ class Passes:
         self._pending: deque[Pass] = deque(maxlen=PENDING)
         self._running: list[Pass] = []
         self._aimless: list[Loss] = []
+        self._arrives = False
         self._passes = 0
         self.within = self._seen_within = False
         self._home = threading.get_ident()
@@ -138,9 +142,10 @@ class Passes:
         roots, one.roots, one.stamps = one.roots, (), []
         one.touched = touched - one.used if one.used else touched
         if not (one.touched or one.used):
-            if one.alone and all(isinstance(root, Tensor) and root.grad_fn is None for root in roots):
-                self._aimless = [self.losses.of(roots)]  # a number that was told to require gradient: nothing is below
+            if one.alone and not self._arrives and _leads_nowhere(roots):
+                self._aimless = [self.losses.of(roots)]
             return False
+        self._arrives = True
         if one.touched and not (one.within and self._seen_within):  # of an optimizer that evaluates many, the first
             one.loss = self.losses.of(roots)
             self._pending.append(one)
@@ -189,6 +194,12 @@ class Passes:
         known = {id(p) for p in self._witnesses}
         if touched and known and known.isdisjoint(touched):
             self._witnesses.append(next(p for p, _, _ in one.stamps if id(p) in touched))
+
+
+def _leads_nowhere(roots: Sequence[Any]) -> bool:
+    """Whether no parameter lies below: what was told to require gradient is a number, as after argmax."""
+    leaves = leaves_below([root for root in roots if isinstance(root, Tensor)], SEARCHED)
+    return not any(isinstance(getattr(leaf, "variable", None), nn.Parameter) for leaf in leaves)
 
 
 def _spread(some: Sequence[Tensor], count: int) -> list[Tensor]:

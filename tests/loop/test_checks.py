@@ -79,14 +79,16 @@ def test_a_decay_that_takes_much_of_the_weights_at_every_step(kind: type[Optimiz
     assert found.reason.tolist() == ([DECAY + how] if told else [])
 
 
-def test_a_loss_that_was_told_to_require_gradient() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_loss_that_was_told_to_require_gradient(at_once: bool) -> None:
     """As after argmax: the pass runs, nothing is below it; the layer has received nothing, and the loss is known."""
     model, losses = nn.GRU(3, 4), list[float]()
     optimizer = SGD(model.parameters(), 0.01)
     with gradscope.attach(model, every=2, strict=True) as scope:
         for _ in range(4):
             answers = model(torch.randn(5, 2, 3))[0].argmax(-1)
-            loss = answers.float().mean().requires_grad_()
+            numbers = answers.float()
+            loss = numbers.mean().requires_grad_() if at_once else numbers.requires_grad_().square().mean()
             losses.append(loss.item())
             optimizer.zero_grad()
             loss.backward()

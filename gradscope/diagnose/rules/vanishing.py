@@ -49,13 +49,13 @@ def vanishing_gradient(seen: Seen) -> list[Finding]:
     found: list[Finding] = []
     for module, keys in seen.modules_seen:
         everywhere = loss_enters(seen, module) >= EVERYWHERE
-        reaches = [Reach(key, *horizons(seen, key)) for key in keys]
+        reaches = [reach for key in keys if math.isfinite((reach := Reach(key, *horizons(seen, key))).late)]
         short = [reach for reach in reaches if _short(reach, everywhere)]
         down = passed_down(seen, module)
         if learning(seen).learns:
             short = [reach for reach in short if not everywhere and _next_to_nothing(reach)]
         elif not short and down < NOTHING:
-            short = [reach for reach in reaches if math.isfinite(reach.late)]
+            short = reaches
         if short:
             worst = min(short, key=lambda reach: reach.key.layer if down < NOTHING else reach.late)
             found.append(_finding(seen, worst, down, len(keys)))
@@ -121,8 +121,7 @@ def _explained(seen: Seen, reach: Reach, down: float, where: str) -> str:
         return why + f"{found.sentence} So the answers need nothing older, or could be better with it."
     why += f"The spectral radius of its recurrent weights is {number(spectral_radius(seen, key)[1])}. "
     why += f"The loss enters at {percent(enters)} of the timesteps. "
-    known = [lag for lag in (late, early) if math.isfinite(lag)]
-    older = plural(max(1, round(known[0])), "step") if known else "its last step"
+    older = plural(max(1, round(late)), "step")
     why += f"{found.sentence} Nothing older than {older} can be learnt: that is the matter if the answer needs it."
     return why + rests_on(seen, key)
 
