@@ -21,7 +21,7 @@ def rate(factor: float) -> Remedy:
     return Remedy(f"{way} the learning rate", f'for group in optimizer.param_groups: group["lr"] *= {factor:g}')
 
 
-def rate_for(update: float, aim: float = 1e-3) -> Remedy:
+def rate_for(update: float, aim: float = 1e-2) -> Remedy:
     """A learning rate with which a step changes weights by about `aim` of their norm."""
     factor = 10.0 ** round(math.log10(aim / update)) if update > 0 else 10.0
     return rate(max(10.0, factor) if aim > update else min(0.1, factor))

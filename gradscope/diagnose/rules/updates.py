@@ -70,7 +70,7 @@ def _run_out(seen: Seen, early: float, late: float) -> Finding:
 def _small(seen: Seen, update: float, path: float, steps: int) -> Finding:
     why = (
         f"A step changes the recurrent weights by {number(update)} of their norm (median over {len(seen.records)} "
-        f"records; usual is a thousandth). If all {steps:,} steps had gone the same way, that would be "
+        f"records; usual is about a hundredth). If all {steps:,} steps had gone the same way, that would be "
         f"{percent(path)}: the weights are still those of the beginning. {learning(seen).sentence}"
     )
     level = severity(seen, critical=path < STILL / 10)
