@@ -39,6 +39,12 @@ class Verdict:
         return [finding.code for finding in self.loud]
 
     @property
+    def leading(self) -> Finding | None:
+        """What a person reads first, be it a fact; None where nothing was found."""
+        named = (finding for finding in self.findings if finding.code not in ("healthy", "too_few_records"))
+        return next(named, None)
+
+    @property
     def first(self) -> bool:
         """Whether a true cause comes first."""
         return bool(self.codes) and self.codes[0] in self.case.codes
@@ -105,4 +111,17 @@ def summary(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
         ("accused: both", accused(verdicts, (SOUND, ODD, UNRELATED))),
         ("true cause first", told(sum(verdict.first for verdict in ill), len(ill))),
         ("true cause found", told(sum(verdict.found for verdict in ill), len(ill))),
+        ("true cause first, facts included", told(sum(_named_first(verdict) for verdict in ill), len(ill))),
+        ("facts stated: healthy", _stated(verdicts, (SOUND, ODD))),
+        ("facts stated: trouble of another kind", _stated(verdicts, (UNRELATED,))),
     ]
+
+
+def _named_first(verdict: Verdict) -> bool:
+    return verdict.leading is not None and verdict.leading.code in verdict.case.codes
+
+
+def _stated(verdicts: Sequence[Verdict], truths: Sequence[str]) -> str:
+    """Share of the trainings with nothing to find of which anything was said, be it a fact."""
+    mine = [verdict for verdict in verdicts if verdict.case.truth in truths]
+    return told(sum(verdict.leading is not None for verdict in mine), len(mine))

@@ -159,7 +159,7 @@ def place(verdict: Verdict, code: str, out: Path) -> Path:
 
 def first_remedy(verdict: Verdict) -> str:
     """What the first finding says first, as code."""
-    return verdict.loud[0].remedies[0].code if verdict.loud and verdict.loud[0].remedies else ""
+    return verdict.leading.remedies[0].code if verdict.leading is not None and verdict.leading.remedies else ""
 
 
 def outcome(verdict: Verdict, out: Path) -> dict[str, Any] | None:
@@ -176,8 +176,8 @@ def outcome(verdict: Verdict, out: Path) -> dict[str, Any] | None:
 def try_remedy(verdict: Verdict, out: Path) -> dict[str, Any] | None:
     """Train again with the remedy, unless that has been done."""
     code, case = first_remedy(verdict), verdict.case
-    if outcome(verdict, out) is None:
-        chosen = tried(verdict.loud[0], case)
+    if verdict.leading is not None and outcome(verdict, out) is None:
+        chosen = tried(verdict.leading, case)
         found: dict[str, Any] = {"code": code, "score": 0.0, "tried": chosen is not None}
         if chosen is not None:
             found |= _trained(case, *chosen)

@@ -47,12 +47,20 @@ def _summary(verdicts: dict[str, list[Verdict]], out: Path) -> Iterator[tuple[st
     for rows in zip(*columns, strict=True):
         yield rows[0][0], *(row[1] for row in rows)
     yield "first remedy restores", *(restored(faulty(verdicts[mode]), out) for mode in MODES)
+    yield (
+        "first remedy restores, facts included",
+        *(restored(faulty(verdicts[mode]), out, facts=True) for mode in MODES),
+    )
 
 
-def restored(verdicts: Sequence[Verdict], out: Path) -> str:
-    """Share of the faulty trainings that learn with the first remedy of the first finding, whatever that finding is."""
-    found = [came for verdict in verdicts if (came := outcome(verdict, out)) is not None]
-    return told(sum(came["restored"] for came in found), len(found))
+def restored(verdicts: Sequence[Verdict], out: Path, *, facts: bool = False) -> str:
+    """Share of the faulty trainings that learn with the first remedy of the first finding, whatever that finding is.
+
+    Args:
+        facts: try also what a fact says where there is no warning.
+    """
+    found = [(came, verdict) for verdict in verdicts if (came := outcome(verdict, out)) is not None]
+    return told(sum(came["restored"] and (facts or bool(verdict.loud)) for came, verdict in found), len(found))
 
 
 def _causes(verdicts: dict[str, list[Verdict]], out: Path) -> Iterator[tuple[str, ...]]:

@@ -81,6 +81,11 @@ class Seen:
         """The recorded steps that are looked at."""
         return sorted({int(step) for step in self.tables["layers"]["step"]})
 
+    @property
+    def recorded(self) -> int:
+        """How many steps were recorded, whether or not they are looked at."""
+        return int(self.tables["steps"]["recorded"].astype(bool).sum())
+
     def family(self, module: str) -> str:
         """`"lstm"`, `"gru"`, `"rnn_relu"`, `"rnn_tanh"` or, of a cell that is none of these, empty."""
         gates = {*self.tables["gates"].loc[self.tables["gates"]["module"] == module, "gate"]}

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from gradscope.diagnose.words import percent
+from gradscope.types.loss import ends
+from gradscope.types.loss import number as loss_number
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["learns", "stalls", "lost", "unknown"]
@@ -63,6 +65,7 @@ class Learning:
         stopped: step since which it has not fallen; None while it falls.
         source: from what that is known.
         resumed: the losses go on from a training of which the beginning is not there.
+        told: first and last loss as they stand everywhere else, for sentences.
     """
 
     verdict: Verdict
@@ -73,6 +76,7 @@ class Learning:
     stopped: int | None = None
     source: Source = "loss"
     resumed: bool = False
+    told: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def learns(self) -> bool:
@@ -94,7 +98,7 @@ class Learning:
         """The same by name."""
         if self.source == "loss gradient":
             return {"learning": self.verdict, "loss_gradient_left": self.end}
-        return {"learning": self.verdict, "loss": (self.begin, self.end)}
+        return {"learning": self.verdict, "loss": self.told}
 
     @property
     def sentence(self) -> str:
@@ -105,10 +109,11 @@ class Learning:
         return self._of_loss()
 
     def _of_loss(self) -> str:
-        begin, best, end = (f"{level:#.3g}".rstrip(".") for level in (self.begin, self.best, self.end))
+        begin, best, end = map(loss_number, (self.told[0], self.best, self.told[1]))
         since = f" since step {self.stopped}" if self.stopped else ""
         if self.verdict == "learns":
-            gone = f" by {percent(self.fell)}" if 0 < self.fell else ""
+            share = 1 - self.told[1] / self.told[0] if self.told[0] > 0 else 0.0
+            gone = f" by {percent(share)}" if share > 0 else ""
             return f"The loss has fallen{gone}, from {begin} to {end}{f', where it stands{since}' if since else ''}."
         if self.verdict == "lost":
             had = (
@@ -161,7 +166,8 @@ class _Curve:
         self._parts = np.array_split(np.arange(len(losses)), count)
         self.levels = np.array([np.median(losses[part]) for part in self._parts])
         first = float(np.median(losses[: max(1, min(5, len(losses) // 20))]))
-        self.begin = float(losses[0]) if first > SPIKE * losses[0] > 0 else first  # before the first steps threw it off
+        self._thrown = first > SPIKE * losses[0] > 0
+        self.begin = float(losses[0]) if self._thrown else first
         self._tenth = tenth = max(1, round(count / 10))
         self.first, self.end = self._level(tenth, 2 * tenth), self._level(count - tenth, count)
         self.late = min(self.end, self._level(count - max(1, count // 4), count))
@@ -194,7 +200,9 @@ class _Curve:
     def learning(self) -> Learning:
         verdict = self._verdict()
         at = int(self._steps[self._places(self._best_block, self._best_block + self._tenth)].mean())
-        return Learning(verdict, self.begin, self.end, self.best, at, self._stopped())
+        first, last, *_ = ends(self._steps, self._losses)
+        told = (self.begin if self._thrown else first, last)
+        return Learning(verdict, self.begin, self.end, self.best, at, self._stopped(), told=told)
 
     def _verdict(self) -> Verdict:
         if self._grown() or self._lost():

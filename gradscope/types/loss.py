@@ -47,7 +47,11 @@ def change(steps: Frame) -> Change | None:
     found = seen(steps)
     if found.empty:
         return None
-    step, loss = found["step"].to_numpy(), found["loss"].fillna(math.inf).to_numpy(float)
+    return ends(found["step"].to_numpy(), found["loss"].fillna(math.inf).to_numpy(float))
+
+
+def ends(step: Any, loss: Any) -> Change:
+    """The same of the numbers of steps and their losses, one at least."""
     begin, end = int(step.min()), int(step.max())
     early, late = (min(most, max(1, (end - begin + 1) // SHARE)) for most in (EARLY, LATE))
     with np.errstate(invalid="ignore"):  # the mean of both infinities

@@ -123,7 +123,7 @@ def test_facts_come_behind_what_is_wrong() -> None:
 def test_healthy_says_what_has_been_ruled_out_in_numbers() -> None:
     (finding,) = diagnose(Recorded(Training("lstm")))
     for told in (
-        "has fallen by 99 %",
+        "has fallen by 98 %, from 0.842 to 0.0128",
         "all 20 steps",
         "Gates are free: 0 %",
         "norms are even: the largest is 1 times",

@@ -193,6 +193,14 @@ def test_a_reverse_state_that_is_of_little_use_is_a_fact_where_the_loss_falls() 
     assert [finding.severity for finding in misread_output(made.seen())] == ["info"]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"longest_lag": 0}, {"enters": dict.fromkeys(range(T), 1.0), "some_sequences": 0.1}], ids=str
+)
+def test_what_nobody_means_is_wrong_also_where_the_loss_falls(changes: dict[str, Any]) -> None:
+    made = stalled(loss=FALLS, **changes)
+    assert [finding.severity for finding in misread_output(made.seen())] == ["warning"]
+
+
 @pytest.mark.parametrize(("some", "found"), [(0.1, ["batch"]), (1.0, [])])
 def test_the_batch_taken_for_time(some: float, found: list[str]) -> None:
     made = stalled(enters=dict.fromkeys(range(T), 1.0), some_sequences=some)

@@ -24,7 +24,7 @@ LARGE, SMALL = 0.05, 1e-4
 
 def healthy(seen: Seen) -> Finding:
     """That nothing was found, what has been ruled out, and where to look next."""
-    records, found = len(seen.records), learning(seen)
+    records, found = seen.recorded, learning(seen)
     told = f"No rule has found a fault in {records} recorded of {len(seen['steps']):,} steps."
     why = " ".join([told, found.sentence, *_ruled_out(seen)])
     if found.fails:

@@ -169,9 +169,11 @@ def _where(seen: Seen, key: LayerKey) -> str:
 
 
 def _finding(seen: Seen, key: LayerKey, title: str, why: str, form: str, remedies: tuple[Remedy, ...]) -> Finding:
+    level = severity(seen)
+    surely = form == "batch" or (form == "start" and key.direction == "forward")  # nobody means that
     return Finding(
         code="misread_output",
-        severity=severity(seen),
+        severity="warning" if level == "info" and surely else level,
         layer_key=key,
         title=f"{_where(seen, key)}: {title}",
         explanation=f"{why} {learning(seen).sentence}" + rests_on(seen, key),

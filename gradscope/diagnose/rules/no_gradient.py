@@ -32,17 +32,12 @@ def no_gradient(seen: Seen) -> list[Finding]:
 
 
 def _unheard(seen: Seen) -> Iterator[Finding]:
-    notes, records = seen["notes"], _recorded(seen)
+    notes, records = seen["notes"], seen.recorded
     told = notes[notes["reason"].str.startswith(NO_GRADIENT)]
     for module, rows in told.groupby("module", sort=False):
         steps, heard = rows["step"].nunique(), _heard(seen, str(module))
         if steps >= NEARLY_ALWAYS * max(records, steps + heard):
             yield _of_call(seen, str(module), int(steps), (int(rows["step"].min()), int(rows["step"].max())))
-
-
-def _recorded(seen: Seen) -> int:
-    steps = seen["steps"]
-    return int(steps["recorded"].astype(bool).sum()) if "recorded" in steps else len(seen.records)
 
 
 def _heard(seen: Seen, module: str) -> int:

@@ -25,7 +25,7 @@ def stale_gradient(seen: Seen) -> list[Finding]:
     """Find loops without `zero_grad()`: what the optimizer gets are sums over all steps so far."""
     notes = seen["notes"]
     told = notes[notes["reason"].str.startswith(STALE)]
-    steps, records = sorted({int(step) for step in told["step"]}), max(1, _recorded(seen))
+    steps, records = sorted({int(step) for step in told["step"]}), max(1, seen.recorded - 1)
     if len(steps) < LEAST or len(steps) < OFTEN * records:
         return []
     kept = _kept([str(reason) for reason in told["reason"]])
@@ -53,12 +53,6 @@ def stale_gradient(seen: Seen) -> list[Finding]:
             remedies=(loops.zero_grad(),),
         )
     ]
-
-
-def _recorded(seen: Seen) -> int:
-    """Recorded steps but the first, before which there is nothing."""
-    steps = seen["steps"]
-    return (int(steps["recorded"].astype(bool).sum()) if "recorded" in steps else len(seen.records)) - 1
 
 
 def _kept(reasons: list[str]) -> float:
