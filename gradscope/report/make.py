@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gradscope.diagnose.headline import headline
 from gradscope.record import Fleet, Run
 from gradscope.record.reader import FolderSource
 from gradscope.report import render, summary
@@ -29,7 +30,7 @@ def report(run: Run, findings: Sequence[Finding] | None = None, name: str | None
     """
     found = tuple(run.findings() if findings is None else findings)
     told, figures = summary.summarise(excerpt(run), found, name or called(run))
-    told["processes"] = processes(run)
+    told["headline"], told["processes"] = headline(run), processes(run)
     return Report(told, found, figures)
 
 
