@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from gradscope.report import screen, words
-from gradscope.report.bars import bar
+from gradscope.report.bars import bar, sparkline
 from gradscope.report.layers import COLUMNS, OPEN
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Summary = Mapping[str, Any]
 WIDTH = 100
+RUNS = 20
+"""Runs that it has room for."""
 SAMPLE_ROWS, SAMPLE_COLUMNS = 9, 7
 FINDINGS = 4
 """Findings that the first screen of a text has room for."""
@@ -50,7 +52,13 @@ def text(summary: Summary, width: int | None = None, full: bool = True) -> str:
         width: columns of the page.
         full: everything, and not the first screen alone.
     """
-    return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width, full=full, most=FINDINGS))
+    return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width, full=full, most=FINDINGS, shown=RUNS))
+
+
+def overview(found: Summary, width: int) -> str:
+    """The table of several runs, in plain text."""
+    template = _templates().get_template("runs.txt")
+    return _tidy(template.render(overview=found, width=width, full=False, shown=RUNS))
 
 
 def _fill(template: str, summary: Summary, **more: Any) -> str:
@@ -91,6 +99,7 @@ def _templates() -> Environment:
             "pretty": pretty,
             "short": shortened,
             "bar": bar,
+            "sparkline": sparkline,
             "horizon_bar": screen.horizon_bar,
             "loss_line": pass_context(lambda context, picture: screen.loss_line(picture, _page(context) - 8)),
             "reach_chart": pass_context(lambda context, it: screen.reach_chart(it, _page(context), shortened)),
