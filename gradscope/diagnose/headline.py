@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from gradscope.diagnose.frames import Frame, Recorded, look_at
+from gradscope.diagnose.frames import Recorded, look_at
 from gradscope.diagnose.learning import Learning, Verdict, read
 from gradscope.diagnose.progress import learning
 from gradscope.diagnose.words import plural
-from gradscope.types.loss import Change, change, seen
+from gradscope.types.loss import Change, change
 
 UNKNOWN = "Whether the training learns is not known yet"
 VERDICTS: dict[Verdict, str] = {
@@ -44,12 +44,13 @@ def headline(run: Recorded) -> str:
     said, found = learns(run), change(steps)
     if found is None:
         return f"{GUESSED.get(said.verdict, UNKNOWN)}: {length}."
-    return f"{_verdict(said, found, steps)}: loss {str(found).replace('->', '→')}, {length}."
+    if math.isinf(found.last):
+        since = int(steps.loc[steps["nonfinite"] > 0, "step"].min())
+        return f"The training diverges: losses or gradients are not finite, first at step {since:,}; {length}."
+    return f"{_verdict(said, found)}: loss {str(found).replace('->', '→')}, {length}."
 
 
-def _verdict(said: Learning, found: Change, steps: Frame) -> str:
-    if math.isinf(found.last) and (seen(steps)["loss"].dropna().abs() < math.inf).any():
-        return "The training diverges"
+def _verdict(said: Learning, found: Change) -> str:
     if said.verdict == "stalls" and found.last < 0.9 * found.first:
         return "The loss has stopped falling"
     return VERDICTS[said.verdict]
