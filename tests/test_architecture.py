@@ -37,16 +37,17 @@ ARROWS: dict[str, tuple[str, str]] = {
     "record.fleet":    ("types errors report",                                      "pandas"),
     "diagnose":        ("types errors cells",                                       "numpy pandas torch"),
     "plot":            ("types errors record",                                      "numpy pandas matplotlib seaborn"),
-    "report":          ("types errors record plot",                        "numpy pandas matplotlib jinja2 markupsafe"),
+    "report":          ("types errors record diagnose plot",               "numpy pandas matplotlib jinja2 markupsafe"),
+    "report.chart":    ("",                                                         "rich"),
     "compare":         ("types errors record report",                               "pandas"),
-    "cli":             ("PUBLIC types compare demo",                                "click rich"),
+    "cli":             ("PUBLIC types compare demo",                               "click rich"),
     "cli.view":        ("PUBLIC",                                                   "click gradscope_tensorboard"),
     "cli.run":         ("PUBLIC attach record",                                     "click"),
-    "cli.watch":       ("PUBLIC attach types",                                      "torch"),
-    "demo":            ("PUBLIC types compare",                                     "click rich torch pandas"),
+    "cli.watch":       ("PUBLIC attach diagnose",                                   "torch"),
+    "demo":            ("PUBLIC types compare report",                               "click rich torch pandas"),
     "demo.tasks":      ("",                                                         "torch"),
     "demo.digits":     ("",                                                         "torch sklearn"),
-    "demo.figure":     ("",                                                         "matplotlib seaborn"),
+    "demo.figure":     ("report",                                                   "matplotlib seaborn"),
 }  # fmt: skip
 FREE = {*sys.stdlib_module_names, "__future__", "typing_extensions", "gradscope"}
 

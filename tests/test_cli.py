@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +169,27 @@ def test_report_on_stdout(call: Call, logdir: Path, found: list[Finding], form: 
     assert page.startswith("<!DOCTYPE html>")
 
 
+def test_report_prints_one_screen_and_the_rest_on_demand(
+    call: Call, logdir: Path, found: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, screen, _ = call("report", logdir, "--format", "text")
+    _, full, _ = call("report", logdir, "--format", "text", "--full")
+    assert screen.splitlines()[1].endswith("loss 1.00, 1 step, 1 recorded.")
+    assert "To try first: " in screen and "SETTINGS" not in screen and "\x1b" not in screen
+    assert "SETTINGS" in full and max(map(len, screen.splitlines()[1:])) <= 80
+    assert screen in call("report", logdir)[1]
+    call("report", logdir, "-o", tmp_path / "it.txt")
+    assert "SETTINGS" in (tmp_path / "it.txt").read_text(encoding="utf-8")
+
+
+def test_report_where_stdout_knows_ascii_only(logdir: Path) -> None:
+    command = [sys.executable, "-m", "gradscope.cli", "report", str(logdir), "--format", "text"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.isascii() and "?" not in run.stdout and "***" in run.stdout
+
+
 def test_report_goes_by_the_suffix(call: Call, logdir: Path, found: list[Finding], tmp_path: Path) -> None:
     call("report", logdir, "-o", tmp_path / "new" / "it.md")
     assert (tmp_path / "new" / "it.md").read_text(encoding="utf-8").startswith("# gradscope")
@@ -236,6 +258,11 @@ def test_view(call: Call, logdir: Path, monkeypatch: pytest.MonkeyPatch) -> None
     status, out, _ = call("view", logdir, "--port", "6007")
     assert status == 0 and "http://localhost:6007/#gradscope" in out
     assert asked == [logdir, "localhost", 6007, "stopped"]
+    (empty := logdir.parent / "not yet").mkdir()
+    status, _, err = call("view", empty)
+    assert status == 0 and f"{empty} holds no records yet. Train with: gradscope run --logdir '{empty}' train.py" in err
+    ParquetStore(empty, {"layers": {}}).close()
+    assert "is recorded yet" in call("view", empty)[2] and "--every 1" in call("view", empty)[2]
 
 
 def assert_refused(answer: tuple[int, str, str], reason: str) -> None:

@@ -16,11 +16,11 @@ from rich.console import Console
 
 import gradscope
 from gradscope.demo import figure
-from gradscope.demo.chart import ASCII, BRAILLE, Curve, Pen, draw
 from gradscope.demo.show import show
 from gradscope.demo.summary import Horizon, Layer, Summary, sentence, summarise
 from gradscope.demo.tasks import ANY, TASKS, Task, digits
 from gradscope.demo.training import CELLS, CLIPPINGS, Trial, train
+from gradscope.report.chart import ASCII, BRAILLE, Curve, Pen, draw
 from gradscope.types.loss import Change
 
 NAN = float("nan")

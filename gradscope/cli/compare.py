@@ -25,11 +25,14 @@ MOST = 16
 @click.option(
     "--format", "form", type=click.Choice(list(shown.FORMATS)), help="Without it what the suffix of the file says."
 )
-def compare(logdirs: tuple[Path, ...], output: Path, form: str | None) -> None:
+@click.option("--full", is_flag=True, help="Print everything that the text says, not the first screen alone.")
+def compare(logdirs: tuple[Path, ...], output: Path, form: str | None, full: bool) -> None:
     r"""Put runs side by side: the same numbers beside each other, the same curves over each other.
 
-    Each run is called by the name of its folder, or by its whole path where two have the same. A folder with several
-    runs below it, as of a sweep, stands for all of them.
+    The first screen is a table with a row for each run: what differs between their settings, loss, horizon, worst
+    finding, clipping; and what separates the runs that learn from those that do not. Each run is called by the name of
+    its folder, or by its whole path where two have the same. A folder with several runs below it, as of a sweep, stands
+    for all of them.
 
     \b
         gradscope compare runs/lstm runs/gru -o cells.html
@@ -39,12 +42,10 @@ def compare(logdirs: tuple[Path, ...], output: Path, form: str | None) -> None:
     runs = _named(logdirs)
     with shown.waiting("reading the runs"):
         made = side_by_side(runs).report()
-    said = shown.written(made, output, form)
+    said = shown.written(made, output, form, full)
     if said:
-        out = shown.console()
-        names = [run["name"] for run in made.summary["runs"] for _ in run["findings"]]
-        out.print(shown.runs_table(zip(names, made.findings, strict=True)))
-        out.print(said, soft_wrap=True, markup=False)
+        shown.screen(made, full)
+        shown.console().print(f"\n{said}", soft_wrap=True, markup=False)
 
 
 def _named(logdirs: Sequence[Path]) -> dict[str, gradscope.Run]:

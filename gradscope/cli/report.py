@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -19,16 +20,21 @@ from gradscope.cli import shown
 @click.option(
     "--format", "form", type=click.Choice(list(shown.FORMATS)), help="Without it what the suffix of the file says."
 )
-def report(logdir: Path, output: Path | None, form: str | None) -> None:
+@click.option(
+    "--full", is_flag=True, help="Print everything that the text says, not the first screen alone; files have it all."
+)
+def report(logdir: Path, output: Path | None, form: str | None, full: bool) -> None:
     r"""Say what a run found, and write it down with all figures.
 
-    LOGDIR is what attach() or `gradscope run` was given. The page is one file that needs no network; it has every
-    finding with what to try, and of every layer gradients over timesteps and training, Jacobians, gates and clipping.
-    Of a folder with many runs below it, as of a sweep, it is one table of all runs, the worst first.
+    LOGDIR is what attach() or `gradscope run` was given. The first screen says whether the training learns, what was
+    found, and what to type; it has a table of the layers. --full prints the rest. The page is one file that needs no
+    network; it has every finding with what to try, and of every layer gradients over timesteps and training, Jacobians,
+    gates and clipping. Of a folder with many runs below it, as of a sweep, it is one table of them.
 
     \b
         gradscope report runs/exp1                       # runs/exp1/report.html
-        gradscope report runs/exp1 --format text | less
+        gradscope report runs/exp1 --full | less         # everything in words
+        gradscope report runs/exp1 --format text         # the screen alone, without a page
         gradscope report runs/exp1 -o exp1.md
         gradscope report sweep --format json             # a sweep, for a program
     """
@@ -37,17 +43,13 @@ def report(logdir: Path, output: Path | None, form: str | None) -> None:
     if isinstance(found, gradscope.Run):
         with shown.waiting("reading the run"):
             made = found.report()
-        head, table = shown.headline(made.summary["facts"]), shown.findings_table(made.findings)
     else:
         with shown.counted("reading", "runs") as progress:
             made = found.report(progress)
-        head, table = "", shown.fleet_table(made.summary["rows"])
     if output is None:
         output = logdir / "report.html" if form == "html" else Path("-")
-    said = shown.written(made, output, form)
+    said = shown.written(made, output, form, full)
     if said:
-        out = shown.console()
-        if head:
-            out.print(head)
-        out.print(table)
-        out.print(said, soft_wrap=True, markup=False)
+        shown.screen(made, full)
+        more = "" if full else f"Everything in words: gradscope report {shlex.quote(str(logdir))} --full\n"
+        shown.console().print(f"\n{more}{said}", soft_wrap=True, markup=False)

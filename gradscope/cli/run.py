@@ -41,7 +41,8 @@ def run(
     r"""Run a training script as it is, with every recurrent network in it watched.
 
     The script gets its arguments, and the command has its output, its exit status and its tracebacks, as if python had
-    run it; gradscope adds one line on stderr at the end. A model is attached when an optimizer takes its parameters:
+    run it; at the end gradscope says on stderr whether the training learns, what it found first, what to type against
+    that, and where the records are. A model is attached when an optimizer takes its parameters:
     the first is recorded in D itself, further ones in folders within it.
 
     \b

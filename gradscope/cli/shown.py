@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,6 +19,24 @@ from rich.text import Text
 from gradscope.types import Finding
 
 COLOURS = {"critical": "bold red", "warning": "yellow", "info": "blue"}
+PLAIN = {
+    **dict(zip("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", "_.,-~=+####-===", strict=True)),
+    **{
+        "≥ ": ">=",
+        "→ ": "->",
+        "⠀": " ",
+        "┄": "-",
+        "│": "|",
+        "└": "+",
+        "─": "-",
+        "┬": "+",
+        "…": "..",
+        "–": "-",
+        "·": ".",
+        "×": "x",
+    },
+}
+"""What stands for signs that a terminal does not know, in as many columns where that can be."""
 FORMATS = {"html": ".html", "md": ".md", "text": ".txt", "json": ".json"}
 
 logdir_argument = click.argument("logdir", type=click.Path(path_type=Path))
@@ -63,12 +81,15 @@ def drawn(report: Any) -> str:
         return report.html(progress)
 
 
-def written(report: Any, output: Path, form: str) -> str:
+def written(report: Any, output: Path, form: str, full: bool = False) -> str:
     """Write a report in one of the formats, to a file, or to stdout for `-`; what to say about it."""
+    if str(output) == "-" and form == "text":
+        screen(report, full)
+        return ""
     content = {
         "html": drawn,
         "md": lambda it: it.markdown(),
-        "text": lambda it: it.text(_columns() if str(output) == "-" else None),
+        "text": lambda it: it.text(),
         "json": lambda it: it.json(),
     }
     made = content[form](report)
@@ -84,9 +105,25 @@ def written(report: Any, output: Path, form: str) -> str:
     return f"Report: {output}"
 
 
-def _columns() -> int | None:
-    """How wide the terminal is; None where stdout is no terminal."""
-    return max(40, get_terminal_size().columns) if sys.stdout.isatty() else None
+def screen(report: Any, full: bool) -> None:
+    """The first screen of a report, or all of its text, as wide as the terminal; in colours where it has any."""
+    out = console()
+    written = Text(_writable(report.text(max(40, get_terminal_size().columns), full=full)))
+    written.highlight_regex(r"(?m)^[A-Z]{4,}.*$", "bold")
+    for severity, colour in {**COLOURS, "healthy": "green"}.items():
+        written.highlight_regex(rf"(?m)^\[{severity}\]( \[\w+\])?", colour)
+    out.print(written, soft_wrap=True, end="")
+
+
+def _writable(text: str) -> str:
+    """The text, with letters in the place of signs that stdout cannot write."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        for signs, letters in PLAIN.items():
+            text = text.replace(signs, letters)
+        return "".join("*" if "⠀" <= letter <= "⣿" else letter for letter in text)
+    return text
 
 
 def format_of(output: Path | None, form: str | None) -> str:
@@ -102,12 +139,6 @@ def format_of(output: Path | None, form: str | None) -> str:
     )
 
 
-def headline(facts: Mapping[str, Any]) -> str:
-    """How long a run was, how much of it is recorded, and where its loss went."""
-    said = f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)}, {facts['recorded']:,} recorded"
-    return f"{said}, loss {facts['loss']}" if facts["loss"] else said
-
-
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Findings, one a row, in as much of their words as the terminal is wide."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -118,22 +149,6 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         severity = Text("–" if finding.code == "healthy" else finding.severity, _colour(finding))
         table.add_row(severity, Text(finding.code), Text(place(finding)), Text(finding.title))
-    return table
-
-
-def fleet_table(rows: Sequence[Mapping[str, Any]], most: int = 20) -> Table:
-    """The worst runs of a fleet, one a row."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("finding", no_wrap=True)
-    table.add_column("run", overflow="fold", ratio=1)
-    for name in ("loss", "horizon", "decay", "clipped", "steps"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows[:most]:
-        tint = COLOURS[row["severity"]] if row["severity"] else "green"
-        cells = [row["cells"][name] for name in ("loss", "horizon", "decay_min", "clip_rate", "steps")]
-        table.add_row(Text(row["finding"], tint), Text(row["run"]), *cells)
-    if len(rows) > most:
-        table.add_row("", f"… and {len(rows) - most:,} more", *[""] * 5)
     return table
 
 

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gradscope
 from gradscope.attach.custom import find_recurrent, looks_recurrent
-from gradscope.types.loss import change
+from gradscope.diagnose.headline import headline
 
 
 @dataclass(eq=False)
@@ -74,7 +74,8 @@ class Watch:
             return
         if self._recorded:
             folder = _near(self.folder)
-            self._say(f"recorded in {folder}{self._safely(self._how) or ''}; see it with: gradscope report {folder}")
+            self._safely(self._sum_up)
+            self._say(f"recorded in {folder}; see it with: gradscope report {folder}")
         else:
             self._say("nothing was recorded: no torch optimizer took the parameters of a recurrent layer")
 
@@ -113,12 +114,17 @@ class Watch:
         for watched in over:
             watched.scope.close()
 
-    def _how(self) -> str:
-        """How many steps of the first model are recorded, and where its loss went."""
-        steps = gradscope.load(self.folder).frame("steps")
-        recorded, count = steps.loc[steps["recorded"], "step"].nunique(), steps["step"].nunique()
-        loss = change(steps)
-        return f": {recorded:,} of {count:,} step{'s' * (count != 1)}{f', loss {loss}' if loss else ''}"
+    def _sum_up(self) -> None:
+        """Say whether the first model learns, what was found first, and what to type."""
+        run = gradscope.load(self.folder)
+        assert isinstance(run, gradscope.Run)
+        self._say(headline(run).replace("→", "->"))
+        found = run.findings()[0]
+        self._say(f"[{'healthy' if found.code == 'healthy' else found.severity}] {found.title}")
+        for remedy in found.remedies[:1]:
+            self._say(f"to try first: {remedy.title}")
+            for line in remedy.code.splitlines():
+                self._say(line, "    ")
 
     def _safely(self, do: Any, *arguments: Any) -> Any:
         """What comes of it; nothing that goes wrong in here may reach the script."""
@@ -129,9 +135,9 @@ class Watch:
         except Exception as error:
             self._say(f"a failure of gradscope's own, {type(error).__name__}: {error}")
 
-    def _say(self, what: str) -> None:
+    def _say(self, what: str, indent: str = "") -> None:
         if sys.stderr is not None:
-            sys.stderr.write(f"gradscope: {' '.join(what.split())}\n")
+            sys.stderr.write(f"gradscope: {indent}{what.strip() if indent else ' '.join(what.split())}\n")
 
 
 def models(parameters: set[int]) -> list[tuple[nn.Module, dict[int, str]]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradscope.demo.chart import FLOOR
 from gradscope.demo.summary import Summary
 from gradscope.demo.training import CELLS, CLIPPINGS
+from gradscope.report.chart import FLOOR
 
 LINES = dict(zip(CLIPPINGS, ("-", "--"), strict=True))
 

@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.demo.chart import ASCII, BRAILLE, COLOURS, Curve, draw
 from gradscope.demo.summary import Horizon, Summary, sentence
 from gradscope.demo.training import CELLS
+from gradscope.report.chart import ASCII, BRAILLE, COLOURS, Curve, draw
 
 LEGEND = {
     "clipping": "how, and at what share of the steps it changed the gradients",

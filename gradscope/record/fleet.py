@@ -179,15 +179,23 @@ class Fleet(Mapping[str, Run]):
         return whole.fillna(dict.fromkeys(COUNTS, 0)).assign(horizon_censored=censored).astype({**kinds, **floats})
 
     def __repr__(self) -> str:
-        """How many runs, and where."""
-        return f"<Fleet: {len(self):,} runs in {self.root}>"
+        """How many runs, and where; of a few also a table of them."""
+        head = f"<Fleet: {len(self):,} runs in {self.root}>"
+        if len(self) > SHOWN:
+            return head
+        try:
+            from gradscope.report import overview
+
+            return f"{head}\n{overview(self)}".rstrip()
+        except (GradscopeError, ModuleNotFoundError):  # no run can be read, or jinja2 is not there
+            return head
 
     def _repr_html_(self) -> str:
         try:
             numbers: Any = self._numbers()
         except GradscopeError as error:
-            return f"<p>{escape(repr(self))}: {escape(str(error))}</p>"
-        return f"<p>{escape(repr(self))}</p>{numbers.head(SHOWN).to_html(index=False)}"
+            return f"<pre>{escape(repr(self))}</pre><p>{escape(str(error))}</p>"
+        return f"<pre>{escape(repr(self))}</pre>{numbers.head(SHOWN).to_html(index=False)}"
 
 
 def _clip_rate(answers: Any) -> Any:

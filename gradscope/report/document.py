@@ -51,13 +51,14 @@ class Report:
         """The report without pictures, as Markdown."""
         return render.markdown(self.summary)
 
-    def text(self, width: int | None = None) -> str:
-        """The report without pictures, as plain text.
+    def text(self, width: int | None = None, *, full: bool = True) -> str:
+        """The report as plain text, with small pictures that are made of characters.
 
         Args:
             width: columns of a terminal, into which tables are made to fit; without it 100, and tables as they are.
+            full: everything; without it what a person wants to know first, on about one screen.
         """
-        return render.text(self.summary, width)
+        return render.text(self.summary, width, full)
 
     def json(self) -> str:
         """The summary with the numbers behind every picture, as JSON; what is not finite is text there."""

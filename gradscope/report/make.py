@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gradscope.diagnose.headline import headline
 from gradscope.record import Fleet, Run
 from gradscope.record.reader import FolderSource
 from gradscope.report import render, summary
@@ -12,6 +13,7 @@ from gradscope.report.document import Report
 from gradscope.report.excerpt import excerpt
 from gradscope.report.fleet import gathered
 from gradscope.report.processes import processes
+from gradscope.report.runs import runs_table
 from gradscope.report.sidebyside import compared
 from gradscope.types import Finding
 
@@ -29,7 +31,7 @@ def report(run: Run, findings: Sequence[Finding] | None = None, name: str | None
     """
     found = tuple(run.findings() if findings is None else findings)
     told, figures = summary.summarise(excerpt(run), found, name or called(run))
-    told["processes"] = processes(run)
+    told["headline"], told["processes"] = headline(run), processes(run)
     return Report(told, found, figures)
 
 
@@ -42,6 +44,7 @@ def comparison(runs: Mapping[str, Run], findings: Mapping[str, Sequence[Finding]
     """
     found = {name: list(findings[name] if findings else run.findings()) for name, run in runs.items()}
     told, figures = compared({name: excerpt(run) for name, run in runs.items()}, found)
+    told["overview"] = runs_table(runs, found)
     return Report(told, tuple(finding for mine in found.values() for finding in mine), figures)
 
 
@@ -54,6 +57,8 @@ def fleet(runs: Fleet, findings: Mapping[str, Sequence[Finding]] | None = None) 
     """
     found = runs.findings() if findings is None else findings
     told, figures = gathered(runs, found)
+    worst_first = {row["run"]: runs[row["run"]] for row in told["rows"]}
+    told["overview"] = runs_table(worst_first, found)
     return Report(told, tuple(finding for mine in found.values() for finding in mine), figures)
 
 
@@ -62,6 +67,16 @@ def short(run: Run) -> str:
     found = run.findings() if run.source.count("timesteps") <= QUICK else []
     told, _ = summary.summarise(excerpt(run), found, called(run))
     return render.short(told)
+
+
+def overview(runs: Mapping[str, Run], width: int = 100) -> str:
+    """The table of several runs as text, without their findings, which would take long.
+
+    Args:
+        runs: by name.
+        width: columns of the page.
+    """
+    return render.overview(runs_table(runs), width)
 
 
 def called(run: Run) -> str:

@@ -13,7 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gradscope.report import words
+from gradscope.report import screen, words
+from gradscope.report.bars import bar, sparkline
 from gradscope.report.layers import COLUMNS, OPEN
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 Summary = Mapping[str, Any]
 WIDTH = 100
+RUNS = 20
+"""Runs that it has room for."""
 SAMPLE_ROWS, SAMPLE_COLUMNS = 9, 7
+FINDINGS = 4
+"""Findings that the first screen of a text has room for."""
 
 
 def html(summary: Summary, figures: Mapping[str, str]) -> str:
@@ -39,9 +44,21 @@ def markdown(summary: Summary) -> str:
     return _tidy(_fill(f"{summary['kind']}.md", summary))
 
 
-def text(summary: Summary, width: int | None = None) -> str:
-    """The same in plain text, in as many columns; without a width 100, and tables as wide as they need."""
-    return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width))
+def text(summary: Summary, width: int | None = None, full: bool = True) -> str:
+    """The same in plain text, in as many columns; without a width 100, and tables as wide as they need.
+
+    Args:
+        summary: what is to be said.
+        width: columns of the page.
+        full: everything, and not the first screen alone.
+    """
+    return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width, full=full, most=FINDINGS, shown=RUNS))
+
+
+def overview(found: Summary, width: int) -> str:
+    """The table of several runs, in plain text."""
+    template = _templates().get_template("runs.txt")
+    return _tidy(template.render(overview=found, width=width, full=False, shown=RUNS))
 
 
 def _fill(template: str, summary: Summary, **more: Any) -> str:
@@ -81,6 +98,11 @@ def _templates() -> Environment:
             "sampled": sampled,
             "pretty": pretty,
             "short": shortened,
+            "bar": bar,
+            "sparkline": sparkline,
+            "horizon_bar": screen.horizon_bar,
+            "loss_line": pass_context(lambda context, picture: screen.loss_line(picture, _page(context) - 8)),
+            "reach_chart": pass_context(lambda context, it: screen.reach_chart(it, _page(context), shortened)),
         },
     }
     environment.filters.update(filters)
@@ -104,8 +126,13 @@ def markdown_safe(value: Any) -> str:
 
 def wrap(context: Mapping[str, Any], value: Any, indent: int = 0) -> str:
     """A paragraph of plain text, as wide as the page."""
-    blank, width = " " * indent, min(context.get("width") or WIDTH, WIDTH)
-    return textwrap.fill(plainly(value), width, initial_indent=blank, subsequent_indent=blank)
+    blank = " " * indent
+    return textwrap.fill(plainly(value), _page(context), initial_indent=blank, subsequent_indent=blank)
+
+
+def _page(context: Mapping[str, Any]) -> int:
+    """Columns of a line of text."""
+    return min(context.get("width") or WIDTH, WIDTH)
 
 
 def aligned(context: Mapping[str, Any], rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
@@ -120,7 +147,8 @@ def aligned(context: Mapping[str, Any], rows: Sequence[Sequence[Any]], indent: i
         "  ".join(f"{cell:>{width}}" if place else f"{cell:<{width}}" for place, (cell, width) in enumerate(pairs))
         for pairs in (list(zip(row, widths, strict=True))[:fit] for row in cells)
     ]
-    lines += [f"(no room for: {', '.join(cells[0][fit:])})"] if fit < len(widths) else []
+    left_out = ", ".join(filter(None, cells[0][fit:]))
+    lines += [f"(no room for: {left_out})"] if left_out else []
     return "\n".join(" " * indent + line for line in lines)
 
 

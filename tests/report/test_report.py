@@ -23,6 +23,7 @@ from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 pytest.importorskip("jinja2")
 pytest.importorskip("seaborn")
 from gradscope.report import Report, render, report, short, summary, words  # noqa: E402
+from gradscope.report.bars import bar, sparkline  # noqa: E402
 from gradscope.report.excerpt import excerpt  # noqa: E402
 
 FINDINGS = [VANISHING, CLIPPING]
@@ -74,7 +75,7 @@ def test_golden(suffix: str, tmp_path: Path) -> None:
 
 def test_text_fits_a_page() -> None:
     lines = report(made(), FINDINGS, "runs/exp1").text().splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 120
 
 
 def test_html_is_well_formed_and_needs_nothing_else(parsed: Page) -> None:
@@ -208,8 +209,51 @@ def test_text_takes_the_width_of_a_terminal() -> None:
         lines = whole.text(width).splitlines()
         code = {line for found in FINDINGS for remedy in found.remedies for line in remedy.code.splitlines()}
         assert max(len(line) for line in lines if line.strip() not in {piece.strip() for piece in code}) <= width
-    assert "  (no room for: saturated, residual)" in whole.text(80) and "no room" not in whole.text(100)
-    assert whole.text(120) == whole.text(100) == whole.text()
+    assert "  (no room for: gradient, jacobian, residual)" in whole.text(80) and "no room" not in whole.text(120)
+    assert whole.text(120) == whole.text()
+
+
+def test_the_first_screen_is_one_screen() -> None:
+    whole = report(made(steps=300, recorded=range(0, 300, 10)), FINDINGS, "runs/exp1")
+    for width in (80, 120):
+        screen = whole.text(width, full=False)
+        assert max(map(len, screen.splitlines())) <= width and len(screen.splitlines()) <= 40
+        assert "The training learns: loss 2.00 → " in screen and "300 steps, 30 recorded." in screen
+        assert "\n  loss  █" in screen and "REACH" in screen and "To try first: " in screen
+        assert "SETTINGS" not in screen and "CLIPPING" not in screen and "\x1b" not in screen
+    assert all(found.title in screen for found in FINDINGS)
+    assert screen.count(FINDINGS[0].explanation[:20]) == 1
+
+
+def test_the_first_screen_of_many_layers_and_findings() -> None:
+    keys = [LayerKey(f"block.{index}", 0, "forward", 0) for index in range(20)]
+    screen = report(made(keys), FINDINGS * 3, "deep").text(80, full=False)
+    assert "And 8 more layers." in screen and f"And {len(FINDINGS) * 3 - 4} more findings." in screen
+    assert len(screen.splitlines()) <= 70
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([], ""),
+        ([1.0], "█"),
+        ([2.0, 1.0, 0.5, 0.0], "█▅▃▁"),
+        ([-1.0, 0.0, 1.0], "▁▅█"),
+        ([1000.0, 100.0, 10.0, 1.0], "█▆▃▁"),
+        ([1.0, math.nan, math.inf, 1.0], "█ ×█"),
+        ([math.inf, math.inf], "××"),
+        ([0.0, 0.0], "▁▁"),
+        (range(100), "▁▂▃▄▄▅▆▇▇█"),
+    ],
+)
+def test_sparklines(values: list[float], line: str) -> None:
+    assert sparkline(values, 10) == line
+
+
+def test_bars() -> None:
+    assert [bar(share, 4) for share in (0.0, 0.5, 1.0, 7.0, 0.3, math.nan)] == [
+        "····", "██··", "████", "████", "█▎··", "    ",
+    ]  # fmt: skip
 
 
 def test_settings_are_short_and_sessions_say_what_differs() -> None:

@@ -46,7 +46,7 @@ def test_of_one_record_nothing_is_told_over_training() -> None:
         assert "Between step" not in written and "7 → 7" not in written and f"The loss is {first} at step 0." in written
     assert "One step is recorded; figures over training take two." in html
     assert html.count("<svg") == 7 and "Updates of the recurrent weights" in html
-    assert f"1 optimizer step, 1 recorded; loss {first}; 1 layer" in found.text()
+    assert f"not known yet: loss {first}, 1 step, 1 recorded." in found.text()
     assert "1 measured clipping call changed the gradients in 100%" in found.text()
 
 

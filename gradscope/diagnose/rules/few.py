@@ -17,13 +17,14 @@ def too_few_records(seen: Seen) -> list[Finding]:
         return []
     reasons = list(dict.fromkeys(str(reason) for reason in seen["notes"]["reason"]))[:3] if not records else []
     notes = f" The notes say: {'; '.join(reasons)}." if reasons else ""
+    are = "record is" if records == 1 else "records are"
     longer = " Train for more steps." if steps < ENOUGH else ""
     return [
         Finding(
             code="too_few_records",
             severity="info",
             layer_key=None,
-            title=f"{plural(records, 'record')} are no basis for a verdict" if records else "nothing was recorded",
+            title=f"{records} {are} no basis for a verdict" if records else "nothing was recorded",
             explanation=(
                 f"Of {plural(steps, 'step')} {records or 'none'} {'was' if records < 2 else 'were'} recorded. What is "
                 f"said of a course of things rests on {ENOUGH} records or more, so nothing is said.{notes}{longer} "

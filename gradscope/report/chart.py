@@ -73,16 +73,19 @@ Cells = dict[tuple[int, int], tuple[str, str]]
 """Character and style by row and column."""
 
 
-def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64) -> Text:
+def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64, rows: int = HEIGHT, deepest: int = DEEPEST) -> Text:
     """Draw up to three curves on a base-10 logarithmic axis, each with its name at its end.
 
     Args:
         curves: what to draw; later ones lie on top.
         pen: `BRAILLE`, or `ASCII` where the terminal knows nothing else.
         columns: width of the plot without labels.
+        rows: about its height.
+        deepest: the lowest power of ten that is drawn.
     """
-    axes = _fit([curve.values for curve in curves], columns)
-    cells: Cells = {(axes.row(log10(FLOOR)), column): (pen.rule, "dim") for column in range(columns)}
+    axes = _fit([curve.values for curve in curves], columns, rows, deepest)
+    rule: Cells = {(axes.row(log10(FLOOR)), column): (pen.rule, "dim") for column in range(columns)}
+    cells: Cells = {}
     ends: list[tuple[int, int, str, str]] = []
     for index, curve in enumerate(curves):
         drawn = _characters(_points(curve.values, axes, pen), pen, index)
@@ -90,15 +93,15 @@ def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64) -> Text:
         if drawn:
             label = f"{pen.marks[index]} {curve.name}" if pen.marks else curve.name
             ends.append((*list(drawn)[-1], label, curve.colour))
-    return _compose(cells | _labels(ends, axes), axes, pen)
+    return _compose(rule | cells | _labels(ends, cells, axes), axes, pen)
 
 
-def _fit(curves: Sequence[Sequence[float]], columns: int) -> Axes:
+def _fit(curves: Sequence[Sequence[float]], columns: int, height: int, deepest: int) -> Axes:
     seen = [log10(value) for values in curves for value in values if _visible(value)] or [0.0]
     top = max(0, ceil(max(seen)))
-    bottom = min(round(log10(FLOOR)) - 1, max(DEEPEST, floor(min(seen))), top - 1)
+    bottom = min(round(log10(FLOOR)) - 1, max(deepest, floor(min(seen))), top - 1)
     decades = top - bottom
-    rows = decades * (HEIGHT // decades) if decades <= HEIGHT else HEIGHT
+    rows = decades * (height // decades) if decades <= height else height
     return Axes(top, bottom, max(1, *(len(values) - 1 for values in curves)), rows + 1, columns)
 
 
@@ -131,14 +134,18 @@ def _characters(points: Iterator[tuple[int, int]], pen: Pen, curve: int) -> dict
     return {place: pen.glyph(dots, curve) for place, dots in grouped.items()}
 
 
-def _labels(ends: list[tuple[int, int, str, str]], axes: Axes) -> Cells:
-    """Names beside the ends of their curves, moved down or up where two would share a line."""
+def _labels(ends: list[tuple[int, int, str, str]], drawn: Cells, axes: Axes) -> Cells:
+    """Names to the right of the ends of their curves, and of what else is drawn there; one to a line."""
     cells: Cells = {}
     taken: set[int] = set()
     for row, column, name, style in sorted(ends):
         free = min(set(range(axes.rows)) - taken, key=lambda candidate: (abs(candidate - row), -candidate))
         taken.add(free)
-        cells |= {(free, column + 2 + place): (letter, style) for place, letter in enumerate(name)}
+        start = 1 + max([column, *(right for line, right in drawn if line == free)])
+        cells |= {
+            (free, start + place): (letter, style)
+            for place, letter in enumerate(f" {name}{' ' * (free == axes.row(log10(FLOOR)))}")
+        }
     return cells
 
 
