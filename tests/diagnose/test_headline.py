@@ -35,7 +35,7 @@ def run_of(losses: Sequence[float], rank: int = 0) -> Run:
         ([math.nan] * 5, "Whether the training learns is not known yet: 5 steps, 1 recorded."),
         (
             [1.0] * 5 + [math.inf] * 95,
-            "The training diverges: losses or gradients are not finite, first at step 5; 100 steps",
+            "The training diverges: loss 1.00 → not finite, first at step 5; 100 steps",
         ),
         ([], "No optimizer step was seen."),
     ],
