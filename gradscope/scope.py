@@ -5,11 +5,11 @@ from __future__ import annotations
 import atexit
 import functools
 import platform
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -29,14 +29,12 @@ from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
-from gradscope.record.query import Filters
-from gradscope.record.reader import FolderSource
+from gradscope.record.live import Live
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
 from gradscope.types import CellSpec
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
     from typing_extensions import Self
 
@@ -115,6 +113,8 @@ def attach(
         Settings,
     )
 
+    for scope in [scope for scope in _OPEN if scope._observer.tree.gone]:
+        scope.close()
     model = inner_module(model)
     specs = find_cells(model, cells)
     sequences = find_sequences(model, positions)
@@ -122,7 +122,7 @@ def attach(
     own: list[Cell | SequenceModule] = [
         _cell(name, layers[name], spec, cells) for name, spec in specs.items() if name in layers
     ]
-    own += [SequenceModule(name, model.get_submodule(name), dim) for name, dim in sequences.items()]
+    own += [SequenceModule(name, weakref.ref(model.get_submodule(name)), dim) for name, dim in sequences.items()]
     wanted = choose_quantities(quantities)
     schedule = make_schedule(every, budget)
     if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
@@ -177,7 +177,7 @@ def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore |
 
 def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
     known = any(isinstance(module, kind) for kind in asked or ())
-    return Cell(name, module, default_spec(module, spec), state_argument(type(module), spec), asked=known)
+    return Cell(name, weakref.ref(module), default_spec(module, spec), state_argument(type(module), spec), asked=known)
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
@@ -189,8 +189,8 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
 class Scope:
     """An attached model; made by `attach`.
 
-    Closing it, in whatever order scopes are closed, leaves the model and torch exactly as they were. A scope that is
-    never closed is closed when Python exits.
+    Closing it, in whatever order scopes are closed, leaves the model and torch exactly as they were. A scope that
+    nobody closes lives as long as its model, held or not: it is closed when the model goes, or when Python exits.
     """
 
     def __init__(
@@ -203,13 +203,14 @@ class Scope:
     ) -> None:
         """See `attach`."""
         self._observer, self._recorder, self._store, self._again = observer, recorder, store, again
-        self._closed = False
+        self._closed, self._thread = False, threading.get_ident()
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
             if splitter is not None:
                 undo.callback(SPLITS.listen(splitter).remove)
             undo.push(observer.listen(every_call=splitter is not None))
             self._undo = undo.pop_all()
+        observer.tree.when_gone(lambda: observer.begun, self._model_gone)
         _closed_at_exit()
         _OPEN[self] = None
 
@@ -234,7 +235,7 @@ class Scope:
     @property
     def run(self) -> Run:
         """What is recorded, as it grows: a step that no optimizer has ended yet is part of it."""
-        return Run(_Live(self._store, weakref.ref(self)))
+        return Run(Live(self._store, weakref.ref(self)))
 
     def whatif(self, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> WhatIf:
         """Try each remedy on a copy of the model: how far would the gradients of this batch reach with it?
@@ -266,9 +267,14 @@ class Scope:
         from gradscope.whatif import what_if
 
         self._check_open("whatif()")
+        model = self._observer.tree.model
+        if model is None:
+            raise GradscopeError(
+                "whatif(): the module that was attached is gone; keep it, or attach to one that you keep."
+            )
         findings = self.run.findings()
         with self._observer.aside():
-            return what_if(self._observer.model, batch, loss, findings, self._again)
+            return what_if(model, batch, loss, findings, self._again)
 
     def source(self) -> Source:
         """What is recorded now, with the step that is not over."""
@@ -287,6 +293,7 @@ class Scope:
             return
         self._closed = True
         _OPEN.pop(self, None)
+        self._observer.tree.forget()
         try:
             self._undo.close()
             if self._observer.unfinished:
@@ -295,6 +302,18 @@ class Scope:
             self._pending = None
             self._observer.close()
             self._observer.guard.call(self._recorder.close)
+
+    def _model_gone(self) -> None:
+        """Listen no more, and close: later, if this thread or this moment may not."""
+        self._undo.close()
+        if self._observer.guard.busy or threading.get_ident() != self._thread:
+            return  # the next `attach`, or the end of Python, closes it
+        try:
+            self.close()
+        except Exception as failure:  # Python would print a traceback, and nobody could catch it
+            warnings.warn(
+                f"while the scope of a model that is gone was closed: {failure}", GradscopeWarning, stacklevel=2
+            )
 
     def __enter__(self) -> Self:
         """The scope itself."""
@@ -327,41 +346,3 @@ def _closed_at_exit() -> None:
 def _close_all() -> None:
     for scope in reversed(list(_OPEN)):
         scope.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """The source of a scope's run: the store, and the unfinished step while the scope is there."""
-
-    store: MemoryStore | ParquetStore
-    scope: weakref.ref[Scope]
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        return self.store.meta
-
-    @property
-    def ranks(self) -> list[int]:
-        return self.store.ranks
-
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        return self._now().read(table, filters, columns)
-
-    def count(self, table: str) -> int:
-        return self._now().count(table)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        source = self._now()
-        if isinstance(self.store, ParquetStore):
-            self.store.flush()
-            source = FolderSource(self.store.root)
-        return _copied, (source,)
-
-    def _now(self) -> Source:
-        scope = self.scope()
-        return self.store if scope is None else scope.source()
-
-
-def _copied(source: Source) -> Source:
-    """What a live source is when it is unpickled: what was there."""
-    return source

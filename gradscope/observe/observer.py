@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from gradscope.observe.plan import Plan
 from gradscope.observe.quantities import keep, needs_full
 from gradscope.observe.rows import Ending
 from gradscope.observe.schedule import Schedule
+from gradscope.observe.tree import Tree
 from gradscope.observe.unseen import COMPILED, NO_CALL
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import nonfinite, summarise
@@ -68,22 +70,24 @@ class Observer:
         settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
-        self.model, self._layers, self._recorder = model, layers, recorder
+        modules = [*layers.values(), *(watched.module for watched in own)]
+        self.tree, self._layers = Tree(model, modules), weakref.WeakValueDictionary(layers)
+        self._recorder = recorder
         self._settings = settings
         self._introduced: set[int] | None = None
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        self.calls = CallReceiver(layers, own, settings.limit, self.guard, self._started)
-        self._passes = Passes(model.parameters)
+        self.calls = CallReceiver(self._layers, own, settings.limit, self.guard, self._started)
+        self._passes = Passes(self.tree.parameters)
         others = [watched.module for watched in own if isinstance(watched, SequenceModule)]
         watched = list(layers.values())
-        self._owners = Owners(model, watched)
-        self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owners, self._scaler_stepped)
+        self._owners = Owners(self.tree, watched)
+        self.ledger = Ledger(self.tree, watched, others, self._passes, self.guard, self._owners, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._plan = Plan(schedule, self._alarm, self.guard.call)
         self._idle = self._suspect = self._clipped = False
-        self._checks = Checks(model)
+        self._checks = Checks(self.tree)
         self.step = settings.first_step
         self._begin()
 
@@ -108,6 +112,11 @@ class Observer:
     @paused.setter
     def paused(self, paused: bool) -> None:
         self.calls.paused = paused
+
+    @property
+    def begun(self) -> bool:
+        """Whether the training has been heard of."""
+        return self._since is not None
 
     def _started(self) -> None:
         self._since = self._since or time.perf_counter()
@@ -290,7 +299,7 @@ class Observer:
     def _unseen(self) -> list[Rows]:
         """Notes on what has received gradient for calls that were not seen, or is not there any more."""
         found: list[Rows] = []
-        for name, reason in self.calls.seen.unseen(self.model, self.ledger.has_arrived):
+        for name, reason in self.calls.seen.unseen(self.tree, self.ledger.has_arrived):
             if reason == NO_CALL and not self._first(name, reason):
                 continue
             if reason.startswith(COMPILED):
@@ -303,7 +312,8 @@ class Observer:
         recording = self.calls.recording
         called = [] if recording is None or not self._passes.any else recording.silent
         modules = {**self.calls.own, **self._layers}
-        silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
+        there = [name for name in called if name in modules]
+        silent = [n for n in there if share is None or any(id(p) in share for p in modules[n].parameters())]
         return [self._note(*note) for note in self._checks.notes(share, silent, self._owners.optimizers)]
 
     def _first(self, module: str, reason: str) -> bool:
