@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
+from gradscope.record.existing import check_existing, open_store
 from gradscope.record.live import Live
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
@@ -59,6 +61,7 @@ def attach(
     positions: Mapping[str, int] | None = None,
     split_layers: bool = False,
     strict: bool = False,
+    existing: Literal["new", "continue", "replace", "error"] = "new",
 ) -> Scope:
     """Record what gradients do inside every recurrent layer of a model, while it trains as before.
 
@@ -90,13 +93,16 @@ def attach(
             scope, for it draws other random numbers: a warning and a note say so.
         strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
             goes on.
+        existing: what to do where `logdir` already has the step `first_step`. `"new"` records in `runs/exp-2`,
+            `runs/exp-3`, ... and a warning says so; `"continue"` goes on from the last step; `"replace"` deletes the
+            earlier run; `"error"` refuses.
 
     Returns:
         A scope; `close` it, or use it as a context manager, and the model and torch are exactly as before.
 
     Raises:
         AttachError: the model has no recurrent layer that can be observed, or an argument is unusable.
-        RecordError: the run folder cannot be written.
+        RecordError: the run folder cannot be written, or with `existing="error"` has the step already.
 
     >>> import torch, gradscope
     >>> model = torch.nn.LSTM(2, 8)
@@ -130,6 +136,7 @@ def attach(
     if not isinstance(first_step, int) or first_step < 0:
         raise AttachError(f"first_step={first_step!r}: expected the number of the first step, 0 or more.")
     rank, size = processes()
+    check_existing(existing, size)
     meta = {
         "processes": size,
         "versions": {"gradscope": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -143,10 +150,13 @@ def attach(
             "split_layers": split_layers,
         },
     }
-    if logdir is None:
+    asked = None if logdir is None else Path(logdir)
+    if asked is None:
         store = MemoryStore(meta, rank=rank)
     else:
-        store = ParquetStore(logdir, meta, rank=rank, first_step=first_step)
+        _close_earlier(asked, existing, model)
+        store = open_store(asked, meta, rank=rank, first_step=first_step, existing=existing)
+        logdir, first_step = store.root.parent, store.first_step
     settings = Settings(wanted, max_sequences, first_step, strict, jumps=every is None)
     again = partial(
         attach, every=1, max_sequences=max_sequences, include=include, exclude=exclude, cells=cells,
@@ -157,12 +167,30 @@ def attach(
         recorder = Recorder((store, *_board(logdir, writer, store, rank)), [Apart(sink) for sink in sinks])
         observer = Observer(model, layers, own, recorder, schedule, settings)
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
-        scope = Scope(observer, recorder, store, again, splitter)
+        scope = Scope(observer, recorder, store, again, splitter, asked)
         undo.pop_all()
     for begin in [getattr(sink, "begin", None) for sink in sinks]:
         if begin is not None:
             begin(scope.run)
     return scope
+
+
+def _close_earlier(logdir: Path, existing: str, model: nn.Module) -> None:
+    """Close a scope of this process that was left open on the folder, as by a cell of a notebook that runs again.
+
+    One on another model may be recording still: with `existing="new"` it stays as it is, and the new run goes beside.
+    """
+    for scope in list(_OPEN):
+        same = scope._observer.tree.model is model and scope._asked is not None and _alike(scope._asked, logdir)
+        here = scope.logdir is not None and _alike(scope.logdir, logdir)
+        if (same and existing != "error") or (here and existing in ("continue", "replace")):
+            scope.close()
+            said = f"an earlier scope of this process was still open on {scope.logdir}: it is closed now"
+            warnings.warn(said, GradscopeWarning, stacklevel=3)
+
+
+def _alike(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore, rank: int) -> list[Sink]:
@@ -200,10 +228,12 @@ class Scope:
         store: MemoryStore | ParquetStore,
         again: Callable[[nn.Module], Scope],
         splitter: Splitter | None = None,
+        asked: Path | None = None,
     ) -> None:
         """See `attach`."""
         self._observer, self._recorder, self._store, self._again = observer, recorder, store, again
         self._closed, self._thread = False, threading.get_ident()
+        self._asked = asked
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
             if splitter is not None:
@@ -231,6 +261,11 @@ class Scope:
     def next_step(self) -> int:
         """The number of the step that is under way: `first_step` for a training that goes on from here."""
         return self._observer.step
+
+    @property
+    def logdir(self) -> Path | None:
+        """The run folder, which with `existing="new"` may be another than the one that was asked for."""
+        return self._store.root.parent if isinstance(self._store, ParquetStore) else None
 
     @property
     def run(self) -> Run:
