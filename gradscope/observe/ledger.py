@@ -118,6 +118,11 @@ class Ledger:
         self.on_host = all(parameter.is_cpu for parameter in self._parameters[:1])
         self._first = self._firsts()
 
+    def recurrent(self) -> list[Tensor]:
+        """The parameters of the layers as they are now, those that are trained."""
+        layers = [layer for reference in self._heard[: self._count] if (layer := reference()) is not None]
+        return [p for layer in layers for p in layer.parameters() if p.requires_grad]
+
     def _firsts(self) -> list[Tensor | None]:
         """The first parameter of each module, None where that is gone."""
         return [None if (module := heard()) is None else next(module.parameters(), None) for heard in self._heard]

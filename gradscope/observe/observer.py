@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
 from gradscope.observe.alarm import Alarm, lost
+from gradscope.observe.byhand import BY_HAND, ByHand
 from gradscope.observe.calls import CallReceiver
 from gradscope.observe.checks import Checks
 from gradscope.observe.following import ONCE
@@ -30,7 +31,7 @@ from gradscope.observe.quantities import keep, needs_full
 from gradscope.observe.rows import Ending
 from gradscope.observe.schedule import Schedule
 from gradscope.observe.tree import Tree
-from gradscope.observe.unseen import COMPILED, NO_CALL
+from gradscope.observe.unseen import COMPILED, NO_CALL, REPLACED
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import nonfinite, summarise
 from gradscope.types import LayerKey, Rows
@@ -88,6 +89,7 @@ class Observer:
         self._plan = Plan(schedule, self._alarm, self.guard.call)
         self._idle = self._suspect = self._clipped = False
         self._checks = Checks(self.tree)
+        self._by_hand = ByHand()
         self.step = settings.first_step
         self._begin()
 
@@ -128,6 +130,8 @@ class Observer:
         """See `BackwardListener`."""
         self._started()
         recorded = self.calls.recording is not None
+        if not (self._by_hand.over or self._passes.within) and self._by_hand.begins(self.ledger.recurrent()):
+            self.guard.note(BY_HAND)
         one = self._passes.begin(roots, thorough=self.ledger.looking)
         if recorded and not self.paused:
             self.ledger.watch_arrivals()
@@ -139,10 +143,14 @@ class Observer:
         """See `BackwardListener`."""
         if not self._passes.end(token):
             return
+        if not (self._by_hand.over or token.within):
+            self._by_hand.ended(self.ledger.recurrent(), values=self.ledger.looking)
         if self.ledger.looking:
             self.ledger.backward_over()
             if self.calls.recording is not None:
                 self._checks.ended(token)
+                if not self.calls.recording.any:
+                    self._unseen(lambda index: False)  # of layers that were replaced, no step may ever end
         elif token.loss and type(token.loss[0][0]) is float and self._alarm.armed and not self.ledger.scaling.used:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
             self._suspect = not math.isfinite(token.loss[0][0]) or (not self._clipped and self.ledger.spoilt)
@@ -212,6 +220,8 @@ class Observer:
             optimizer: the one that stepped.
         """
         self._started()
+        if not self._by_hand.over:
+            self._by_hand.stop()
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self._owners.of(optimizer).share
@@ -296,13 +306,13 @@ class Observer:
         once = [r for r in remarks if any(part in r[1] for part in ONCE)]
         return [self._note(m, r) for m, r in remarks if (m, r) not in once or self._first(m, r)]
 
-    def _unseen(self) -> list[Rows]:
+    def _unseen(self, arrived: Callable[[int], bool] | None = None) -> list[Rows]:
         """Notes on what has received gradient for calls that were not seen, or is not there any more."""
         found: list[Rows] = []
-        for name, reason in self.calls.seen.unseen(self.tree, self.ledger.has_arrived):
+        for name, reason in self.calls.seen.unseen(self.tree, arrived or self.ledger.has_arrived):
             if reason == NO_CALL and not self._first(name, reason):
                 continue
-            if reason.startswith(COMPILED):
+            if reason.startswith((COMPILED, REPLACED)):
                 self.guard.warn(f"{name or 'the model'}: {reason}")
             found.append(self._note(name, reason))
         return found
@@ -329,7 +339,8 @@ class Observer:
         """Whether gradients have arrived since the last optimizer step."""
         if self.calls.recording is None:
             return False
-        return self.calls.recording.any or (self.step == self._settings.first_step and bool(self._unseen()))
+        alone = self.step == self._settings.first_step or self._passes.any
+        return self.calls.recording.any or (alone and bool(self._unseen()))
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -29,7 +29,9 @@ CALLED_EARLIER = (
     "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
     "forward pass serves several optimizers, take all backward passes before the first of their steps"
 )
-REPLACED = "this layer is no longer part of the model: attach again to observe what has taken its place"
+REPLACED = (
+    "it is no longer part of the model, and what has taken its place is not observed: close the scope, and attach again"
+)
 
 
 class Calls:

@@ -11,10 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from gradscope.errors import AttachError, GradscopeWarning, LoadError, RecordError
+from gradscope.errors import AttachError, FolderTakenError, GradscopeWarning, LoadError, RecordError
 from gradscope.record import meta
 from gradscope.record.folder import begun
-from gradscope.record.lock import FolderTaken
 from gradscope.record.parquet import ParquetStore
 
 EXISTING = ("new", "continue", "replace", "error")
@@ -55,12 +54,12 @@ def open_store(
     """
     if existing != "new":
         return ParquetStore(logdir, told, rank=rank, first_step=first_step, existing=existing)
-    taken: FolderTaken | None = None
+    taken: FolderTakenError | None = None
     for folder in numbered(Path(logdir)):
         try:
             _refuse_fewer(folder, told, rank)
             store = ParquetStore(folder, told, rank=rank, first_step=first_step)
-        except FolderTaken as reason:
+        except FolderTakenError as reason:
             taken = taken or reason
             continue
         if taken is not None:
@@ -76,4 +75,4 @@ def _refuse_fewer(folder: Path, told: Mapping[str, Any], rank: int) -> None:
     with suppress(LoadError):
         before = meta.read(folder / meta.FOLDER).get("processes", 1)
         if before != told.get("processes", 1):
-            raise FolderTaken(f"the run in {folder} is one of {before} process{'es' * (before != 1)}", "")
+            raise FolderTakenError(f"the run in {folder} is one of {before} process{'es' * (before != 1)}", "")

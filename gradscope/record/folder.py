@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.errors import RecordError
+from gradscope.errors import FolderTakenError, RecordError
 from gradscope.record import meta, parts
-from gradscope.record.lock import FolderLock, FolderTaken
+from gradscope.record.lock import FolderLock
 from gradscope.record.schema import TABLES
 from gradscope.record.thin import Steps
 
@@ -55,7 +55,7 @@ def begin(
         The number of the next part, and the first step.
 
     Raises:
-        FolderTaken: the run already has the step `first_step`.
+        FolderTakenError: the run already has the step `first_step`.
         RecordError: it cannot be written.
         LoadError: it is a newer gradscope's.
     """
@@ -71,7 +71,7 @@ def begin(
             elif existing == "continue" and first_step == 0:
                 first_step = last + 1
             else:
-                raise FolderTaken(
+                raise FolderTakenError(
                     f"the run in {root} already has steps up to {last}, and first_step is {first_step}",
                     f'pass first_step={last + 1} to continue it (existing="continue" does so by itself), '
                     'or another logdir to begin a new one (existing="new" finds one)',

@@ -11,23 +11,10 @@ import weakref
 from pathlib import Path
 from typing import IO
 
-from gradscope.errors import GradscopeWarning, RecordError
+from gradscope.errors import FolderTakenError, GradscopeWarning
 
 SHARED = ". Processes of one distributed training share a logdir if they attach after init_process_group"
 _BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-
-
-class FolderTaken(RecordError):
-    """A folder is another run's.
-
-    Args:
-        why: what is in the way.
-        advice: what to do about it.
-    """
-
-    def __init__(self, why: str, advice: str) -> None:
-        super().__init__(f"{why}: {advice}")
-        self.why = why
 
 
 class FolderLock:
@@ -36,7 +23,7 @@ class FolderLock:
     Forked children (data loader workers) close their copy of it, so that it ends with its owner.
 
     Raises:
-        FolderTaken: somebody else holds it, in this process or another one.
+        FolderTakenError: somebody else holds it, in this process or another one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +44,7 @@ class FolderLock:
         owner = path.read_text(encoding="utf-8", errors="replace") or "another scope"
         self._file.close()
         mine = owner == _me()
-        raise FolderTaken(
+        raise FolderTakenError(
             f"{path.parent} is being written by {'an earlier scope of this process' if mine else owner}",
             f"close that scope first, or give each scope its own logdir{'' if mine else SHARED}",
         )

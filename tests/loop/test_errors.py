@@ -105,7 +105,7 @@ def test_two_processes_on_one_folder(tmp_path: Path) -> None:
     with gradscope.attach(model, tmp_path, every=1):
         second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert second.returncode == 1
-    assert f"RecordError: {tmp_path}/gradscope is being written by process {os.getpid()}" in second.stderr
+    assert f"FolderTakenError: {tmp_path}/gradscope is being written by process {os.getpid()}" in second.stderr
 
 
 def test_a_folder_that_has_the_step(tmp_path: Path) -> None:
