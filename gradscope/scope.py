@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -233,7 +234,7 @@ class Scope:
         """See `attach`."""
         self._observer, self._recorder, self._store, self._again = observer, recorder, store, again
         self._closed, self._thread = False, threading.get_ident()
-        self._asked = asked
+        self._asked, self._of, self._at = asked, type(observer.tree.model).__name__, datetime.now()
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
             if splitter is not None:
@@ -322,10 +323,14 @@ class Scope:
             self._pending = self._observer.progress, pending
         return Joined(self._store, self._pending[1])
 
-    def close(self) -> None:
-        """Write out what is left, and leave model and torch as they were. Closing again does nothing."""
+    def close(self) -> Run:
+        """Write out what is left, and leave model and torch as they were. Closing again does nothing.
+
+        Returns:
+            The run, which at the end of a notebook's cell is its short report.
+        """
         if self._closed:
-            return
+            return self.run
         self._closed = True
         _OPEN.pop(self, None)
         self._observer.tree.forget()
@@ -337,6 +342,7 @@ class Scope:
             self._pending = None
             self._observer.close()
             self._observer.guard.call(self._recorder.close)
+        return self.run
 
     def _model_gone(self) -> None:
         """Listen no more, and close: later, if this thread or this moment may not."""
@@ -349,6 +355,12 @@ class Scope:
             warnings.warn(
                 f"while the scope of a model that is gone was closed: {failure}", GradscopeWarning, stacklevel=2
             )
+
+    def __repr__(self) -> str:
+        """What is attached, since when, how many records there are, and where."""
+        from gradscope.observe.about import about
+
+        return about(self._observer, of=self._of, since=self._at, closed=self._closed, logdir=self.logdir)
 
     def __enter__(self) -> Self:
         """The scope itself."""

@@ -59,7 +59,14 @@ class Settings:
 
 
 class Observer:
-    """Receives backward passes and optimizer steps, and hands each step's rows to the recorder."""
+    """Receives backward passes and optimizer steps, and hands each step's rows to the recorder.
+
+    Attributes:
+        step: number of the step that is under way.
+        first_step: the number that it began with.
+        records: how many steps were recorded.
+        observed: class of every observed module, by name.
+    """
 
     def __init__(
         self,
@@ -90,7 +97,10 @@ class Observer:
         self._idle = self._suspect = self._clipped = False
         self._checks = Checks(self.tree)
         self._by_hand = ByHand()
-        self.step = settings.first_step
+        self.step = self.first_step = settings.first_step
+        self.records = 0
+        self.observed = {name: type(layer).__name__ for name, layer in layers.items()}
+        self.observed |= {watched.name: type(watched.module).__name__ for watched in own}
         self._begin()
 
     def listen(self, *, every_call: bool) -> ExitStack:
@@ -229,6 +239,7 @@ class Observer:
         if self.calls.recording is not None or self.guard.reasons:
             rows = self.rows(share, stepped=True)
             recorded = any(block.table == "layers" for block in rows)
+            self.records += recorded
             self.guard.take_reasons()  # they are among the rows
         if self.calls.recording is not None:
             self.calls.recording.close()

@@ -64,6 +64,11 @@ def short(run: Run) -> str:
     return render.short(told)
 
 
+def card(finding: Finding) -> str:
+    """A finding in a notebook."""
+    return render.card(summary.tell(finding))
+
+
 def called(run: Run) -> str:
     """The name of a run's folder, as the user gave it."""
     source = run.source
