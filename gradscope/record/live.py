@@ -34,16 +34,20 @@ class Live:
 
     @property
     def meta(self) -> dict[str, Any]:
+        """That of the store."""
         return self.store.meta
 
     @property
     def ranks(self) -> list[int]:
+        """Those of the store."""
         return self.store.ranks
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The wanted rows so far."""
         return self._now().read(table, filters, columns)
 
     def count(self, table: str) -> int:
+        """How many rows a table has so far."""
         return self._now().count(table)
 
     def __reduce__(self) -> tuple[Any, ...]:
