@@ -2,7 +2,8 @@
 
 GradscopeError
 ├── AttachError           attach(): the model, a pattern or an argument is unusable
-├── RecordError           the run folder cannot be written, or is being written by another scope
+├── RecordError           the run folder cannot be written
+│   └── FolderTakenError  it already has the steps, or is being written by another scope
 ├── LoadError             a folder cannot be read as a run
 ├── MissingPackageError   a package that an extra brings is not installed
 └── AnalysisError         a failure inside gradscope, raised only with strict=True
@@ -26,6 +27,19 @@ class AttachError(GradscopeError):
 
 class RecordError(GradscopeError):
     """A run folder cannot be written."""
+
+
+class FolderTakenError(RecordError):
+    """A folder is another run's.
+
+    Args:
+        why: what is in the way.
+        advice: what to do about it.
+    """
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(f"{why}: {advice}")
+        self.why = why
 
 
 class LoadError(GradscopeError):

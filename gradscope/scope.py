@@ -5,14 +5,16 @@ from __future__ import annotations
 import atexit
 import functools
 import platform
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -29,14 +31,13 @@ from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
-from gradscope.record.query import Filters
-from gradscope.record.reader import FolderSource
+from gradscope.record.existing import check_existing, open_store
+from gradscope.record.live import Live
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
 from gradscope.types import CellSpec
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
     from typing_extensions import Self
 
@@ -61,6 +62,7 @@ def attach(
     positions: Mapping[str, int] | None = None,
     split_layers: bool = False,
     strict: bool = False,
+    existing: Literal["new", "continue", "replace", "error"] = "new",
 ) -> Scope:
     """Record what gradients do inside every recurrent layer of a model, while it trains as before.
 
@@ -92,13 +94,16 @@ def attach(
             scope, for it draws other random numbers: a warning and a note say so.
         strict: raise where gradscope itself fails. By default the failure is noted, warned about once, and training
             goes on.
+        existing: what to do where `logdir` already has the step `first_step`. `"new"` records in `runs/exp-2`,
+            `runs/exp-3`, ... and a warning says so; `"continue"` goes on from the last step; `"replace"` deletes the
+            earlier run; `"error"` refuses.
 
     Returns:
         A scope; `close` it, or use it as a context manager, and the model and torch are exactly as before.
 
     Raises:
         AttachError: the model has no recurrent layer that can be observed, or an argument is unusable.
-        RecordError: the run folder cannot be written.
+        RecordError: the run folder cannot be written, or with `existing="error"` has the step already.
 
     >>> import torch, gradscope
     >>> model = torch.nn.LSTM(2, 8)
@@ -115,6 +120,8 @@ def attach(
         Settings,
     )
 
+    for scope in [scope for scope in _OPEN if scope._observer.tree.gone]:
+        scope.close()
     model = inner_module(model)
     specs = find_cells(model, cells)
     sequences = find_sequences(model, positions)
@@ -122,7 +129,7 @@ def attach(
     own: list[Cell | SequenceModule] = [
         _cell(name, layers[name], spec, cells) for name, spec in specs.items() if name in layers
     ]
-    own += [SequenceModule(name, model.get_submodule(name), dim) for name, dim in sequences.items()]
+    own += [SequenceModule(name, weakref.ref(model.get_submodule(name)), dim) for name, dim in sequences.items()]
     wanted = choose_quantities(quantities)
     schedule = make_schedule(every, budget)
     if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
@@ -130,6 +137,7 @@ def attach(
     if not isinstance(first_step, int) or first_step < 0:
         raise AttachError(f"first_step={first_step!r}: expected the number of the first step, 0 or more.")
     rank, size = processes()
+    check_existing(existing, size)
     meta = {
         "processes": size,
         "versions": {"gradscope": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -143,10 +151,13 @@ def attach(
             "split_layers": split_layers,
         },
     }
-    if logdir is None:
+    asked = None if logdir is None else Path(logdir)
+    if asked is None:
         store = MemoryStore(meta, rank=rank)
     else:
-        store = ParquetStore(logdir, meta, rank=rank, first_step=first_step)
+        _close_earlier(asked, existing, model)
+        store = open_store(asked, meta, rank=rank, first_step=first_step, existing=existing)
+        logdir, first_step = store.root.parent, store.first_step
     settings = Settings(wanted, max_sequences, first_step, strict, jumps=every is None)
     again = partial(
         attach, every=1, max_sequences=max_sequences, include=include, exclude=exclude, cells=cells,
@@ -157,12 +168,30 @@ def attach(
         recorder = Recorder((store, *_board(logdir, writer, store, rank)), [Apart(sink) for sink in sinks])
         observer = Observer(model, layers, own, recorder, schedule, settings)
         splitter = Splitter(layers, observer.guard.note) if split_layers else None
-        scope = Scope(observer, recorder, store, again, splitter)
+        scope = Scope(observer, recorder, store, again, splitter, asked)
         undo.pop_all()
     for begin in [getattr(sink, "begin", None) for sink in sinks]:
         if begin is not None:
             begin(scope.run)
     return scope
+
+
+def _close_earlier(logdir: Path, existing: str, model: nn.Module) -> None:
+    """Close a scope of this process that was left open on the folder, as by a cell of a notebook that runs again.
+
+    One on another model may be recording still: with `existing="new"` it stays as it is, and the new run goes beside.
+    """
+    for scope in list(_OPEN):
+        same = scope._observer.tree.model is model and scope._asked is not None and _alike(scope._asked, logdir)
+        here = scope.logdir is not None and _alike(scope.logdir, logdir)
+        if (same and existing != "error") or (here and existing in ("continue", "replace")):
+            scope.close()
+            said = f"an earlier scope of this process was still open on {scope.logdir}: it is closed now"
+            warnings.warn(said, GradscopeWarning, stacklevel=3)
+
+
+def _alike(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore, rank: int) -> list[Sink]:
@@ -177,7 +206,7 @@ def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore |
 
 def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
     known = any(isinstance(module, kind) for kind in asked or ())
-    return Cell(name, module, default_spec(module, spec), state_argument(type(module), spec), asked=known)
+    return Cell(name, weakref.ref(module), default_spec(module, spec), state_argument(type(module), spec), asked=known)
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
@@ -189,8 +218,8 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
 class Scope:
     """An attached model; made by `attach`.
 
-    Closing it, in whatever order scopes are closed, leaves the model and torch exactly as they were. A scope that is
-    never closed is closed when Python exits.
+    Closing it, in whatever order scopes are closed, leaves the model and torch exactly as they were. A scope that
+    nobody closes lives as long as its model, held or not: it is closed when the model goes, or when Python exits.
     """
 
     def __init__(
@@ -200,16 +229,19 @@ class Scope:
         store: MemoryStore | ParquetStore,
         again: Callable[[nn.Module], Scope],
         splitter: Splitter | None = None,
+        asked: Path | None = None,
     ) -> None:
         """See `attach`."""
         self._observer, self._recorder, self._store, self._again = observer, recorder, store, again
-        self._closed = False
+        self._closed, self._thread = False, threading.get_ident()
+        self._asked, self._of, self._at = asked, type(observer.tree.model).__name__, datetime.now()
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         with ExitStack() as undo:
             if splitter is not None:
                 undo.callback(SPLITS.listen(splitter).remove)
             undo.push(observer.listen(every_call=splitter is not None))
             self._undo = undo.pop_all()
+        observer.tree.when_gone(lambda: observer.begun, self._model_gone)
         _closed_at_exit()
         _OPEN[self] = None
 
@@ -232,9 +264,14 @@ class Scope:
         return self._observer.step
 
     @property
+    def logdir(self) -> Path | None:
+        """The run folder, which with `existing="new"` may be another than the one that was asked for."""
+        return self._store.root.parent if isinstance(self._store, ParquetStore) else None
+
+    @property
     def run(self) -> Run:
         """What is recorded, as it grows: a step that no optimizer has ended yet is part of it."""
-        return Run(_Live(self._store, weakref.ref(self)))
+        return Run(Live(self._store, weakref.ref(self)))
 
     def whatif(self, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> WhatIf:
         """Try each remedy on a copy of the model: how far would the gradients of this batch reach with it?
@@ -266,9 +303,14 @@ class Scope:
         from gradscope.whatif import what_if
 
         self._check_open("whatif()")
+        model = self._observer.tree.model
+        if model is None:
+            raise GradscopeError(
+                "whatif(): the module that was attached is gone; keep it, or attach to one that you keep."
+            )
         findings = self.run.findings()
         with self._observer.aside():
-            return what_if(self._observer.model, batch, loss, findings, self._again)
+            return what_if(model, batch, loss, findings, self._again)
 
     def source(self) -> Source:
         """What is recorded now, with the step that is not over."""
@@ -281,12 +323,17 @@ class Scope:
             self._pending = self._observer.progress, pending
         return Joined(self._store, self._pending[1])
 
-    def close(self) -> None:
-        """Write out what is left, and leave model and torch as they were. Closing again does nothing."""
+    def close(self) -> Run:
+        """Write out what is left, and leave model and torch as they were. Closing again does nothing.
+
+        Returns:
+            The run, which at the end of a notebook's cell is its short report.
+        """
         if self._closed:
-            return
+            return self.run
         self._closed = True
         _OPEN.pop(self, None)
+        self._observer.tree.forget()
         try:
             self._undo.close()
             if self._observer.unfinished:
@@ -295,6 +342,25 @@ class Scope:
             self._pending = None
             self._observer.close()
             self._observer.guard.call(self._recorder.close)
+        return self.run
+
+    def _model_gone(self) -> None:
+        """Listen no more, and close: later, if this thread or this moment may not."""
+        self._undo.close()
+        if self._observer.guard.busy or threading.get_ident() != self._thread:
+            return  # the next `attach`, or the end of Python, closes it
+        try:
+            self.close()
+        except Exception as failure:  # Python would print a traceback, and nobody could catch it
+            warnings.warn(
+                f"while the scope of a model that is gone was closed: {failure}", GradscopeWarning, stacklevel=2
+            )
+
+    def __repr__(self) -> str:
+        """What is attached, since when, how many records there are, and where."""
+        from gradscope.observe.about import about
+
+        return about(self._observer, of=self._of, since=self._at, closed=self._closed, logdir=self.logdir)
 
     def __enter__(self) -> Self:
         """The scope itself."""
@@ -327,41 +393,3 @@ def _closed_at_exit() -> None:
 def _close_all() -> None:
     for scope in reversed(list(_OPEN)):
         scope.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """The source of a scope's run: the store, and the unfinished step while the scope is there."""
-
-    store: MemoryStore | ParquetStore
-    scope: weakref.ref[Scope]
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        return self.store.meta
-
-    @property
-    def ranks(self) -> list[int]:
-        return self.store.ranks
-
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        return self._now().read(table, filters, columns)
-
-    def count(self, table: str) -> int:
-        return self._now().count(table)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        source = self._now()
-        if isinstance(self.store, ParquetStore):
-            self.store.flush()
-            source = FolderSource(self.store.root)
-        return _copied, (source,)
-
-    def _now(self) -> Source:
-        scope = self.scope()
-        return self.store if scope is None else scope.source()
-
-
-def _copied(source: Source) -> Source:
-    """What a live source is when it is unpickled: what was there."""
-    return source

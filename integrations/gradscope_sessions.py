@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradscope
@@ -22,7 +20,9 @@ class Sessions:
 
     Args:
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes; `first_step` is the number of the very first step.
+        **arguments: what else `gradscope.attach` takes; `first_step` is the number of the very first step. A training
+            that goes back to a checkpoint has its steps recorded already: `existing="new"`, the default, records it
+            beside the earlier run.
     """
 
     def __init__(self, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
@@ -61,10 +61,8 @@ class Sessions:
         self.close()
         first = first_step or self._first
         given: dict[str, Any] = {"logdir": self._logdir, **self._arguments, **arguments}
-        if first > 0 and given["logdir"] is not None:
-            given["logdir"] = free_folder(given["logdir"], first)
         self._scope = gradscope.attach(model, first_step=first, **given)
-        self._run = self._scope.run
+        self._run, self._logdir = self._scope.run, self._scope.logdir or self._logdir
         return self._scope
 
     def resume(self, next_step: int) -> None:
@@ -89,25 +87,3 @@ class Sessions:
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no scope, and go on with the same number."""
         return {**vars(self), "_first": self.next_step, "_scope": None}
-
-
-def free_folder(logdir: str | os.PathLike[str], first_step: int) -> Path:
-    """The folder, or one beside it where it already has that step.
-
-    It does when a training goes back to a checkpoint: what was recorded after that checkpoint is left as it is.
-    """
-    folder, number = Path(logdir), 1
-    while _has(folder, first_step):
-        folder = Path(f"{logdir}-from-{first_step}" if number == 1 else f"{logdir}-from-{first_step}-{number}")
-        number += 1
-    if folder != Path(logdir):
-        said = f"the run in {logdir} already has step {first_step}; what follows is recorded in {folder}"
-        warnings.warn(said, gradscope.GradscopeWarning, stacklevel=4)
-    return folder
-
-
-def _has(folder: Path, step: int) -> bool:
-    try:
-        return not gradscope.load(folder).frame("steps", step=slice(step, None)).empty
-    except gradscope.GradscopeError:  # there is no run
-        return False

@@ -19,6 +19,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # A file within a room may have a row of its own, which then holds instead of the room's.
 ARROWS: dict[str, tuple[str, str]] = {
     "types":           ("",                                                         "torch numpy"),
+    "types.results":   ("report",                                                   "torch"),
     "errors":          ("",                                                         ""),
     "attach":          ("types errors",                                             "numpy torch"),
     "capture":         ("types errors",                                             "torch"),

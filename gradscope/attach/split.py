@@ -7,6 +7,7 @@ layer, with `torch.nn.functional.dropout` in between, it computes the same funct
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -44,7 +45,8 @@ class Splitter:
 
     def __init__(self, layers: Mapping[str, nn.Module], say: Callable[[str], None]) -> None:
         """See the class."""
-        self._layers = {n: m for n, m in layers.items() if isinstance(m, nn.RNNBase) and m.num_layers > 1}
+        stacks = {n: m for n, m in layers.items() if isinstance(m, nn.RNNBase) and m.num_layers > 1}
+        self._layers = weakref.WeakValueDictionary(stacks)
         self._say = say
         self._said: set[str] = set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -120,14 +121,14 @@ class Cell:
 
     Attributes:
         name: qualified name.
-        module: the user's.
+        original: the user's.
         spec: how to observe it.
         argument: name of the argument that is the state.
         asked: it was named in `cells=`.
     """
 
     name: str
-    module: nn.Module
+    original: weakref.ref[nn.Module]
     spec: CellSpec
     argument: str
     asked: bool = False
@@ -137,6 +138,21 @@ class Cell:
 
     def __post_init__(self) -> None:
         self.finder = StateFinder(self.spec.result)
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's cell, or its double once the user's is gone."""
+        original = self.original()
+        found = self._double if original is None else original
+        if found is None:
+            raise TypeError("it is gone, and was never copied")
+        return found
+
+    def double(self) -> nn.Module:
+        """The double, made when it is first needed."""
+        if self._double is None:
+            self._double = double_of(self.module)
+        return self._double
 
     @property
     def signature(self) -> inspect.Signature:
@@ -158,7 +174,8 @@ class Cell:
 
     def renew(self) -> None:
         """Have the double made again, from what the cell keeps now."""
-        self._double = None
+        if self.original() is not None:
+            self._double = None
 
     def run(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> list[Tensor]:
         """The parts of the new state, real, from these rows of arguments and state.
@@ -222,16 +239,15 @@ class Cell:
         self, function: Callable[..., Any], snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]
     ) -> Any:
         """A function of the cell and of the arguments of `forward`, in float32 or better."""
-        if self._double is None:
-            self._double = double_of(self.module)
-        put_attributes(self._double, snapshot.attributes)
+        double = self.double()
+        put_attributes(double, snapshot.attributes)
         arguments = snapshot.arguments.put_together(rows)
         arguments[self.argument] = self._state(snapshot, state)
         order = [name for name in self.signature.parameters if name in arguments]
         bound = inspect.BoundArguments(self.signature, {name: arguments[name] for name in order})  # type: ignore[arg-type]
-        within = _Within(self._double, function)
+        within = _Within(double, function)
         weights = {name: widened(_frozen(weight)) for name, weight in snapshot.weights.items()}
-        put_weights(self._double, self.module, weights)
+        put_weights(double, self.module, weights)
         args, kwargs = pytree.tree_map(widened, (bound.args, bound.kwargs))
         return functional_call(within, {f"cell.{name}": w for name, w in weights.items()}, (args, kwargs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,14 +27,23 @@ class SequenceModule:
 
     Attributes:
         name: qualified name.
-        module: the user's.
+        original: the user's.
         dim: which dimension of the output is time, 0 or 1; the other of the two is the batch.
     """
 
     name: str
-    module: nn.Module
+    original: weakref.ref[nn.Module]
     dim: int
     _double: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's module, or its double once the user's is gone."""
+        original = self.original()
+        found = self._double if original is None else original
+        if found is None:
+            raise TypeError("it is gone, and was never copied")
+        return found
 
     @property
     def seal(self) -> str:

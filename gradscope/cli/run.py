@@ -12,6 +12,7 @@ import gradscope
 from gradscope.attach.processes import processes
 from gradscope.cli.script import Script, execute
 from gradscope.cli.watch import Watch
+from gradscope.record.existing import numbered
 from gradscope.record.folder import begun
 
 SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -25,7 +26,7 @@ SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 @click.option("-m", "--module", "as_module", is_flag=True, help="SCRIPT is a module, as for `python -m`.")
 @click.option(
     "--logdir", type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder to write; without it runs/NAME, after the script, with a number if that is taken. "
+    help="Run folder to write, with a number behind if it holds a run; without it runs/NAME, after the script. "
     "Several processes, as of torchrun, have to be given one.",
 )  # fmt: skip
 @click.option(
@@ -59,19 +60,23 @@ def run(
             f"this is one of {size} processes, and they record in one folder: "
             f"pass it to all of them, as --logdir runs/{found.name}"
         )
-    folder = _free(Path("runs") / found.name) if logdir is None else _given(logdir, rank if size > 1 else None)
+    folder = _free(Path("runs") / found.name) if logdir is None else _given(logdir, rank, size)
     watch = Watch(folder.absolute(), every, telling=rank == 0)
     return lambda: execute(found, watch)
 
 
-def _given(logdir: Path, rank: int | None) -> Path:
+def _given(logdir: Path, rank: int, size: int) -> Path:
     """The folder, or one within it for processes that `torchrun` has started anew after a failure.
 
+    Where it holds an earlier run, a process on its own records beside that.
+
     Raises:
-        GradscopeError: it holds an earlier run.
+        GradscopeError: it holds an earlier run of several processes, which cannot agree on another folder.
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     folder = logdir if restart == "0" else logdir / f"restart-{restart}"
+    if size == 1:
+        return _free(folder)
     if begun(folder, rank):
         raise gradscope.GradscopeError(f"{folder} holds a run already: pass another --logdir, or remove it")
     return folder
@@ -79,9 +84,4 @@ def _given(logdir: Path, rank: int | None) -> Path:
 
 def _free(folder: Path) -> Path:
     """The folder, or the first of its numbered neighbours that holds no run."""
-    number = 1
-    candidate = folder
-    while (candidate / "gradscope").exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
+    return next(candidate for candidate in numbered(folder) if not (candidate / "gradscope").exists())

@@ -46,8 +46,7 @@ def headline(run: Recorded) -> str:
         return f"{GUESSED.get(said.verdict, UNKNOWN)}: {length}."
     if math.isinf(found.last):
         since = int(steps.loc[steps["nonfinite"] > 0, "step"].min())
-        told = str(found).replace("->", "→")
-        return f"The training diverges: loss {told}, first at step {since:,}; {length}."
+        return f"The training diverges: loss {str(found).replace('->', '→')} (first at step {since:,}), {length}."
     return f"{_verdict(said, found)}: loss {str(found).replace('->', '→')}, {length}."
 
 

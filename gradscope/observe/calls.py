@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,7 +31,7 @@ class CallReceiver:
     """Receives calls while a step is recorded, and the first ones after that; on other steps torch is as it was.
 
     Args:
-        layers: watched layers and cells of torch's, by name.
+        layers: watched layers and cells of torch's, by name; those that are still there.
         own: watched modules that are not torch's.
         limit: how many sequences to analyse at most.
         guard: for failures.
@@ -46,7 +46,7 @@ class CallReceiver:
 
     def __init__(
         self,
-        layers: dict[str, nn.Module],
+        layers: Mapping[str, nn.Module],
         own: Sequence[Cell | SequenceModule],
         limit: int | None,
         guard: Guard,
@@ -84,7 +84,8 @@ class CallReceiver:
     @property
     def own(self) -> dict[str, nn.Module]:
         """The watched modules that are not torch's layers and cells, by name."""
-        return {watched.name: watched.module for parts in self._own.values() for watched in parts}
+        there = [watched for parts in self._own.values() for watched in parts if watched.original() is not None]
+        return {watched.name: watched.module for watched in there}
 
     @property
     def listening(self) -> bool:
@@ -145,9 +146,10 @@ class CallReceiver:
 
     def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `CallListener`."""
-        if id(module) not in self._own or not self.listening:
+        mine = self._own.get(id(module)) if self.listening else None
+        if mine is None or mine[0].original() is not module:
             return None
-        return [self._before_call(watched, args, kwargs) for watched in self._own[id(module)]]
+        return [self._before_call(watched, args, kwargs) for watched in mine]
 
     @guarded
     def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -7,12 +7,13 @@ import weakref
 from collections.abc import Sequence, Set
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.gradients import leaves_below
 from gradscope.attach.modified import foreach_norm, local
 from gradscope.observe.passes import Pass
+from gradscope.observe.tree import Tree
 from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
 
 SEARCHED = 5000
@@ -33,7 +34,7 @@ class Checks:
         model: knows the names of its parameters.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Tree) -> None:
         """See the class."""
         self._model = model
         self._stale: list[tuple[int, float, float]] = []

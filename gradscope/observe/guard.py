@@ -87,6 +87,11 @@ class Guard:
                     self._mark()
                 self._spent += time.perf_counter() - self._since
 
+    @property
+    def busy(self) -> bool:
+        """Whether a callback of ours is running."""
+        return self._depth > 0
+
     def take_overhead(self, now: float | None = None) -> Overhead:
         """What our callbacks have taken since the last time, the running one included, up to `now`."""
         now = time.perf_counter() if now is None else now

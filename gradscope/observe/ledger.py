@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from gradscope.attach.uncompiled import uncompiled
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.owners import Owners
 from gradscope.observe.passes import Passes
+from gradscope.observe.tree import Tree
 from gradscope.record.recorder import Later, Number, keep, known
 from gradscope.types import Rows
 
@@ -73,7 +75,7 @@ class Ledger:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Tree,
         layers: Sequence[nn.Module],
         others: Sequence[nn.Module],
         passes: Passes,
@@ -83,8 +85,8 @@ class Ledger:
     ) -> None:
         """See the class."""
         self.guard, self.passes = guard, passes
-        self._whole_model, self._layers = model, layers or others
-        self._heard = [*layers, *others]
+        self._whole_model, self._heard = model, [weakref.ref(module) for module in (*layers, *others)]
+        self._count = len(layers or others)
         self._owners, self._stepped = owners, stepped
         self._take()
         self.scaling = Scaling()
@@ -107,17 +109,27 @@ class Ledger:
 
     def _take(self) -> None:
         """The parameters as they are."""
-        named = [(n, p) for layer in self._layers for n, p in layer.named_parameters()]
+        layers = [layer for reference in self._heard[: self._count] if (layer := reference()) is not None]
+        named = [(n, p) for layer in layers for n, p in layer.named_parameters()]
         self._parameters = list({p: None for _, p in named})
         self.watched = {id(p) for p in self._parameters}
         self._model = {id(p) for p in self._whole_model.parameters()} | self.watched
         self._recurrent = ([p for n, p in named if n.startswith("weight_hh")] or self._parameters[:1])[:GLANCED]
         self.on_host = all(parameter.is_cpu for parameter in self._parameters[:1])
-        self._first = [next(module.parameters(), None) for module in self._heard]
+        self._first = self._firsts()
+
+    def recurrent(self) -> list[Tensor]:
+        """The parameters of the layers as they are now, those that are trained."""
+        layers = [layer for reference in self._heard[: self._count] if (layer := reference()) is not None]
+        return [p for layer in layers for p in layer.parameters() if p.requires_grad]
+
+    def _firsts(self) -> list[Tensor | None]:
+        """The first parameter of each module, None where that is gone."""
+        return [None if (module := heard()) is None else next(module.parameters(), None) for heard in self._heard]
 
     def _renew(self) -> None:
         """Take the parameters anew if others have taken their places, as `fully_shard` makes them."""
-        if all(next(m.parameters(), None) is p for m, p in zip(self._heard, self._first, strict=True)):
+        if all(now is p for now, p in zip(self._firsts(), self._first, strict=True)) or self._whole_model.gone:
             return
         self._take()
         self._owners.renew()
@@ -139,8 +151,9 @@ class Ledger:
         if self._arrivals_watched:
             return
         self._arrivals_watched = True
-        for index, module in enumerate(self._heard):
-            for parameter in [p for p in module.parameters() if p.requires_grad][:1]:
+        for index, heard in enumerate(self._heard):
+            module = heard()
+            for parameter in [p for p in module.parameters() if p.requires_grad][:1] if module is not None else ():
                 handle, node = watch_parameter(parameter, partial(self._accumulates, index))
                 self._watching.callback(lambda handle, node: handle.remove(), handle, node)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
 from gradscope.observe.alarm import Alarm, lost
+from gradscope.observe.byhand import BY_HAND, ByHand
 from gradscope.observe.calls import CallReceiver
 from gradscope.observe.checks import Checks
 from gradscope.observe.following import ONCE
@@ -28,7 +30,8 @@ from gradscope.observe.plan import Plan
 from gradscope.observe.quantities import keep, needs_full
 from gradscope.observe.rows import Ending
 from gradscope.observe.schedule import Schedule
-from gradscope.observe.unseen import COMPILED, NO_CALL
+from gradscope.observe.tree import Tree
+from gradscope.observe.unseen import COMPILED, NO_CALL, REPLACED
 from gradscope.record.recorder import Recorder
 from gradscope.record.summary import nonfinite, summarise
 from gradscope.types import LayerKey, Rows
@@ -56,7 +59,14 @@ class Settings:
 
 
 class Observer:
-    """Receives backward passes and optimizer steps, and hands each step's rows to the recorder."""
+    """Receives backward passes and optimizer steps, and hands each step's rows to the recorder.
+
+    Attributes:
+        step: number of the step that is under way.
+        first_step: the number that it began with.
+        records: how many steps were recorded.
+        observed: class of every observed module, by name.
+    """
 
     def __init__(
         self,
@@ -68,23 +78,29 @@ class Observer:
         settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
-        self.model, self._layers, self._recorder = model, layers, recorder
+        modules = [*layers.values(), *(watched.module for watched in own)]
+        self.tree, self._layers = Tree(model, modules), weakref.WeakValueDictionary(layers)
+        self._recorder = recorder
         self._settings = settings
         self._introduced: set[int] | None = None
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        self.calls = CallReceiver(layers, own, settings.limit, self.guard, self._started)
-        self._passes = Passes(model.parameters)
+        self.calls = CallReceiver(self._layers, own, settings.limit, self.guard, self._started)
+        self._passes = Passes(self.tree.parameters)
         others = [watched.module for watched in own if isinstance(watched, SequenceModule)]
         watched = list(layers.values())
-        self._owners = Owners(model, watched)
-        self.ledger = Ledger(model, watched, others, self._passes, self.guard, self._owners, self._scaler_stepped)
+        self._owners = Owners(self.tree, watched)
+        self.ledger = Ledger(self.tree, watched, others, self._passes, self.guard, self._owners, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._plan = Plan(schedule, self._alarm, self.guard.call)
         self._idle = self._suspect = self._clipped = False
-        self._checks = Checks(model)
-        self.step = settings.first_step
+        self._checks = Checks(self.tree)
+        self._by_hand = ByHand()
+        self.step = self.first_step = settings.first_step
+        self.records = 0
+        self.observed = {name: type(layer).__name__ for name, layer in layers.items()}
+        self.observed |= {watched.name: type(watched.module).__name__ for watched in own}
         self._begin()
 
     def listen(self, *, every_call: bool) -> ExitStack:
@@ -109,6 +125,11 @@ class Observer:
     def paused(self, paused: bool) -> None:
         self.calls.paused = paused
 
+    @property
+    def begun(self) -> bool:
+        """Whether the training has been heard of."""
+        return self._since is not None
+
     def _started(self) -> None:
         self._since = self._since or time.perf_counter()
 
@@ -119,6 +140,8 @@ class Observer:
         """See `BackwardListener`."""
         self._started()
         recorded = self.calls.recording is not None
+        if not (self._by_hand.over or self._passes.within) and self._by_hand.begins(self.ledger.recurrent()):
+            self.guard.note(BY_HAND)
         one = self._passes.begin(roots, thorough=self.ledger.looking)
         if recorded and not self.paused:
             self.ledger.watch_arrivals()
@@ -130,10 +153,14 @@ class Observer:
         """See `BackwardListener`."""
         if not self._passes.end(token):
             return
+        if not (self._by_hand.over or token.within):
+            self._by_hand.ended(self.ledger.recurrent(), values=self.ledger.looking)
         if self.ledger.looking:
             self.ledger.backward_over()
             if self.calls.recording is not None:
                 self._checks.ended(token)
+                if not self.calls.recording.any:
+                    self._unseen(lambda index: False)  # of layers that were replaced, no step may ever end
         elif type(token.loss) is float and self._alarm.armed and not self.ledger.scaling.used:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
             self._suspect = not math.isfinite(token.loss) or (not self._clipped and self.ledger.spoilt)
@@ -203,6 +230,8 @@ class Observer:
             optimizer: the one that stepped.
         """
         self._started()
+        if not self._by_hand.over:
+            self._by_hand.stop()
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self._owners.of(optimizer).share
@@ -210,6 +239,7 @@ class Observer:
         if self.calls.recording is not None or self.guard.reasons:
             rows = self.rows(share, stepped=True)
             recorded = any(block.table == "layers" for block in rows)
+            self.records += recorded
             self.guard.take_reasons()  # they are among the rows
         if self.calls.recording is not None:
             self.calls.recording.close()
@@ -287,13 +317,13 @@ class Observer:
         once = [r for r in remarks if any(part in r[1] for part in ONCE)]
         return [self._note(m, r) for m, r in remarks if (m, r) not in once or self._first(m, r)]
 
-    def _unseen(self) -> list[Rows]:
+    def _unseen(self, arrived: Callable[[int], bool] | None = None) -> list[Rows]:
         """Notes on what has received gradient for calls that were not seen, or is not there any more."""
         found: list[Rows] = []
-        for name, reason in self.calls.seen.unseen(self.model, self.ledger.has_arrived):
+        for name, reason in self.calls.seen.unseen(self.tree, arrived or self.ledger.has_arrived):
             if reason == NO_CALL and not self._first(name, reason):
                 continue
-            if reason.startswith(COMPILED):
+            if reason.startswith((COMPILED, REPLACED)):
                 self.guard.warn(f"{name or 'the model'}: {reason}")
             found.append(self._note(name, reason))
         return found
@@ -303,7 +333,8 @@ class Observer:
         recording = self.calls.recording
         called = [] if recording is None or not self._passes.any else recording.silent
         modules = {**self.calls.own, **self._layers}
-        silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
+        there = [name for name in called if name in modules]
+        silent = [n for n in there if share is None or any(id(p) in share for p in modules[n].parameters())]
         told = self._checks.notes(share, silent, self._owners.optimizers, self.ledger.watched)
         return [self._note(*note) for note in told]
 
@@ -320,7 +351,8 @@ class Observer:
         """Whether gradients have arrived since the last optimizer step."""
         if self.calls.recording is None:
             return False
-        return self.calls.recording.any or (self.step == self._settings.first_step and bool(self._unseen()))
+        alone = self.step == self._settings.first_step or self._passes.any
+        return self.calls.recording.any or (alone and bool(self._unseen()))
 
     @property
     def progress(self) -> tuple[int, int]:

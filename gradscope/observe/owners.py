@@ -9,6 +9,8 @@ from typing import NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
+from gradscope.observe.tree import Tree
+
 
 class Owned(NamedTuple):
     """What an optimizer steps.
@@ -32,9 +34,9 @@ class Owners:
         layers: its watched layers.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, model: Tree, layers: Sequence[nn.Module]) -> None:
         """See the class."""
-        self._model, self._layers = model, layers
+        self._model, self._layers = model, [weakref.ref(layer) for layer in layers]
         self._known: weakref.WeakKeyDictionary[Optimizer, Owned] = weakref.WeakKeyDictionary()
         self._last: tuple[weakref.ref[Optimizer], Owned] | None = None
 
@@ -65,7 +67,8 @@ class Owners:
 
     def _watched(self) -> set[int]:
         """Identities of the watched layers' parameters; where those are all frozen, of all the model's too."""
-        mine = {p: None for layer in self._layers for p in layer.parameters()}
+        layers = [layer for reference in self._layers if (layer := reference()) is not None]
+        mine = {p: None for layer in layers for p in layer.parameters()}
         everything = mine if any(p.requires_grad for p in mine) else [*mine, *self._model.parameters()]
         return {id(p) for p in everything}
 

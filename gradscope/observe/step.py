@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,6 +124,8 @@ class Recording:
         if link is None and given and not any(part.requires_grad for part in given):
             following.begins(cell.name, tuple(part.unsqueeze(0) for part in taken.given))
         following.passed(cell.name, taken.final)
+        with suppress(TypeError):  # what cannot be copied is said when it is analysed
+            cell.double()  # while the cell is there
         inputs = tensors_in(list(arguments.values()))
         leaves = _leaves(observed, [*cell.module.parameters(), *inputs], given)
         self._watch(observed, found.results, leaves)
@@ -136,6 +139,8 @@ class Recording:
             return
         module = given.module
         call = SequenceCall(given, self.counted, module.by_time(output.detach()).clone())
+        with suppress(TypeError):
+            module.double()
         self.counted += 1
 
         def receive(gradient: Tensor) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from gradscope.attach.modified import present_gradients
 from gradscope.attach.uncompiled import has_compiled
 from gradscope.capture.positions import SequenceModule
+from gradscope.observe.tree import Tree
 
 NOT_CALLED = (
     "it received gradient, but torch's fused kernel was not called for it: a class with a forward of its own cannot be "
@@ -27,7 +29,9 @@ CALLED_EARLIER = (
     "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
     "forward pass serves several optimizers, take all backward passes before the first of their steps"
 )
-REPLACED = "this layer is no longer part of the model: attach again to observe what has taken its place"
+REPLACED = (
+    "it is no longer part of the model, and what has taken its place is not observed: close the scope, and attach again"
+)
 
 
 class Calls:
@@ -38,10 +42,10 @@ class Calls:
         sequences: modules that are observed by position, after the layers.
     """
 
-    def __init__(self, layers: dict[str, nn.Module], sequences: Sequence[SequenceModule]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], sequences: Sequence[SequenceModule]) -> None:
         """Begin with a step in which nothing was called."""
-        self._watched = [(name, name, layer, NOT_CALLED) for name, layer in layers.items()]
-        self._watched += [(s.seal, s.name, s.module, NO_CALL) for s in sequences]
+        self._watched = [(name, name, weakref.ref(layer), NOT_CALLED) for name, layer in layers.items()]
+        self._watched += [(s.seal, s.name, s.original, NO_CALL) for s in sequences]
         self._earlier, self._now = set[str](), set[str]()
 
     def saw(self, key: str) -> None:
@@ -52,7 +56,7 @@ class Calls:
         """The next recorded step begins."""
         self._earlier, self._now = self._now, set()
 
-    def unseen(self, model: nn.Module, arrived: Callable[[int], bool]) -> list[tuple[str, str]]:
+    def unseen(self, model: Tree, arrived: Callable[[int], bool]) -> list[tuple[str, str]]:
         """Names and reasons of those that have a gradient without a call, or are not there any more.
 
         Args:
@@ -61,10 +65,13 @@ class Calls:
                 another step is no sign.
         """
         missing = [(index, *watched) for index, watched in enumerate(self._watched) if watched[0] not in self._now]
-        present = set(model.modules()) if missing else set[nn.Module]()
+        if not missing or model.gone:
+            return []
+        present = set(model.named_modules().values())
         found: list[tuple[str, str]] = []
-        for index, key, name, module, otherwise in missing:
-            if module not in present:
+        for index, key, name, reference, otherwise in missing:
+            module = reference()
+            if module is None or module not in present:
                 found.append((name, REPLACED))
             elif arrived(index) and any(bool(g.any()) for g in present_gradients(list(module.parameters()))):
                 reason = COMPILED + otherwise if has_compiled() else otherwise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.errors import RecordError
+from gradscope.errors import FolderTakenError, RecordError
 from gradscope.record import meta, parts
 from gradscope.record.lock import FolderLock
 from gradscope.record.schema import TABLES
@@ -37,27 +38,57 @@ def begun(logdir: Path, rank: int | None = None) -> bool:
     return (root / meta.FILE if rank is None else _lock_file(root, rank)).exists()
 
 
-def begin(root: Path, told: Mapping[str, Any], rank: int, first_step: int) -> int:
-    """Begin or continue the run, tidy up after whoever was killed, and give the number of the next part.
+def begin(
+    root: Path, told: Mapping[str, Any], rank: int, first_step: int, *, existing: str, known: bool
+) -> tuple[int, int]:
+    """Begin or continue the run, and tidy up after whoever was killed.
+
+    Args:
+        root: the folder.
+        told: what `run.json` shall say.
+        rank: whose part it is.
+        first_step: the first step to be written.
+        existing: `"replace"` a run that has that step, or `"continue"` behind its last one where `first_step` is 0.
+        known: this rank has been here before, so that what other ranks have is not of a moment ago.
+
+    Returns:
+        The number of the next part, and the first step.
 
     Raises:
-        RecordError: the run already has the step `first_step`, or cannot be written.
+        FolderTakenError: the run already has the step `first_step`.
+        RecordError: it cannot be written.
         LoadError: it is a newer gradscope's.
     """
     if (root / meta.FILE).exists():
         meta.read(root)
     try:
         parts.sweep(root, rank)
-        last = Files(root, rank).last_step()
-        if last is not None and last >= first_step:
-            raise RecordError(
-                f"the run in {root} already has steps up to {last}, and first_step is {first_step}: "
-                f"pass first_step={last + 1} to continue it, or another logdir to begin a new one"
-            )
+        ranks = {rank, *parts.ranks(root)} if known else {rank}
+        last = max((end for each in ranks if (end := Files(root, each).last_step()) is not None), default=-1)
+        if last >= first_step:
+            if existing == "replace":
+                _discard(root)
+            elif existing == "continue" and first_step == 0:
+                first_step = last + 1
+            else:
+                raise FolderTakenError(
+                    f"the run in {root} already has steps up to {last}, and first_step is {first_step}",
+                    f'pass first_step={last + 1} to continue it (existing="continue" does so by itself), '
+                    'or another logdir to begin a new one (existing="new" finds one)',
+                )
         meta.begin(root, told, rank, first_step)
     except OSError as error:
         raise _unwritable(root, error) from error
-    return parts.finished(root, rank) + 1
+    return parts.finished(root, rank) + 1, first_step
+
+
+def _discard(root: Path) -> None:
+    """Delete a run: what it says about itself last, so that what is left meanwhile is still one."""
+    for name in TABLES:
+        if (root / name).exists():
+            shutil.rmtree(root / name)
+    for path in (*root.glob("events.out.tfevents.*"), root / meta.FILE):
+        path.unlink(missing_ok=True)
 
 
 def _lock_file(root: Path, rank: int) -> Path:

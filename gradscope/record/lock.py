@@ -11,8 +11,9 @@ import weakref
 from pathlib import Path
 from typing import IO
 
-from gradscope.errors import GradscopeWarning, RecordError
+from gradscope.errors import FolderTakenError, GradscopeWarning
 
+SHARED = ". Processes of one distributed training share a logdir if they attach after init_process_group"
 _BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
@@ -22,7 +23,7 @@ class FolderLock:
     Forked children (data loader workers) close their copy of it, so that it ends with its owner.
 
     Raises:
-        RecordError: somebody else holds it, in this process or another one.
+        FolderTakenError: somebody else holds it, in this process or another one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,16 +36,17 @@ class FolderLock:
             warnings.warn(f"{path.parent} is on a file system without locks; never let two processes write it",
                           GradscopeWarning, stacklevel=5)  # fmt: skip
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}")
+        self._file.write(_me())
         self._file.flush()
         _closed_in_children(self)
 
     def _refuse(self, path: Path) -> None:
         owner = path.read_text(encoding="utf-8", errors="replace") or "another scope"
         self._file.close()
-        raise RecordError(
-            f"{path.parent} is being written by {owner}: close that scope first, or give each scope its own logdir. "
-            "Processes of one distributed training share a logdir if they attach after init_process_group"
+        mine = owner == _me()
+        raise FolderTakenError(
+            f"{path.parent} is being written by {'an earlier scope of this process' if mine else owner}",
+            f"close that scope first, or give each scope its own logdir{'' if mine else SHARED}",
         )
 
     def release(self) -> None:
@@ -56,6 +58,10 @@ class FolderLock:
     def abandon(self) -> None:
         """Close this process's copy without letting go of the lock, which another process owns."""
         self._file.close()
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
 
 
 if sys.platform == "win32":  # pragma: no cover

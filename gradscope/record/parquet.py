@@ -38,6 +38,7 @@ class ParquetStore:
         meta: what `run.json` shall say; what JSON cannot hold becomes text.
         rank: which of several processes this is; each writes its own files.
         first_step: the first step to be written; a folder with smaller ones is continued.
+        existing: what to do where the folder has that step; see `folder.begin`. `"error"` refuses.
         flush_seconds: a `write` this long after the last flush flushes.
         flush_steps: so does one that makes it this many rows of `steps`.
         disk_limit: bytes for the whole run, shared evenly by its ranks; by default `GRADSCOPE_DISK_LIMIT`, or 1 GiB.
@@ -56,6 +57,7 @@ class ParquetStore:
         *,
         rank: int = 0,
         first_step: int = 0,
+        existing: str = "error",
         flush_seconds: float = 30.0,
         flush_steps: int = 1000,
         disk_limit: int | None = None,
@@ -65,14 +67,15 @@ class ParquetStore:
         self._limit = thin.disk_limit(disk_limit)
         self._flush_seconds, self._flush_steps, self._clock = flush_seconds, flush_steps, clock
         self._told = dict(meta)
+        known = folder.begun(Path(logdir), rank)
         self._lock = folder.claim(self.root, rank)
         try:
-            number = folder.begin(self.root, meta, rank, first_step)
+            number, first_step = folder.begin(self.root, meta, rank, first_step, existing=existing, known=known)
         except BaseException:
             self._lock.release()
             raise
         arrow.ready()
-        self._owner = os.getpid()
+        self._owner, self.first_step = os.getpid(), first_step
         self._tail = Buffer(number, first_step - 1)
         self._folder = FolderSource(self.root)
         self._flushed_at, self._due = clock(), flush_steps  # when the last was tried; rows of `steps` for the next

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from gradscope.errors import GradscopeError
-from gradscope.record.schema import BOOL, FLOAT, INT, TEXT, Kind, choices, lookup
+from gradscope.record.schema import BOOL, CLOSED, FLOAT, INT, TEXT, Kind, choices, lookup
 
 Filters = Mapping[str, Any]
 _INT64 = (-(2**63), 2**63 - 1)
@@ -40,7 +40,8 @@ def conditions(table: str, filters: Filters) -> dict[str, Condition]:
     As in pandas, NaN equals nothing. Every table can be asked for its `rank` as well.
 
     Raises:
-        GradscopeError: the table or a column does not exist, or a value cannot be one of the column's.
+        GradscopeError: the table or a column does not exist, or a value cannot be one of the column's: of another
+            type, or none of those that `quantity`, `direction` and `kind` have.
     """
     kinds: dict[str, Kind] = {**lookup(table).columns, "rank": INT}
     wanted: dict[str, Condition] = {}
@@ -51,7 +52,15 @@ def conditions(table: str, filters: Filters) -> dict[str, Condition]:
             wanted[column] = _condition(kinds[column], asked)
         except (TypeError, ValueError) as error:
             raise GradscopeError(f"{table!r} cannot be filtered by {column}={asked!r:.80}: {error}") from error
+        _refuse_strangers(table, column, wanted[column])
     return wanted
+
+
+def _refuse_strangers(table: str, column: str, wanted: Condition) -> None:
+    for value in wanted.values or ():
+        if column in CLOSED and value not in CLOSED[column]:
+            valid = filter(None, CLOSED[column])
+            raise GradscopeError(f"column {column!r} of {table!r} has no value {value!r}{choices(value, valid)}")
 
 
 def _condition(kind: Kind, asked: Any) -> Condition:

@@ -97,7 +97,8 @@ class Run:
         Where several processes have written, there is one more column, `rank`; it can always be filtered by.
 
         Raises:
-            GradscopeError: there is no such table or column, or the column cannot have such a value.
+            GradscopeError: there is no such table or column, or the column cannot have such a value, as a quantity
+                that there is not.
         """
         found = self.source.read(table, filters)
         if len(self.source.ranks) < 2:

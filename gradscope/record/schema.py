@@ -84,6 +84,16 @@ _ALL = (
 )
 TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
 
+CLOSED: Mapping[str, tuple[str, ...]] = {
+    "quantity": (
+        *("grad_h", "grad_h_direct", "grad_c", "weight_grad", "jacobian", "jacobian_h", "jacobian_c"),
+        *("state", "cell", "jacobian_max", "gain"),
+    ),
+    "direction": ("forward", "reverse", ""),
+    "kind": ("norm", "value", "modified"),
+}
+"""All values of the columns that have no others. In `notes` a direction may be empty."""
+
 EVERY_STEP = ("steps", "clips", "notes")
 """Tables that do not depend on a step being recorded: they are kept longest."""
 RECORDED = tuple(name for name in TABLES if name not in EVERY_STEP)

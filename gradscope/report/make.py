@@ -79,6 +79,11 @@ def overview(runs: Mapping[str, Run], width: int = 100) -> str:
     return render.overview(runs_table(runs), width)
 
 
+def card(finding: Finding) -> str:
+    """A finding in a notebook."""
+    return render.card(summary.tell(finding))
+
+
 def called(run: Run) -> str:
     """The name of a run's folder, as the user gave it."""
     source = run.source

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from gradscope.types.calls import Direction, LayerKey
@@ -133,7 +135,7 @@ class Remedy:
     apply: Callable[[nn.Module], nn.Module | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Finding:
     """Something that a run says about its training.
 
@@ -155,3 +157,26 @@ class Finding:
     explanation: str
     evidence: Mapping[str, Any]
     remedies: tuple[Remedy, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line, for lists."""
+        return f"<Finding {self._head}>"
+
+    def __str__(self) -> str:
+        """As a person reads it: the title, why, and what to type."""
+        lines = [self._head, *textwrap.wrap(self.explanation, 98, initial_indent="  ", subsequent_indent="  ")]
+        for number, remedy in enumerate(self.remedies, 1):
+            lines += [f"  {number}. {remedy.title}", *(f"       {line}" for line in remedy.code.splitlines())]
+        return "\n".join(lines)
+
+    @property
+    def _head(self) -> str:
+        return f"{self.code if self.code == 'healthy' else f'{self.severity}: {self.code}'}: {self.title}"
+
+    def _repr_html_(self) -> str:
+        """A card for notebooks."""
+        try:
+            from gradscope.report import card
+        except ModuleNotFoundError:  # jinja2 and its like come with an extra
+            return f"<pre>{escape(str(self))}</pre>"
+        return card(self)

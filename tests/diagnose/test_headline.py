@@ -34,8 +34,8 @@ def run_of(losses: Sequence[float], rank: int = 0) -> Run:
         ([1.0, 0.9], "Whether the training learns is not known yet: loss 1.00 → 0.900, 2 steps, 1 recorded."),
         ([math.nan] * 5, "Whether the training learns is not known yet: 5 steps, 1 recorded."),
         (
-            [1.0] * 5 + [math.inf] * 95,
-            "The training diverges: loss 1.00 → not finite, first at step 5; 100 steps",
+            [1.0] * 15 + [math.inf] * 85,
+            "The training diverges: loss 1.00 → not finite (first at step 15), 100 steps",
         ),
         ([], "No optimizer step was seen."),
     ],

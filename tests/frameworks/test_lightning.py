@@ -172,10 +172,10 @@ def test_back_to_a_checkpoint(tmp_path: Path) -> None:
     keeper = lightning.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
     fit(Module(), GradscopeCallback(tmp_path / "run", every=1), keeper, enable_checkpointing=True)
     again = GradscopeCallback(tmp_path / "run", every=1)
-    with pytest.warns(gradscope.GradscopeWarning, match="already has step 4; .*run-from-4"):
+    with pytest.warns(gradscope.GradscopeWarning, match="already has steps up to 5, and first_step is 4: .*run-2"):
         fit(Module(), again, ckpt_path=tmp_path / "epoch=0-step=4.ckpt")
     assert list(gradscope.load(tmp_path / "run").frame("steps")["step"]) == [0, 1, 2, 3, 4, 5]
-    assert list(gradscope.load(tmp_path / "run-from-4").frame("steps")["step"]) == [4, 5]
+    assert list(gradscope.load(tmp_path / "run-2").frame("steps")["step"]) == [4, 5]
 
 
 def test_closed_by_an_exception(tmp_path: Path) -> None:

@@ -92,23 +92,25 @@ def test_a_schema_from_the_future(tmp_path: Path) -> None:
 
 
 def test_two_scopes_on_one_folder(tmp_path: Path) -> None:
-    with attach(logdir=tmp_path, every=1):
-        with pytest.raises(RecordError, match=rf"being written by process {os.getpid()} .*close that scope first"):
-            attach(logdir=tmp_path, every=1)
+    model = nn.GRU(2, 3)
+    with gradscope.attach(model, tmp_path, every=1):
+        with pytest.raises(RecordError, match="by an earlier scope of this process: close that scope first"):
+            attach(logdir=tmp_path, every=1, existing="error")
     attach(logdir=tmp_path, every=1).close()
 
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:
-    program = f"import gradscope, torch; gradscope.attach(torch.nn.GRU(2, 3), {str(tmp_path)!r})"
-    with attach(logdir=tmp_path, every=1):
+    program = f"import gradscope, torch; gradscope.attach(torch.nn.GRU(2, 3), {str(tmp_path)!r}, existing='error')"
+    model = nn.GRU(2, 3)
+    with gradscope.attach(model, tmp_path, every=1):
         second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert second.returncode == 1
-    assert f"RecordError: {tmp_path}/gradscope is being written by process {os.getpid()}" in second.stderr
+    assert f"FolderTakenError: {tmp_path}/gradscope is being written by process {os.getpid()}" in second.stderr
 
 
 def test_a_folder_that_has_the_step(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"already has steps up to 0.*pass first_step=1 to continue.*another logdir"):
-        attach(logdir=a_run(tmp_path), every=1)
+        attach(logdir=a_run(tmp_path), every=1, existing="error")
     attach(logdir=tmp_path, every=1, first_step=1).close()
 
 

@@ -106,7 +106,6 @@ NAMED: tuple[tuple[tuple[str, ...], str], ...] = (
     (("run", "--every", "0", "empty.py"), "--every"),
     (("run", "--every", "often", "empty.py"), "often"),
     (("run", "--logdir", "empty.py", "empty.py"), "empty.py"),
-    (("run", "--logdir", "run", "empty.py"), "run holds a run already"),
     (("run", "--nonsense", "empty.py"), "--nonsense"),
     (("run", f"{NO_TEXT}.no"), "name"),
     (("view",), "LOGDIR"),
