@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,22 +21,18 @@ from gradscope.observe.alarm import Alarm, lost
 from gradscope.observe.byhand import BY_HAND, ByHand
 from gradscope.observe.calls import CallReceiver
 from gradscope.observe.checks import Checks
-from gradscope.observe.following import ONCE
+from gradscope.observe.ending import Ending
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.ledger import Ledger
 from gradscope.observe.owners import Owners
 from gradscope.observe.passes import Pass, Passes
 from gradscope.observe.plan import Plan
-from gradscope.observe.quantities import keep, needs_full
-from gradscope.observe.rows import Ending
+from gradscope.observe.quantities import needs_full
+from gradscope.observe.recorded import RecordedRows
 from gradscope.observe.schedule import Schedule
 from gradscope.observe.tree import Tree
-from gradscope.observe.unseen import COMPILED, NO_CALL, REPLACED
 from gradscope.record.recorder import Recorder
-from gradscope.record.summary import nonfinite, summarise
 from gradscope.types import LayerKey, Rows
-
-WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +92,10 @@ class Observer:
         self._plan = Plan(schedule, self._alarm, self.guard.call)
         self._idle = self._suspect = self._clipped = False
         self._checks = Checks(self.tree)
+        self._recorded = RecordedRows(
+            self.tree, self._layers, self.calls, self._passes, self._owners, self.ledger, self._checks, self.guard,
+            settings.wanted,
+        )  # fmt: skip
         self._by_hand = ByHand()
         self.step = self.first_step = settings.first_step
         self.records = 0
@@ -160,7 +160,9 @@ class Observer:
             if self.calls.recording is not None:
                 self._checks.ended(token)
                 if not self.calls.recording.any:
-                    self._unseen(lambda index: False)  # of layers that were replaced, no step may ever end
+                    self._recorded.unseen(
+                        self.step, lambda index: False
+                    )  # of layers that were replaced, no step may ever end
         elif type(token.loss) is float and self._alarm.armed and not self.ledger.scaling.used:
             # Where nothing is clipped afterwards, whose norm would tell, an element of the gradients does.
             self._suspect = not math.isfinite(token.loss) or (not self._clipped and self.ledger.spoilt)
@@ -269,82 +271,8 @@ class Observer:
         self._begin()
 
     def rows(self, share: set[int] | None = None, *, stepped: bool = False) -> list[Rows]:
-        """Rows of the step so far; the step goes on.
-
-        Args:
-            share: identities of the parameters that were stepped; None for all.
-            stepped: the step is over, and parameters have changed.
-        """
-        found = self.guard.call(self._analysed, share, stepped) or []
-        head = {"step": self.step, **WHOLE_MODEL._asdict()}
-        return [*found, *(Rows("notes", {**head, "reason": reason}) for reason in self.guard.reasons)]
-
-    def _analysed(self, share: set[int] | None, stepped: bool) -> list[Rows]:
-        recording = self.calls.recording
-        if recording is None:
-            return []
-        wanted = self._settings.wanted
-        found: list[Rows] = []
-        for module, chain, analyses in recording.analyse(self.ledger.scaling.factor, stepped=stepped):
-            for analysis in analyses:
-                key = LayerKey(module, analysis.layer, analysis.direction, chain)
-                found.extend(summarise(self.step, key, analysis))
-        kept = [rows for rows in found if keep(rows, wanted)]
-        return [
-            *kept,
-            *(self.guard.call(self._origin, found) or []),
-            *self._remarks(),
-            *self._unseen(),
-            *((self.guard.call(self._checked, share) or []) if stepped else []),
-        ]
-
-    def _origin(self, found: Sequence[Rows]) -> list[Rows]:
-        """Where values that are not finite were born, where there are any."""
-        recording = self.calls.recording
-        if recording is None or not found:
-            return []
-        if not (any(map(nonfinite, found)) or self.ledger.nonfinite or recording.spoilt):
-            return []
-        born = recording.origin(self.ledger.scaling.factor)
-        if born is None:
-            return []
-        key, origin = born
-        return [Rows("notes", {"step": self.step, **key._asdict(), "reason": origin.reason})]
-
-    def _remarks(self) -> list[Rows]:
-        """Notes on what could not be followed between calls."""
-        remarks = [] if self.calls.recording is None else self.calls.recording.following.tell()
-        once = [r for r in remarks if any(part in r[1] for part in ONCE)]
-        return [self._note(m, r) for m, r in remarks if (m, r) not in once or self._first(m, r)]
-
-    def _unseen(self, arrived: Callable[[int], bool] | None = None) -> list[Rows]:
-        """Notes on what has received gradient for calls that were not seen, or is not there any more."""
-        found: list[Rows] = []
-        for name, reason in self.calls.seen.unseen(self.tree, arrived or self.ledger.has_arrived):
-            if reason == NO_CALL and not self._first(name, reason):
-                continue
-            if reason.startswith((COMPILED, REPLACED)):
-                self.guard.warn(f"{name or 'the model'}: {reason}")
-            found.append(self._note(name, reason))
-        return found
-
-    def _checked(self, share: set[int] | None) -> list[Rows]:
-        """Notes on what is wrong with the loop."""
-        recording = self.calls.recording
-        called = [] if recording is None or not self._passes.any else recording.silent
-        modules = {**self.calls.own, **self._layers}
-        there = [name for name in called if name in modules]
-        silent = [n for n in there if share is None or any(id(p) in share for p in modules[n].parameters())]
-        told = self._checks.notes(share, silent, self._owners.optimizers, self.ledger.watched)
-        return [self._note(*note) for note in told]
-
-    def _first(self, module: str, reason: str) -> bool:
-        """Whether a remark that is made once in a run is made in this step."""
-        return self.calls.once.setdefault((module, reason), self.step) == self.step
-
-    def _note(self, module: str, reason: str) -> Rows:
-        head = {"step": self.step, "module": module, "layer": -1, "direction": "", "chain": -1}
-        return Rows("notes", {**head, "reason": reason})
+        """See `RecordedRows`; of the step that is under way."""
+        return self._recorded.rows(self.step, share, stepped=stepped)
 
     @property
     def unfinished(self) -> bool:
@@ -352,7 +280,7 @@ class Observer:
         if self.calls.recording is None:
             return False
         alone = self.step == self._settings.first_step or self._passes.any
-        return self.calls.recording.any or (alone and bool(self._unseen()))
+        return self.calls.recording.any or (alone and bool(self._recorded.unseen(self.step, self.ledger.has_arrived)))
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The rows of a step: what its recording shows, and its row of `steps`."""
+"""An optimizer step that is over, and its row of `steps`."""
 
 from __future__ import annotations
 
