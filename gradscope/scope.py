@@ -19,16 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from gradscope.attach.custom import default_spec, find_cells, find_sequences, state_argument
-from gradscope.attach.find import find_layers
 from gradscope.attach.processes import processes
 from gradscope.attach.split import SPLITS, Splitter
-from gradscope.attach.uncompiled import inner_module
-from gradscope.capture.cell import Cell
-from gradscope.capture.positions import SequenceModule
 from gradscope.errors import AttachError, GradscopeError, GradscopeWarning
 from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
+from gradscope.observe.watched import find_watched
 from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
 from gradscope.record.existing import check_existing, open_store
@@ -122,14 +118,7 @@ def attach(
 
     for scope in [scope for scope in _OPEN if scope._observer.tree.gone]:
         scope.close()
-    model = inner_module(model)
-    specs = find_cells(model, cells)
-    sequences = find_sequences(model, positions)
-    layers = find_layers(model, include, exclude, specs, optional=bool(sequences))
-    own: list[Cell | SequenceModule] = [
-        _cell(name, layers[name], spec, cells) for name, spec in specs.items() if name in layers
-    ]
-    own += [SequenceModule(name, weakref.ref(model.get_submodule(name)), dim) for name, dim in sequences.items()]
+    watched = find_watched(model, include, exclude, cells, positions)
     wanted = choose_quantities(quantities)
     schedule = make_schedule(every, budget)
     if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
@@ -141,7 +130,7 @@ def attach(
     meta = {
         "processes": size,
         "versions": {"gradscope": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "layers": {name: _describe(layer) for name, layer in layers.items()},
+        "layers": watched.described,
         "arguments": {
             "every": every if isinstance(every, int) or every is None else repr(every),
             "budget": budget,
@@ -155,7 +144,7 @@ def attach(
     if asked is None:
         store = MemoryStore(meta, rank=rank)
     else:
-        _close_earlier(asked, existing, model)
+        _close_earlier(asked, existing, watched.model)
         store = open_store(asked, meta, rank=rank, first_step=first_step, existing=existing)
         logdir, first_step = store.root.parent, store.first_step
     settings = Settings(wanted, max_sequences, first_step, strict, jumps=every is None)
@@ -166,8 +155,8 @@ def attach(
     with ExitStack() as undo:
         undo.callback(store.close)
         recorder = Recorder((store, *_board(logdir, writer, store, rank)), [Apart(sink) for sink in sinks])
-        observer = Observer(model, layers, own, recorder, schedule, settings)
-        splitter = Splitter(layers, observer.guard.note) if split_layers else None
+        observer = Observer(watched, recorder, schedule, settings)
+        splitter = Splitter(watched.layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter, asked)
         undo.pop_all()
     for begin in [getattr(sink, "begin", None) for sink in sinks]:
@@ -202,17 +191,6 @@ def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore |
 
     board = make_sink(logdir, writer, Run(Recent(store)).findings)
     return [] if board is None else [board]
-
-
-def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
-    known = any(isinstance(module, kind) for kind in asked or ())
-    return Cell(name, weakref.ref(module), default_spec(module, spec), state_argument(type(module), spec), asked=known)
-
-
-def _describe(layer: nn.Module) -> dict[str, Any]:
-    names = ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
-    known = {name: getattr(layer, name) for name in (*names, "proj_size", "nonlinearity") if hasattr(layer, name)}
-    return {"class": type(layer).__name__, **known}
 
 
 class Scope:

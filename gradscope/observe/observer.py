@@ -10,12 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.backward import BACKWARD
 from gradscope.attach.optimizers import OPTIMIZERS
-from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
 from gradscope.observe.alarm import Alarm, lost
 from gradscope.observe.byhand import BY_HAND, ByHand
@@ -31,6 +30,7 @@ from gradscope.observe.quantities import needs_full
 from gradscope.observe.recorded import RecordedRows
 from gradscope.observe.schedule import Schedule
 from gradscope.observe.tree import Tree
+from gradscope.observe.watched import Watched
 from gradscope.record.recorder import Recorder
 from gradscope.types import LayerKey, Rows
 
@@ -66,16 +66,15 @@ class Observer:
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: dict[str, nn.Module],
-        own: Sequence[Cell | SequenceModule],
+        watched: Watched,
         recorder: Recorder,
         schedule: Schedule,
         settings: Settings,
     ) -> None:
         """Begin with step `settings.first_step`."""
-        modules = [*layers.values(), *(watched.module for watched in own)]
-        self.tree, self._layers = Tree(model, modules), weakref.WeakValueDictionary(layers)
+        layers, own = watched.layers, watched.own
+        modules = [*layers.values(), *(one.module for one in own)]
+        self.tree, self._layers = Tree(watched.model, modules), weakref.WeakValueDictionary(layers)
         self._recorder = recorder
         self._settings = settings
         self._introduced: set[int] | None = None
@@ -84,10 +83,10 @@ class Observer:
         self.guard = Guard(settings.strict, cuda=on_cuda)
         self.calls = CallReceiver(self._layers, own, settings.limit, self.guard, self._started)
         self._passes = Passes(self.tree.parameters)
-        others = [watched.module for watched in own if isinstance(watched, SequenceModule)]
-        watched = list(layers.values())
-        self._owners = Owners(self.tree, watched)
-        self.ledger = Ledger(self.tree, watched, others, self._passes, self.guard, self._owners, self._scaler_stepped)
+        others = [one.module for one in own if isinstance(one, SequenceModule)]
+        mine = list(layers.values())
+        self._owners = Owners(self.tree, mine)
+        self.ledger = Ledger(self.tree, mine, others, self._passes, self.guard, self._owners, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._plan = Plan(schedule, self._alarm, self.guard.call)
         self._idle = self._suspect = self._clipped = False
@@ -100,7 +99,7 @@ class Observer:
         self.step = self.first_step = settings.first_step
         self.records = 0
         self.observed = {name: type(layer).__name__ for name, layer in layers.items()}
-        self.observed |= {watched.name: type(watched.module).__name__ for watched in own}
+        self.observed |= {one.name: type(one.module).__name__ for one in own}
         self._begin()
 
     def listen(self, *, every_call: bool) -> ExitStack:
