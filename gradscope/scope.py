@@ -155,7 +155,7 @@ def attach(
     with ExitStack() as undo:
         undo.callback(store.close)
         recorder = Recorder((store, *_board(logdir, writer, store, rank)), [Apart(sink) for sink in sinks])
-        observer = Observer(watched, recorder, schedule, settings)
+        observer = Observer(watched, recorder, schedule, settings, store.tell)
         splitter = Splitter(watched.layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter, asked)
         undo.pop_all()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -70,6 +71,7 @@ class Observer:
         recorder: Recorder,
         schedule: Schedule,
         settings: Settings,
+        tell: Callable[[Mapping[str, Any]], None],
     ) -> None:
         """Begin with step `settings.first_step`."""
         layers, own = watched.layers, watched.own
@@ -85,7 +87,7 @@ class Observer:
         self._passes = Passes(self.tree.parameters)
         others = [one.module for one in own if isinstance(one, SequenceModule)]
         mine = list(layers.values())
-        self._owners = Owners(self.tree, mine)
+        self._owners = Owners(self.tree, mine, partial(self.guard.call, tell))
         self.ledger = Ledger(self.tree, mine, others, self._passes, self.guard, self._owners, self._scaler_stepped)
         self._alarm, self._lost = Alarm(jumps=settings.jumps), list[tuple[LayerKey, str]]()
         self._plan = Plan(schedule, self._alarm, self.guard.call)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -32,10 +32,12 @@ class Owners:
     Args:
         model: what is attached.
         layers: its watched layers.
+        tell: told `{"optimizers": [...]}`, the settings of all that have stepped watched parameters so far.
     """
 
-    def __init__(self, model: Tree, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, model: Tree, layers: Sequence[nn.Module], tell: Callable[[Mapping[str, Any]], None]) -> None:
         """See the class."""
+        self._tell, self._settings = tell, list[dict[str, Any]]()
         self._model, self._layers = model, [weakref.ref(layer) for layer in layers]
         self._known: weakref.WeakKeyDictionary[Optimizer, Owned] = weakref.WeakKeyDictionary()
         self._last: tuple[weakref.ref[Optimizer], Owned] | None = None
@@ -54,8 +56,11 @@ class Owners:
             return self._last[1]
         known = self._known.get(optimizer)
         if known is None or known.number != count:
-            share = _share(optimizer)
+            share, new = _share(optimizer), known is None
             known = self._known[optimizer] = Owned(count, not share.isdisjoint(self._watched()), share)
+            if new and known.watched:
+                self._settings.append(_settings(optimizer))
+                self._tell({"optimizers": self._settings})
         self._last = weakref.ref(optimizer), known
         return known
 
@@ -71,6 +76,14 @@ class Owners:
         mine = {p: None for layer in layers for p in layer.parameters()}
         everything = mine if any(p.requires_grad for p in mine) else [*mine, *self._model.parameters()]
         return {id(p) for p in everything}
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Class and numbers of an optimizer's first group, as it begins; a schedule may have warmed the rate up from 0."""
+    group = optimizer.param_groups[0]
+    numbers = {name: value for name, value in group.items() if isinstance(value, int | float | str | tuple)}
+    rate = {"lr": numbers.pop("initial_lr")} if "initial_lr" in numbers else {}
+    return {"class": type(optimizer).__name__, **numbers, **rate}
 
 
 def _share(optimizer: Optimizer) -> set[int]:

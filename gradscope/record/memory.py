@@ -94,6 +94,10 @@ class MemoryStore:
         """The newest step that was written."""
         return self._tail.last_step
 
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """Add what becomes known while the run is written."""
+        self.meta |= facts
+
     def write(self, batch: Batch) -> None:
         """Take all rows of one optimizer step."""
         self._tail.append(batch)

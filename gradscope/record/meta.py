@@ -55,14 +55,28 @@ def begin(root: Path, meta: Mapping[str, Any], rank: int, first_step: int) -> di
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     session = {"started": started, "first_step": first_step, "rank": rank, **plain(meta)}
     told = {"schema_version": SCHEMA_VERSION, **plain(meta), "sessions": [*earlier.get("sessions", []), session]}
+    temporary = _write(told, root, rank)
+    if rank == 0 or not _put_first(temporary, root / FILE):
+        os.replace(temporary, root / FILE)
+    return told
+
+
+def tell(root: Path, facts: Mapping[str, Any], rank: int) -> None:
+    """Add what becomes known while a run is written: on top, and to the newest session."""
+    known = read(root)
+    *earlier, session = known["sessions"]
+    told = {**known, **plain(facts), "sessions": [*earlier, {**session, **plain(facts)}]}
+    os.replace(_write(told, root, rank), root / FILE)
+
+
+def _write(told: Mapping[str, Any], root: Path, rank: int) -> Path:
+    """A whole file, which has not its name yet."""
     temporary = root / f".{FILE}.tmp{rank}"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(told, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    if rank == 0 or not _put_first(temporary, root / FILE):
-        os.replace(temporary, root / FILE)
-    return told
+    return temporary
 
 
 def _put_first(temporary: Path, path: Path) -> bool:

@@ -102,6 +102,13 @@ class ParquetStore:
         """The ranks of the run, as far as this one can see."""
         return sorted({self.rank, *self._folder.ranks})
 
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """Add what becomes known while the run is written to `run.json`; rank 0 does so for all."""
+        self._told |= facts
+        if self.rank == 0 and not self._closed and (self.root / meta.FILE).exists():
+            meta.tell(self.root, facts, self.rank)
+            self._folder.meta |= meta.plain(facts)
+
     def write(self, batch: Batch) -> None:
         """Take all rows of one optimizer step, and flush if it is time to.
 

@@ -13,6 +13,7 @@ from gradscope.report.words import told
 Settings = Mapping[str, Any]
 IN_NAME = re.compile(r"([A-Za-z_][\w.-]*)=([^,/\\]+)")
 NAMES = {"class": "cell"}
+OPTIMIZER = {"class": "optimizer"}
 CHANCE = 0.1
 """A split that so large a share of all splits of the runs would be is worth a word of caution."""
 
@@ -31,8 +32,11 @@ def settings_of(run: Run, name: str = "") -> dict[str, Any]:
     for place, part in enumerate(layers.values() if isinstance(layers, Mapping) else ()):
         where = f" ({place})" if place else ""
         found |= {f"{NAMES.get(key, key)}{where}": value for key, value in _single(part)}
-    optimizers = sorted(set(run.source.read("steps", None, ["optimizer"])["optimizer"]) - {""})
-    return {**found, **({"optimizer": ", ".join(optimizers)} if optimizers else {})}
+    stepped = run.meta.get("optimizers")
+    for place, one in enumerate(stepped if isinstance(stepped, list) else ()):
+        where = f" ({place})" if place else ""
+        found |= {f"{OPTIMIZER.get(key, key)}{where}": value for key, value in _single(one)}
+    return found
 
 
 def _single(part: Any) -> Iterator[tuple[str, Any]]:

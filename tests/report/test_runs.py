@@ -24,8 +24,12 @@ def gru(size: int, **more: Any) -> dict[str, Any]:
 
 
 def test_settings_are_of_the_layers_the_optimizer_and_the_name() -> None:
-    found = settings_of(made(meta=gru(8)), "sweep/lr=0.1,seed=3/cell=x y")
-    assert found == {"lr": 0.1, "seed": 3, "cell": "GRU", "hidden_size": 8, "bias": True, "optimizer": "Adam"}
+    adam = {"class": "Adam", "lr": 0.01, "betas": [0.9, 0.99]}
+    found = settings_of(made(meta={**gru(8), "optimizers": [adam, {**adam, "lr": 1.0}]}), "sweep/seed=3/cell=x y")
+    assert found == {
+        **{"seed": 3, "cell": "GRU", "hidden_size": 8, "bias": True},
+        **{"optimizer": "Adam", "lr": 0.01, "optimizer (1)": "Adam", "lr (1)": 1.0},
+    }
     assert settings_of(Run(MemoryStore({}))) == {}
 
 

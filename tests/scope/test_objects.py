@@ -131,3 +131,23 @@ def test_a_filter_that_no_row_can_meet(tmp_path: Path, table: str, filters: Any,
 
 def test_the_closed_set_of_quantities_is_what_attach_takes() -> None:
     assert set(CLOSED["quantity"]) == {*CORE, *FULL} - TABLES - {"lyapunov"}
+
+
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_a_run_says_what_its_optimizers_were_made_with(tmp_path: Path, in_folder: bool) -> None:
+    """Once for each that steps what is observed, also where a schedule has the first begin at 0."""
+    model, other = nn.GRU(2, 3), nn.Linear(2, 3)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.01), torch.optim.SGD(other.parameters(), lr=1.0)]
+    warm = torch.optim.lr_scheduler.LinearLR(optimizers[0], 0.001, total_iters=4)
+    with gradscope.attach(model, logdir=tmp_path / "run" if in_folder else None) as scope:
+        for _ in range(3):
+            (model(torch.ones(4, 1, 2))[0].sum() + other(torch.ones(1, 2)).sum()).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            warm.step()
+        live = scope.run.meta["optimizers"]
+    (told,) = gradscope.load(tmp_path / "run").meta["optimizers"] if in_folder else live
+    assert (told["class"], told["lr"], told["weight_decay"], list(told["betas"])) == ("AdamW", 0.01, 0.01, [0.9, 0.999])
+    assert "params" not in told and len(live) == 1
+    if in_folder:
+        assert gradscope.load(tmp_path / "run").meta["sessions"][-1]["optimizers"] == [told]
