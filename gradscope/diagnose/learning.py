@@ -111,8 +111,8 @@ class Learning:
     def _of_loss(self) -> str:
         begin, best, end = map(loss_number, (self.told[0], self.best, self.told[1]))
         since = f" since step {self.stopped}" if self.stopped else ""
+        share = 1 - self.told[1] / self.told[0] if self.told[0] > 0 else 0.0
         if self.verdict == "learns":
-            share = 1 - self.told[1] / self.told[0] if self.told[0] > 0 else 0.0
             gone = f" by {percent(share)}" if share > 0 else ""
             return f"The loss has fallen{gone}, from {begin} to {end}{f', where it stands{since}' if since else ''}."
         if self.verdict == "lost":
@@ -121,7 +121,7 @@ class Learning:
             )
             return f"The loss {had} and is {end} now."
         if self.verdict == "stalls":
-            fallen = self.fell > 0.01 and self.stopped
+            fallen = share > 0.01 and self.stopped
             how = (
                 f"it fell from {begin} to {end} at first and stands{since}"
                 if fallen

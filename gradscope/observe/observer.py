@@ -265,8 +265,9 @@ class Observer:
         ending = Ending(columns, losses, gradients, skipped, norm, overhead, spoilt).row(self._alarm.hear)
         if self._recorder.add(self.step, [*rows, *clips, ending], at=ended) or recorded:
             self.guard.call(self._recorder.drain)
-        cost = overhead.seconds() if recorded else overhead.host_s  # a recorded step has waited for the device anyway
-        self._plan.ended(recorded=recorded, look_s=self.ledger.looked_s, overhead_s=cost, step_s=duration)
+        tried = self.calls.recording is not None  # with or without a gradient to show for it
+        cost = overhead.seconds() if tried else overhead.host_s  # a recorded step has waited for the device anyway
+        self._plan.ended(recorded=tried, look_s=self.ledger.looked_s, overhead_s=cost, step_s=duration)
         self._since, self._suspect, self._clipped = ended, False, norm is not None
         self.step += 1
         self._begin()

@@ -96,3 +96,15 @@ def test_a_loss_that_was_told_to_require_gradient(at_once: bool) -> None:
     frame = scope.run.frame("notes")
     assert frame[frame.reason == NO_GRADIENT].step.tolist() == [0, 2]
     assert scope.run.frame("steps").loss.tolist() == losses
+
+
+def test_steps_without_any_gradient_are_not_recorded_one_after_the_other() -> None:
+    """By default: looking at a step costs what it costs, with or without a gradient to show for it."""
+    model = nn.GRU(3, 4)
+    optimizer = SGD(model.parameters(), 0.01)
+    with gradscope.attach(model, strict=True) as scope:
+        for _ in range(200):
+            model(torch.randn(5, 2, 3))[0].argmax(-1).float().mean().requires_grad_().backward()
+            optimizer.step()
+    looked = scope.run.frame("notes").step.tolist()
+    assert looked[:16] == list(range(16)) and len(looked) < 100

@@ -53,10 +53,11 @@ def _of_call(seen: Seen, module: str, count: int, steps: tuple[int, int]) -> Fin
         layer_key=LayerKey(module, 0, "forward", 0),
         title=f"{name}: it is called, and no gradient comes back",
         explanation=(
-            f"{name} was called in {plural(count, 'recorded step')} (steps {steps[0]} to {steps[1]}), and no gradient "
-            "came back to it in any: nothing that it returns leads to the loss, so it learns nothing and what reads it "
-            "gets no information from it by learning. Its output or final state may be dropped, overwritten, detached, "
-            f"or turned into numbers on the way (argmax, rounding, .item(), numpy). {learning(seen).sentence}"
+            f"{name} was called in {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}), "
+            "and no gradient came back to it. Nothing that it returns leads to the loss, so it learns nothing. What "
+            "reads it gets nothing from it by learning. Its output or final state may be dropped, overwritten, "
+            "detached, or turned into numbers on the way (argmax, rounding, .item(), numpy). "
+            f"{learning(seen).sentence}"
         ),
         evidence={"steps": steps, "count": count, **learning(seen).evidence},
         remedies=(_hand_on(module), _where_it_ends(module)),
