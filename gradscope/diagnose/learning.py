@@ -281,7 +281,8 @@ class _Curve:
 
     def _standing(self) -> int | None:
         """The block from which on every level is that of the end, or below; None where that is not long."""
-        near = self.end + max(0.02 * abs(self.end), 3 * (self.end * self._noise if self._positive else self._noise))
+        little = min(0.02 * abs(self.end), 0.1 * abs(self.begin - self.end))
+        near = self.end + max(little, 3 * (self.end * self._noise if self._positive else self._noise))
         above = np.flatnonzero(self.levels > near)
         since = int(above[-1]) + 1 if len(above) else 0
         return None if since > 0.7 * len(self.levels) else since

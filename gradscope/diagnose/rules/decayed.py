@@ -46,6 +46,7 @@ def _by_the_optimizer(seen: Seen) -> Iterator[Finding]:
         return
     share, _, how = str(told.iloc[0]).removeprefix(DECAY).partition(" of the recurrent weights ")
     rate = float(share.rstrip("%")) / 100
+    share = percent(rate)
     lasting = plural(max(1, round(1 / rate)), "step")
     yield Finding(
         code="decayed_weights",
