@@ -100,7 +100,8 @@ def test_default(family: str) -> None:
 
 def test_bare_slices_are_not_heard() -> None:
     default, backward = of("costs.default"), torch.autograd._engine_run_backward
-    with gradscope.attach(of("costs.workloads").Training(tiny()).model):
+    training = of("costs.workloads").Training(tiny())
+    with gradscope.attach(training.model):
         assert torch.autograd._engine_run_backward is not backward
         with default.unheard():
             assert torch.autograd._engine_run_backward is backward

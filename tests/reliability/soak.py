@@ -30,8 +30,7 @@ from reliability.test_faults import holds
 from torch import nn
 
 import gradscope
-from gradscope import scope as scope_module
-from gradscope.record import ParquetStore, apart, recent
+from gradscope.record import ParquetStore, apart, existing, recent
 
 MEMORY_LIMIT, DISK_LIMIT = "2M", "512K"
 FLUSH_STEPS, RECENT_STEPS = 50, 1024
@@ -99,7 +98,7 @@ def session(logdir: Path, first: int, count: int) -> None:
 def kills(figures: Figures, folder: Path, count: int, until: float) -> None:
     """SIGKILL to a training in a child process; what it leaves is read, and continued."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scope_module, "ParquetStore", Often)
+        patch.setattr(existing, "ParquetStore", Often)
         session(folder / "warm", 0, 4)
         found = [_kill(figures, folder / str(n), n) for n in range(count) if time.monotonic() < until]
     lengths = [length for length in found if length is not None]
@@ -191,7 +190,7 @@ def steps(figures: Figures, count: int, until: float) -> None:
         with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder, frozen():
             patch.setenv("GRADSCOPE_MEMORY_LIMIT", MEMORY_LIMIT)
             patch.setenv("GRADSCOPE_DISK_LIMIT", DISK_LIMIT)
-            patch.setattr(scope_module, "ParquetStore", partial(ParquetStore, flush_steps=FLUSH_STEPS))
+            patch.setattr(existing, "ParquetStore", partial(ParquetStore, flush_steps=FLUSH_STEPS))
             patch.setattr(recent, "STEPS", RECENT_STEPS)
             logdir = None if name == "in memory" else folder
             samples, run = _trained(int(count * share), logdir, until)

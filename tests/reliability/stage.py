@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope import scope as scope_module
-from gradscope.record import ParquetStore
+from gradscope.record import ParquetStore, existing
 
 STEPS = 10
 AT = 5
@@ -132,7 +131,7 @@ def bare(make: Callable[[], Stage]) -> Outcome:
 
 def scoped(make: Callable[[], Stage], logdir: Path, monkeypatch: Any, **options: Any) -> Outcome:
     """With a scope that writes to a folder, closed as a `with` closes it."""
-    monkeypatch.setattr(scope_module, "ParquetStore", Often)
+    monkeypatch.setattr(existing, "ParquetStore", Often)
     one = make()
     one.logdir = logdir
     with warnings.catch_warnings(record=True) as warned:
