@@ -46,7 +46,8 @@ def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:
 
     NaN in a training in which nothing grew is a cause of its own. Gates that were not saturated at the start have been
     driven there, by spikes, by steps that were too large, by weights that grew, or in vain: no gradient comes back.
-    A gradient that did not explode at the start does so where a training diverged and its weights were thrown far off.
+    Where exactly zero comes to a layer, units of its module that let nothing pass come first. A gradient that did not
+    explode at the start does so where a training diverged and its weights were thrown far off.
     """
     return sorted(findings, key=lambda finding: _place(finding, findings))
 
@@ -60,6 +61,8 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
     wrong = {other.code for other in findings if other.severity != "info"}
     if finding.code == "nonfinite_gradient" and "exploding_gradient" not in codes:
         return -1
+    if finding.code == "no_gradient" and "since" in finding.evidence and _stopped_above(finding, findings):
+        return CAUSES.index("saturated_gate") + 0.5
     if finding.evidence.get("thrown"):
         return CAUSES.index("saturated_gate") - 0.5
     if finding.code == "saturated_gate" and finding.evidence.get("from_start") is False:
@@ -67,3 +70,10 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
     if finding.code == "exploding_gradient" and finding.evidence.get("from_start") is False and "diverged" in codes:
         return CAUSES.index("diverged") + 0.25
     return CAUSES.index(finding.code)
+
+
+def _stopped_above(finding: Finding, findings: Sequence[Finding]) -> bool:
+    """Whether units of the same module let nothing pass: then exactly zero is what comes of it."""
+    stops = [one for one in findings if one.code in ("dead_units", "saturated_gate") and one.severity != "info"]
+    module = finding.layer_key.module if finding.layer_key else None
+    return any(one.layer_key is not None and one.layer_key.module == module for one in stops)

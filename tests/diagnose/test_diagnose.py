@@ -82,6 +82,13 @@ def test_gradients_that_explode_late_in_a_training_that_diverged_are_what_comes_
     assert root_causes_first([diverged, explodes]) == root_causes_first([explodes, diverged]) == ordered
 
 
+@pytest.mark.parametrize("module", ["encoder", "decoder"])
+def test_zero_that_units_of_the_same_module_make_is_what_comes_of_them(module: str) -> None:
+    zero = Finding("no_gradient", "warning", LayerKey("encoder", 0, "forward", 0), "", "", {"since": 0})
+    dead = Finding("dead_units", "critical", LayerKey(module, 1, "forward", 0), "", "", {})
+    assert root_causes_first([zero, dead]) == ([dead, zero] if module == "encoder" else [zero, dead])
+
+
 def test_there_is_a_rule_for_every_code() -> None:
     assert [rule.__name__ for rule in RULES] == list(CAUSES)
 
