@@ -1,4 +1,4 @@
-// Findings as cards, and notes on what could not be observed.
+// Findings as cards, and notes on the loop and on what could not be observed.
 import {codeBox} from "../controls.js";
 import {fill, h} from "../dom.js";
 import {count, number, plural} from "../format.js";
@@ -114,7 +114,7 @@ export function showNotes(parent, {notes, left_out: more}, context) {
     h(
       "details",
       {class: "card notes-list", open: opened, "data-testid": "notes-list"},
-      h("summary", {}, `${plural(notes.length, "note")}: what could not be observed`),
+      h("summary", {}, `${plural(notes.length, "note")} on the loop, and on what could not be observed`),
       h("ul", {}, items),
       more ? h("p", {class: "soft"}, `and ${plural(more, "further note")}`) : null,
     ),
