@@ -59,7 +59,8 @@ class Checks:
             return
         held, norms = one.leftover
         one.leftover = None
-        mine = [(p, norm) for p, norm in zip(held, norms.tolist(), strict=True) if norm and id(p) in one.touched]
+        known = zip(held, norms.tolist(), strict=True)
+        mine = [(p, norm) for p, norm in known if norm and id(p) in one.touched and p.grad is not None]
         after = _norms([p for p, _ in mine]).tolist()
         self._stale = [(id(p), norm, now) for (p, norm), now in zip(mine, after, strict=True)]
 

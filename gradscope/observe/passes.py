@@ -133,7 +133,7 @@ class Passes:
         touched = {
             id(p)
             for p, before, version in one.stamps
-            if (now := p.grad) is not before or (now is not None and now._version != version)
+            if (now := p.grad) is not None and (now is not before or now._version != version)
         }
         if not one.alone and one.thread != self._home:
             return False

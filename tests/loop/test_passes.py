@@ -13,6 +13,7 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
+from gradscope.observe.passes import Passes
 
 TABLES = ("timesteps", "reach", "gates", "weights", "layers")
 TWO = [(0, "SGD", True, False), (1, "SGD", True, False)]
@@ -268,3 +269,14 @@ def test_attached_between_forward_and_backward() -> None:
         optimizer.step()
     assert scope.run.frame("steps")["optimizer"].tolist() == ["SGD", "SGD"]
     assert set(scope.run.frame("timesteps")["step"]) == {1}
+
+
+def test_gradients_that_go_while_a_pass_of_another_runs_are_no_sign_of_it() -> None:
+    """As when another thread trains another model, and this one's loop calls `zero_grad` meanwhile."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    passes = Passes(lambda: [parameter])
+    for gone in (True, False):
+        parameter.grad = torch.ones(2)
+        one = passes.begin((torch.ones(()),), thorough=True)
+        parameter.grad = None if gone else torch.ones(2)
+        assert passes.end(one) is not gone
