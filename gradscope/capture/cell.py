@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from gradscope.capture.double import (
     Attributes,
+    Doubled,
     attributes_of,
-    double_of,
     put_attributes,
     put_weights,
     quietly,
@@ -116,7 +116,7 @@ class CellSnapshot:
 
 
 @dataclass(eq=False)
-class Cell:
+class Cell(Doubled):
     """A user's cell, and a double of it that can be run without touching the original.
 
     Attributes:
@@ -138,21 +138,6 @@ class Cell:
 
     def __post_init__(self) -> None:
         self.finder = StateFinder(self.spec.result)
-
-    @property
-    def module(self) -> nn.Module:
-        """The user's cell, or its double once the user's is gone."""
-        original = self.original()
-        found = self._double if original is None else original
-        if found is None:
-            raise TypeError("it is gone, and was never copied")
-        return found
-
-    def double(self) -> nn.Module:
-        """The double, made when it is first needed."""
-        if self._double is None:
-            self._double = double_of(self.module)
-        return self._double
 
     @property
     def signature(self) -> inspect.Signature:

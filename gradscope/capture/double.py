@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,32 @@ Attributes = Mapping[tuple[str, str], Any]
 """Plain values that a module and what is in it keep as attributes, by submodule and name."""
 PLAIN = frozenset({bool, int, float, str})
 GLOBAL_HOOKS = tuple(name for name in vars(shared_hooks) if name.startswith("_global_") and name.endswith("_hooks"))
+
+
+class Doubled:
+    """A user's module, held weakly, and a double of it that outlives it.
+
+    Attributes:
+        original: the user's.
+    """
+
+    original: weakref.ref[nn.Module]
+    _double: nn.Module | None
+
+    @property
+    def module(self) -> nn.Module:
+        """The user's module, or its double once the user's is gone."""
+        original = self.original()
+        found = self._double if original is None else original
+        if found is None:
+            raise TypeError("it is gone, and was never copied")
+        return found
+
+    def double(self) -> nn.Module:
+        """The module without its hooks, beside the original; made when it is first needed."""
+        if self._double is None:
+            self._double = double_of(self.module)
+        return self._double
 
 
 def double_of(original: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from gradscope.capture.cell import precision, take_weights
-from gradscope.capture.double import double_of, put_weights, quietly
+from gradscope.capture.double import Doubled, put_weights, quietly
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import tolerance
@@ -22,7 +22,7 @@ from gradscope.types import Positions, WholeCall
 
 
 @dataclass(eq=False)
-class SequenceModule:
+class SequenceModule(Doubled):
     """A module whose output has a time dimension.
 
     Attributes:
@@ -37,24 +37,9 @@ class SequenceModule:
     _double: nn.Module | None = field(default=None, repr=False)
 
     @property
-    def module(self) -> nn.Module:
-        """The user's module, or its double once the user's is gone."""
-        original = self.original()
-        found = self._double if original is None else original
-        if found is None:
-            raise TypeError("it is gone, and was never copied")
-        return found
-
-    @property
     def seal(self) -> str:
         """Its name among those whose micro-batch is over: a layer may be observed under the same name."""
         return f"{self.name} (positions)"
-
-    def double(self) -> nn.Module:
-        """The module without its hooks, beside the original."""
-        if self._double is None:
-            self._double = double_of(self.module)
-        return self._double
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Before the call: copies of its arguments, and where the random numbers stood."""

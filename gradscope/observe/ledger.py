@@ -109,8 +109,7 @@ class Ledger:
 
     def _take(self) -> None:
         """The parameters as they are."""
-        layers = [layer for reference in self._heard[: self._count] if (layer := reference()) is not None]
-        named = [(n, p) for layer in layers for n, p in layer.named_parameters()]
+        named = [(n, p) for layer in self._present() for n, p in layer.named_parameters()]
         self._parameters = list({p: None for _, p in named})
         self.watched = {id(p) for p in self._parameters}
         self._model = {id(p) for p in self._whole_model.parameters()} | self.watched
@@ -120,8 +119,11 @@ class Ledger:
 
     def recurrent(self) -> list[Tensor]:
         """The parameters of the layers as they are now, those that are trained."""
-        layers = [layer for reference in self._heard[: self._count] if (layer := reference()) is not None]
-        return [p for layer in layers for p in layer.parameters() if p.requires_grad]
+        return [p for layer in self._present() for p in layer.parameters() if p.requires_grad]
+
+    def _present(self) -> list[nn.Module]:
+        """The layers that are still there, or the others where there are none."""
+        return [layer for reference in self._heard[: self._count] if (layer := reference()) is not None]
 
     def _firsts(self) -> list[Tensor | None]:
         """The first parameter of each module, None where that is gone."""
