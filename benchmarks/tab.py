@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradscope_tensorboard import make_sink, sink
+from gradscope_integrations.tensorboard import make_sink, sink
 from playwright.sync_api import sync_playwright
 
 import gradscope

@@ -29,6 +29,7 @@ from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
 from gradscope.record.apart import Apart, Sink
 from gradscope.record.existing import check_existing, open_store
 from gradscope.record.live import Live
+from gradscope.record.plugins import installed_sinks
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
 from gradscope.types import CellSpec
@@ -154,12 +155,14 @@ def attach(
     )  # fmt: skip
     with ExitStack() as undo:
         undo.callback(store.close)
-        recorder = Recorder((store, *_board(logdir, writer, store, rank)), [Apart(sink) for sink in sinks])
+        takers = [*_installed(logdir, writer, store, rank), *sinks]
+        quick = [sink for sink in takers if getattr(sink, "quick", False)]
+        recorder = Recorder((store, *quick), [Apart(sink) for sink in takers if sink not in quick])
         observer = Observer(watched, recorder, schedule, settings, store.tell)
         splitter = Splitter(watched.layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter, asked)
         undo.pop_all()
-    for begin in [getattr(sink, "begin", None) for sink in sinks]:
+    for begin in [getattr(sink, "begin", None) for sink in takers]:
         if begin is not None:
             begin(scope.run)
     return scope
@@ -183,14 +186,13 @@ def _alike(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _board(logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore, rank: int) -> list[Sink]:
-    """What writes for TensorBoard, where there is something to write to; of several processes the first one's."""
+def _installed(
+    logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore, rank: int
+) -> list[Sink]:
+    """The sinks of installed packages, where there is something to write to; of several processes the first one's."""
     if writer is None and (logdir is None or rank > 0):
         return []
-    from gradscope_tensorboard import make_sink
-
-    board = make_sink(logdir, writer, Run(Recent(store)).findings)
-    return [] if board is None else [board]
+    return installed_sinks(logdir, writer, Run(Recent(store)).findings)
 
 
 class Scope:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gradscope_tensorboard import make_sink
-from gradscope_tensorboard.loader import GradscopeLoader
+from gradscope_integrations.tensorboard import make_sink
+from gradscope_integrations.tensorboard.loader import GradscopeLoader
 from tensorboard import program
 from tensorboard.backend.event_processing import data_ingester
 from tensorboard.data import server_ingester

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import made_runs
 import numpy as np
 import torch
-from gradscope_tensorboard.sink import TensorBoardSink
+from gradscope_integrations.tensorboard.sink import TensorBoardSink
 from torch import nn
 
 import gradscope

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from made_runs import CLIPPING, ENCODER, HEALTHY, VANISHING, layer, timesteps
@@ -123,7 +124,7 @@ def test_missing_report_extra(
 
 
 def test_missing_tensorboard_extra(call: Call, monkeypatch: pytest.MonkeyPatch, logdir: Path) -> None:
-    without(monkeypatch, "gradscope_tensorboard")
+    monkeypatch.setattr(importlib.util, "find_spec", {"tensorboard": None}.get)
     assert_refused(call("view", logdir), "pip install 'gradscope-rnn[tensorboard]'")
 
 
@@ -251,10 +252,7 @@ def test_view(call: Call, logdir: Path, monkeypatch: pytest.MonkeyPatch) -> None
         asked.extend(given)
         return Served(url="http://localhost:6007/#gradscope")
 
-    fake = ModuleType("gradscope_tensorboard.view")
-    fake.serve = serve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gradscope_tensorboard", ModuleType("gradscope_tensorboard"))
-    monkeypatch.setitem(sys.modules, "gradscope_tensorboard.view", fake)
+    monkeypatch.setattr("gradscope_integrations.tensorboard.view.serve", serve)
     status, out, _ = call("view", logdir, "--port", "6007")
     assert status == 0 and "http://localhost:6007/#gradscope" in out
     assert asked == [logdir, "localhost", 6007, "stopped"]

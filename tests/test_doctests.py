@@ -26,7 +26,7 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_examples(name: str) -> None:
-    if name.startswith("gradscope_tensorboard"):
+    if name.startswith("gradscope_integrations.tensorboard"):
         pytest.importorskip("tensorboard")
         import boards  # noqa: F401  (it loads TensorBoard without its warnings)
     outcome = doctest.testmod(importlib.import_module(name))

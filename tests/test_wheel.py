@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(built: Path) -> None:
     ).stdout.split()
     assert ours == {name.removeprefix("integrations/") for name in tracked}
     assert {"gradscope/py.typed", "gradscope/report/templates/page.html"} <= ours
-    assert "gradscope_tensorboard/static/index.js" in ours
+    assert "gradscope_integrations/tensorboard/static/index.js" in ours
 
 
 def test_the_wheel_says_what_it_is(built: Path) -> None:

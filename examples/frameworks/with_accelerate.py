@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from gradscope_accelerate import Gradscope
+from gradscope_integrations.accelerate import Gradscope
 from torch import Tensor, nn
 
 

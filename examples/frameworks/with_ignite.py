@@ -6,7 +6,7 @@ python examples/frameworks/with_ignite.py
 from __future__ import annotations
 
 import torch
-from gradscope_ignite import GradscopeHandler
+from gradscope_integrations.ignite import GradscopeHandler
 from ignite.engine import create_supervised_trainer
 from torch import Tensor, nn
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import torch
-from gradscope_lightning import GradscopeCallback
+from gradscope_integrations.lightning import GradscopeCallback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

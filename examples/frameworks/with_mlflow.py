@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import mlflow
 import torch
-from gradscope_mlflow import MlflowSink
+from gradscope_integrations.mlflow import MlflowSink
 from torch import Tensor, nn
 
 import gradscope

@@ -5,7 +5,7 @@ python examples/frameworks/with_sb3.py
 
 from __future__ import annotations
 
-from gradscope_sb3 import GradscopeCallback
+from gradscope_integrations.sb3 import GradscopeCallback
 from sb3_contrib import RecurrentPPO
 
 if __name__ == "__main__":

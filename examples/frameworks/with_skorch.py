@@ -6,7 +6,7 @@ python examples/frameworks/with_skorch.py
 from __future__ import annotations
 
 import torch
-from gradscope_skorch import GradscopeCallback
+from gradscope_integrations.skorch import GradscopeCallback
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 

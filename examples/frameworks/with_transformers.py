@@ -8,7 +8,7 @@ from __future__ import annotations
 from tempfile import TemporaryDirectory
 
 import torch
-from gradscope_transformers import GradscopeCallback
+from gradscope_integrations.transformers import GradscopeCallback
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import wandb
-from gradscope_wandb import WandbSink
+from gradscope_integrations.wandb import WandbSink
 from torch import Tensor, nn
 
 import gradscope

@@ -19,7 +19,7 @@ EXTRAS = {
     **{"click": "cli", "rich": "cli", "sklearn": "demo"},
     **{"jinja2": "report", "markupsafe": "report", "matplotlib": "report", "seaborn": "report"},
     "duckdb": "fleet",
-    **{"gradscope_tensorboard": "tensorboard", "tensorboard": "tensorboard", "plotly": "tensorboard"},
+    **{"tensorboard": "tensorboard", "plotly": "tensorboard"},
 }
 """Which extra brings a package that the base install does without."""
 

@@ -11,6 +11,7 @@ import click
 
 import gradscope
 from gradscope.cli import shown
+from gradscope.record.plugins import viewer
 
 
 @click.command(short_help="Open a run in TensorBoard.")
@@ -28,8 +29,7 @@ def view(logdir: Path, host: str, port: int | None) -> int:
         gradscope.load(logdir)  # says what is wrong with it
     if missing := _missing(logdir):
         click.echo(f"gradscope: {missing}", err=True)
-    from gradscope_tensorboard.view import serve
-
+    serve = viewer()
     with shown.waiting("starting TensorBoard"):
         served = serve(logdir, host, port)
     with served, suppress(KeyboardInterrupt):

@@ -15,9 +15,9 @@ def table(folder: Path) -> str:
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     lines = ["| framework | version | module | what is recorded | bit-identical |", "|---|---|---|---|---|"]
     for row in rows:
-        said = "yes" if row["identical"] else "no"
-        version = f"{row['package']} {row['version']}"
-        lines.append(f"| {row['framework']} | {version} | `{row['module']}` | {row['recorded']} | {said} |")
+        said, version = "yes" if row["identical"] else "no", f"{row['package']} {row['version']}"
+        module = f"`gradscope_integrations.{row['module']}`"
+        lines.append(f"| {row['framework']} | {version} | {module} | {row['recorded']} | {said} |")
     return "\n".join(lines) + "\n"
 
 

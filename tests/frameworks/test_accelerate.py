@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import gradscope
 
 accelerate = pytest.importorskip("accelerate", minversion="1.0", reason="make frameworks installs Accelerate")
-from gradscope_accelerate import FILE, Gradscope  # noqa: E402
+from gradscope_integrations.accelerate import FILE, Gradscope  # noqa: E402
 
 
 @pytest.fixture
@@ -65,7 +65,13 @@ def test_loop(accelerator: Any, accumulate: int) -> None:
     assert_same_records(watching.run, plain(alone, batches(6), clip=clip_norm, accumulate=accumulate))
     assert same_bits(model, bare) and same_bits(model, alone)
     assert not same_bits(model, net())
-    found("Accelerate", "accelerate", "gradscope_accelerate", "as in a plain loop", identical=same_bits(model, bare))
+    found(
+        "Accelerate",
+        "accelerate",
+        "gradscope_integrations.accelerate",
+        "as in a plain loop",
+        identical=same_bits(model, bare),
+    )
 
 
 @needs("LSTM in bfloat16")

@@ -17,7 +17,7 @@ import gradscope
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # Ignite 0.5.5 uses it
     pytest.importorskip("ignite", minversion="0.5", reason="make frameworks installs Ignite")
-    from gradscope_ignite import GradscopeHandler
+    from gradscope_integrations.ignite import GradscopeHandler
     from ignite import handlers
     from ignite.engine import Engine, Events
 
@@ -53,7 +53,13 @@ def test_engine() -> None:
     trainer(bare)[0].run(batches(6))
     assert_same_records(watching.run, plain(alone, batches(6), clip=clip_norm))
     assert same_bits(model, bare) and same_bits(model, alone) and not same_bits(model, net())
-    found("Ignite", "pytorch-ignite", "gradscope_ignite", "as in a plain loop", identical=same_bits(model, bare))
+    found(
+        "Ignite",
+        "pytorch-ignite",
+        "gradscope_integrations.ignite",
+        "as in a plain loop",
+        identical=same_bits(model, bare),
+    )
 
 
 def test_terminated() -> None:

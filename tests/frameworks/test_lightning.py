@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import gradscope
 
 lightning = pytest.importorskip("lightning.pytorch", minversion="2.4", reason="make frameworks installs Lightning")
-from gradscope_lightning import GradscopeCallback  # noqa: E402
+from gradscope_integrations.lightning import GradscopeCallback  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -116,7 +116,13 @@ def test_automatic_optimization(way: str) -> None:
     assert len(clips) == ("clipped" in way) * watching.next_step and watching.next_step == 6 // same.get(
         "accumulate", 1
     )
-    found("Lightning", "lightning", "gradscope_lightning", "as in a plain loop", identical=same_bits(module, bare))
+    found(
+        "Lightning",
+        "lightning",
+        "gradscope_integrations.lightning",
+        "as in a plain loop",
+        identical=same_bits(module, bare),
+    )
 
 
 def test_manual_optimization() -> None:

@@ -130,7 +130,7 @@ def test_xlstm() -> None:
 def test_darts(tmp_path: Path) -> None:
     """By its own trainer, which is Lightning's."""
     darts, models = library("darts", "darts", "0.48"), library("darts.models", "darts", "0.48")
-    from gradscope_lightning import GradscopeCallback
+    from gradscope_integrations.lightning import GradscopeCallback
 
     series = darts.TimeSeries.from_values(np.sin(np.arange(60) / 5).astype(np.float32))
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)

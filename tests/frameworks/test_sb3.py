@@ -12,7 +12,7 @@ import gradscope
 
 pytest.importorskip("stable_baselines3", minversion="2.3", reason="make frameworks installs Stable-Baselines3")
 contrib = pytest.importorskip("sb3_contrib", minversion="2.3", reason="make frameworks installs sb3-contrib")
-from gradscope_sb3 import GradscopeCallback  # noqa: E402
+from gradscope_integrations.sb3 import GradscopeCallback  # noqa: E402
 
 
 def agent() -> Any:
@@ -36,7 +36,7 @@ def test_recurrent_ppo() -> None:
     assert {key.module for key in run.layers} == {"lstm_actor", "lstm_critic"}
     assert len(run.frame("clips")) == watching.next_step == 4
     assert (run.frame("layers")["residual"] < 1e-5).all() and run.frame("notes").empty
-    found("Stable-Baselines3 (RecurrentPPO)", "sb3-contrib", "gradscope_sb3", "as in a scope attached by hand",
+    found("Stable-Baselines3 (RecurrentPPO)", "sb3-contrib", "sb3", "as in a scope attached by hand",
           identical=same_bits(watched.policy, bare.policy))  # fmt: skip
 
 

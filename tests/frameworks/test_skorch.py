@@ -15,7 +15,7 @@ from torch import nn
 import gradscope
 
 skorch = pytest.importorskip("skorch", minversion="1.0", reason="make frameworks installs skorch")
-from gradscope_skorch import GradscopeCallback  # noqa: E402
+from gradscope_integrations.skorch import GradscopeCallback  # noqa: E402
 from sklearn.base import clone  # noqa: E402
 from skorch.callbacks import Callback, GradientNormClipping  # noqa: E402
 
@@ -66,7 +66,7 @@ def test_fit() -> None:
     model, bare = fit(classifier(watching)), fit(classifier())
     assert_same_records(watching.run, plain(alone, batches(6), clip=clip_norm))
     assert same_bits(model, bare) and same_bits(model, alone) and not same_bits(model, net())
-    found("skorch", "skorch", "gradscope_skorch", "as in a plain loop", identical=same_bits(model, bare))
+    found("skorch", "skorch", "skorch", "as in a plain loop", identical=same_bits(model, bare))
 
 
 def test_partial_fit_goes_on(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def check_scalars(scalars: dict[str, float], run: gradscope.Run, step: int) -> N
 
 
 def test_wandb(wandb_run: Any, tmp_path: Path) -> None:
-    from gradscope_wandb import WandbSink
+    from gradscope_integrations.wandb import WandbSink
 
     logged: list[Any] = []
     log_artifact = wandb_run.log_artifact
@@ -54,12 +54,12 @@ def test_wandb(wandb_run: Any, tmp_path: Path) -> None:
     assert [name.rpartition("_")[0].rpartition("_")[0] for name in pictures] == [*LAYERS]
     (artifact,) = logged
     assert artifact.type == "gradscope-report" and list(artifact.manifest.entries) == ["gradscope.html"]
-    found("Weights & Biases", "wandb", "gradscope_wandb", RECORDED, identical=same_bits(model, bare))
+    found("Weights & Biases", "wandb", "wandb", RECORDED, identical=same_bits(model, bare))
 
 
 def test_the_steps_of_a_wandb_run_are_its_own(wandb_run: Any) -> None:
     """The loop says its steps itself; none of its numbers is lost, and ours come with them."""
-    from gradscope_wandb import WandbSink
+    from gradscope_integrations.wandb import WandbSink
 
     plain(net(), batches(2), sinks=[WandbSink(wandb_run)])
     wandb_run.log({"loss": 1.0}, step=0)
@@ -70,7 +70,7 @@ def test_the_steps_of_a_wandb_run_are_its_own(wandb_run: Any) -> None:
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", minversion="2.16", reason="make frameworks installs MLflow")
-    from gradscope_mlflow import MlflowSink
+    from gradscope_integrations.mlflow import MlflowSink
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # no server, no database
     client = mlflow.MlflowClient(tracking_uri=tmp_path.as_uri())
@@ -84,11 +84,11 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [point.step for point in history] == [0, 1, 2, 3]
     stored = sorted(path.relative_to(tmp_path).name for path in tmp_path.rglob("*") if "artifacts" in path.parts)
     assert [name for name in stored if "." in name] == ["gradscope.html", "rnn.l0.png", "rnn.l1.png"]
-    found("MLflow", "mlflow-skinny", "gradscope_mlflow", RECORDED, identical=same_bits(model, bare))
+    found("MLflow", "mlflow-skinny", "mlflow", RECORDED, identical=same_bits(model, bare))
 
 
 def test_the_loss_comes_first_where_it_is_known() -> None:
-    from gradscope_tracking import Tracking
+    from gradscope_integrations.tracking import Tracking
 
     sent: dict[int, dict[str, float]] = {}
 
@@ -111,7 +111,7 @@ def test_the_loss_comes_first_where_it_is_known() -> None:
 
 def test_a_tracker_that_fails_is_warned_about_once() -> None:
     pytest.importorskip("matplotlib", reason="gradscope-rnn[report] is not installed")
-    from gradscope_tracking import Tracking
+    from gradscope_integrations.tracking import Tracking
 
     class Failing(Tracking):
         def send(self, step: int, scalars: dict[str, float]) -> None:

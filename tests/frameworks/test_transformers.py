@@ -15,7 +15,7 @@ import gradscope
 
 transformers = pytest.importorskip("transformers", minversion="4.46", reason="make frameworks installs Transformers")
 pytest.importorskip("accelerate", reason="make frameworks installs Accelerate")
-from gradscope_transformers import GradscopeCallback  # noqa: E402
+from gradscope_integrations.transformers import GradscopeCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 
@@ -95,7 +95,11 @@ def test_trainer(way: str, tmp_path: Path) -> None:
     assert not same_bits(model.net, net())
     assert watching.run.frame("clips")["clipped"].any() == (way != "not clipped")
     found(
-        "Transformers", "transformers", "gradscope_transformers", "as in a plain loop", identical=same_bits(model, bare)
+        "Transformers",
+        "transformers",
+        "gradscope_integrations.transformers",
+        "as in a plain loop",
+        identical=same_bits(model, bare),
     )
 
 

@@ -78,7 +78,7 @@ class Task(nn.Module):
 def accelerated(way: str, kind: str, world: int, folder: Path) -> None:
     """A loop of one's own with Accelerate."""
     import accelerate
-    from gradscope_accelerate import Gradscope
+    from gradscope_integrations.accelerate import Gradscope
 
     accelerate.state.GradientState._reset_state()
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=WAYS[way])
@@ -101,7 +101,7 @@ def accelerated(way: str, kind: str, world: int, folder: Path) -> None:
 
 def lightning(way: str, kind: str, world: int, folder: Path, strategy: str) -> None:
     """Lightning's Trainer."""
-    from gradscope_lightning import GradscopeCallback
+    from gradscope_integrations.lightning import GradscopeCallback
     from lightning.pytorch import Trainer
 
     watching = GradscopeCallback(folder / way, every=1, max_sequences=None, strict=True)

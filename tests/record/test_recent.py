@@ -58,7 +58,7 @@ def test_a_short_run_is_all_there(tmp_path: Path) -> None:
 
 
 def test_findings_for_the_tab_look_back_on_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tab = pytest.importorskip("gradscope_tensorboard")
+    tab = pytest.importorskip("gradscope_integrations.tensorboard")
     monkeypatch.setattr(recent, "STEPS", 3)
     asked: list[Any] = []
     monkeypatch.setattr(tab, "make_sink", lambda logdir, writer, findings: asked.append(findings))

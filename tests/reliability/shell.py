@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 HOST = """
 import gc, json, os, sys
 from contextlib import nullcontext
-import gradscope_tensorboard.view as tab
+import gradscope_integrations.tensorboard.view as tab
 from gradscope.cli import commands, main
 from gradscope.demo import command as demo
 import gradscope.demo.show, gradscope.demo.training

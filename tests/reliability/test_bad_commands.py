@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gradscope_tensorboard import serve
+from gradscope_integrations.tensorboard import serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reliability.shell import Ended, Shell

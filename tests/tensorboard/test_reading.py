@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import KEY, TAG, Board, board, clip, gates, layer, recorded, steps, timesteps, write
-from gradscope_tensorboard import make_sink
+from gradscope_integrations.tensorboard import make_sink
 
 from gradscope import Batch, Rows
 

@@ -10,19 +10,19 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import gradscope_tensorboard
+import gradscope_integrations.tensorboard
 import numpy as np
 import pytest
 from boards import PREFIX, TAG, board, clip, recorded, steps, write
-from gradscope_tensorboard import assets, serve
-from gradscope_tensorboard.loader import GradscopeLoader
-from gradscope_tensorboard.plugin import GradscopePlugin
+from gradscope_integrations.tensorboard import assets, serve
+from gradscope_integrations.tensorboard.loader import GradscopeLoader
+from gradscope_integrations.tensorboard.plugin import GradscopePlugin
 from tensorboard.plugins import base_plugin
 
 from gradscope import Batch, GradscopeError
 
 VALUES = np.arange(1.0, 6.0)
-PACKAGE = Path(gradscope_tensorboard.__file__).parent
+PACKAGE = Path(gradscope_integrations.tensorboard.__file__).parent
 
 
 def fresh(code: str) -> str:
@@ -33,16 +33,17 @@ def fresh(code: str) -> str:
 
 
 def test_the_loader_imports_nothing_of_ours_and_the_plugin_nothing_of_torch() -> None:
-    names = "[m for m in sys.modules if m.startswith(('gradscope', 'torch', 'numpy', 'plotly', 'pandas'))]"
+    names = "[m for m in sys.modules if m.startswith(('gradscope', 'torch', 'numpy', 'plotly', 'pandas')) and '.' in m]"
     code = f"import sys; from tensorboard.plugins import base_plugin; before = set({names})\n"
-    code += f"import gradscope_tensorboard.loader; print(sorted(set({names}) - before))\n"
-    code += "import gradscope_tensorboard.plugin; print({'torch', 'gradscope', 'pandas'} & set(sys.modules))"
-    assert fresh(code) == "['gradscope_tensorboard', 'gradscope_tensorboard.loader']\nset()"
+    code += f"import gradscope_integrations.tensorboard.loader; print(sorted(set({names}) - before))\n"
+    code += "import gradscope_integrations.tensorboard.plugin\n"
+    code += "print({'torch', 'gradscope', 'pandas'} & set(sys.modules))"
+    assert fresh(code) == "['gradscope_integrations.tensorboard', 'gradscope_integrations.tensorboard.loader']\nset()"
 
 
-@pytest.mark.parametrize("missing", ["numpy", "gradscope_tensorboard.plugin", "werkzeug"])
+@pytest.mark.parametrize("missing", ["numpy", "gradscope_integrations.tensorboard.plugin", "werkzeug"])
 def test_where_something_is_missing_the_tab_is_left_out(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    for name in [name for name in sys.modules if name.startswith("gradscope_tensorboard.")]:
+    for name in [name for name in sys.modules if name.startswith("gradscope_integrations.tensorboard.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     assert GradscopeLoader().load(base_plugin.TBContext()) is None
@@ -51,7 +52,7 @@ def test_where_something_is_missing_the_tab_is_left_out(monkeypatch: pytest.Monk
 def test_tensorboard_starts_where_something_is_missing(tmp_path: Path) -> None:
     """The command itself, with all its plugins, and ours found by its entry point."""
     write(tmp_path, recorded(0, VALUES))
-    for missing, status in {"gradscope_tensorboard.wire": 404, "": 200}.items():
+    for missing, status in {"gradscope_integrations.tensorboard.wire": 404, "": 200}.items():
         code = (
             f"import sys; sys.modules.update({{{missing!r}: None}} if {missing!r} else {{}})\n"
             "from tensorboard import program\n"
@@ -144,7 +145,7 @@ def test_before_anything_was_recorded(tmp_path: Path, loader: str) -> None:
 
 
 def test_data_of_another_version(tmp_path: Path, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradscope_tensorboard.state.VERSION", 2)
+    monkeypatch.setattr("gradscope_integrations.tensorboard.state.VERSION", 2)
     write(tmp_path, recorded(0, VALUES))
     with board(tmp_path, loader) as here:
         (about,) = here.wait(bool)

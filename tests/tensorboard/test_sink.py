@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from boards import KEY, clip, gates, layer, recorded, steps, timesteps, write
-from gradscope_tensorboard import events, make_sink, sink, tables, writing
-from gradscope_tensorboard.pace import Looks
+from gradscope_integrations.tensorboard import events, make_sink, sink, tables, writing
+from gradscope_integrations.tensorboard.pace import Looks
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -303,7 +303,7 @@ def test_a_continued_run_counts_on(tmp_path: Path) -> None:
 def test_records_are_numbered_upwards_over_sessions_and_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A number that came before would hide a record from the fast loader."""
     now = iter(range(10_000, 0, -1))
-    monkeypatch.setattr("gradscope_tensorboard.state.time", SimpleNamespace(time=lambda: float(next(now))))
+    monkeypatch.setattr("gradscope_integrations.tensorboard.state.time", SimpleNamespace(time=lambda: float(next(now))))
     for session in range(3):
         write(tmp_path, *(recorded(step + 2 * session, VALUES) for step in range(2)))
     for tag in ("run/state", "table/clips", "table/steps"):

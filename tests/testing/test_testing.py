@@ -125,7 +125,8 @@ def session(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     test = folder / "test_it.py"
     test.write_text(textwrap.dedent(code), encoding="utf-8")
     environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "gradscope_pytest", "--rootdir", str(folder), str(test)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gradscope_integrations.pytest", "--rootdir", str(folder)]
+    command += [str(test)]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
 
 
@@ -155,7 +156,7 @@ def test_the_plugin_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
         import sys
 
         def test_nothing():
-            assert "gradscope_pytest" in sys.modules
+            assert "gradscope_integrations.pytest" in sys.modules
             assert not {"torch", "gradscope", "numpy", "pandas"} & {*sys.modules}
     """)  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
@@ -164,4 +165,4 @@ def test_the_plugin_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
 def test_the_plugin_is_registered() -> None:
     tomllib = pytest.importorskip("tomllib")
     text = (Path(gradscope.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    assert tomllib.loads(text)["project"]["entry-points"]["pytest11"] == {"gradscope": "gradscope_pytest"}
+    assert tomllib.loads(text)["project"]["entry-points"]["pytest11"] == {"gradscope": "gradscope_integrations.pytest"}

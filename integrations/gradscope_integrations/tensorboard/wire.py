@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope_tensorboard.names import compact
+from gradscope_integrations.tensorboard.names import compact
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -1,6 +1,6 @@
 """Gradscope in Lightning: a callback.
 
-    from gradscope_lightning import GradscopeCallback
+    from gradscope_integrations.lightning import GradscopeCallback
 
     watching = GradscopeCallback(logdir="runs/exp1")
     Trainer(callbacks=[watching], gradient_clip_val=1.0).fit(module)
@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gradscope_sessions import Sessions
+from gradscope_integrations.sessions import Sessions
 
 if TYPE_CHECKING or "lightning.pytorch" in sys.modules or "pytorch_lightning" not in sys.modules:
     from lightning.pytorch import Callback

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope_tensorboard.names import CHAINS, FAMILIES, Family, Key
+from gradscope_integrations.tensorboard.names import CHAINS, FAMILIES, Family, Key
 
 if TYPE_CHECKING:
     from gradscope import Rows

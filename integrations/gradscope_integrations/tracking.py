@@ -10,9 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec
 
-from gradscope_scalars import Scalars, layer_name, recorded
-
 from gradscope import Batch, GradscopeWarning, LayerKey, Run, plot
+from gradscope_integrations.scalars import Scalars, layer_name, recorded
 
 P = ParamSpec("P")
 

@@ -17,7 +17,7 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from gradscope import GradscopeError
-from gradscope_tensorboard.summaries import Value, scalar_value
+from gradscope_integrations.tensorboard.summaries import Value, scalar_value
 
 try:
     from crc32c import crc32c

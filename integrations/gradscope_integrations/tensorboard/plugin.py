@@ -10,10 +10,10 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from gradscope_tensorboard import answers, assets, wire
-from gradscope_tensorboard.cache import Cache
-from gradscope_tensorboard.names import PLUGIN
-from gradscope_tensorboard.reading import Reader
+from gradscope_integrations.tensorboard import answers, assets, wire
+from gradscope_integrations.tensorboard.cache import Cache
+from gradscope_integrations.tensorboard.names import PLUGIN
+from gradscope_integrations.tensorboard.reading import Reader
 
 Handler = Callable[[wrappers.Request], wrappers.Response]
 

@@ -1,6 +1,6 @@
 """Gradscope in PyTorch-Ignite: a handler for the trainer.
 
-    from gradscope_ignite import GradscopeHandler
+    from gradscope_integrations.ignite import GradscopeHandler
 
     with GradscopeHandler(model, logdir="runs/exp1") as watching:
         watching.attach(trainer)
@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gradscope_sessions import Sessions
 from ignite.engine import Engine, Events
+
+from gradscope_integrations.sessions import Sessions
 
 if TYPE_CHECKING:
     import os

@@ -11,9 +11,9 @@ import numpy as np
 from tensorboard import errors
 from tensorboard.data import provider
 
-from gradscope_tensorboard import tables
-from gradscope_tensorboard.cache import Cache
-from gradscope_tensorboard.names import PLUGIN, STATE, TABLES, VERSION, Family, family_of
+from gradscope_integrations.tensorboard import tables
+from gradscope_integrations.tensorboard.cache import Cache
+from gradscope_integrations.tensorboard.names import PLUGIN, STATE, TABLES, VERSION, Family, family_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -1,6 +1,6 @@
 """Gradscope with Hugging Face Accelerate, in a loop of one's own.
 
-    from gradscope_accelerate import Gradscope
+    from gradscope_integrations.accelerate import Gradscope
 
     watching = Gradscope(accelerator, logdir="runs/exp1")
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope_sessions import Sessions
+from gradscope_integrations.sessions import Sessions
 
 if TYPE_CHECKING:
     import os

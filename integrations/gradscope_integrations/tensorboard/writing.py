@@ -7,17 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
-from gradscope_scalars import Scalars, layer_name, recorded
-
-from gradscope_tensorboard import tables
-from gradscope_tensorboard.curves import curves
-from gradscope_tensorboard.events import EventFile, Point, SharedWriter
-from gradscope_tensorboard.found import as_json
-from gradscope_tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
-from gradscope_tensorboard.pace import Beat, Looks, Thinner
-from gradscope_tensorboard.state import State
-from gradscope_tensorboard.stock import LOSS, layout
-from gradscope_tensorboard.summaries import Value, curve_value, scalar_value, text_value
+from gradscope_integrations.scalars import Scalars, layer_name, recorded
+from gradscope_integrations.tensorboard import tables
+from gradscope_integrations.tensorboard.curves import curves
+from gradscope_integrations.tensorboard.events import EventFile, Point, SharedWriter
+from gradscope_integrations.tensorboard.found import as_json
+from gradscope_integrations.tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
+from gradscope_integrations.tensorboard.pace import Beat, Looks, Thinner
+from gradscope_integrations.tensorboard.state import State
+from gradscope_integrations.tensorboard.stock import LOSS, layout
+from gradscope_integrations.tensorboard.summaries import Value, curve_value, scalar_value, text_value
 
 if TYPE_CHECKING:
     from gradscope import Batch, Finding

@@ -1,6 +1,6 @@
 """Gradscope in Stable-Baselines3: a callback, for recurrent policies such as those of sb3-contrib's RecurrentPPO.
 
-    from gradscope_sb3 import GradscopeCallback
+    from gradscope_integrations.sb3 import GradscopeCallback
 
     with GradscopeCallback(logdir="runs/exp1") as watching:
         RecurrentPPO("MlpLstmPolicy", "CartPole-v1").learn(100_000, callback=watching)
@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gradscope_sessions import Sessions
 from stable_baselines3.common.callbacks import BaseCallback
+
+from gradscope_integrations.sessions import Sessions
 
 __all__ = ["GradscopeCallback"]
 

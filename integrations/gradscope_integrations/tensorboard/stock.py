@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradscope_scalars import margin_tags
-
-from gradscope_tensorboard import summaries
+from gradscope_integrations.scalars import margin_tags
+from gradscope_integrations.tensorboard import summaries
 
 LOSS = "gradscope/loss"
 """TensorBoard sorts a slash before a full stop, and so the loss before our other scalars, `gradscope.clip_rate`, ..."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradscope_tensorboard.curves import key_of
-from gradscope_tensorboard.names import CHAINS, compact
+from gradscope_integrations.tensorboard.curves import key_of
+from gradscope_integrations.tensorboard.names import CHAINS, compact
 
 if TYPE_CHECKING:
     from gradscope import Rows

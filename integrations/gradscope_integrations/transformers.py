@@ -1,6 +1,6 @@
 """Gradscope in Hugging Face Transformers: a callback for its `Trainer`.
 
-    from gradscope_transformers import GradscopeCallback
+    from gradscope_integrations.transformers import GradscopeCallback
 
     with GradscopeCallback(logdir="runs/exp1") as watching:
         Trainer(model, args, train_dataset=data, callbacks=[watching]).train()
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gradscope_sessions import Sessions
 from transformers import TrainerCallback
+
+from gradscope_integrations.sessions import Sessions
 
 if TYPE_CHECKING:
     from torch import nn

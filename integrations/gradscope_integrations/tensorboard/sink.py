@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gradscope import Batch, GradscopeError, GradscopeWarning
-from gradscope_tensorboard.events import EventFile, SharedWriter, last_json
-from gradscope_tensorboard.names import FAMILIES, STATE
-from gradscope_tensorboard.writing import Findings, Writing
+from gradscope_integrations.tensorboard.events import EventFile, SharedWriter, last_json
+from gradscope_integrations.tensorboard.names import FAMILIES, STATE
+from gradscope_integrations.tensorboard.writing import Findings, Writing
 
 WAITING = 20_000
 """Blocks of rows that may wait for the thread; some 25 a recorded step and layer, of a few kilobytes each."""
@@ -42,6 +42,8 @@ class TensorBoardSink:
     Raises:
         GradscopeError: neither folder nor writer, a writer of another kind, or the folder cannot be written.
     """
+
+    quick = True
 
     def __init__(
         self, logdir: str | os.PathLike[str] | None = None, *, writer: Any = None, findings: Findings | None = None

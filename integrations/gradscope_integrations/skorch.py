@@ -1,6 +1,6 @@
 """Gradscope in skorch: a callback.
 
-    from gradscope_skorch import GradscopeCallback
+    from gradscope_integrations.skorch import GradscopeCallback
 
     watching = GradscopeCallback(every=50)
     NeuralNetClassifier(Model, callbacks=[watching]).fit(X, y)
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gradscope_sessions import Sessions
 from skorch import NeuralNet
 from skorch.callbacks import Callback
+
+from gradscope_integrations.sessions import Sessions
 
 if TYPE_CHECKING:
     import os

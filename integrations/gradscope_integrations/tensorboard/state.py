@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradscope_tensorboard.curves import chains_left_out, key_of
-from gradscope_tensorboard.names import VERSION, Key, compact
+from gradscope_integrations.tensorboard.curves import chains_left_out, key_of
+from gradscope_integrations.tensorboard.names import VERSION, Key, compact
 
 if TYPE_CHECKING:
     from gradscope import Rows

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradscope_tensorboard.reading import Curve, Table
+from gradscope_integrations.tensorboard.reading import Curve, Table
 
 Array = np.ndarray[Any, np.dtype[Any]]
 View = tuple[dict[str, Any], dict[str, Array]]

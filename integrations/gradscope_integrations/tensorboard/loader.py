@@ -19,7 +19,7 @@ class GradscopeLoader(base_plugin.TBLoader):
     def load(self, context: base_plugin.TBContext) -> Any:
         """The plugin, or None."""
         try:
-            from gradscope_tensorboard.plugin import GradscopePlugin
+            from gradscope_integrations.tensorboard.plugin import GradscopePlugin
         except ImportError:
             return None
         return GradscopePlugin(context)

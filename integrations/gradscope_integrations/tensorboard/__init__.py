@@ -1,7 +1,7 @@
 """The Gradscope tab of TensorBoard: a sink that writes event files, and the plugin that shows them.
 
 >>> import torch, gradscope
->>> from gradscope_tensorboard import make_sink
+>>> from gradscope_integrations.tensorboard import make_sink
 >>> model = torch.nn.LSTM(2, 8)
 >>> with gradscope.attach(model, sinks=[make_sink("runs/exp1")]):  # doctest: +SKIP
 ...     ...
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import os
 
-    from gradscope_tensorboard.sink import Findings, TensorBoardSink
-    from gradscope_tensorboard.view import View
+    from gradscope_integrations.tensorboard.sink import Findings, TensorBoardSink
+    from gradscope_integrations.tensorboard.view import View
 
 __all__ = ["make_sink", "serve"]
 
@@ -39,13 +39,13 @@ def make_sink(
     """
     if (logdir is None and writer is None) or (writer is None and not importlib.util.find_spec("tensorboard")):
         return None
-    from gradscope_tensorboard.sink import TensorBoardSink
+    from gradscope_integrations.tensorboard.sink import TensorBoardSink
 
     return TensorBoardSink(logdir, writer=writer, findings=findings)
 
 
 def serve(logdir: str | os.PathLike[str], host: str = "localhost", port: int | None = None) -> View:
     """Start TensorBoard on a folder; see `view.serve`."""
-    from gradscope_tensorboard import view
+    from gradscope_integrations.tensorboard import view
 
     return view.serve(logdir, host, port)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradscope_tensorboard.names import Key, compact
+from gradscope_integrations.tensorboard.names import Key, compact
 
 if TYPE_CHECKING:
     from gradscope import Finding

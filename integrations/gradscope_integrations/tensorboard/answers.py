@@ -10,10 +10,10 @@ from typing import Any
 
 from tensorboard import errors
 
-from gradscope_tensorboard import assets, views
-from gradscope_tensorboard.names import FINDINGS, NOTES, VERSION, Family, family_of
-from gradscope_tensorboard.reading import Reader, unreadable
-from gradscope_tensorboard.views import Range, View
+from gradscope_integrations.tensorboard import assets, views
+from gradscope_integrations.tensorboard.names import FINDINGS, NOTES, VERSION, Family, family_of
+from gradscope_integrations.tensorboard.reading import Reader, unreadable
+from gradscope_integrations.tensorboard.views import Range, View
 
 MOST = 4096
 """Rows, columns or points of one picture."""

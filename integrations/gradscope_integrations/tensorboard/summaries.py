@@ -13,7 +13,7 @@ import numpy as np
 from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from gradscope_tensorboard.names import PLUGIN, VERSION, compact, family_of
+from gradscope_integrations.tensorboard.names import PLUGIN, VERSION, compact, family_of
 
 Value = Any
 """A `Summary.Value`."""

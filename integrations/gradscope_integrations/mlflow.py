@@ -1,6 +1,6 @@
 """Gradscope in MLflow: a sink.
 
-from gradscope_mlflow import MlflowSink
+from gradscope_integrations.mlflow import MlflowSink
 
 with mlflow.start_run() as run:
 with gradscope.attach(model, sinks=[MlflowSink(run.info.run_id)]):
@@ -15,9 +15,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from gradscope_tracking import Tracking
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+
+from gradscope_integrations.tracking import Tracking
 
 __all__ = ["MlflowSink"]
 

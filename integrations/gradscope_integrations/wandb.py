@@ -1,6 +1,6 @@
 """Gradscope in Weights & Biases: a sink.
 
-from gradscope_wandb import WandbSink
+from gradscope_integrations.wandb import WandbSink
 
 with wandb.init(project="rnn") as run:
 with gradscope.attach(model, sinks=[WandbSink(run)]):
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradscope_tracking import Tracking
+from gradscope_integrations.tracking import Tracking
 
 __all__ = ["WandbSink"]
 
