@@ -15,8 +15,7 @@ from types import ModuleType
 
 from gradscope.compare import compare
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.record.find import load
-from gradscope.record.run import Run
+from gradscope.run import Run, load
 from gradscope.scope import Scope, attach
 from gradscope.types import Batch, CellSpec, Finding, LayerKey, Rows
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import GradscopeError
-from gradscope.record.run import Run
+from gradscope.run import Run
 from gradscope.types import Finding
 
 if TYPE_CHECKING:

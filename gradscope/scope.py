@@ -25,13 +25,14 @@ from gradscope.errors import AttachError, GradscopeError, GradscopeWarning
 from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
 from gradscope.observe.watched import find_watched
-from gradscope.record import Joined, MemoryStore, ParquetStore, Run, Source
+from gradscope.record import Joined, MemoryStore, ParquetStore, Source
 from gradscope.record.apart import Apart, Sink
 from gradscope.record.existing import check_existing, open_store
 from gradscope.record.live import Live
 from gradscope.record.plugins import installed_sinks
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
+from gradscope.run import Run
 from gradscope.types import CellSpec
 
 if TYPE_CHECKING:

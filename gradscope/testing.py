@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import GradscopeError
-from gradscope.record.run import Run
+from gradscope.run import Run
 from gradscope.scope import attach
 from gradscope.types import Finding, LayerKey
 from gradscope.whatif.copies import copied, undisturbed

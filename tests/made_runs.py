@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.record import MemoryStore, Run
+from gradscope.record import MemoryStore
+from gradscope.run import Run
 from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 
 ENCODER = LayerKey("encoder", 0, "forward", 0)

@@ -32,7 +32,8 @@ def names() -> Iterator[str]:
             value = getattr(module, name)
             yield f"{room}.{name}{_arguments(value)}"
             if inspect.isclass(value):
-                for attribute, member in vars(value).items():
+                ours = [kind for kind in reversed(value.__mro__) if kind.__module__.startswith("gradscope")]
+                for attribute, member in {name: it for kind in ours for name, it in vars(kind).items()}.items():
                     if not attribute.startswith("_") and (callable(member) or isinstance(member, property)):
                         yield f"{room}.{name}.{attribute}{_arguments(member)}"
 

@@ -16,7 +16,8 @@ from made_runs import CLIPPING, ENCODER, HEALTHY, VANISHING, layer, timesteps
 
 import gradscope
 from gradscope import cli
-from gradscope.record import ParquetStore, Run
+from gradscope.record import ParquetStore
+from gradscope.run import Run
 from gradscope.types import Batch, Finding, Rows
 
 Call = Callable[..., tuple[int, str, str]]

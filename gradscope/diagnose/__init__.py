@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from gradscope.diagnose.frames import Recorded, Seen, look_at
 from gradscope.diagnose.order import root_causes_first, without_consequences
-from gradscope.diagnose.ranks import merge_ranks
+from gradscope.diagnose.ranks import Ranked, merge_ranks
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
 from gradscope.diagnose.rules.dead import dead_units
 from gradscope.diagnose.rules.decayed import decayed_weights
@@ -27,7 +27,7 @@ from gradscope.diagnose.rules.updates import small_updates
 from gradscope.diagnose.rules.vanishing import vanishing_gradient
 from gradscope.types import Finding
 
-__all__ = ["RULES", "Recorded", "Seen", "diagnose", "look_at", "merge_ranks", "root_causes_first"]
+__all__ = ["RULES", "Recorded", "Seen", "diagnose", "diagnose_ranks", "look_at", "root_causes_first"]
 
 RULES: Sequence[Callable[[Seen], list[Finding]]] = (
     no_gradient,
@@ -64,3 +64,15 @@ def diagnose(run: Recorded) -> list[Finding]:
     seen = look_at(run)
     found = [finding for rule in RULES for finding in rule(seen)]
     return root_causes_first(without_consequences(found)) if found else [healthy(seen)]
+
+
+def diagnose_ranks(run: Ranked) -> list[Finding]:
+    """The same, of each process by itself where several have written; findings that only some have name their ranks.
+
+    Args:
+        run: a `Run`, finished or live.
+    """
+    if len(run.ranks) < 2:
+        return diagnose(run)
+    runs = {rank: run.of_rank(rank) for rank in run.ranks}
+    return merge_ranks({rank: diagnose(each) for rank, each in runs.items()}, runs)

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from gradscope.diagnose.frames import Recorded
 from gradscope.diagnose.order import root_causes_first
 from gradscope.types import Finding
+
+
+class Ranked(Recorded, Protocol):
+    """The same of several processes."""
+
+    @property
+    def ranks(self) -> list[int]:
+        """The processes that have written."""
+        ...
+
+    def of_rank(self, rank: int) -> Recorded:
+        """The tables of one of them."""
+        ...
 
 
 def merge_ranks(found: Mapping[int, Sequence[Finding]], runs: Mapping[int, Recorded]) -> list[Finding]:

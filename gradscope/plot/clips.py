@@ -12,10 +12,10 @@ from gradscope.plot.data import Frame
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from gradscope.record.run import Run
+    from gradscope.record import RunData
 
 
-def clipping(run: Run, *, ax: Axes | None = None) -> Axes:
+def clipping(run: RunData, *, ax: Axes | None = None) -> Axes:
     """The gradient's norm before and after every clipping call, with the threshold.
 
     Where nothing clips, the norm of the recurrent layers' gradients. Runs of more than a thousand steps are drawn in
@@ -66,7 +66,7 @@ def _thresholds(ax: Axes, frame: Frame) -> None:
         ax.plot(limits.index, limits, color=style.muted(ax), linestyle=(0, (4, 3)), linewidth=0.9, label="threshold")
 
 
-def thresholds(run: Run, *, ax: Axes | None = None, **line: Any) -> Axes:
+def thresholds(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
     """The share of gradients that clipping by norm would have changed, for every threshold.
 
     Args:

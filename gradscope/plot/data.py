@@ -12,7 +12,7 @@ from gradscope.types import LayerKey, loss
 from gradscope.types.clips import limiting, looked_at
 
 if TYPE_CHECKING:
-    from gradscope.record.run import Run
+    from gradscope.record import RunData
 
 LATE = 4
 """Recorded steps at the end that are taken together, as a single batch tells little."""
@@ -32,13 +32,13 @@ Frame = Any
 """A `pandas.DataFrame`: what pandas says of the types of its columns is too little to check by."""
 
 
-def read(run: Run, table: str, columns: Sequence[str], filters: dict[str, Any]) -> Frame:
+def read(run: RunData, table: str, columns: Sequence[str], filters: dict[str, Any]) -> Frame:
     """Some columns of some rows, and nothing else from the disk; infinite numbers become NaN."""
     found = run.source.read(table, filters, columns)
     return found.replace([np.inf, -np.inf], np.nan)
 
 
-def chosen(run: Run, layer: Layer) -> list[LayerKey]:
+def chosen(run: RunData, layer: Layer) -> list[LayerKey]:
     """The layers meant: all of them, those of a module, or one.
 
     Raises:
@@ -54,7 +54,7 @@ def chosen(run: Run, layer: Layer) -> list[LayerKey]:
     return found
 
 
-def one(run: Run, layer: Layer) -> LayerKey | None:
+def one(run: RunData, layer: Layer) -> LayerKey | None:
     """The one layer meant; None in a run without any.
 
     Raises:
@@ -72,14 +72,14 @@ def label(key: LayerKey) -> str:
     return f"{key.module or 'model'}[{key.layer}]{'' if key.direction == 'forward' else ' reverse'}{chain}"
 
 
-def recorded(run: Run, key: LayerKey) -> list[int]:
+def recorded(run: RunData, key: LayerKey) -> list[int]:
     """The steps of which a layer has records, up to where its gradients are not finite any more, if ever they were."""
     records = run.source.read("layers", key._asdict(), ["step", "horizon"])
     found = records[sound(run, records)]
     return sorted(set((found if len(found) else records)["step"].tolist()))
 
 
-def sound(run: Run, records: Frame) -> Any:
+def sound(run: RunData, records: Frame) -> Any:
     """Which rows of `layers` are of steps whose gradients are finite, or of layers that know their horizon there."""
     unknown = records["horizon"].isna()
     if not unknown.any():
@@ -88,7 +88,7 @@ def sound(run: Run, records: Frame) -> Any:
     return ~(unknown & records["step"].isin(set(broken)))
 
 
-def of(run: Run, key: LayerKey, step: Steps) -> dict[str, Any]:
+def of(run: RunData, key: LayerKey, step: Steps) -> dict[str, Any]:
     """Filters for a layer at the steps meant, the last finite records by default."""
     return {**key._asdict(), "step": recorded(run, key)[-LATE:] if step is None else step}
 
@@ -100,13 +100,13 @@ def binned(positions: Array) -> tuple[Array, int]:
     return (positions if width == 1 else positions // width * width + width // 2), width
 
 
-def spread(run: Run, key: LayerKey, quantity: str, step: Steps = None) -> Frame:
+def spread(run: RunData, key: LayerKey, quantity: str, step: Steps = None) -> Frame:
     """A quantity by timestep: columns `t`, `p10`, `p50`, `p90`, `nonfinite`, the median over the steps."""
     filters = {**of(run, key, step), "quantity": quantity}
     return _gathered(read(run, "timesteps", ["t", *QUANTILES, "nonfinite"], filters), "t")
 
 
-def reached(run: Run, key: LayerKey, step: Steps = None) -> Frame:
+def reached(run: RunData, key: LayerKey, step: Steps = None) -> Frame:
     """Reach by lag: columns `lag`, `p10`, `p50`, `p90`, `nonfinite`, the median over the steps."""
     return _gathered(read(run, "reach", ["lag", *QUANTILES, "nonfinite"], of(run, key, step)), "lag")
 
@@ -120,14 +120,14 @@ def _gathered(frame: Frame, over: str) -> Frame:
     return found.rename_axis(over).reset_index()
 
 
-def over_training(run: Run, key: LayerKey, quantity: str) -> Frame:
+def over_training(run: RunData, key: LayerKey, quantity: str) -> Frame:
     """The median of a quantity, steps x timesteps."""
     found = read(run, "timesteps", ["step", "t", "p50"], {**key._asdict(), "quantity": quantity})
     found["t"] = binned(found["t"].to_numpy())[0]
     return found.pivot_table("p50", "step", "t", aggfunc="median", dropna=False)
 
 
-def saturated(run: Run, key: LayerKey, over: str, step: Steps = None) -> Frame:
+def saturated(run: RunData, key: LayerKey, over: str, step: Steps = None) -> Frame:
     """Gate saturation by `t` or by `step`: columns `gate`, `over`, `low`, `high`, the mean over the other."""
     filters = of(run, key, step) if over == "t" else {**key._asdict(), "step": recorded(run, key)}
     frame = read(run, "gates", ["step", "t", "gate", "low", "high"], filters)
@@ -136,13 +136,13 @@ def saturated(run: Run, key: LayerKey, over: str, step: Steps = None) -> Frame:
     return frame.groupby(["gate", over], sort=False)[["low", "high"]].mean().reset_index()
 
 
-def units(run: Run, key: LayerKey, step: Steps = None) -> Frame:
+def units(run: RunData, key: LayerKey, step: Steps = None) -> Frame:
     """Saturation of each unit: columns `gate`, `unit`, `low`, `high`, the mean over the steps."""
     frame = read(run, "units", ["gate", "unit", "low", "high"], of(run, key, step))
     return frame.groupby(["gate", "unit"], sort=False)[["low", "high"]].mean().reset_index()
 
 
-def horizons(run: Run, key: LayerKey) -> Frame:
+def horizons(run: RunData, key: LayerKey) -> Frame:
     """A layer's horizon over training: columns `step`, `horizon`, `horizon_censored`, `decay`, `timesteps`."""
     frame = read(run, "layers", ["step", "horizon", "horizon_censored", "decay", "timesteps"], key._asdict())
     by_step = frame.groupby("step")
@@ -150,19 +150,19 @@ def horizons(run: Run, key: LayerKey) -> Frame:
     return found.assign(horizon_censored=by_step["horizon_censored"].mean() > 0.5).reset_index()
 
 
-def updates(run: Run, key: LayerKey) -> Frame:
+def updates(run: RunData, key: LayerKey) -> Frame:
     """How much each step's optimizer changed the recurrent blocks: columns `gate`, `step`, `update`, where known."""
     found = read(run, "weights", ["step", "gate", "update"], key._asdict()).dropna(subset=["update"])
     return found.groupby(["gate", "step"], sort=False)["update"].median().reset_index()
 
 
-def eigenvalues(run: Run, key: LayerKey, step: Steps = None) -> Frame:
+def eigenvalues(run: RunData, key: LayerKey, step: Steps = None) -> Frame:
     """Eigenvalues of the recurrent blocks at the last of the steps: columns `gate`, `real`, `imag`."""
     frame = read(run, "spectra", ["step", "gate", "real", "imag"], of(run, key, step))
     return frame[frame["step"] == frame["step"].max()][["gate", "real", "imag"]].drop_duplicates(ignore_index=True)
 
 
-def norms(run: Run) -> Frame:
+def norms(run: RunData) -> Frame:
     """Gradient norms by optimizer step: columns `step`, `before`, `after`, `threshold`, `clipped`, `kind`.
 
     One row per measured call that can clip; where there is none, the norm of the recurrent gradients by step that was
@@ -199,7 +199,7 @@ def _bins(steps: Frame) -> Frame:
     return steps // width * width
 
 
-def losses(run: Run) -> Frame:
+def losses(run: RunData) -> Frame:
     """The loss of every optimizer step at which it was seen: columns `step`, `loss`, `nonfinite` (1 or 0)."""
     found = loss.seen(run.source.read("steps", None, ["step", "loss", "nonfinite"]))
     infinite = ~np.isfinite(found["loss"].to_numpy(float))
@@ -230,7 +230,7 @@ def running_median(values: Array) -> Array:
     )
 
 
-def would_clip(run: Run, points: int = 101) -> Frame:
+def would_clip(run: RunData, points: int = 101) -> Frame:
     """What other thresholds would have done: columns `threshold`, `share` of the norms above it.
 
     The thresholds are the percentiles of the norms that were seen before clipping.

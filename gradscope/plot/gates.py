@@ -11,13 +11,13 @@ from gradscope.plot.data import Layer, Steps
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from gradscope.record.run import Run
+    from gradscope.record import RunData
 
 MARKERS = "osD^v"
 
 
 def gates(
-    run: Run,
+    run: RunData,
     over: Literal["t", "step"] = "t",
     *,
     layer: Layer = None,
@@ -65,7 +65,7 @@ def _mirrored(ax: Axes) -> None:
     ax.margins(x=0.01)
 
 
-def saturation(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
+def saturation(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
     """Every unit of one layer by how often it stands at its lower and at its upper limit (Karpathy et al. 2015).
 
     Units near the diagonal are saturated always, one way or the other; those in the lower left corner never.

@@ -12,7 +12,7 @@ from gradscope.plot.data import Frame, Layer, Steps
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from gradscope.record.run import Run
+    from gradscope.record import RunData
 
 FLOOR = 1e-3  # where the horizon is measured
 JACOBIANS = {
@@ -24,7 +24,13 @@ JACOBIANS = {
 
 
 def timesteps(
-    run: Run, quantity: str = "grad_h", *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any
+    run: RunData,
+    quantity: str = "grad_h",
+    *,
+    layer: Layer = None,
+    step: Steps = None,
+    ax: Axes | None = None,
+    **line: Any,
 ) -> Axes:
     """A quantity at every timestep: the median over the sequences, and a band from the 10th to the 90th percentile.
 
@@ -52,7 +58,7 @@ def timesteps(
     return ax
 
 
-def reach(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any) -> Axes:
+def reach(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any) -> Axes:
     """How much of the loss gradient is left, by steps back: median, band, and the line at which the horizon lies.
 
     Args:
@@ -75,7 +81,7 @@ def reach(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None 
     return ax
 
 
-def jacobians(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
+def jacobians(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
     """The sizes of one layer's Jacobians by timestep; at the line of 1 a gradient keeps its size.
 
     Their product, the gain, is `timesteps(run, "gain")`, for it spans many more decades.
@@ -130,7 +136,7 @@ def _curve(ax: Axes, frame: Frame, over: str, line: dict[str, Any]) -> None:
     ax.fill_between(frame[over], floor, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
 
 
-def heatmap(run: Run, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes | None = None) -> Axes:
+def heatmap(run: RunData, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes | None = None) -> Axes:
     """A quantity of one layer over timesteps and training: log10 of the median, recorded steps x timesteps.
 
     Cells without a positive finite value stay empty.
@@ -164,7 +170,7 @@ def heatmap(run: Run, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes
     return ax
 
 
-def horizon(run: Run, *, layer: Layer = None, ax: Axes | None = None, **line: Any) -> Axes:
+def horizon(run: RunData, *, layer: Layer = None, ax: Axes | None = None, **line: Any) -> Axes:
     """How far back the gradient reaches, over training; hollow points mean that it reaches further than was seen.
 
     Args:

@@ -12,13 +12,13 @@ from gradscope.plot.data import Frame
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from gradscope.record.run import Run
+    from gradscope.record import RunData
 
 FAR = 10.0
 """Where the running median falls by such a factor, and nothing is negative, the axis is logarithmic."""
 
 
-def loss(run: Run, *, ax: Axes | None = None, **line: Any) -> Axes:
+def loss(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
     """The loss of every optimizer step, faint, with its running median, and a tick for every recorded step.
 
     Runs of more than a thousand steps are drawn in bins: their medians, and a band from the 10th to the 90th
@@ -62,7 +62,7 @@ def _points(ax: Axes, bins: Frame, colour: Any) -> None:
         ax.fill_between(bins["step"], bins["p10"], bins["p90"], color=colour, alpha=0.18, linewidth=0)
 
 
-def _ticks(ax: Axes, run: Run) -> None:
+def _ticks(ax: Axes, run: RunData) -> None:
     """Along the lower edge, one for every recorded step; those that the eye cannot tell apart are one."""
     steps = np.unique(run.source.read("steps", {"recorded": True}, ["step"])["step"].to_numpy())
     if len(steps):

@@ -12,10 +12,10 @@ from gradscope.plot.data import Layer, Steps
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from gradscope.record.run import Run
+    from gradscope.record import RunData
 
 
-def updates(run: Run, *, layer: Layer = None, ax: Axes | None = None) -> Axes:
+def updates(run: RunData, *, layer: Layer = None, ax: Axes | None = None) -> Axes:
     """How much each recorded step changed one layer's recurrent blocks: the norm of the change over that of the block.
 
     Args:
@@ -45,7 +45,7 @@ def updates(run: Run, *, layer: Layer = None, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def spectra(run: Run, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
+def spectra(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
     """Eigenvalues of one layer's recurrent blocks in the complex plane, with the unit circle.
 
     They are recorded with `attach(..., quantities="full")`.

@@ -8,32 +8,24 @@ from pathlib import Path
 
 from gradscope.errors import LoadError
 from gradscope.record import meta
-from gradscope.record.fleet import Fleet
-from gradscope.record.reader import FolderSource
-from gradscope.record.run import Run, natural
+from gradscope.record.data import natural
 
 DEEP = 8
 """How many folders deep runs are looked for."""
 
 
-def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
-    """What a folder holds, finished or still being written.
-
-    Args:
-        logdir: that of `attach`, or the `gradscope` in it; or a folder with many of them below it, as of a sweep.
-
-    Returns:
-        A run; or, of a folder that is no run itself, all that are below it, as a mapping by the names of their folders.
+def find(logdir: str | os.PathLike[str]) -> Path | list[str]:
+    """The folder of the one run that is there, or the names of the runs below.
 
     Raises:
-        LoadError: there is no run, or it was written by a newer gradscope.
+        LoadError: there is no run.
     """
     folder = Path(logdir)
     for root in (folder / meta.FOLDER, folder):
         if os.path.exists(root / meta.FILE):  # `Path.exists` raises where no file can have the name
-            return Run(FolderSource(root))
+            return root
     if names := sorted(_below(folder), key=natural):
-        return Fleet(folder, names)
+        return names
     what = "holds no run" if os.path.isdir(folder) else "is a file" if os.path.exists(folder) else "does not exist"
     raise LoadError(
         f"{folder} {what}: there is no {meta.FOLDER}/{meta.FILE} in it, nor below it; "

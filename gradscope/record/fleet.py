@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gradscope.errors import GradscopeError
 from gradscope.record import duck, meta
 from gradscope.record.query import conditions
-from gradscope.record.reader import FolderSource
-from gradscope.record.run import Run
 from gradscope.record.schema import TABLES, TEXT, choices
 from gradscope.types import Finding
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
-    from gradscope.report import Report
-
-Progress = Callable[[int, int], object]
-"""Told how many of how many runs have been diagnosed."""
 
 LATE = 4
 """Recorded steps at the end of a run that are taken together, as in its report."""
@@ -63,11 +55,8 @@ QUESTIONS = {"steps": duck.STEPS, "clips": duck.CLIPS, "layers": duck.LAYERS, "n
 SHOWN = 20
 
 
-class Fleet(Mapping[str, Run]):
-    """The runs below a folder, by name: a mapping that `gradscope.compare` takes; made by `gradscope.load`.
-
-    Nothing is read before it is asked for. What concerns all runs is asked of DuckDB, over all their Parquet files at
-    once, and may be larger than memory.
+class FleetData:
+    """The data of the runs below a folder. DuckDB reads all their Parquet files at once, which may exceed memory.
 
     Args:
         root: the folder.
@@ -76,21 +65,7 @@ class Fleet(Mapping[str, Run]):
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
-        self._names = dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Run:
-        """One run, by the name of its folder below that of the fleet."""
-        if name not in self._names:
-            raise KeyError(name)
-        return Run(FolderSource(self._root(name)))
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of the runs, 2 before 10."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """How many runs there are."""
-        return len(self._names)
+        self.names = dict.fromkeys(names)
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
         """One table of all runs, with their names in the first column, `run`, and `rank` in the last.
@@ -105,7 +80,7 @@ class Fleet(Mapping[str, Run]):
 
         names = self._chosen(filters.pop("run", None))
         question, asked = duck.rows(table, conditions(table, filters))
-        found = duck.ask([self._root(name) for name in names], table, question, asked)
+        found = duck.ask([self.folder(name) for name in names], table, question, asked)
         if found is None:
             columns = {"run": TEXT, **TABLES[table].columns, "rank": "int64"}
             kinds = {name: cast(Any, "str" if kind == TEXT else kind) for name, kind in columns.items()}
@@ -114,88 +89,39 @@ class Fleet(Mapping[str, Run]):
         frame["run"] = pd.Series(names, dtype="str").take(frame["run"]).array
         return frame
 
-    def table(self, *, findings: bool = True, progress: Progress | None = None) -> pd.DataFrame:
-        """One row per run, in the order of their names; docs/tables.md says what the columns mean.
-
-        Args:
-            findings: also what each run's findings are. That takes longest by far: every run is diagnosed by itself.
-            progress: told how many of how many runs have been diagnosed.
+    def numbers(self) -> pd.DataFrame:
+        """One row per run, in the order of their names: the columns of `COLUMNS` but those of findings.
 
         Raises:
             GradscopeError: DuckDB is not installed.
         """
-        numbers = self._numbers()
-        return diagnosed(numbers, self.findings(progress)) if findings else numbers
-
-    def findings(self, progress: Progress | None = None) -> dict[str, list[Finding]]:
-        """What each run says about its training.
-
-        Args:
-            progress: told how many of how many runs have been diagnosed.
-        """
-        found: dict[str, list[Finding]] = {}
-        for name, run in self.items():
-            found[name] = run.findings()
-            if progress:
-                progress(len(found), len(self))
-        return found
-
-    def report(self, progress: Progress | None = None) -> Report:
-        """All runs in one page, the worst first, to be saved as HTML, Markdown, text or JSON.
-
-        Args:
-            progress: told how many of how many runs have been diagnosed.
-        """
-        from gradscope.report import fleet
-
-        return fleet(self, self.findings(progress))
-
-    def _root(self, name: str) -> Path:
-        return self.root / name / meta.FOLDER
-
-    def _chosen(self, asked: Any) -> list[str]:
-        names = list(self) if asked is None else [asked] if isinstance(asked, str) else list(asked)
-        for name in names:
-            if name not in self._names:
-                raise GradscopeError(f"{self.root} holds no run {name!r}{choices(str(name), list(self)[:SHOWN])}")
-        return names
-
-    def _numbers(self) -> pd.DataFrame:
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-        whole: Any = pd.DataFrame({"run": pd.Series(list(self), dtype="str")})
-        roots = [self._root(name) for name in self]
+        whole: Any = pd.DataFrame({"run": pd.Series(list(self.names), dtype="str")})
+        roots = [self.folder(name) for name in self.names]
         for table, question in QUESTIONS.items():
             found = duck.ask(roots, table, question, {"late": LATE} if table == "layers" else {})
             if found is not None:
                 whole = whole.join(found.to_pandas().set_index("run"))
         whole = whole.reindex(columns=[*dict.fromkeys([*whole.columns, *COLUMNS, *ASKED])])
         whole["clip_rate"] = _clip_rate(whole)
-        whole["path"] = pd.Series([str(self.root / name) for name in self], dtype="str")
+        whole["path"] = pd.Series([str(self.root / name) for name in self.names], dtype="str")
         whole = whole[[name for name in COLUMNS if name not in FOUND]]
         kinds = {name: "int64" for name in COUNTS}
         floats = {name: "float64" for name in whole.columns if name not in (*COUNTS, "run", "path", "horizon_censored")}
         censored = whole["horizon_censored"].eq(True)  # and not where there is no layer to ask
         return whole.fillna(dict.fromkeys(COUNTS, 0)).assign(horizon_censored=censored).astype({**kinds, **floats})
 
-    def __repr__(self) -> str:
-        """How many runs, and where; of a few also a table of them."""
-        head = f"<Fleet: {len(self):,} runs in {self.root}>"
-        if len(self) > SHOWN:
-            return head
-        try:
-            from gradscope.report import overview
+    def folder(self, name: str) -> Path:
+        """The `gradscope` folder of a run."""
+        return self.root / name / meta.FOLDER
 
-            return f"{head}\n{overview(self)}".rstrip()
-        except (GradscopeError, ModuleNotFoundError):  # no run can be read, or jinja2 is not there
-            return head
-
-    def _repr_html_(self) -> str:
-        try:
-            numbers: Any = self._numbers()
-        except GradscopeError as error:
-            return f"<pre>{escape(repr(self))}</pre><p>{escape(str(error))}</p>"
-        return f"<pre>{escape(repr(self))}</pre>{numbers.head(SHOWN).to_html(index=False)}"
+    def _chosen(self, asked: Any) -> list[str]:
+        names = list(self.names) if asked is None else [asked] if isinstance(asked, str) else list(asked)
+        for name in names:
+            if name not in self.names:
+                raise GradscopeError(f"{self.root} holds no run {name!r}{choices(str(name), list(self.names)[:SHOWN])}")
+        return names
 
 
 def _clip_rate(answers: Any) -> Any:

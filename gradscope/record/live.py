@@ -11,7 +11,7 @@ from gradscope.record.memory import MemoryStore
 from gradscope.record.parquet import ParquetStore
 from gradscope.record.query import Filters
 from gradscope.record.reader import FolderSource
-from gradscope.record.run import Source
+from gradscope.record.source import Source
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]

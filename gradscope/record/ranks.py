@@ -12,7 +12,7 @@ from gradscope.record.query import Filters, conditions
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-    from gradscope.record.run import Source
+    from gradscope.record.source import Source
 
 
 @dataclass(frozen=True, slots=True)

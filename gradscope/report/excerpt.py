@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gradscope.plot import LATE, data
-from gradscope.record import TABLES, Run
+from gradscope.record import TABLES, RunData
 from gradscope.record.query import Condition, Filters, conditions
 from gradscope.types import LayerKey
 
@@ -87,7 +87,7 @@ def _empty(table: str) -> Frame:
     return pd.DataFrame({name: pd.Series(dtype=cast(Any, kind)) for name, kind in {**kinds, "rank": "int64"}.items()})
 
 
-def excerpt(run: Run, max_rows: int = MAX_ROWS) -> Run:
+def excerpt(run: RunData, max_rows: int = MAX_ROWS) -> RunData:
     """What a report needs of a run, in memory; the reading skips what it can skip in a folder.
 
     Args:
@@ -101,10 +101,10 @@ def excerpt(run: Run, max_rows: int = MAX_ROWS) -> Run:
     late = _late(run, layers)
     kept = _kept(np.unique(layers["step"].to_numpy()), late, counts, max_rows)
     frames = {name: _split(name, _read(run, name, kept, late)) for name in TABLES}
-    return Run(Excerpt(dict(run.meta), run.source.ranks, counts, frames))
+    return RunData(Excerpt(dict(run.meta), run.source.ranks, counts, frames))
 
 
-def _late(run: Run, layers: Frame) -> Steps:
+def _late(run: RunData, layers: Frame) -> Steps:
     """The last recorded steps of each layer, those first whose gradients are finite, and the first of all."""
     steps = layers.assign(sound=data.sound(run, layers)).drop_duplicates(["step", *LayerKey._fields])
     late = steps.sort_values(["sound", "step"]).groupby(list(LayerKey._fields)).tail(LATE)["step"]
@@ -119,7 +119,7 @@ def _kept(steps: Steps, late: Steps, counts: Mapping[str, int], max_rows: int) -
     return np.union1d(spaced, late)
 
 
-def _read(run: Run, table: str, kept: Steps, late: Steps) -> Frame:
+def _read(run: RunData, table: str, kept: Steps, late: Steps) -> Frame:
     if table == "timesteps":
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import gradscope.plot as plot
-from gradscope.record.fleet import COLUMNS, SEVERITIES, Fleet, diagnosed, worst
+from gradscope.record.fleet import COLUMNS, SEVERITIES, FleetData, diagnosed, worst
 from gradscope.report import words
 from gradscope.report.summary import Figures, told
 from gradscope.types import Finding
@@ -29,14 +29,14 @@ PICTURES = {
 }
 
 
-def gathered(fleet: Fleet, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
+def gathered(fleet: FleetData, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
     """All that a report says of a fleet, and the functions that draw its pictures.
 
     Args:
         fleet: the runs.
         findings: of each.
     """
-    table: Any = diagnosed(fleet.table(findings=False), findings)
+    table: Any = diagnosed(fleet.numbers(), findings)
     table = table.iloc[_worst_first(table)].reset_index(drop=True)
     figures: Figures = {}
     return {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradscope.plot import data
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.types import Finding, LayerKey
 
@@ -28,7 +28,7 @@ OPEN = 12
 """Layers whose rows stand open in a page; the rest is folded."""
 
 
-def worst_first(keys: Sequence[LayerKey], findings: Sequence[Finding], run: Run) -> list[LayerKey]:
+def worst_first(keys: Sequence[LayerKey], findings: Sequence[Finding], run: RunData) -> list[LayerKey]:
     """Layers with findings first, the severe ones leading, then those whose horizon is short for their sequences."""
     severity = {key: 3 for key in keys}
     for finding in findings:
@@ -46,7 +46,7 @@ def _seen(horizons: Frame) -> float:
     return float(last["horizon"].iloc[0] / max(1.0, last["timesteps"].iloc[0]))
 
 
-def numbers(run: Run, key: LayerKey) -> dict[str, Any]:
+def numbers(run: RunData, key: LayerKey) -> dict[str, Any]:
     """The numbers of a layer, at the last recorded steps where nothing else is said."""
     horizons = data.horizons(run, key)
     recorded, gradient = data.recorded(run, key), data.spread(run, key, "grad_h")

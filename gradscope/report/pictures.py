@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradscope.plot as plot
 from gradscope.plot import data
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.types import LayerKey
 
@@ -34,17 +34,19 @@ class Picture:
 
     name: str
     title: str
-    table: Callable[[Run, LayerKey], Frame]
+    table: Callable[[RunData, LayerKey], Frame]
     words: Callable[[Frame], str]
-    draw: Callable[[Run, LayerKey, Axes], object]
+    draw: Callable[[RunData, LayerKey, Axes], object]
     drawn: Callable[[Frame], Frame] = lambda frame: frame
     records: int = 0
 
 
-def _then_and_now(draw: Callable[..., object], table: Callable[..., Frame]) -> Callable[[Run, LayerKey, Axes], object]:
+def _then_and_now(
+    draw: Callable[..., object], table: Callable[..., Frame]
+) -> Callable[[RunData, LayerKey, Axes], object]:
     """The same curve at the first recorded step, dashed, and at the last ones."""
 
-    def both(run: Run, key: LayerKey, ax: Axes) -> None:
+    def both(run: RunData, key: LayerKey, ax: Axes) -> None:
         steps = data.recorded(run, key)
         if len(steps) > data.LATE and (table(run, key, steps[0])["p50"] > 0).any():
             draw(run, layer=key, step=steps[0], ax=ax, label=f"step {steps[0]}", color="C7", linestyle="--")
@@ -60,11 +62,11 @@ def _meant(steps: Sequence[int]) -> str:
     return f"step {steps[0]}" if len(steps) == 1 else f"median of steps {', '.join(map(str, steps[-data.LATE :]))}"
 
 
-def _gradient(run: Run, key: LayerKey, step: Any = None) -> Frame:
+def _gradient(run: RunData, key: LayerKey, step: Any = None) -> Frame:
     return data.spread(run, key, "grad_h", step)
 
 
-def _jacobians(run: Run, key: LayerKey) -> Frame:
+def _jacobians(run: RunData, key: LayerKey) -> Frame:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
     names = ("jacobian", "jacobian_h", "jacobian_c", "jacobian_max")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report import words
 
 HEADS = {
@@ -22,7 +22,7 @@ HEADS = {
 """What is told of each process; the gradients of a step are those that all share, its own are those before."""
 
 
-def processes(run: Run) -> dict[str, Any]:
+def processes(run: RunData) -> dict[str, Any]:
     """One entry for each process where there are several: numbers, and how they are shown."""
     ranks = run.source.ranks
     entries = [_process(run.of_rank(rank), rank) for rank in ranks] if len(ranks) > 1 else []
@@ -30,7 +30,7 @@ def processes(run: Run) -> dict[str, Any]:
     return {"entries": entries, "heads": list(HEADS.values()), "rows": rows}
 
 
-def _process(run: Run, rank: int) -> dict[str, Any]:
+def _process(run: RunData, rank: int) -> dict[str, Any]:
     steps = run.frame("steps")
     columns = ["step", "p50", "nonfinite"]
     gradients = run.source.read("timesteps", {"quantity": "grad_h"}, columns)

@@ -39,11 +39,6 @@ def short(summary: Summary) -> str:
     return _fill("short.html", summary)
 
 
-def card(finding: Mapping[str, Any]) -> str:
-    """A fragment for notebooks: one finding."""
-    return _templates().get_template("card.html").render(finding=finding)
-
-
 def markdown(summary: Summary) -> str:
     """The same in Markdown, without pictures."""
     return _tidy(_fill(f"{summary['kind']}.md", summary))

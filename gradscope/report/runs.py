@@ -8,7 +8,7 @@ from typing import Any
 
 from gradscope.diagnose.headline import learns
 from gradscope.plot import data
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.report.layers import RANKS
 from gradscope.report.settings import differing, separating, settings_of
@@ -23,7 +23,7 @@ MOST = 4
 LEARNS = {"learns": "yes", "stalls": "no", "lost": "lost it", "unknown": "–"}
 
 
-def runs_table(runs: Mapping[str, Run], findings: Mapping[str, Sequence[Finding]] | None = None) -> dict[str, Any]:
+def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]] | None = None) -> dict[str, Any]:
     """One row per run, in their order, and what separates those that learn.
 
     Args:
@@ -56,7 +56,7 @@ def runs_table(runs: Mapping[str, Run], findings: Mapping[str, Sequence[Finding]
     return {"settings": shown, "others": rest, "rows": rows, "separates": separating(differ, learn)}
 
 
-def _verdict(run: Run, steps: Any) -> str:
+def _verdict(run: RunData, steps: Any) -> str:
     """Whether a run learns; one whose losses end in infinity has lost it."""
     found = change(steps)
     return "lost" if found and math.isinf(found.last) else learns(run).verdict
@@ -73,7 +73,7 @@ def _worst(findings: Sequence[Finding]) -> Finding | None:
     return min(faults or findings, key=lambda finding: RANKS[finding.severity], default=None)
 
 
-def _horizon(run: Run) -> str:
+def _horizon(run: RunData) -> str:
     """Of the layer where that is soonest, over the last recorded steps, and out of how many timesteps."""
     layers = run.source.read("layers").sort_values("step", kind="stable")
     found: list[tuple[float, bool, int]] = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from math import comb
 from typing import Any
 
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report.words import told
 
 Settings = Mapping[str, Any]
@@ -18,7 +18,7 @@ CHANCE = 0.1
 """A split that so large a share of all splits of the runs would be is worth a word of caution."""
 
 
-def settings_of(run: Run, name: str = "") -> dict[str, Any]:
+def settings_of(run: RunData, name: str = "") -> dict[str, Any]:
     """What a run says of its layers and its optimizer, and what its name says as `lr=0.1`.
 
     Layers are told apart by their position, as modules of the same role often have other names in other runs.

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import gradscope.plot as plot
 from gradscope.plot import data
 from gradscope.plot.style import colours
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.report.layers import RANKS, cells, numbers
 from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, settings, tell, told
 from gradscope.types import Finding, LayerKey
+from gradscope.types.findings import where
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Frame = Any
-Runs = Mapping[str, Run]
+Runs = Mapping[str, RunData]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Overlay:
 
     name: str
     title: str
-    table: Callable[[Run, LayerKey], Frame]
+    table: Callable[[RunData, LayerKey], Frame]
     words: Callable[[Frame], str]
     draw: Callable[..., object]
     drawn: Callable[[Frame], Frame] = lambda frame: frame
@@ -109,7 +110,7 @@ def compared(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dic
     """
     figures: Figures = {}
     tints = dict(zip(runs, colours(len(runs)), strict=True))
-    holders: dict[LayerKey, dict[str, Run]] = {}
+    holders: dict[LayerKey, dict[str, RunData]] = {}
     for name, run in runs.items():
         for key in run.layers:
             holders.setdefault(key, {})[name] = run
@@ -129,7 +130,7 @@ def compared(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dic
     }, figures
 
 
-def _run(name: str, run: Run, findings: Sequence[Finding]) -> dict[str, Any]:
+def _run(name: str, run: RunData, findings: Sequence[Finding]) -> dict[str, Any]:
     severities = sorted((finding.severity for finding in findings), key=lambda severity: RANKS[severity])
     return {
         "name": name,
@@ -144,7 +145,7 @@ def _layer(place: Place) -> dict[str, Any]:
     return {
         "id": place.owner,
         "key": place.key._asdict(),
-        "name": words.where(place.key),
+        "name": where(place.key),
         "runs": [{"name": name, "numbers": mine, "cells": cells(mine)} for name, mine in found.items()],
     }
 

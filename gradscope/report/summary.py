@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from gradscope.plot import data
-from gradscope.record import Run
+from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.report.layers import cells, numbers, worst_first
 from gradscope.report.pictures import CLIPPING, LAYER, LOSS, Picture
 from gradscope.types import Finding, LayerKey
 from gradscope.types.clips import measured, share
+from gradscope.types.findings import where
 from gradscope.types.loss import change
 
 Frame = Any
@@ -25,7 +26,7 @@ SHOWN_REASONS = 20
 WHOLE_RUN = LayerKey("", -1, "forward", -1)
 
 
-def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[str, Any], Figures]:
+def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dict[str, Any], Figures]:
     """All that a report says of a run, and the functions that draw its pictures.
 
     Args:
@@ -74,12 +75,12 @@ def _beginning(facts: Mapping[str, Any]) -> str:
     return f"The last record is of step {recorded:,}, and the training goes on to {last:,}: this is its beginning."
 
 
-def _layer(run: Run, key: LayerKey, findings: Sequence[Finding]) -> dict[str, Any]:
+def _layer(run: RunData, key: LayerKey, findings: Sequence[Finding]) -> dict[str, Any]:
     found = numbers(run, key)
     mine = [finding for finding in findings if finding.layer_key == key and finding.code != "healthy"]
     return {
         "key": key._asdict(),
-        "name": words.where(key),
+        "name": where(key),
         "numbers": found,
         "cells": cells(found),
         "codes": [{"code": finding.code, "severity": finding.severity} for finding in mine],
@@ -92,7 +93,7 @@ def tell(finding: Finding) -> dict[str, Any]:
         "code": finding.code,
         "severity": finding.severity,
         "layer": None if finding.layer_key is None else finding.layer_key._asdict(),
-        "where": "the whole model" if finding.layer_key is None else words.where(finding.layer_key),
+        "where": "the whole model" if finding.layer_key is None else where(finding.layer_key),
         "title": finding.title,
         "explanation": finding.explanation,
         "evidence": [{"name": k, "value": v, "text": words.told(v)} for k, v in finding.evidence.items()],
@@ -101,7 +102,7 @@ def tell(finding: Finding) -> dict[str, Any]:
 
 
 def _pictures(
-    run: Run, key: LayerKey, pictures: Iterable[Picture], owner: str, figures: Figures
+    run: RunData, key: LayerKey, pictures: Iterable[Picture], owner: str, figures: Figures
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     records = len(data.recorded(run, key))
@@ -128,7 +129,7 @@ def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
     return {"id": name, "title": title, "text": text, "columns": columns, "rows": rows}
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: RunData) -> dict[str, Any]:
     """What the whole training was like."""
     steps, calls = run.source.read("steps"), run.source.read("clips")
     recorded = run.source.read("layers", None, ["step"])["step"]
@@ -153,7 +154,7 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
-def clipping(run: Run) -> list[dict[str, Any]]:
+def clipping(run: RunData) -> list[dict[str, Any]]:
     """One entry per kind of clipping call and threshold, the most frequent first."""
     calls = run.frame("clips")
     found: list[dict[str, Any]] = []
@@ -176,7 +177,7 @@ def clipping(run: Run) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -entry["calls"])[:8]
 
 
-def other_thresholds(run: Run) -> list[dict[str, float]]:
+def other_thresholds(run: RunData) -> list[dict[str, float]]:
     """What clipping by norm would have changed at the percentiles of the norms that were seen."""
     curve = data.would_clip(run)
     if curve.empty:
@@ -186,7 +187,7 @@ def other_thresholds(run: Run) -> list[dict[str, float]]:
     return [{"threshold": threshold, "share": share} for threshold, share in found.items()]
 
 
-def notes(run: Run) -> list[dict[str, Any]]:
+def notes(run: RunData) -> list[dict[str, Any]]:
     """What could not be observed: each reason once, with how often and where."""
     rows = run.frame("notes")
     found: list[dict[str, Any]] = []
@@ -197,7 +198,7 @@ def notes(run: Run) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -entry["rows"])[:SHOWN_REASONS]
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: RunData) -> dict[str, Any]:
     """What the run says of itself, as it stands in `run.json`; of its sessions, what differs from that."""
     told = {name: value for name, value in run.meta.items() if not (isinstance(value, Mapping | list) and not value)}
     if "sessions" in told:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gradscope.types import LayerKey
 from gradscope.types.loss import change, number
 
 Frame = Any
@@ -34,13 +33,6 @@ def told(value: Any) -> str:
 def counted(number: int, thing: str) -> str:
     """So many things, with an s unless there is but one."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
-
-
-def where(key: LayerKey) -> str:
-    """A layer in words."""
-    name = key.module or "the model"
-    chain = f", chain {key.chain}" if key.chain else ""
-    return f"{name}, layer {key.layer}{', reverse' if key.direction == 'reverse' else ''}{chain}"
 
 
 def percent(share: float) -> str:

@@ -9,8 +9,9 @@ diagnose -> show: `Finding`
 
 from gradscope.types.calls import Direction, Joined, Kept, KernelCall, LayerKey, Link, Stack, Strand, Weights
 from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence, WholeCall
+from gradscope.types.findings import Finding, Remedy, Severity
 from gradscope.types.origin import Origin
-from gradscope.types.results import Analysis, Batch, Block, Finding, Gate, Remedy, Rows, Severity
+from gradscope.types.results import Analysis, Batch, Block, Gate, Rows
 
 __all__ = [
     "Analysis",

@@ -1,17 +1,15 @@
-"""What comes out: analyses, rows, findings."""
+"""What comes out: analyses, and rows."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from gradscope.types.calls import Direction, LayerKey
+from gradscope.types.calls import Direction
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,69 +112,3 @@ class Batch:
 
     step: int
     rows: tuple[Rows, ...]
-
-
-Severity = Literal["info", "warning", "critical"]
-
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """Something to try against a finding.
-
-    Attributes:
-        title: what it does, in a few words.
-        code: what to type, in the names of the user's own model.
-        apply: does it to the module that the finding is about, in place, or gives what to put in its place; None where
-            code cannot do it.
-    """
-
-    title: str
-    code: str
-    apply: Callable[[nn.Module], nn.Module | None] | None = None
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Finding:
-    """Something that a run says about its training.
-
-    Attributes:
-        code: what it is, such as `"vanishing_gradient"`; `docs/diagnosis.md` lists them all.
-        severity: `"critical"`, it certainly keeps the training from learning; `"warning"`, it probably does; `"info"`,
-            a fact that matters only under a condition, which the text states.
-        layer_key: which recurrence; None where it is about the whole model.
-        title: one line.
-        explanation: why it is probable, with the numbers that it rests on.
-        evidence: these numbers by name, and where they are from: `gate`, `steps`, `timesteps` where they apply.
-        remedies: the most promising first.
-    """
-
-    code: str
-    severity: Severity
-    layer_key: LayerKey | None
-    title: str
-    explanation: str
-    evidence: Mapping[str, Any]
-    remedies: tuple[Remedy, ...] = ()
-
-    def __repr__(self) -> str:
-        """One line, for lists."""
-        return f"<Finding {self._head}>"
-
-    def __str__(self) -> str:
-        """As a person reads it: the title, why, and what to type."""
-        lines = [self._head, *textwrap.wrap(self.explanation, 98, initial_indent="  ", subsequent_indent="  ")]
-        for number, remedy in enumerate(self.remedies, 1):
-            lines += [f"  {number}. {remedy.title}", *(f"       {line}" for line in remedy.code.splitlines())]
-        return "\n".join(lines)
-
-    @property
-    def _head(self) -> str:
-        return f"{self.code if self.code == 'healthy' else f'{self.severity}: {self.code}'}: {self.title}"
-
-    def _repr_html_(self) -> str:
-        """A card for notebooks."""
-        try:
-            from gradscope.report import card
-        except ModuleNotFoundError:  # jinja2 and its like come with an extra
-            return f"<pre>{escape(str(self))}</pre>"
-        return card(self)

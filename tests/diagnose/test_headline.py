@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gradscope.diagnose.headline import headline, learns
-from gradscope.record import MemoryStore, Run
+from gradscope.record import MemoryStore
+from gradscope.run import Run
 from gradscope.types import Batch, Rows
 
 NOISE = np.random.default_rng(0).normal(0, 0.01, 200)

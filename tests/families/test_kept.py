@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope.observe import arriving
 from gradscope.observe import step as gradscope_step
-from gradscope.record import Run
+from gradscope.run import Run
 from gradscope.types import Analysis, Kept
 
 TABLES = ("timesteps", "reach", "gates", "units", "layers")

@@ -13,7 +13,8 @@ import pytest
 from made_runs import ENCODER, GATES, layer, made, of, spread, timesteps
 
 import gradscope
-from gradscope.record import MemoryStore, Run
+from gradscope.record import MemoryStore
+from gradscope.run import Run
 from gradscope.types import LayerKey, Rows
 
 pytest.importorskip("seaborn")

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 import gradscope
-from gradscope.record import TABLES, ParquetStore, Run
+from gradscope.record import TABLES, ParquetStore
+from gradscope.run import Run
 from gradscope.types import Batch, Rows
 
 EVERY = 3  # every third step is recorded

@@ -13,8 +13,9 @@ from made_runs import CLIPPING, HEALTHY, META, VANISHING
 from pandas.testing import assert_frame_equal
 
 import gradscope
-from gradscope.record import Fleet, ParquetStore
+from gradscope.record import ParquetStore
 from gradscope.record.fleet import COLUMNS, worst
+from gradscope.run import Fleet
 from gradscope.types import Batch, Rows
 from gradscope.types.clips import share
 from gradscope.types.loss import change
@@ -177,7 +178,7 @@ def test_compares_and_reports(fleet: Fleet) -> None:
     from gradscope.report import fleet as fleet_report
 
     findings = {name: [(HEALTHY, VANISHING, CLIPPING)[place % 3]] for place, name in enumerate(fleet)}
-    report = fleet_report(fleet, findings)
+    report = fleet_report(fleet.data, fleet, findings)
     assert [row["run"] for row in report.summary["rows"]].count(HOSTILE) == 1
     ranks = [("critical", "warning", "info", "").index(row["severity"]) for row in report.summary["rows"]]
     assert ranks == sorted(ranks)

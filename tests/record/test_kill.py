@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from record.rows import ALONE, EVERY, SLIM, batch, expected, holds, same, slim, write
 
-from gradscope.record import ParquetStore, Run, load
+from gradscope.record import ParquetStore
+from gradscope.run import Run, load
 
 
 class Killed(BaseException):

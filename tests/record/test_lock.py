@@ -12,7 +12,8 @@ import pytest
 from record.rows import ALONE, holds, write
 
 from gradscope.errors import GradscopeWarning, RecordError
-from gradscope.record import ParquetStore, load, lock
+from gradscope.record import ParquetStore, lock
+from gradscope.run import load
 
 HOLD = """
 from gradscope.record import ParquetStore

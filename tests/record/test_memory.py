@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from record.rows import EVERY, batch, expected, holds, same
 
-from gradscope.record import MemoryStore, Run
+from gradscope.record import MemoryStore
 from gradscope.record.memory import Buffer
 from gradscope.record.thin import every_second_of_older_half, note
+from gradscope.run import Run
 from gradscope.types import Batch
 
 

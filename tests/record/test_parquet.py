@@ -14,8 +14,9 @@ import pytest
 from record.rows import batch, expected, holds, same, write
 
 from gradscope.errors import LoadError, RecordError
-from gradscope.record import ParquetStore, Run, load, parquet
+from gradscope.record import ParquetStore, parquet
 from gradscope.record.thin import disk_limit
+from gradscope.run import Run, load
 from gradscope.types import Batch, Rows
 
 

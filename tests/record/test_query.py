@@ -11,7 +11,8 @@ import pytest
 from record.rows import batch, expected, same, write
 
 from gradscope.errors import GradscopeError
-from gradscope.record import MemoryStore, ParquetStore, Run, load
+from gradscope.record import MemoryStore, ParquetStore
+from gradscope.run import Run, load
 
 STEPS = range(30)
 

@@ -14,7 +14,8 @@ from made_runs import ENCODER, VANISHING, layer, timesteps
 
 import gradscope
 from gradscope.diagnose import merge_ranks
-from gradscope.record import ParquetStore, Run, meta
+from gradscope.record import ParquetStore, meta
+from gradscope.run import Run
 from gradscope.types import Batch, Finding, Rows
 
 STEPS = 6

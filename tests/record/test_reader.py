@@ -11,7 +11,8 @@ import pytest
 from record.rows import batch, expected, holds, same, write
 
 from gradscope.errors import GradscopeWarning, LoadError
-from gradscope.record import ParquetStore, load, parts
+from gradscope.record import ParquetStore, parts
+from gradscope.run import load
 
 
 @pytest.fixture

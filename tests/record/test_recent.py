@@ -11,7 +11,8 @@ from record.rows import batch
 from torch import nn
 
 import gradscope
-from gradscope.record import MemoryStore, ParquetStore, Run, recent
+from gradscope.record import MemoryStore, ParquetStore, recent
+from gradscope.run import Run
 
 LAST, STEPS = 99, 30
 FIRST = LAST - STEPS + 1

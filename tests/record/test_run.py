@@ -10,7 +10,8 @@ from made_runs import made
 from record.rows import ALONE, batch, expected, holds, same, write
 
 from gradscope.errors import LoadError
-from gradscope.record import Joined, MemoryStore, ParquetStore, Run, load
+from gradscope.record import Joined, MemoryStore, ParquetStore
+from gradscope.run import Run, load
 from gradscope.types import Batch, LayerKey, Rows
 
 

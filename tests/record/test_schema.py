@@ -8,8 +8,9 @@ import pytest
 from record.rows import batch
 
 from gradscope.errors import GradscopeError, RecordError
-from gradscope.record import TABLES, MemoryStore, ParquetStore, Run
+from gradscope.record import TABLES, MemoryStore, ParquetStore
 from gradscope.record.schema import KEY, check, lookup
+from gradscope.run import Run
 from gradscope.types import Rows
 
 CONTRACT = """

@@ -9,7 +9,8 @@ from made_runs import CLIPPING, ENCODER, HEALTHY, HOSTILE, VANISHING, made
 
 from gradscope.compare import compare
 from gradscope.errors import GradscopeError
-from gradscope.record import MemoryStore, Run
+from gradscope.record import MemoryStore
+from gradscope.run import Run
 from gradscope.types import LayerKey
 
 pytest.importorskip("jinja2")

@@ -17,7 +17,8 @@ import pytest
 from made_runs import CLIPPING, ENCODER, HEALTHY, HOSTILE, VANISHING, layer, made, of
 
 import gradscope
-from gradscope.record import Joined, MemoryStore, Run
+from gradscope.record import Joined, MemoryStore
+from gradscope.run import Run
 from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 
 pytest.importorskip("jinja2")

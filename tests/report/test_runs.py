@@ -9,7 +9,8 @@ import pytest
 from made_runs import ENCODER, HEALTHY, VANISHING, layer, made
 
 import gradscope
-from gradscope.record import MemoryStore, ParquetStore, Run
+from gradscope.record import MemoryStore, ParquetStore
+from gradscope.run import Run
 from gradscope.types import Batch, Rows
 
 pytest.importorskip("jinja2")

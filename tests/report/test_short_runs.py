@@ -12,7 +12,8 @@ from fleets import sweep
 from made_runs import ENCODER, layer, loss, made, spread
 
 import gradscope
-from gradscope.record import MemoryStore, Run
+from gradscope.record import MemoryStore
+from gradscope.run import Run
 from gradscope.types import Batch, Rows
 from gradscope.types.loss import number
 
