@@ -79,7 +79,7 @@ class Comparison:
         """The runs side by side, to be saved as HTML, Markdown, text or JSON."""
         from gradscope.report import comparison
 
-        return comparison(self.runs)
+        return comparison(self.runs, self.findings())
 
     def __repr__(self) -> str:
         """The names of the runs."""

@@ -75,7 +75,8 @@ def attach(
             kept for every step.
         budget: where `every` is None, gradscope may cost, in all, this share of the training time (0.015 is 1.5 %)
             and one second.
-        quantities: `"core"`, `"full"`, or a list of names.
+        quantities: `"core"`, `"economy"` (a third cheaper), `"full"`, or a list of names. gradscope computes nothing
+            that you do not ask for.
         max_sequences: how many sequences of a batch are analysed, evenly spaced over the batch; None for all.
         include: `fnmatch` patterns over qualified names of the layers to observe.
         exclude: `fnmatch` patterns over qualified names of layers to leave out.

@@ -6,8 +6,10 @@ from gradscope.families.origin import find_origin, find_origins
 from gradscope.families.positions import analyse_positions
 from gradscope.families.positions_origin import find_position_origin
 from gradscope.families.stack import analyse, certify
+from gradscope.families.work import Work, work_for
 
 __all__ = [
+    "Work",
     "analyse",
     "analyse_kept",
     "analyse_positions",
@@ -16,4 +18,5 @@ __all__ = [
     "find_origin",
     "find_origins",
     "find_position_origin",
+    "work_for",
 ]

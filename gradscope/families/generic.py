@@ -12,10 +12,11 @@ from torch import Tensor
 from gradscope.families.base import RELU_LIMITS, SIGMOID_LIMITS, TANH_LIMITS
 from gradscope.families.blocks import measure_square_blocks
 from gradscope.families.jacobians import ProbedSteps, Steps, steps_of
-from gradscope.families.measure import norm, relative, relative_parts
+from gradscope.families.norms import norm, relative, relative_parts
 from gradscope.families.products import SEQUENCES, TIMES, standard_error
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
-from gradscope.types import Analysis, Gate, Recurrence
+from gradscope.families.work import CORE_WORK, Work
+from gradscope.types import Analysis, Block, Gate, Recurrence
 
 WITNESSED = frozenset({"grad_h", "grad_h_direct", "state", "cell"})
 LIMITS = {"sigmoid": SIGMOID_LIMITS, "tanh": TANH_LIMITS, "relu": RELU_LIMITS}
@@ -35,7 +36,7 @@ NOT_BACK = (
 )
 
 
-def analyse_recurrence(recurrence: Recurrence, *, full: bool = False) -> Analysis:
+def analyse_recurrence(recurrence: Recurrence, *, work: Work = CORE_WORK) -> Analysis:
     """Measure a chain of calls of any cell: see `gradscope.families.analyse`."""
     residual = torch.full((), math.nan, device=recurrence.lengths.device)
     try:  # it is the user's code that runs here
@@ -47,10 +48,10 @@ def analyse_recurrence(recurrence: Recurrence, *, full: bool = False) -> Analysi
         reason = NOT_RUN.format(error=str(error) or type(error).__name__)
     if not reason:
         try:
-            return _Measuring(recurrence, steps_of(recurrence), full, residual).run()
+            return _Measuring(recurrence, steps_of(recurrence), work.parts, residual).run()
         except (RuntimeError, NotImplementedError) as error:
             reason = NOT_BACK.format(error=error)
-    return _without_jacobians(recurrence, full, residual, reason)
+    return _without_jacobians(recurrence, work.parts, residual, reason)
 
 
 def _residual(r: Recurrence) -> Tensor:
@@ -83,12 +84,12 @@ def _known(r: Recurrence) -> dict[str, Tensor]:
     return values
 
 
-def _without_jacobians(r: Recurrence, full: bool, residual: Tensor, reason: str) -> Analysis:
+def _without_jacobians(r: Recurrence, parts: frozenset[str], residual: Tensor, reason: str) -> Analysis:
     """An analysis that says why it is none."""
     values = _known(r)
     names = ("jacobian", "jacobian_h", "jacobian_c")[: 1 + min(2, len(r.returned))]
     blank = torch.full_like(values["state"], math.nan)
-    values |= dict.fromkeys((*names, *(("jacobian_max", "gain") if full else ())), blank)
+    values |= dict.fromkeys((*names, *(("jacobian_max", "gain") if "products" in parts else ())), blank)
     valid, anchors = _valid(r), pick_anchors(norm(torch.cat(r.direct, -1)))
     reach, reached = reach_by_lag(anchors, torch.zeros(len(blank), *anchors.times.shape, device=blank.device))
     return Analysis(
@@ -101,8 +102,8 @@ def _without_jacobians(r: Recurrence, full: bool, residual: Tensor, reason: str)
         errors={},
         reach=reach,
         reached=reached,
-        gates={name: saturation(x, LIMITS[kind], valid) for name, (x, kind) in r.gates.items()},
-        blocks=measure_square_blocks(r.blocks, full),
+        gates=_gates(r, valid, parts),
+        blocks=_blocks(r, parts),
         lyapunov=None,
         residual=residual,
         tolerance=r.tolerance,
@@ -115,14 +116,14 @@ def _without_jacobians(r: Recurrence, full: bool, residual: Tensor, reason: str)
 class _Measuring:
     recurrence: Recurrence
     steps: Steps
-    full: bool
+    parts: frozenset[str]
     residual: Tensor
 
     def run(self) -> Analysis:
         r, joint = self.recurrence, torch.cat(self.recurrence.direct, -1)
         anchors, valid = pick_anchors(norm(joint)), _valid(self.recurrence)
         back = self._scan(joint, anchors, valid)
-        values, errors = self._sizes()
+        values, errors = self._sizes() if "sizes" in self.parts else ({}, {})
         reach, reached = reach_by_lag(anchors, back.carried)
         analysis = Analysis(
             layer=0,
@@ -134,15 +135,15 @@ class _Measuring:
             errors=errors,
             reach=reach,
             reached=reached,
-            gates={name: saturation(x, LIMITS[kind], valid) for name, (x, kind) in r.gates.items()},
-            blocks=measure_square_blocks(r.blocks, self.full),
+            gates=_gates(r, valid, self.parts),
+            blocks=_blocks(r, self.parts),
             lyapunov=None,
             residual=self.residual,
             tolerance=r.tolerance,
             gradient_residual=relative(relative_parts(back.total, torch.cat(r.totals, -1), valid)),
             starts=r.starts,
         )
-        return self._in_full(analysis) if self.full else analysis
+        return self._in_full(analysis) if "products" in self.parts else analysis
 
     def _scan(self, joint: Tensor, anchors: Anchors, valid: Tensor) -> _Back:
         """Carry the total gradient and each anchor's alone back through all steps."""
@@ -259,6 +260,15 @@ class _Back:
 
     total: Tensor
     carried: Tensor
+
+
+def _gates(r: Recurrence, valid: Tensor, parts: frozenset[str]) -> dict[str, Gate]:
+    gates = r.gates.items() if "saturation" in parts else ()
+    return {name: saturation(x, LIMITS[kind], valid) for name, (x, kind) in gates}
+
+
+def _blocks(r: Recurrence, parts: frozenset[str]) -> dict[str, Block]:
+    return measure_square_blocks(r.blocks, "eigenvalues" in parts) if "blocks" in parts else {}
 
 
 def _evenly(count: int, most: int) -> Tensor:

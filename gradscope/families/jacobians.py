@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradscope.families.blocks import EXACT, largest_eigenvalue
-from gradscope.families.measure import norm
+from gradscope.families.norms import norm
 from gradscope.families.products import ITERATIONS, PROBES, largest_singular
 from gradscope.types import Recurrence
 

@@ -7,13 +7,16 @@ from dataclasses import replace
 import torch
 
 from gradscope.families.base import Family, Layer
-from gradscope.families.measure import Entering, measure, relative, relative_parts
+from gradscope.families.measure import measure
+from gradscope.families.norms import relative, relative_parts
 from gradscope.families.place import FAMILIES, Place, entering_at, places_of
+from gradscope.families.scan import Entering
 from gradscope.families.stack import analysis_at
+from gradscope.families.work import CORE_WORK, Work
 from gradscope.types import Analysis, Kept, Stack
 
 
-def analyse_kept(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[Analysis]:
+def analyse_kept(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> list[Analysis]:
     """Measure every layer and direction of one call, as `gradscope.families.stack.analyse` does.
 
     Returns:
@@ -21,7 +24,12 @@ def analyse_kept(stack: Stack, *, full: bool = False, sketch: bool = True) -> li
     """
     family = FAMILIES[stack.family]
     return [
-        analysis_at(family, place, measure(family, layer, stack.lengths, entering, below=False, sketch=sketch), full)
+        analysis_at(
+            family,
+            place,
+            measure(family, layer, stack.lengths, entering, below=False, sketch=sketch, work=work),
+            work,
+        )
         for place, layer, entering in _known_layers(family, stack)
     ]
 

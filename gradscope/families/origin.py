@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace
-from gradscope.families.measure import Entering
 from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, places_of, run_layers
+from gradscope.families.scan import Entering
 from gradscope.types import Direction, Origin, Recurrence, Stack, Weights
 
 Found = tuple[int, Direction, Origin]

@@ -11,8 +11,8 @@ from torch import Tensor
 from gradscope.families.base import Family, Layer
 from gradscope.families.gru import GRU
 from gradscope.families.lstm import LSTM
-from gradscope.families.measure import Entering
 from gradscope.families.rnn import ReluRNN, TanhRNN
+from gradscope.families.scan import Entering
 from gradscope.types import Direction, Stack, Weights
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (TanhRNN(), ReluRNN(), LSTM(), GRU())}

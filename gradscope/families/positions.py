@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.families.measure import norm, relative, relative_parts
+from gradscope.families.norms import norm, relative, relative_parts
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.types import Analysis, Positions
 

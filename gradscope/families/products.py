@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gradscope.families.base import Family, State, Trace
 from gradscope.families.blocks import EXACT, largest_eigenvalue
-from gradscope.families.measure import norm, pieces
+from gradscope.families.measure import pieces
+from gradscope.families.norms import norm
 
 PROBES = 8
 TIMES, SEQUENCES = 32, 4

@@ -25,6 +25,11 @@ class Anchors(NamedTuple):
     times: Tensor
     sizes: Tensor
 
+    @classmethod
+    def none(cls, entering: Tensor) -> Anchors:
+        """No anchor in any sequence of [T, B]."""
+        return cls(entering.new_empty(0, entering.shape[1]).long(), entering.new_empty(0, entering.shape[1]))
+
     def active(self, start: int) -> int:
         """How many anchors some sequence has at or after timestep `start`: a prefix, the latest being first."""
         return int((self.times >= start).any(1).sum())
@@ -34,8 +39,10 @@ class Anchors(NamedTuple):
 
         Not where it is so small or large that a product of Jacobians would leave the range of float32 earlier.
         """
+        if not len(self.times) or bool((self.times[1:] >= 0).any()):
+            return False
         known = self.sizes[self.times >= 0]
-        return bool((self.times[1:] < 0).all() and ((known > 1e-9) & (known < 1e9)).all())
+        return bool(((known > 1e-9) & (known < 1e9)).all())
 
 
 def pick_anchors(entering: Tensor) -> Anchors:
@@ -65,16 +72,25 @@ def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [lags, B] and, as booleans, whether some anchor reaches back that far.
     """
-    steps = carried.shape[0]
-    source = anchors.times.unsqueeze(0) - torch.arange(steps, device=carried.device).view(-1, 1, 1)
-    present = (source >= 0) & (anchors.times >= 0)
-    values = carried.gather(0, source.clamp(min=0))
-    broken = (present & ~values.isfinite()).any(1)
-    ranked = values.nan_to_num(nan=torch.inf).masked_fill(~present, torch.inf).sort(1).values
-    count = present.sum(1, keepdim=True)
-    low = ranked.gather(1, (count - 1).clamp(min=0) // 2)
-    high = ranked.gather(1, (count // 2).clamp(max=ANCHORS - 1))
-    median = ((low + high) / 2).squeeze(1).masked_fill(broken, torch.nan)
+    steps, used = carried.shape[0], max(1, anchors.active(0))
+    times, carried = anchors.times[:used], carried[:, :used]
+    source = times - torch.arange(steps, device=carried.device).view(-1, 1, 1)
+    present = source >= 0
+    values = carried.gather(0, source.clamp_(min=0))
     reached = present.any(1)
     lags = int(reached.any(1).sum())
+    if used == 1:
+        median = torch.where(present & values.isfinite(), values, torch.nan).squeeze(1)
+    else:
+        median = _median(values, present)
     return median[:lags], reached[:lags]
+
+
+def _median(values: Tensor, present: Tensor) -> Tensor:
+    """Over the anchors, [lags, A, B], of those present; NaN where one of these is not finite."""
+    broken = (present & ~values.isfinite()).any(1)
+    ranked = values.masked_fill(~present | broken.unsqueeze(1), torch.inf).sort(1).values
+    count = present.sum(1, keepdim=True)
+    low = ranked.gather(1, (count - 1).clamp_(min=0) // 2)
+    high = ranked.gather(1, (count // 2).clamp_(max=values.shape[1] - 1))
+    return ((low + high) / 2).squeeze(1).masked_fill_(broken, torch.nan)

@@ -10,20 +10,22 @@ from torch import Tensor
 
 from gradscope.families.base import Family
 from gradscope.families.blocks import measure_blocks
-from gradscope.families.measure import Measured, measure, relative, relative_parts, sketch_matrix
+from gradscope.families.measure import Measured, measure, sketch_matrix
+from gradscope.families.norms import relative, relative_parts
 from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, run_layers
 from gradscope.families.products import measure_products
+from gradscope.families.work import CORE_WORK, Work
 from gradscope.types import Analysis, Gate, Stack
 
 HIDDEN_DROPOUT = "the dropout mask between the layers is hidden inside the kernel; pass split_layers=True to attach"
 
 
-def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[Analysis]:
+def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> list[Analysis]:
     """Measure every layer and direction of one call.
 
     Args:
         stack: the call in canonical layout.
-        full: the full set of quantities, not only the core.
+        work: what to compute; by default the core set.
         sketch: prepare the comparison of gradients by `certify`.
 
     Returns:
@@ -40,8 +42,8 @@ def analyse(stack: Stack, *, full: bool = False, sketch: bool = True) -> list[An
             place = Place(stack, index, bool(reverse))
             layer = layer_at(place, outputs)
             entering = entering_at(place, gradient[..., place.columns])
-            measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch)
-            found.append(analysis_at(family, place, measured, full))
+            measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch, work=work)
+            found.append(analysis_at(family, place, measured, work))
             if measured.grad_input is not None:
                 below.append(place.dropped(place.turn(measured.grad_input)))
         if below:
@@ -69,13 +71,13 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
     ]
 
 
-def analysis_at(family: Family, place: Place, measured: Measured, full: bool) -> Analysis:
+def analysis_at(family: Family, place: Place, measured: Measured, work: Work) -> Analysis:
     """Turn back to input order, add the weights and the full set, and say what cannot be given."""
     stack, values = place.stack, dict(measured.values)
     measured_at: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
     lyapunov = None
-    if full:
+    if "products" in work.parts:
         products = measure_products(family, measured.trace, stack.lengths)
         values["jacobian_max"], measured_at["jacobian_max"] = products.jacobian_max, products.measured
         values["gain"], errors["gain"] = products.gain, products.error
@@ -90,7 +92,7 @@ def analysis_at(family: Family, place: Place, measured: Measured, full: bool) ->
         reach=measured.reach,
         reached=measured.reached,
         gates={name: _turn_gate(place, gate) for name, gate in measured.gates.items()},
-        blocks=measure_blocks(family, place.weights, full),
+        blocks=measure_blocks(family, place.weights, "eigenvalues" in work.parts) if "blocks" in work.parts else {},
         lyapunov=lyapunov,
         residual=_residual(place, measured),
         tolerance=stack.tolerance,

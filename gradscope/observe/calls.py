@@ -20,6 +20,7 @@ from gradscope.capture.layout import choose_sequences
 from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
+from gradscope.families import Work
 from gradscope.observe.following import CARRIED, Asked, Finals
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.step import Recording
@@ -34,6 +35,7 @@ class CallReceiver:
         layers: watched layers and cells of torch's, by name; those that are still there.
         own: watched modules that are not torch's.
         limit: how many sequences to analyse at most.
+        work: what to compute of them.
         guard: for failures.
         started: called when there is a call, for the clock of the first step.
 
@@ -49,6 +51,7 @@ class CallReceiver:
         layers: Mapping[str, nn.Module],
         own: Sequence[Cell | SequenceModule],
         limit: int | None,
+        work: Work,
         guard: Guard,
         started: Callable[[], None],
     ) -> None:
@@ -57,7 +60,7 @@ class CallReceiver:
         self.seen = Calls(layers, [watched for watched in own if isinstance(watched, SequenceModule)])
         self.once: dict[tuple[str, str], int] = {}
         self.recording: Recording | None = None
-        self._layers, self._limit, self._started = layers, limit, started
+        self._layers, self._limit, self._work, self._started = layers, limit, work, started
         self._own: dict[int, list[Cell | SequenceModule]] = {}
         for watched in own:
             self._own.setdefault(id(watched.module), []).append(watched)
@@ -92,17 +95,12 @@ class CallReceiver:
         """True if this step needs calls."""
         return self.recording is not None or bool(self._awaited)
 
-    def begin(self, recorded: bool, *, full: bool) -> None:
-        """The next step begins.
-
-        Args:
-            recorded: record it.
-            full: with the full set of quantities.
-        """
+    def begin(self, recorded: bool) -> None:
+        """The next step begins, and is recorded or not."""
         last, self.recording = self.recording, None
         self._awaited = {}
         if recorded:
-            self.recording = Recording(self._limit, full, self._hook)
+            self.recording = Recording(self._limit, self._work, self._hook)
             self.recording.following.asked, self._asked = self._asked, []
             if last is not None:
                 self.recording.following.before = last.following.recent

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gradscope.attach.backward import BACKWARD
 from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.capture.positions import SequenceModule
+from gradscope.families import work_for
 from gradscope.observe.alarm import Alarm, lost
 from gradscope.observe.byhand import BY_HAND, ByHand
 from gradscope.observe.calls import CallReceiver
@@ -27,7 +28,6 @@ from gradscope.observe.ledger import Ledger
 from gradscope.observe.owners import Owners
 from gradscope.observe.passes import Pass, Passes
 from gradscope.observe.plan import Plan
-from gradscope.observe.quantities import needs_full
 from gradscope.observe.recorded import RecordedRows
 from gradscope.observe.schedule import Schedule
 from gradscope.observe.tree import Tree
@@ -83,7 +83,8 @@ class Observer:
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        self.calls = CallReceiver(self._layers, own, settings.limit, self.guard, self._started)
+        work = work_for(settings.wanted)
+        self.calls = CallReceiver(self._layers, own, settings.limit, work, self.guard, self._started)
         self._passes = Passes(self.tree.parameters)
         others = [one.module for one in own if isinstance(one, SequenceModule)]
         mine = list(layers.values())
@@ -303,6 +304,6 @@ class Observer:
         self._idle = not looking
         self.ledger.looking, self.ledger.looked_s = looking, 0.0
         if recorded or self.calls.listening:
-            self.calls.begin(recorded, full=needs_full(self._settings.wanted))
+            self.calls.begin(recorded)
             self.guard.by_device(recorded)
             self.ledger.forget_arrivals()

@@ -28,7 +28,7 @@ from gradscope.capture.layout import layout_of
 from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
-from gradscope.families import analyse, analyse_kept, analyse_positions, analyse_recurrence, certify
+from gradscope.families import Work, analyse, analyse_kept, analyse_positions, analyse_recurrence, certify
 from gradscope.observe.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
 from gradscope.observe.following import NO_CELL, NO_STATE, TOO_LARGE, Following
 from gradscope.observe.observed import ObservedCall, WeightGradient, added, entirely
@@ -47,12 +47,12 @@ class Recording:
 
     Args:
         limit: how many sequences to analyse at most.
-        full: the full set of quantities.
+        work: what to compute.
         guard: wraps a hook so that a failure in it does not reach the training.
     """
 
     limit: int | None
-    full: bool
+    work: Work
     guard: Hook
     calls: list[ObservedCall] = field(default_factory=list[ObservedCall])
     sequences: list[SequenceCall] = field(default_factory=list[SequenceCall])
@@ -231,15 +231,15 @@ class Recording:
                 first = calls[chain.calls[0]]
                 if first.custom is not None:
                     recurrence = join_cells(first.custom, chain, calls, factor)
-                    found.append((first.module, number, [analyse_recurrence(recurrence, full=self.full)]))
+                    found.append((first.module, number, [analyse_recurrence(recurrence, work=self.work)]))
                     continue
                 users = [g for n in chain.calls for g in calls[n].weight_gradients]
                 sketch = any(g.complete and g.total is not None for g in users)
                 analyses = list[Analysis]()
                 if known := first.known():
-                    analyses = analyse_kept(stack_of(calls, chain, factor, known), full=self.full, sketch=sketch)
+                    analyses = analyse_kept(stack_of(calls, chain, factor, known), work=self.work, sketch=sketch)
                 if not analyses:
-                    analyses = analyse(stack_of(calls, chain, factor), full=self.full, sketch=sketch)
+                    analyses = analyse(stack_of(calls, chain, factor), work=self.work, sketch=sketch)
                 found.append((first.module, number, analyses))
             self._certify(chains, [analyses for _, _, analyses in found], factor)
             if stepped:

@@ -55,7 +55,7 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
         key: which layer.
         analysis: its measurements, on any device.
     """
-    host = _to_host(_statistics(analysis))
+    host = _statistics(analysis)
     unusable = _unusable(analysis, host)
     for name, values in host.items():
         if _withheld(name, unusable) and _quantity(name) not in analysis.witnessed:
@@ -65,29 +65,82 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
     return [*rows, *(Rows("notes", {**head, "reason": reason}) for reason in unusable.values())]
 
 
-def _statistics(a: Analysis) -> dict[str, Tensor]:
-    """Everything that goes to the host, by name."""
+def _statistics(a: Analysis) -> Values:
+    """Everything that the rows need, on the host, by name; brought there in one copy."""
     a, valid = _aligned(a)
-    found: dict[str, Tensor] = {"residual": a.residual, "timesteps": valid.any(1).sum()}
-    if a.gradient_residual is not None:
-        found["gradient_residual"] = a.gradient_residual
-    _spread_all(found, a, valid)
-    if len(a.reach):
-        _put_spread(found, "reach", *_spread(a.reach, a.reached))
-    for name, gate in a.gates.items():
-        sequences = valid.sum(1).clamp(min=1)
-        for part in ("low", "high", "mean"):
-            found[f"gate/{name}/{part}"] = getattr(gate, part).masked_fill(~valid, 0).sum(1) / sequences
-        found[f"unit/{name}/low"], found[f"unit/{name}/high"] = gate.unit_low, gate.unit_high
+    blocks = [getattr(block, part) for block in a.blocks.values() for part in BLOCKS]
+    single = [a.residual, a.gradient_residual, *blocks]
+    lyapunov = [] if a.lyapunov is None else [_median(a.lyapunov[~a.lyapunov.isnan()])]
+    parts = {
+        "spread": _spread(*_stacked(a, valid)),
+        "single": torch.stack([_number(x, a.residual) for x in (*single, *lyapunov)]),
+        "timesteps": valid.any(1).sum(),
+        "gates": _gates(a, valid),
+        "units": torch.stack([x for gate in a.gates.values() for x in (gate.unit_low, gate.unit_high)] or [a.residual]),
+        **{
+            f"spectrum/{g}": torch.view_as_real(b.eigenvalues) for g, b in a.blocks.items() if b.eigenvalues is not None
+        },
+        **{f"se/{name}": _root_mean_square(errors, valid) for name, errors in a.errors.items()},
+    }
+    return _named(a, _to_host(parts))
+
+
+def _stacked(a: Analysis, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """All quantities, and `reach` last, as [Q, T, B], and where they count."""
+    values = torch.stack([x.double() for x in a.values.values()])
+    where = valid.expand_as(values)
+    if a.measured:
+        where = torch.stack([a.measured.get(name, valid) for name in a.values])
+    if not len(a.reach):
+        return values, where
+    missing = (0, 0, 0, len(valid) - len(a.reach))
+    reach = torch.nn.functional.pad(a.reach.double(), missing)
+    reached = torch.nn.functional.pad(a.reached, missing)
+    return torch.cat([values, reach.unsqueeze(0)]), torch.cat([where, reached.unsqueeze(0)])
+
+
+def _gates(a: Analysis, valid: Tensor) -> Tensor:
+    """Mean over the sequences of what gates do at each timestep, [G * 3, T]."""
+    if not a.gates:
+        return a.residual
+    parts = torch.stack([x for gate in a.gates.values() for x in (gate.low, gate.high, gate.mean)])
+    return parts.masked_fill(~valid, 0).sum(-1) / valid.sum(1).clamp(min=1)
+
+
+def _number(x: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_full((), math.nan) if x is None else x.to(like.dtype)
+
+
+def _root_mean_square(errors: Tensor, valid: Tensor) -> Tensor:
+    """Over the sequences, of those that are finite, [T]."""
+    finite = valid & errors.isfinite()
+    squares = torch.where(finite, errors.double(), 0).square().sum(1)
+    return (squares / finite.sum(1).clamp(min=1)).sqrt()
+
+
+def _named(a: Analysis, host: Values) -> Values:
+    """The statistics one by one, by the names under which rows look for them."""
+    names = (*STATISTICS, "sequences", "nonfinite")
+    found: Values = {"timesteps": host["timesteps"]}
+    kinds = [f"value/{name}" for name in a.values] + (["reach"] if len(a.reach) else [])
+    for place, kind in enumerate(kinds):
+        stop = len(a.reach) if kind == "reach" else None
+        found |= {f"{kind}/{part}": host["spread"][place, :stop, n] for n, part in enumerate(names)}
+    found |= {f"value/{name}/se": host[f"se/{name}"] for name in a.errors}
+    numbers = iter(host["single"])
+    found["residual"], found["gradient_residual"] = next(numbers), next(numbers)
+    if a.gradient_residual is None:
+        del found["gradient_residual"]
     for name, block in a.blocks.items():
-        for part in BLOCKS:
-            value = getattr(block, part)
-            found[f"block/{name}/{part}"] = a.residual.new_full((), math.nan) if value is None else value
+        found |= {f"block/{name}/{part}": next(numbers) for part in BLOCKS}
         if block.eigenvalues is not None:
-            found[f"spectrum/{name}/real"] = block.eigenvalues.real
-            found[f"spectrum/{name}/imag"] = block.eigenvalues.imag
+            real, imaginary = host[f"spectrum/{name}"].T
+            found |= {f"spectrum/{name}/real": real, f"spectrum/{name}/imag": imaginary}
     if a.lyapunov is not None:
-        found["lyapunov"] = _median(a.lyapunov[~a.lyapunov.isnan()])
+        found["lyapunov"] = next(numbers)
+    for place, name in enumerate(a.gates):
+        found |= {f"gate/{name}/{part}": host["gates"][3 * place + n] for n, part in enumerate(("low", "high", "mean"))}
+        found |= {f"unit/{name}/{part}": host["units"][2 * place + n] for n, part in enumerate(("low", "high"))}
     return found
 
 
@@ -112,39 +165,24 @@ def _aligned(a: Analysis) -> tuple[Analysis, Tensor]:
     return replace(a, gates=gates, measured=measured, **moved), valid
 
 
-def _spread_all(found: dict[str, Tensor], a: Analysis, valid: Tensor) -> None:
-    """Statistics of all quantities in one go, [Q, T, B] at a time."""
-    values = torch.stack([v.double() for v in a.values.values()])
-    where = torch.stack([a.measured[name] if name in a.measured else valid for name in a.values])
-    spread = _spread(values, where)
-    for i, name in enumerate(a.values):
-        _put_spread(found, f"value/{name}", *(s[i] for s in spread))
-        if name in a.errors:
-            errors = a.errors[name].double()
-            finite = valid & errors.isfinite()
-            squares = torch.where(finite, errors, 0).square().sum(1)
-            found[f"value/{name}/se"] = (squares / finite.sum(1).clamp(min=1)).sqrt()
-
-
-def _spread(values: Tensor, where: Tensor) -> tuple[Tensor, ...]:
-    """p10, p50, p90 (linear interpolation) and mean over the last dimension, sequences and non-finite ones.
+def _spread(values: Tensor, where: Tensor) -> Tensor:
+    """p10, p50, p90 (linear interpolation) and mean over the last dimension, sequences and non-finite ones: [..., 6].
 
     Args:
         values: [..., B].
         where: which of them count, [..., B].
     """
     finite = where & values.isfinite()
-    count = finite.sum(-1)
-    ranked = values.masked_fill(~finite, torch.inf).sort(-1).values
-    quantiles = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device)
-    position = quantiles * (count - 1).clamp(min=0).unsqueeze(-1)
-    low = position.floor().long()
-    below = ranked.gather(-1, low)
-    above = ranked.gather(-1, torch.minimum(low + 1, (count - 1).clamp(min=0).unsqueeze(-1)))
-    spread = torch.lerp(below.double(), above.double(), position - low)
-    mean = values.masked_fill(~finite, 0).sum(-1) / count
-    empty = (count == 0).unsqueeze(-1)
-    return (*spread.masked_fill(empty, torch.nan).unbind(-1), mean, where.sum(-1), where.sum(-1) - count)
+    count = finite.sum(-1, keepdim=True)
+    last, known = (count - 1).clamp_(min=0), torch.where(finite, values, torch.inf)
+    ranked = known.sort(-1).values
+    position = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device) * last
+    low = position.long()
+    below, above = ranked.gather(-1, low), ranked.gather(-1, torch.minimum(low + 1, last))
+    quantiles = torch.where(count == 0, torch.nan, torch.lerp(below, above, position - low))
+    mean = torch.where(finite, values, 0).sum(-1, keepdim=True) / count
+    present = where.sum(-1, keepdim=True)
+    return torch.cat([quantiles, mean, present, present - count], -1)
 
 
 def _median(values: Tensor) -> Tensor:
@@ -155,32 +193,24 @@ def _median(values: Tensor) -> Tensor:
     return (ranked[(len(values) - 1) // 2] + ranked[len(values) // 2]) / 2
 
 
-def _put_spread(found: dict[str, Tensor], name: str, *spread: Tensor) -> None:
-    for part, value in zip((*STATISTICS, "sequences", "nonfinite"), spread, strict=True):
-        found[f"{name}/{part}"] = value
-
-
-def _to_host(found: Mapping[str, Tensor]) -> Values:
-    """One copy from the device."""
-    flat = torch.cat([t.reshape(-1).double() for t in found.values()]).cpu().numpy()
-    host: Values = {}
-    start = 0
-    for name, tensor in found.items():
-        host[name] = flat[start : start + tensor.numel()]
-        start += tensor.numel()
-    return host
+def _to_host(parts: Mapping[str, Tensor]) -> Values:
+    """One copy from the device; each part in its own form, in float64."""
+    flat = torch.cat([x.reshape(-1).double() for x in parts.values()]).cpu().numpy()
+    ends = np.cumsum([x.numel() for x in parts.values()])
+    pieces = zip(parts.items(), np.split(flat, ends[:-1]), strict=True)
+    return {name: piece.reshape(tuple(x.shape)) for (name, x), piece in pieces}
 
 
 def _unusable(a: Analysis, host: Values) -> dict[str, str]:
     """What cannot be given, `all` or `gradients`, and why."""
     if a.reason:
         return {"all": a.reason}
-    residual = float(host["residual"][0])
+    residual = float(host["residual"])
     if not residual <= a.tolerance:
         overflowed = a.tolerance > COARSE and math.isinf(residual)
         return {"all": OVERFLOWED if overflowed else STATES_DIFFER.format(residual=residual)}
     if "gradient_residual" in host:
-        residual = float(host["gradient_residual"][0])
+        residual = float(host["gradient_residual"])
         # Where the gradient itself overflowed there is nothing to compare: the records show it as it is.
         if residual > GRADIENT_SLACK * a.tolerance and math.isfinite(residual):
             if a.witnessed and a.tolerance <= COARSE:
@@ -206,7 +236,7 @@ def _quantity(name: str) -> str:
 
 
 def _tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
-    steps = np.arange(int(host["timesteps"][0]))
+    steps = np.arange(int(host["timesteps"]))
     n = len(steps)
     for name in a.values:
         rows = host[f"value/{name}/sequences"][:n] > 0
@@ -236,7 +266,7 @@ def _tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _weight_tables(a: Analysis, host: Values) -> Iterator[tuple[str, dict[str, Any]]]:
     for gate, block in a.blocks.items():
-        yield "weights", {"gate": gate, **{part: float(host[f"block/{gate}/{part}"][0]) for part in BLOCKS}}
+        yield "weights", {"gate": gate, **{part: float(host[f"block/{gate}/{part}"]) for part in BLOCKS}}
         if block.eigenvalues is not None:
             spectrum = {part: host[f"spectrum/{gate}/{part}"] for part in ("real", "imag")}
             yield "spectra", {"gate": gate, "index": np.arange(len(spectrum["real"])), **spectrum}
@@ -248,14 +278,14 @@ def _counts(host: Values, name: str, rows: Array | slice, n: int) -> dict[str, A
 
 def _layer_row(host: Values) -> dict[str, Any]:
     horizon, censored, decay = horizon_and_decay(host.get("reach/p50", np.empty(0)))
-    residuals = [float(host[name][0]) for name in ("residual", "gradient_residual") if name in host]
+    residuals = [float(host[name]) for name in ("residual", "gradient_residual") if name in host]
     return {
         "horizon": horizon,
         "horizon_censored": censored,
         "decay": decay,
-        "lyapunov": float(host["lyapunov"][0]) if "lyapunov" in host else math.nan,
+        "lyapunov": float(host["lyapunov"]) if "lyapunov" in host else math.nan,
         "residual": max(residuals, key=lambda r: math.inf if math.isnan(r) else r),
-        "timesteps": int(host["timesteps"][0]),
+        "timesteps": int(host["timesteps"]),
     }
 
 

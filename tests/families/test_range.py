@@ -15,22 +15,22 @@ from families.jobs import truth_of
 from torch import nn
 
 import gradscope
-from gradscope.families import measure
+from gradscope.families import measure, scan
 
 T, B, H = 200, 3, 4
 
 
 @pytest.fixture(params=["pieces", "one piece"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor, and all of time in one piece as on a GPU, where only the scan goes span by span."""
-    if request.param == "one piece":
-        monkeypatch.setattr(measure, "pieces", lambda layer, gates: [(0, len(layer.output))])
+    """Several pieces, as of a large layer, and all of time in one piece, where only the scan goes span by span."""
+    size = 64 if request.param == "pieces" else T
+    monkeypatch.setattr(measure, "pieces", lambda layer, gates: scan.backwards(len(layer.output), size))
 
 
 @pytest.mark.parametrize("case", cases.COVERING, ids=str)
 def test_spans(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a scan is broken off and taken up again changes nothing."""
-    monkeypatch.setattr(measure, "SPAN_STEPS", 2)
+    monkeypatch.setattr(scan, "SPAN_STEPS", 2)
     monkeypatch.setattr(measure, "pieces", lambda layer, gates: [(0, len(layer.output))])
     built = cases.build(case)
     oracles.assert_agrees(recorded_case(built), truth_of(built), rtol=1e-10)

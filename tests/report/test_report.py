@@ -346,7 +346,8 @@ def test_progress_counts_pictures() -> None:
 
 def test_run_report_and_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     run = made()
-    monkeypatch.setattr(Run, "findings", lambda self: FINDINGS)
+    monkeypatch.setattr("gradscope.diagnose.diagnose_ranks", lambda run: FINDINGS)
+    monkeypatch.setattr("gradscope.report.make.diagnose_ranks", lambda run: FINDINGS)
     found = run.report()
     assert isinstance(found, Report) and found.findings == tuple(FINDINGS)
     for html in (run._repr_html_(), found._repr_html_(), short(run)):
@@ -373,7 +374,7 @@ def test_a_page_without_the_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyP
 def test_an_excerpt_is_read_like_the_run() -> None:
     run = made([ENCODER, LayerKey("decoder", 0, "reverse", 0)])
     part = excerpt(run)
-    assert excerpt(part) is part and repr(part) == repr(run) and part.layers == run.layers
+    assert excerpt(part) is part and repr(Run(part.source)) == repr(run) and part.layers == run.layers
     for table in ("layers", "clips", "steps", "notes", "weights"):
         assert len(part.frame(table)) <= len(run.frame(table))
     wanted: dict[str, Any] = {**ENCODER._asdict(), "quantity": "grad_h", "t": slice(3, 5), "step": [0, 50]}

@@ -1,0 +1,71 @@
+"""Norms, and differences of norms, of values whose squares may leave the range of float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAFE = 1e-15, 1e15
+"""Norms between these are exact in float32: no square that counts has left its range."""
+
+
+def norm(x: Tensor) -> Tensor:
+    """2-norm over the last dimension, in float64."""
+    return norms([x])[0]
+
+
+def norms(parts: Sequence[Tensor]) -> list[Tensor]:
+    """2-norms over the last dimension of each, in float64; rows whose squares would leave the range are scaled."""
+    if parts[0].device.type != "cpu":  # one kernel each, and nobody has to look at it
+        return [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in parts]
+    return [_in_range(x, torch.linalg.vector_norm(x, dim=-1)) for x in parts]
+
+
+def _in_range(x: Tensor, rough: Tensor) -> Tensor:
+    """The norms in float64, where these are what float32 makes of them."""
+    size = rough.double()
+    low, high = torch.aminmax(rough)
+    if x.dtype == torch.float64 or (float(low) > SAFE[0] and float(high) < SAFE[1]):
+        return size
+    doubtful = ~((size > SAFE[0]) & (size < SAFE[1]))
+    rows = x[doubtful]  # most of them are 0: nothing enters there
+    peak = rows.abs().amax(-1, keepdim=True)
+    if bool(peak.any()):
+        peak.clamp_(min=torch.finfo(x.dtype).tiny)
+        size[doubtful] = torch.linalg.vector_norm(rows / peak, dim=-1).double() * peak.squeeze(-1)
+    return size
+
+
+def drop_nearly_subnormal(x: Tensor) -> Tensor:
+    """0 in place of what is below 1e-34 in float32 on a processor: a step or two later it would be subnormal."""
+    return x if x.device.type != "cpu" else torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).tiny * 2**13)
+
+
+def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Squared norms of the difference and of the kernel's values, over the valid rows: [2], in float64.
+
+    Where the kernel's values are not finite the difference counts as nothing if the rebuilt ones are not finite either,
+    as infinite if they are.
+    """
+    difference = rebuilt - kernel
+    if valid is not None:
+        difference.masked_fill_(~valid.unsqueeze(-1), 0)
+    parts = torch.stack([torch.linalg.vector_norm(x) for x in (difference, kernel)]).double().square()
+    if math.isfinite(parts.sum()):
+        return parts
+    finite = kernel.isfinite()
+    agree = finite == rebuilt.isfinite()
+    if valid is not None:
+        agree |= ~valid.unsqueeze(-1)
+    difference.masked_fill_(~finite, 0).masked_fill_(~agree, torch.inf)
+    known = kernel.masked_fill(~finite, 0)
+    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).square() for x in (difference, known)])
+
+
+def relative(parts: Tensor) -> Tensor:
+    """||difference|| / ||reference||, 0-dim; 0 where both vanish."""
+    difference, reference = parts.sqrt()
+    return torch.where(difference == 0, difference, difference / reference)
