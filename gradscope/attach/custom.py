@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gradscope.attach.seam import Handle, Restore, Seam, replace
-from gradscope.attach.signature import SCRIPTED, arguments_of, is_scripted, known_state, state_arguments
+from gradscope.attach.signature import SCRIPTED, is_cell, is_scripted, state_arguments
 from gradscope.errors import AttachError
 from gradscope.types import CellSpec, GateKind
 
@@ -124,8 +124,7 @@ def _looks_like_cell(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.RNNCellBase):
         return kind.forward not in (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward)
-    names = arguments_of(kind)
-    if len(names) < 2 or not known_state(names):
+    if not is_cell(kind):
         return False
     inner = (m for m in module.modules() if m is not module)
     return not any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in inner)

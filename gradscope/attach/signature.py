@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,8 @@ LOOP = (
     'cells={{{kind}: gradscope.CellSpec(method="step")}}.'
 )
 
+NUMBERED = re.compile(r"\d$|^[hc]_?n$", re.IGNORECASE)
+
 
 def arguments_of(kind: type, method: str = "forward") -> list[str]:
     """Names of the arguments that a method takes by their place."""
@@ -32,8 +35,20 @@ def arguments_of(kind: type, method: str = "forward") -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def known_state(names: Sequence[str]) -> tuple[str, ...]:
-    """The state of a cell that nobody named: its second argument, with the third if that is a part, or nothing."""
+def is_cell(kind: type) -> bool:
+    """Whether a class is a cell by its signature: its second argument is a state, with or without the third.
+
+    Whole layers take their first state as `h_0`: that is a cell's where `c_0` stands beside it and both are needed.
+    """
+    names = arguments_of(kind)
+    state = _second(names) if len(names) > 1 else ()
+    if len(state) < 2 or not any(map(NUMBERED.search, state)):
+        return bool(state) and not NUMBERED.search(state[0])
+    parameters = inspect.signature(getattr(kind, "forward")).parameters  # noqa: B009 - a module need not have one
+    return all(parameters[name].default is inspect.Parameter.empty for name in state)
+
+
+def _second(names: Sequence[str]) -> tuple[str, ...]:
     return next((run for run in _runs(names[1:]) if names[1] in run), ())
 
 
@@ -63,7 +78,7 @@ def _guessed(kind: type, method: str, names: Sequence[str]) -> tuple[str, ...]:
         )
     runs = [run for run in _runs(places) if len(run) < len(places)]
     runs.sort(key=lambda run: places[1] not in run)
-    return runs[0] if runs else known_state(places) or (places[1],)
+    return runs[0] if runs else _second(places) or (places[1],)
 
 
 def _runs(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -114,7 +114,7 @@ class Following:
         return self._checked(module, find_link(state, owner, _as_state, 0))
 
     def look_beside(self, cell: Cell, arguments: Mapping[str, Any], *, chained: bool) -> None:
-        """Say which arguments of a cell are earlier results of it; an output that is a chain's next input may be one."""
+        """Say which arguments of a cell are earlier results of it; the output of a chain may be its next input."""
         owner, places = (self.owner, cell.name), list(cell.signature.parameters)
         back = [n for n, value in arguments.items() if any(marked(x, owner) is not None for x in tensors_in(value))]
         beside = [name for name in back if not chained or name != places[0]]

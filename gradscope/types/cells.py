@@ -25,24 +25,24 @@ class CellSpec:
         result: where the new state is in what comes back: a key or index, several of them in the order of `state`, as
             `("h_n", "c_n")`, or a function that takes a tensor or a tuple of tensors out of it; by default what has the
             form of the state, and what the next call takes up.
-        method: the method that is one step, where that is not `forward`.
-        gates: the gates, after their nonlinearity: a function of the cell and of the arguments of that method, which
+        gates: the gates, after their nonlinearity: a function of the cell and of the arguments of `forward`, which
             gives them by name, [B, H] each; or name -> the submodule whose output it is, by its qualified name.
         kinds: name of a gate -> `"sigmoid"`, `"tanh"` or `"relu"`, which says when a unit counts as saturated; by
             default tanh for `candidate` and `hidden`, sigmoid for the others.
         blocks: name of a recurrent weight matrix -> the gates in the order of their blocks of rows, for the tables
             `weights` and `spectra`.
         transition: where one step is `state -> a * state + b`, with b independent of the state: a function of the cell
-            and of the arguments of that method that gives a, [B, ...] like the (only) state, real or complex.
+            and of the arguments of `forward` that gives a, [B, ...] like the (only) state, real or complex.
+        method: the method that is one step, where that is not `forward`; whatever is said of `forward` holds for it.
     """
 
     state: str | Sequence[str] | None = None
     result: Callable[[Any], Any] | str | int | Sequence[str | int] | None = None
-    method: str = "forward"
     gates: Callable[..., Mapping[str, Tensor]] | Mapping[str, str] | None = None
     kinds: Mapping[str, GateKind] = field(default_factory=dict[str, GateKind])
     blocks: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     transition: Callable[..., Tensor] | None = None
+    method: str = "forward"
 
 
 @dataclass(frozen=True, slots=True)
