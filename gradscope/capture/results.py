@@ -86,8 +86,13 @@ class StateFinder:
 
     def find(self, result: Any, state: Any) -> Results | None:
         """What a call returned for this state; None if there is no new state in it."""
-        with torch.no_grad():
-            chosen = self._taken(result)
+        try:
+            with torch.no_grad():
+                chosen = self._taken(result)
+        except (LookupError, TypeError):
+            if callable(self.result):
+                raise
+            return None
         tensors = _each_once(chosen)
         given = tensors_in(state)
         if _computed(tensors, tensors_in(result)) or (state is not None and len(given) < _leaves(state)):
@@ -123,7 +128,8 @@ class StateFinder:
         """The numbers of the tensors that are the state, and whether that is certain."""
         leaves = pytree.tree_leaves(tree)
         if self.result is not None:
-            return (leaves if leaves and None not in leaves else None), True
+            fits = leaves and None not in leaves and (self.form is None or len(leaves) == self.form.num_leaves)
+            return (leaves if fits else None), True
         if self._slots is not None and max(self._slots) < len(shapes):
             return list(self._slots), True
         if self.form is None:

@@ -37,7 +37,7 @@ CHANGED = (
 )
 NO_STATE = (
     "a call of {kind} was not recorded: its state has to be a tensor [B, ...] or a tuple of them, and the new state "
-    "has to be in what forward returns, in the same form; say where with CellSpec(state=..., result=...)"
+    "has to be in what {method} returns, in the same form; say where with CellSpec(state=..., result=...)"
 )
 NO_CELL = (
     "{kind}.forward takes a state, but it was not recorded as a cell: there is no new state of the form [B, ...] in "

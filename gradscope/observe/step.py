@@ -109,7 +109,8 @@ class Recording:
         found = cell.results_of(result, state)
         if found is None or not all(part.dim() > 1 and len(part) == len(found.state[0]) for part in given):
             if cell.asked or any(x.requires_grad for x in tensors_in(result)):
-                reason = (NO_STATE if cell.asked else NO_CELL).format(kind=type(cell.module).__name__)
+                kind, method = type(cell.module).__name__, cell.method
+                reason = (NO_STATE if cell.asked else NO_CELL).format(kind=kind, method=method)
                 following.remarks[cell.name, reason] = None
             return
         if not any(part.requires_grad for part in found.state):

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from cases import uneven
-from chains.forms import Decaying, EntityAware, Graph, OneStep, OtherNames, StateFirst, StepMethod, TurnedRound
+from chains.forms import Decaying, EntityAware, Graph, InADict, OneStep, OtherNames, StateFirst, StepMethod, TurnedRound
 from chains.hold import data
 from chains.named import HIDDEN, INPUT, MinGRU, PeepholeLSTM
 from chains.own_loops import BATCH, TIME, run_loop
@@ -200,6 +200,16 @@ def test_a_state_that_is_taken_for_an_argument_says_what_to_type():
     with gradscope.attach(cell, every=1, strict=True, cells=typed(reasons[0], OtherNames)) as scope:
         run_loop(cell, "all")[0].backward()
     assert scope.run.frame("notes").empty and scope.run.frame("layers")["residual"].max() < 1e-12
+
+
+@pytest.mark.parametrize("result", ["h_n", ("h_n", "c"), ("h_n", 7), 0])
+def test_a_result_that_is_not_there_is_said(result):
+    cell = InADict()
+    optimizer = torch.optim.SGD(cell.parameters(), 0.1)
+    with gradscope.attach(cell, every=1, strict=True, cells={InADict: CellSpec(result=result)}) as scope:
+        run_loop(cell, "all")[0].backward()
+        optimizer.step()
+    assert "a call of InADict was not recorded" in scope.run.frame("notes")["reason"].iloc[0]
 
 
 SCRIPTED = """
