@@ -24,6 +24,7 @@ LOOP = (
 )
 
 NUMBERED = re.compile(r"\d$|^[hc]_?n$", re.IGNORECASE)
+"""What the first or last state of a whole layer is called."""
 
 
 def arguments_of(kind: type, method: str = "forward") -> list[str]:
@@ -92,7 +93,8 @@ def suggestion(kind: type) -> str:
     methods = [name for name in own if inspect.isfunction(getattr(kind, name, None)) and not name.startswith("__")]
     for method in sorted(dict.fromkeys(methods), key=lambda name: (name != "forward", "step" not in name)):
         places = arguments_of(kind, method)
-        for run in [*_runs(places), *states_called(places)]:
+        runs = states_called(places) if "step" in method else _runs(places)
+        for run in runs:
             if len(run) < len(places):
                 return line_for(kind, method, run)
     return ""
