@@ -11,8 +11,7 @@ import pytest
 import torch
 from cases import moved
 from chains.hold import CELLS, a_cell, assert_same_tables, data, h_of
-from chains.named import NAMED
-from chains.own_loops import new_state
+from chains.named import NAMED, Own
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -116,8 +115,7 @@ def looped(cell: nn.Module, device: str, initial: Any, read: Callable[[Any], Ten
     seen: list[Tensor] = []
     with attach(cell) as scope:
         for x_t in x:
-            returned = cell(x_t, state)
-            state = new_state(cell, returned)
+            state = cell.advance(x_t, state) if isinstance(cell, Own) else cell(x_t, state)
             seen.append(read(state))
         loss(torch.stack(seen)).backward()
     assert scope.run.frame("notes").empty, scope.run.frame("notes")["reason"].tolist()

@@ -1,4 +1,4 @@
-"""Cells that are not torch's: found by their class or by their signature, and seen at their class's `forward`.
+"""Cells that are not torch's: found by their class or by their signature, and seen at a method of their class.
 
 The class is patched, not the module: calls by `cell(...)` and by `cell.forward(...)` are seen, and copies and pickles
 of the user's modules stay clean.
@@ -7,7 +7,6 @@ of the user's modules stay clean.
 from __future__ import annotations
 
 import difflib
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
@@ -18,21 +17,16 @@ import torch
 from torch import nn
 
 from gradscope.attach.seam import Handle, Restore, Seam, replace
+from gradscope.attach.signature import SCRIPTED, is_cell, is_scripted, state_arguments
 from gradscope.errors import AttachError
 from gradscope.types import CellSpec, GateKind
-
-STATES = frozenset(
-    """state states prev_state previous_state h hx hc hidden hiddens hidden_state hidden_states h_prev prev_h
-    prev_hidden carry""".split()
-)
-"""What the second argument of a cell is called, if it is to be known for one."""
 
 
 class CallListener(Protocol):
     """Hears of the calls of some modules."""
 
-    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call begins; what is returned, if not None, is handed to `after_call`."""
+    def before_call(self, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a method begins; what is returned, if not None, is handed to `after_call`."""
         ...
 
     def after_call(self, token: Any, result: Any) -> None:
@@ -44,11 +38,14 @@ def find_cells(model: nn.Module, cells: Mapping[type, CellSpec] | Sequence[type]
     """Cells in a model by qualified name: those of the given classes, and those that are known by their signature.
 
     Raises:
-        AttachError: something else than classes of modules is given, or there is no module of a class.
+        AttachError: something else than classes of modules is given, there is no module of a class, or it is scripted.
     """
     specs = _checked(cells)
     named = dict(model.named_modules())
     asked = {name: specs[kind] for name, m in named.items() for kind in type(m).__mro__[:-1] if kind in specs}
+    for name in asked:
+        if is_scripted(named[name]):
+            raise AttachError(SCRIPTED.format(kind=type(named[name]).__name__))
     for kind in specs:
         if not any(isinstance(named[name], kind) for name in asked):
             raise AttachError(f"cells: the model has no module of the class {kind.__name__}. Leave it out of cells=.")
@@ -111,7 +108,7 @@ def _checked(cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[typ
             raise AttachError(f"cells: {kind!r:.80} is no class of modules. Pass {{MyCell: gradscope.CellSpec()}}.")
         if not isinstance(spec, CellSpec):
             raise AttachError(f"cells: {kind.__name__} needs a gradscope.CellSpec; got {type(spec).__name__}.")
-        state_argument(kind, spec)
+        state_arguments(kind, spec)
     return dict(pairs)
 
 
@@ -121,44 +118,16 @@ def looks_recurrent(module: nn.Module) -> bool:
 
 
 def _looks_like_cell(module: nn.Module) -> bool:
-    """Whether a class of somebody's own has `forward(x, state)` and no recurrent layer in it."""
+    """Whether a class of somebody's own has `forward(x, state)` or `forward(x, h, c)`, and no recurrent layer in it."""
     kind = type(module)
-    if kind.__module__.partition(".")[0] == "torch" or isinstance(module, (nn.RNNBase, torch.jit.ScriptModule)):
+    if kind.__module__.partition(".")[0] == "torch" or isinstance(module, nn.RNNBase) or is_scripted(module):
         return False
     if isinstance(module, nn.RNNCellBase):
         return kind.forward not in (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward)
-    names = _arguments(kind)
-    if len(names) < 2 or names[1] not in STATES:
+    if not is_cell(kind):
         return False
     inner = (m for m in module.modules() if m is not module)
     return not any(isinstance(m, (nn.RNNBase, nn.RNNCellBase)) for m in inner)
-
-
-def _arguments(kind: type) -> list[str]:
-    try:
-        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def state_argument(kind: type, spec: CellSpec) -> str:
-    """Name of the argument of `forward` that is the state.
-
-    Raises:
-        AttachError: there is none.
-    """
-    names = list(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
-    if spec.state is not None and spec.state not in names:
-        raise AttachError(
-            f"cells: {kind.__name__}.forward has no argument {spec.state!r}; it has {', '.join(names) or 'none'}."
-        )
-    if spec.state is None and len(_arguments(kind)) < 2:
-        raise AttachError(
-            f"cells: {kind.__name__}.forward takes {', '.join(names) or 'nothing'}; a cell takes its state as well: "
-            "forward(x, state). Name the argument in CellSpec(state=...), or give the module that takes the state."
-        )
-    return spec.state or _arguments(kind)[1]
 
 
 def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
@@ -176,38 +145,39 @@ def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
     return replace_fields(spec, gates=own.gates, blocks=spec.blocks or tables, kinds=spec.kinds or kinds)
 
 
-def listen_to_calls(modules: Sequence[nn.Module], listener: CallListener) -> list[Handle[CallListener]]:
-    """Begin to hear of the calls of these modules' classes."""
-    kinds = dict.fromkeys(type(module) for module in modules)
-    return [_seam(kind).listen(listener) for kind in kinds]
+def listen_to_calls(places: Iterable[tuple[nn.Module, str]], listener: CallListener) -> list[Handle[CallListener]]:
+    """Begin to hear of the calls of methods of these modules' classes."""
+    kinds = dict.fromkeys((type(module), method) for module, method in places)
+    return [_seam(kind, method).listen(listener) for kind, method in kinds]
 
 
 def _has_own(kind: type, patched: type) -> bool:
     """Whether a subclass is listened to by itself; one made of a watched module's class (FSDP does that) is not."""
-    return kind is not patched and kind in _SEAMS and _SEAMS[kind].busy
+    return kind is not patched and any(seam.busy for seam in _SEAMS.get(kind, {}).values())
 
 
-_SEAMS: weakref.WeakKeyDictionary[type, Seam[CallListener]] = weakref.WeakKeyDictionary()
+_SEAMS: weakref.WeakKeyDictionary[type, dict[str, Seam[CallListener]]] = weakref.WeakKeyDictionary()
 
 
-def _seam(kind: type) -> Seam[CallListener]:
-    if kind not in _SEAMS:
+def _seam(kind: type, method: str) -> Seam[CallListener]:
+    seams = _SEAMS.setdefault(kind, {})
+    if method not in seams:
         reference = weakref.ref(kind)
 
         def install() -> Restore:
-            return replace((reference(), "forward", _around(reference)))
+            return replace((reference(), method, _around(reference, method)))
 
-        _SEAMS[kind] = Seam(install)
-    return _SEAMS[kind]
+        seams[method] = Seam(install)
+    return seams[method]
 
 
-def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
+def _around(reference: weakref.ref[type], method: str) -> Callable[..., Any]:
     def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = reference()
         if kind is None or _has_own(type(self), kind) or torch._C._get_tracing_state() is not None:
             return original(self, *args, **kwargs)
-        armed = [handle.listener for handle in _SEAMS[kind].handles if handle.armed]
-        tokens = [(each, each.before_call(self, args, kwargs)) for each in armed if each is not None]
+        armed = [handle.listener for handle in _SEAMS[kind][method].handles if handle.armed]
+        tokens = [(each, each.before_call(self, method, args, kwargs)) for each in armed if each is not None]
         result = original(self, *args, **kwargs)
         for listener, token in tokens:
             if token is not None:

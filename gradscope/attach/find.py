@@ -11,6 +11,7 @@ from torch import nn
 
 from gradscope.attach.custom import inside
 from gradscope.attach.links import nodes_below
+from gradscope.attach.signature import advice
 from gradscope.errors import AttachError
 from gradscope.types import KernelCall
 
@@ -79,7 +80,8 @@ def _refuse(name: str, module: nn.Module) -> None:
     if _scripted_name(module) is not None:
         raise AttachError(
             f"{what} is compiled by TorchScript, which runs without Python: nothing of it can be observed. Attach to "
-            f"the model before torch.jit.script or torch.jit.trace, or leave it out with exclude={name!r}."
+            "the model before torch.jit.script or torch.jit.trace, set PYTORCH_JIT=0 in the environment, or leave it "
+            f"out with exclude={name!r}."
         )
     if _is_quantized(module):
         raise AttachError(
@@ -125,7 +127,7 @@ def _none_found(model: nn.Module, names: list[str]) -> str:
         return f"no layer is left to observe among {names}"
     return (
         f"{type(model).__name__} has no recurrent layer: no nn.RNN, nn.LSTM or nn.GRU and none of their "
-        "cells at any depth. Pass the model that holds them; name a cell of your own in cells=."
+        f"cells at any depth. {advice(model)}"
     )
 
 

@@ -345,12 +345,13 @@ class Inner(NamedTuple):
     inputs: Sequence[Tensor]
 
 
-def consumers(inner: Inner, owner: Hashable) -> list[tuple[Node, int, int | Mark]] | None:
+def consumers(inner: Inner, owner: Hashable, call: Any) -> list[tuple[Node, int, int | Mark]] | None:
     """The places in a call's graph where the parts of its state go in, and results of its own.
 
     Args:
         inner: the call.
         owner: whose marks.
+        call: what its own results are marked with: a way may lead through one, such as a gate that is returned too.
 
     Returns:
         Node, number of its input, and part of the state or mark; None where the graph is too large to search.
@@ -368,7 +369,8 @@ def consumers(inner: Inner, owner: Hashable) -> list[tuple[Node, int, int | Mark
             if known is not None:
                 if known.__class__ is Mark or (below, number) not in inputs or not _takes(node, inputs, below):
                     found.append((node, index, known))
-            elif (below, number) not in inputs and below not in seen:
+            within = known is None or (isinstance(known, Mark) and known.call is call)
+            if within and (below, number) not in inputs and below not in seen:
                 seen.add(below)
                 stack.append(below)
         if len(seen) > SEARCHED:

@@ -25,9 +25,10 @@ from gradscope.capture.double import (
     widened,
 )
 from gradscope.capture.layout import Single
-from gradscope.capture.results import Results, StateFinder
+from gradscope.capture.results import Results, StateFinder, tensors_in
 from gradscope.capture.snapshot import TOLERANCE
 from gradscope.types import CellSpec
+from gradscope.types.names import part_called
 
 RANDOM = (
     "it draws random numbers (dropout, zoneout) on which its new state depends, so that a call of it cannot be repeated"
@@ -123,26 +124,31 @@ class Cell(Doubled):
         name: qualified name.
         original: the user's.
         spec: how to observe it.
-        argument: name of the argument that is the state.
+        states: names of the arguments that are the state.
         asked: it was named in `cells=`.
     """
 
     name: str
     original: weakref.ref[nn.Module]
     spec: CellSpec
-    argument: str
+    states: tuple[str, ...]
     asked: bool = False
     finder: StateFinder = field(init=False, repr=False)
     _attributes: Attributes = field(default_factory=dict[tuple[str, str], Any], repr=False)
     _double: nn.Module | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.finder = StateFinder(self.spec.result)
+        self.finder = StateFinder(self.spec.result, self.states)
+
+    @property
+    def method(self) -> str:
+        """The method whose calls are observed."""
+        return self.spec.method
 
     @property
     def signature(self) -> inspect.Signature:
-        """Of `forward`, without the module itself."""
-        whole = inspect.signature(type(self.module).forward)
+        """Of that method, without the module itself."""
+        whole = inspect.signature(getattr(type(self.module), self.method))
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -150,7 +156,19 @@ class Cell(Doubled):
         found = dict(self.signature.bind(*args, **kwargs).arguments)
         now = attributes_of(self.module)
         self._attributes = self._attributes if self._attributes == now else now
-        return found, found.pop(self.argument, None)
+        parts = [found.pop(name, None) for name in self.states]
+        return found, parts[0] if len(parts) == 1 else tuple(parts) if any(part is not None for part in parts) else None
+
+    def settle(self, arguments: dict[str, Any], state: Any, result: Any) -> tuple[dict[str, Any], Any]:
+        """Where one tensor comes back the state is one: what was taken for its other part by its name is a context."""
+        said = self.spec.state is not None or self.spec.result is not None
+        if said or len(self.states) == 1 or len(tensors_in(result)) > 1:
+            return arguments, state
+        parts = {name: part for name, part in zip(self.states, state or (), strict=False) if part is not None}
+        self.states = tuple(name for name in self.states if part_called(name) == "h")
+        self.finder = StateFinder(None, self.states)
+        hidden = parts.pop(self.states[0], None)
+        return arguments | parts, hidden
 
     def results_of(self, result: Any, state: Any) -> Results | None:
         """What a call returned, with the new state found in it; None if there is none."""
@@ -171,7 +189,7 @@ class Cell(Doubled):
         """
 
         def forward(cell: Any, *args: Any, **kwargs: Any) -> Any:
-            return type(cell).forward(cell, *args, **kwargs)
+            return getattr(type(cell), self.method)(cell, *args, **kwargs)
 
         with ExitStack() as quiet:
             drawn = quietly(quiet, state[0].device)
@@ -211,7 +229,7 @@ class Cell(Doubled):
                         found[gate] = output
 
                     undo.callback(cell.get_submodule(place).register_forward_hook(keep).remove)
-                type(cell).forward(cell, *args, **kwargs)  # type: ignore[attr-defined]
+                getattr(type(cell), self.method)(cell, *args, **kwargs)
 
         self._call(forward, snapshot, rows, state)
         return found
@@ -223,11 +241,12 @@ class Cell(Doubled):
     def _call(
         self, function: Callable[..., Any], snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]
     ) -> Any:
-        """A function of the cell and of the arguments of `forward`, in float32 or better."""
+        """A function of the cell and of the arguments of its method, in float32 or better."""
         double = self.double()
         put_attributes(double, snapshot.attributes)
         arguments = snapshot.arguments.put_together(rows)
-        arguments[self.argument] = self._state(snapshot, state)
+        whole = self._state(snapshot, state)
+        arguments |= {self.states[0]: whole} if len(self.states) == 1 else dict(zip(self.states, whole, strict=True))
         order = [name for name in self.signature.parameters if name in arguments]
         bound = inspect.BoundArguments(self.signature, {name: arguments[name] for name in order})  # type: ignore[arg-type]
         within = _Within(double, function)

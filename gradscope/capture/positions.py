@@ -37,6 +37,11 @@ class SequenceModule(Doubled):
     _double: nn.Module | None = field(default=None, repr=False)
 
     @property
+    def method(self) -> str:
+        """The method whose calls are observed."""
+        return "forward"
+
+    @property
     def seal(self) -> str:
         """Its name among those whose micro-batch is over: a layer may be observed under the same name."""
         return f"{self.name} (positions)"

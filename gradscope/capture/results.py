@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gradscope.types.names import part_called
+
 REMEMBERED = 8
 
 
@@ -56,22 +58,41 @@ class StateFinder:
 
     Attributes:
         result: what the user said.
+        names: of the arguments that are the state.
         form: of the state, once one was given.
     """
 
-    result: Callable[[Any], Any] | None
+    result: Callable[[Any], Any] | str | int | Sequence[str | int] | None
+    names: Sequence[str] = ("state",)
     form: pytree.TreeSpec | None = None
     _slots: list[int] | None = None
     _earlier: deque[_Known] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
+    def __post_init__(self) -> None:
+        if len(self.names) > 1:
+            self.form = pytree.tree_flatten(tuple(self.names))[1]
+
     def tensors(self, result: Any) -> list[Tensor]:
         """The tensors of a result, each once; where the user said which, those of the state alone."""
-        return _each_once(result if self.result is None else self.result(result))
+        return _each_once(self._taken(result))
+
+    def _taken(self, result: Any) -> Any:
+        """What the user said is the state; all if nothing was said."""
+        if self.result is None or callable(self.result):
+            return result if self.result is None else self.result(result)
+        keys = (self.result,) if isinstance(self.result, str | int) else self.result
+        parts = [getattr(result, k) if isinstance(k, str) and hasattr(result, k) else result[k] for k in keys]
+        return parts[0] if isinstance(self.result, str | int) else tuple(parts)
 
     def find(self, result: Any, state: Any) -> Results | None:
         """What a call returned for this state; None if there is no new state in it."""
-        with torch.no_grad():
-            chosen = result if self.result is None else self.result(result)
+        try:
+            with torch.no_grad():
+                chosen = self._taken(result)
+        except (LookupError, TypeError):
+            if callable(self.result):
+                raise
+            return None
         tensors = _each_once(chosen)
         given = tensors_in(state)
         if _computed(tensors, tensors_in(result)) or (state is not None and len(given) < _leaves(state)):
@@ -85,7 +106,9 @@ class StateFinder:
         if found is None or not all(_is_state(tensors[p], tensors[found[0]]) for p in found):
             return None
         self._earlier.append(_Known([weakref.ref(x) for x in tensors], [x.shape for x in tensors], tree, found))
-        form = self.form if self.form is not None and self.form.num_leaves == len(found) else _form(tree, found)
+        form = self.form
+        if form is None or form.num_leaves != len(found):
+            form = _form(tree, found, self.names)
         return Results(tensors, found, form, certain)
 
     def _learn(self, given: Sequence[Tensor]) -> None:
@@ -105,12 +128,14 @@ class StateFinder:
         """The numbers of the tensors that are the state, and whether that is certain."""
         leaves = pytree.tree_leaves(tree)
         if self.result is not None:
-            return (leaves if leaves and None not in leaves else None), True
+            fits = leaves and None not in leaves and (self.form is None or len(leaves) == self.form.num_leaves)
+            return (leaves if fits else None), True
         if self._slots is not None and max(self._slots) < len(shapes):
             return list(self._slots), True
         if self.form is None:
             return _first_guess(tree)
-        fitting = [pytree.tree_leaves(c) for c in _candidates(tree) if pytree.tree_flatten(c)[1] == self.form]
+        candidates = map(pytree.tree_flatten, _candidates(tree, self.names))
+        fitting = [leaves for leaves, form in candidates if form == self.form]
         fitting = [c for c in fitting if None not in c]
         same = [
             c for c in fitting if len(given) == len(c) and all(shapes[p] == g for p, g in zip(c, given, strict=True))
@@ -144,22 +169,35 @@ def _computed(chosen: Sequence[Tensor], whole: Sequence[Tensor]) -> bool:
 
 def _first_guess(tree: Any) -> tuple[list[int] | None, bool]:
     """Without any state known yet: `(output, (h, c))` shows it; else all that came back may be the state."""
+    if isinstance(tree, Mapping):
+        tree = next(iter(_by_name(tree, ())), tree)
     if isinstance(tree, (tuple, list)) and len(tree) == 2 and isinstance(tree[1], (tuple, list)):
         tree = tree[1]
     leaves = list(dict.fromkeys(p for p in pytree.tree_leaves(tree) if p is not None))
     return leaves or None, len(leaves) == 1
 
 
-def _candidates(tree: Any) -> list[Any]:
+def _candidates(tree: Any, names: Sequence[str]) -> list[Any]:
     """Parts of a result that may be the state, the likeliest first."""
+    if isinstance(tree, Mapping):
+        return [tree, *_by_name(tree, names), *[*tree.values()][::-1]]
     if not isinstance(tree, (tuple, list)):
         return [tree]
-    return [tree, *reversed(tree), *([tuple(tree[1:])] if len(tree) > 2 else [])]
+    cuts = range(1, len(tree) - 1) if len(tree) <= REMEMBERED else ()
+    return [tree, *reversed(tree), *(tuple(tree[n:]) for n in cuts), *(tuple(tree[:-n]) for n in cuts)]
 
 
-def _form(tree: Any, parts: Sequence[int]) -> pytree.TreeSpec:
+def _by_name(tree: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
+    """What is called like a state, or like its parts, in a dict."""
+    called = {part: value for key, value in tree.items() if isinstance(key, str) and (part := part_called(key))}
+    parts = [part_called(name) for name in names] if len(names) > 1 else ["h", "c"]
+    whole = [tuple(called[part] for part in parts)] if all(part in called for part in parts) else []
+    return [*whole, *([called["h"]] if "h" in called else [])]
+
+
+def _form(tree: Any, parts: Sequence[int], names: Sequence[str]) -> pytree.TreeSpec:
     """How a state is put together that was never given."""
-    for candidate in _candidates(tree):
+    for candidate in _candidates(tree, names):
         leaves, form = pytree.tree_flatten(candidate)
         if leaves == list(parts):
             return form

@@ -77,8 +77,8 @@ class CallReceiver:
         """
         self._always = always
         with ExitStack() as undo:
-            modules = [watched[0].module for watched in self._own.values()]
-            self._handles = [KERNELS.listen(self), *listen_to_calls(modules, self)]
+            places = [(watched.module, watched.method) for mine in self._own.values() for watched in mine]
+            self._handles = [KERNELS.listen(self), *listen_to_calls(places, self)]
             for handle in self._handles:
                 undo.callback(handle.remove)
             self._arm()
@@ -142,12 +142,12 @@ class CallReceiver:
 
     # --- modules that are not torch's layers and cells
 
-    def before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_call(self, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `CallListener`."""
         mine = self._own.get(id(module)) if self.listening else None
         if mine is None or mine[0].original() is not module:
             return None
-        return [self._before_call(watched, args, kwargs) for watched in mine]
+        return [self._before_call(watched, args, kwargs) for watched in mine if watched.method == method]
 
     @guarded
     def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

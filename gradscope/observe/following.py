@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscope.attach.links import Mark, find_link, marked
+from gradscope.attach.signature import line_for
+from gradscope.capture.cell import Cell
 from gradscope.capture.layout import choose_sequences
+from gradscope.capture.results import tensors_in
 from gradscope.observe.observed import ObservedCall
 from gradscope.types import KernelCall, Link
 
@@ -34,19 +37,24 @@ CHANGED = (
 )
 NO_STATE = (
     "a call of {kind} was not recorded: its state has to be a tensor [B, ...] or a tuple of them, and the new state "
-    "has to be in what forward returns, in the same form; say where with CellSpec(state=..., result=...)"
+    "has to be in what {method} returns, in the same form; say where with CellSpec(state=..., result=...)"
 )
 NO_CELL = (
     "{kind}.forward takes a state, but it was not recorded as a cell: there is no new state of the form [B, ...] in "
     "what it returns; say where with cells={{{kind}: CellSpec(result=...)}}, or observe it from outside by positions="
 )
+BESIDE = (
+    "an earlier result of {kind} comes back as its argument {names}, which is not taken for its state: the Jacobians "
+    "leave out what goes on that way. If it is part of the state, pass {line}"
+)
 TOO_LARGE = "the graph of one call is too large to tell what comes back from later calls: gradients are not given"
 
 OWNERS = itertools.count()
-ONCE = CARRIED, NO_CELL.removeprefix("{kind}").partition("{")[0]
+ONCE = CARRIED, NO_CELL.removeprefix("{kind}").partition("{")[0], BESIDE.partition("{")[0]
 """Beginnings or parts of what is said of a module once in a run."""
 RECENT = 4
 Finals = deque[tuple[Tensor, ...]]
+Mend = Callable[[Sequence[Tensor]], None]
 
 
 class Asked(NamedTuple):
@@ -69,7 +77,7 @@ class Following:
         recent: by module, the states that its last calls have returned.
         before: the same of the step before.
         asked: states without a graph with which something begins: are they known? Told when the device is waited for.
-        unsettled: calls of cells of which it is not known yet what in their results is the state.
+        unsettled: calls of cells of which it is not known yet what in their results is the state, and how to mend them.
         owner: tells the marks of this step from others'.
     """
 
@@ -78,7 +86,7 @@ class Following:
     recent: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
     before: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
     asked: list[Asked] = field(default_factory=list["Asked"])
-    unsettled: dict[str, deque[ObservedCall]] = field(default_factory=dict["str", "deque[ObservedCall]"])
+    unsettled: dict[str, deque[tuple[ObservedCall, Mend]]] = field(default_factory=dict)
     owner: int = field(default_factory=OWNERS.__next__)
 
     def link(self, module: str, call: KernelCall) -> Link | None:
@@ -98,15 +106,27 @@ class Following:
         if not state:
             return None
         owner = (self.owner, module)
-        for call in self.unsettled.pop(module, ()):
+        for call, mend in self.unsettled.pop(module, ()):
             slots = [found.slot for x in state if (found := marked(x, owner)) is not None and found.call is call]
             if len(slots) == len(state):
                 call.snapshot.parts = slots
+                mend(state)
         return self._checked(module, find_link(state, owner, _as_state, 0))
 
-    def unsettle(self, call: ObservedCall) -> None:
-        """Which of a call's results is the state will be known when one of them comes back as such."""
-        self.unsettled.setdefault(call.module, deque(maxlen=RECENT)).append(call)
+    def look_beside(self, cell: Cell, arguments: Mapping[str, Any], *, chained: bool) -> None:
+        """Say which arguments of a cell are earlier results of it; the output of a chain may be its next input."""
+        owner, places = (self.owner, cell.name), list(cell.signature.parameters)
+        back = [n for n, value in arguments.items() if any(marked(x, owner) is not None for x in tensors_in(value))]
+        beside = [name for name in back if not chained or name != places[0]]
+        if beside and cell.spec.state is None:
+            states = sorted([*(cell.states if chained else ()), *beside], key=places.index)
+            kind, names = type(cell.module), " and ".join(map(repr, beside))
+            reason = BESIDE.format(kind=kind.__name__, names=names, line=line_for(kind, cell.method, states))
+            self.remarks[cell.name, reason] = None
+
+    def unsettle(self, call: ObservedCall, mend: Mend) -> None:
+        """Which of a call's results is the state will be known when it comes back as such; the call is mended then."""
+        self.unsettled.setdefault(call.module, deque(maxlen=RECENT)).append((call, mend))
 
     def passed(self, module: str, final: tuple[Tensor, ...]) -> None:
         """Remember what a call returned."""

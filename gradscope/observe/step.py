@@ -104,23 +104,24 @@ class Recording:
     def observe_cell(self, cell: Cell, arguments: dict[str, Any], state: Any, result: Any) -> None:
         """Copy what the analysis needs of a call of a cell that is not torch's, and wait for gradients."""
         following = self.following
+        arguments, state = cell.settle(arguments, state, result)
         given = tensors_in(state)
         found = cell.results_of(result, state)
         if found is None or not all(part.dim() > 1 and len(part) == len(found.state[0]) for part in given):
             if cell.asked or any(x.requires_grad for x in tensors_in(result)):
-                reason = (NO_STATE if cell.asked else NO_CELL).format(kind=type(cell.module).__name__)
+                kind, method = type(cell.module).__name__, cell.method
+                reason = (NO_STATE if cell.asked else NO_CELL).format(kind=kind, method=method)
                 following.remarks[cell.name, reason] = None
             return
         if not any(part.requires_grad for part in found.state):
             return
         link = following.link_cell(cell.name, given)
+        following.look_beside(cell, arguments, chained=link is not None)
         rows = following.rows(len(found.state[0]), link)
         kept = list(range(len(found.state[0]))) if rows is None else rows
         taken = take_call(arguments, given, found, rows, self._cell_weights(cell))
         held = None if rows is None else hold_cell(arguments, given, found)
         observed = ObservedCall(cell.name, self.counted, True, taken, kept, link, custom=cell, held=held)
-        if not found.certain:
-            following.unsettle(observed)
         if link is None and given and not any(part.requires_grad for part in given):
             following.begins(cell.name, tuple(part.unsqueeze(0) for part in taken.given))
         following.passed(cell.name, taken.final)
@@ -129,8 +130,25 @@ class Recording:
         inputs = tensors_in(list(arguments.values()))
         leaves = _leaves(observed, [*cell.module.parameters(), *inputs], given)
         self._watch(observed, found.results, leaves)
+        inner, before = Inner(found.state, given, inputs), len(self.handles)
         if link is not None or len(found.state) > 1:
-            self._watch_recurrence(observed, Inner(found.state, given, inputs), leaves)
+            self._watch_recurrence(observed, inner, leaves)
+        if not found.certain:
+            following.unsettle(observed, self._mender(observed, inner, leaves, self.handles[before:]))
+
+    def _mender(
+        self, observed: ObservedCall, inner: Inner, leaves: tuple[Node, ...], handles: Sequence[RemovableHandle]
+    ) -> Callable[[Sequence[Tensor]], None]:
+        """Watches a call anew if its state is another part of its results than it was taken for."""
+        guess = list(observed.snapshot.parts)
+
+        def mend(state: Sequence[Tensor]) -> None:
+            if observed.snapshot.parts != guess:
+                for handle in handles:
+                    handle.remove()
+                self._watch_recurrence(observed, inner._replace(results=tuple(state)), leaves)
+
+        return mend
 
     def observe_positions(self, given: Given, result: Any) -> None:
         """Wait for the gradient of the output of a module that turns a sequence into a sequence."""
@@ -184,7 +202,7 @@ class Recording:
 
     def _watch_recurrence(self, observed: ObservedCall, inner: Inner, leaves: tuple[Node, ...]) -> None:
         """Tell apart what comes back through a call from what enters from outside."""
-        places = consumers(inner, (self.following.owner, observed.module))
+        places = consumers(inner, (self.following.owner, observed.module), observed)
         if places is None:
             self.following.remarks[observed.module, TOO_LARGE] = None
             return

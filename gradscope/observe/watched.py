@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from gradscope.attach.custom import default_spec, find_cells, find_sequences, state_argument
+from gradscope.attach.custom import default_spec, find_cells, find_sequences
 from gradscope.attach.find import find_layers
+from gradscope.attach.signature import state_arguments
 from gradscope.attach.uncompiled import inner_module
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
@@ -67,7 +68,7 @@ def find_watched(
 
 def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
     known = any(isinstance(module, kind) for kind in asked or ())
-    return Cell(name, weakref.ref(module), default_spec(module, spec), state_argument(type(module), spec), asked=known)
+    return Cell(name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), asked=known)
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:

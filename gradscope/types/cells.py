@@ -17,12 +17,14 @@ class CellSpec:
     """How to observe a cell of one's own: `gradscope.attach(model, cells={MyCell: CellSpec(...)})`.
 
     Nothing has to be said of a cell with the signature `forward(x, state) -> state` or `-> (output, state)`, the state
-    a tensor [B, ...] or a tuple of them: `CellSpec()` is enough.
+    a tensor [B, ...] or a tuple of them, or `forward(x, h, c) -> (h, c)`: `CellSpec()` is enough.
 
     Attributes:
-        state: name of the argument of `forward` that is the state; by default the second.
-        result: takes the new state, a tensor or a tuple of tensors, out of what `forward` returns; by default the part
-            of it that has the form of the state.
+        state: name of the argument that is the state, or names of several that are its parts, as `("h_0", "c_0")`; by
+            default what is called like a hidden and a cell state, else the second.
+        result: where the new state is in what comes back: a key or index, several of them in the order of `state`, as
+            `("h_n", "c_n")`, or a function that takes a tensor or a tuple of tensors out of it; by default what has the
+            form of the state, and what the next call takes up.
         gates: the gates, after their nonlinearity: a function of the cell and of the arguments of `forward`, which
             gives them by name, [B, H] each; or name -> the submodule whose output it is, by its qualified name.
         kinds: name of a gate -> `"sigmoid"`, `"tanh"` or `"relu"`, which says when a unit counts as saturated; by
@@ -31,14 +33,16 @@ class CellSpec:
             `weights` and `spectra`.
         transition: where one step is `state -> a * state + b`, with b independent of the state: a function of the cell
             and of the arguments of `forward` that gives a, [B, ...] like the (only) state, real or complex.
+        method: the method that is one step, where that is not `forward`; whatever is said of `forward` holds for it.
     """
 
-    state: str | None = None
-    result: Callable[[Any], Any] | None = None
+    state: str | Sequence[str] | None = None
+    result: Callable[[Any], Any] | str | int | Sequence[str | int] | None = None
     gates: Callable[..., Mapping[str, Tensor]] | Mapping[str, str] | None = None
     kinds: Mapping[str, GateKind] = field(default_factory=dict[str, GateKind])
     blocks: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     transition: Callable[..., Tensor] | None = None
+    method: str = "forward"
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class Own(nn.Module):
     def forward(self, x: Tensor, state: Any) -> Any:
         return self.step(x, state)
 
+    def advance(self, x: Tensor, state: Any, *more: Any) -> Any:
+        """The new state, by a call."""
+        return self(x, state, *more)
+
 
 class PeepholeLSTM(Own):
     """Gers, Schraudolph & Schmidhuber (2002): the gates see the cell state."""
@@ -101,6 +105,9 @@ class CoupledLSTM(Own):
         new = self.step(x, state)
         return new[0], new
 
+    def advance(self, x: Tensor, state: Any, *more: Any) -> Any:
+        return self(x, state)[1]
+
 
 class ResetBeforeGRU(Own):
     """Cho et al. (2014): the reset gate acts before the product."""
@@ -138,6 +145,9 @@ class SRU(Own):
         value, _, r = self.gated(x)
         c = self.step(x, state)
         return r * torch.tanh(c) + (1 - r) * value, c
+
+    def advance(self, x: Tensor, state: Any, *more: Any) -> Any:
+        return self(x, state)[1]
 
 
 class MinGRU(Own):

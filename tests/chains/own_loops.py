@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from cases import uneven
 from chains.hold import data
-from chains.named import INPUT, SRU, CoupledLSTM, Own
+from chains.named import INPUT, Own
 from torch import Tensor
 
 TIME, BATCH = 6, 3
-
-
-def new_state(cell: Own, result: Any) -> Any:
-    return result[1] if isinstance(cell, (SRU, CoupledLSTM)) else result
 
 
 def losses(outputs: list[Tensor], loss: str, row: int) -> Tensor:
@@ -26,7 +22,6 @@ def losses(outputs: list[Tensor], loss: str, row: int) -> Tensor:
 def run_loop(cell: Own, loss: str, more: list[Any] | None = None, batch: int = BATCH) -> tuple[Tensor, list[Any]]:
     x, state, seen = data(TIME, batch, INPUT), cell.initial(batch), []
     for t in range(TIME):
-        result = cell(x[t], state, *([] if more is None else [more[t]]))
-        state = new_state(cell, result)
+        state = cell.advance(x[t], state, *([] if more is None else [more[t]]))
         seen.append(cell.read(state))
     return sum(losses([o[b] for o in seen], loss, b) for b in range(batch)), seen

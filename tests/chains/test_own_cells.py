@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from chains.forms import NEW, EntityAware, StepMethod, StepOfEntityAware
 from chains.hold import data
 from chains.named import INPUT, LRU, NAMED, IndRNN, Liquid, MinGRU, Own, PeepholeLSTM
-from chains.own_loops import BATCH, TIME, losses, new_state, run_loop
+from chains.own_loops import BATCH, TIME, losses, run_loop
 from chains.own_truth import assert_agrees, follow
 from torch import Tensor, nn
 
@@ -27,10 +28,11 @@ def truth(cell: Own, loss: str, more: list[Any] | None = None, batch: int = BATC
     return [of(b) for b in range(batch)]
 
 
-def hold(cell: Own, spec: CellSpec, loss: str = "all", more: list[Any] | None = None, rtol: float = 1e-9) -> Any:
+def hold(cell: Own, spec: CellSpec | None, loss: str = "all", more: list[Any] | None = None, rtol: float = 1e-9) -> Any:
     bare = copy.deepcopy(cell)
     run_loop(bare, loss, more)[0].backward()
-    with gradscope.attach(cell, every=1, quantities="full", strict=True, cells={type(cell): spec}) as scope:
+    cells = None if spec is None else {type(cell): spec}
+    with gradscope.attach(cell, every=1, quantities="full", strict=True, cells=cells) as scope:
         run_loop(cell, loss, more)[0].backward()
     for mine, theirs in zip(cell.parameters(), bare.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None)
@@ -46,6 +48,14 @@ def hold(cell: Own, spec: CellSpec, loss: str = "all", more: list[Any] | None = 
 def test_ten_cells(name, loss):
     torch.manual_seed(0)
     kind, spec = NAMED[name]
+    hold(kind(), spec, loss)
+
+
+@pytest.mark.parametrize("loss", ["last", "some"])
+@pytest.mark.parametrize("name", NEW)
+def test_forms_of_public_code(name, loss):
+    torch.manual_seed(0)
+    kind, spec = NEW[name]
     hold(kind(), spec, loss)
 
 
@@ -195,8 +205,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         state, seen = self.cell.initial(x.shape[1]), []
         for row in x:
-            result = self.cell(row, state)
-            state = new_state(self.cell, result)
+            state = self.cell.advance(row, state)
             seen.append(self.cell.read(state))
         return torch.stack(seen)
 
@@ -234,3 +243,51 @@ def test_parameters_that_are_kept_in_a_second_place():
         optimizer.step()
     assert scope.run.frame("notes").empty
     assert_agrees(scope.run, expected)
+
+
+class Gated(Own):
+    """A gate comes back beside the state that was made with it."""
+
+    def step(self, x: Tensor, state: Tensor) -> Tensor:
+        return self(x, state)[0]
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        gate = torch.sigmoid(x @ self.w.T + state @ self.u.T)
+        return gate * state + (1 - gate) * torch.tanh(self.b), {"gate": gate}
+
+    def advance(self, x: Tensor, state: Tensor, *more: Any) -> Tensor:
+        return self(x, state)[0]
+
+
+def test_gates_that_come_back_are_no_way_out():
+    torch.manual_seed(0)
+    hold(Gated(), None)
+
+
+def test_a_method_that_the_loop_in_forward_calls():
+    """Whole layers: what `forward` is given and gives, and its gradients, are the same bit by bit."""
+    torch.manual_seed(0)
+    x, x_s = data(TIME, BATCH, INPUT), data(BATCH, INPUT, seed=1)
+    layer, bare = StepOfEntityAware(), EntityAware()
+    bare.load_state_dict(layer.state_dict())
+    with gradscope.attach(layer, every=1, strict=True, cells={StepOfEntityAware: CellSpec(method="one")}) as scope:
+        seen = layer(x, x_s)
+        seen.square().sum().backward()
+    bare(x, x_s).square().sum().backward()
+    assert torch.equal(seen, bare(x, x_s))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(layer.parameters(), bare.parameters(), strict=True))
+    assert scope.run.frame("notes").empty and scope.run.frame("layers")["timesteps"].tolist() == [TIME]
+    assert scope.run.frame("layers")["residual"].max() < 1e-12
+
+
+def test_a_method_and_the_positions_of_the_same_module():
+    torch.manual_seed(0)
+    layer = StepMethod()
+    cells = {StepMethod: CellSpec(method="_step")}
+    with gradscope.attach(layer, every=1, quantities="full", strict=True, cells=cells, positions={"": 0}) as scope:
+        seen = layer(data(TIME, BATCH, INPUT))
+        sum(losses([o[b] for o in seen], "all", b) for b in range(BATCH)).backward()
+    assert scope.run.frame("notes").empty
+    layers = scope.run.frame("layers").sort_values("direction")
+    assert layers["timesteps"].tolist() == [TIME, TIME], layers
+    assert layers["residual"].max() < 1e-12

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import uneven
+from chains.forms import Decaying, EntityAware, Graph, InADict, OneStep, OtherNames, StateFirst, StepMethod, TurnedRound
 from chains.hold import data
 from chains.named import HIDDEN, INPUT, MinGRU, PeepholeLSTM
 from chains.own_loops import BATCH, TIME, run_loop
@@ -138,8 +144,13 @@ class Stateless(nn.Module):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([Stateless], "Stateless.forward takes x; a cell takes its state as well"),
-        ({MinGRU: CellSpec(state="hx")}, "MinGRU.forward has no argument 'hx'; it has x, state"),
+        (
+            [Stateless],
+            "Stateless.forward takes x; a cell takes its state as well.*If Stateless.forward loops",
+        ),
+        ({MinGRU: CellSpec(state="hx")}, "MinGRU.forward has no argument 'hx'; it has x, state.*state=\"state\""),
+        ({MinGRU: CellSpec(state=("state", "c"))}, "MinGRU.forward has no argument 'c'"),
+        ({MinGRU: CellSpec(method="one")}, "MinGRU has no method 'one'. Its signature suggests cells={MinGRU: "),
         ([PeepholeLSTM], "no module of the class PeepholeLSTM"),
         ({MinGRU: "state"}, "MinGRU needs a gradscope.CellSpec; got str"),
         ([torch.tanh], "is no class of modules"),
@@ -148,6 +159,90 @@ class Stateless(nn.Module):
 def test_refused_at_attach(cells, message):
     with pytest.raises(gradscope.GradscopeError, match=message):
         gradscope.attach(nn.ModuleList([MinGRU(), Stateless()]), cells=cells)
+
+
+def typed(message: str, *kinds: type[nn.Module]) -> dict[type[nn.Module], CellSpec]:
+    """What a message has its reader pass as `cells=`."""
+    line = re.search(r"cells=(\{.+?\)\})", message)
+    assert line, message
+    return eval(line[1], {"gradscope": gradscope, **{kind.__name__: kind for kind in kinds}})
+
+
+@pytest.mark.parametrize("kind", [Decaying, Graph, OneStep, StateFirst, StepMethod, TurnedRound])
+def test_what_is_not_recognised_says_what_to_type(kind):
+    """The line works as it stands."""
+    torch.manual_seed(0)
+    cell = kind()
+    with pytest.raises(gradscope.GradscopeError) as refused:
+        gradscope.attach(cell)
+    with gradscope.attach(cell, every=1, strict=True, cells=typed(str(refused.value), kind)) as scope:
+        run_loop(cell, "all")[0].backward()
+    assert scope.run.frame("notes").empty, scope.run.frame("notes")["reason"].tolist()
+    assert scope.run.frame("layers")["timesteps"].tolist() == [TIME]
+    assert scope.run.frame("layers")["residual"].max() < 1e-12
+
+
+def test_a_loop_in_forward_says_what_to_edit():
+    with pytest.raises(gradscope.GradscopeError, match="make the body of the loop a method of EntityAware") as refused:
+        gradscope.attach(nn.Sequential(EntityAware()))
+    assert typed(str(refused.value), EntityAware) == {EntityAware: CellSpec(method="step")}
+
+
+def test_a_state_that_is_taken_for_an_argument_says_what_to_type():
+    """What comes back from one call at the next is the surest sign."""
+    torch.manual_seed(0)
+    cell = OtherNames()
+    with gradscope.attach(cell, every=1, cells=[OtherNames]) as scope:
+        run_loop(cell, "all")[0].backward()
+    reasons = scope.run.frame("notes")["reason"].tolist()
+    assert len(reasons) == 1 and "comes back as its argument 'fast'" in reasons[0], reasons
+    cell.zero_grad()
+    with gradscope.attach(cell, every=1, strict=True, cells=typed(reasons[0], OtherNames)) as scope:
+        run_loop(cell, "all")[0].backward()
+    assert scope.run.frame("notes").empty and scope.run.frame("layers")["residual"].max() < 1e-12
+
+
+@pytest.mark.parametrize("result", ["h_n", ("h_n", "c"), ("h_n", 7), 0])
+def test_a_result_that_is_not_there_is_said(result):
+    cell = InADict()
+    optimizer = torch.optim.SGD(cell.parameters(), 0.1)
+    with gradscope.attach(cell, every=1, strict=True, cells={InADict: CellSpec(result=result)}) as scope:
+        run_loop(cell, "all")[0].backward()
+        optimizer.step()
+    assert "a call of InADict was not recorded" in scope.run.frame("notes")["reason"].iloc[0]
+
+
+SCRIPTED = """
+import sys, torch, gradscope
+from torch import Tensor
+
+class Cell(torch.jit.ScriptModule):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.eye(3))
+
+    @torch.jit.script_method
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return torch.tanh(x + state @ self.w)
+
+cell, state = Cell(), torch.zeros(2, 3)
+with gradscope.attach(cell, every=1) as scope:
+    for _ in range(4):
+        state = cell(torch.ones(2, 3), state)
+    state.sum().backward()
+print(scope.run.frame("layers")["timesteps"].tolist(), len(scope.run.frame("notes")))
+"""
+
+
+@pytest.mark.parametrize("jit", ["0", "1"])
+def test_script_methods_are_seen_where_torch_runs_them_as_python(jit, tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPTED)
+    environment = {**os.environ, "PYTORCH_JIT": jit}
+    done = subprocess.run([sys.executable, tmp_path / "train.py"], capture_output=True, text=True, env=environment)
+    if jit == "0":
+        assert done.stdout == "[4] 0\n", done.stderr
+    else:
+        assert "Cell is compiled by TorchScript" in done.stderr and "Set PYTORCH_JIT=0" in done.stderr, done.stderr
 
 
 WRONG = {
