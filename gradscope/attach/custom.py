@@ -19,6 +19,7 @@ from torch import nn
 
 from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.errors import AttachError
+from gradscope.private import is_tracing
 from gradscope.types import CellSpec, GateKind
 
 STATES = frozenset(
@@ -204,7 +205,7 @@ def _seam(kind: type) -> Seam[CallListener]:
 def _around(reference: weakref.ref[type]) -> Callable[..., Any]:
     def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = reference()
-        if kind is None or _has_own(type(self), kind) or torch._C._get_tracing_state() is not None:
+        if kind is None or _has_own(type(self), kind) or is_tracing():
             return original(self, *args, **kwargs)
         armed = [handle.listener for handle in _SEAMS[kind].handles if handle.armed]
         tokens = [(each, each.before_call(self, args, kwargs)) for each in armed if each is not None]
