@@ -14,7 +14,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,9 +72,9 @@ def environment(torch: str, version: str) -> Path | None:
     return found
 
 
-def report_of(torch: str, version: str) -> Path:
-    """Where the suites leave what they found."""
-    return BUILD / f"torch-{torch}-py{version}.xml"
+def report_of(torch: str, version: str, suite: str) -> Path:
+    """Where a suite leaves what it found."""
+    return BUILD / f"torch-{torch}-py{version}" / f"{suite}.xml"
 
 
 def run(torch: str, version: str) -> None:
@@ -82,16 +82,17 @@ def run(torch: str, version: str) -> None:
     if (python := environment(torch, version)) is None:
         print(f"torch {torch}: there is no Python {version} here; name one in PYTHONS")
         return
-    tests = [f"tests/{suite}" for suite in SUITES]
-    options = ["-p", "no:cacheprovider", f"--junitxml={report_of(torch, version)}"]
-    subprocess.run([python, "-m", "pytest", "--quiet", *options, *tests], cwd=ROOT)
+    for suite in SUITES:
+        report = f"--junitxml={report_of(torch, version, suite)}"
+        subprocess.run(
+            [python, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", report, f"tests/{suite}"], cwd=ROOT
+        )
 
 
-def read(path: Path) -> Found:
-    """From a report in JUnit's form."""
+def read(reports: Iterable[Path]) -> Found:
+    """From reports in JUnit's form."""
     found = Found()
-    for case in ET.parse(path).iter("testcase"):
-        suite = case.get("classname", "").split(".")[1]
+    for suite, case in ((path.stem, case) for path in reports for case in ET.parse(path).iter("testcase")):
         ends = {child.tag: child for child in case}
         end = next((tag for tag in ("failure", "error", "skipped") if tag in ends), "passed")
         found.ends[suite, end] += 1
@@ -120,7 +121,8 @@ def main() -> None:
     for torch, version in PAIRS:
         if torch in (sys.argv[1:] or [torch]):
             run(torch, version)
-    text = table({pair: read(report_of(*pair)) for pair in PAIRS if report_of(*pair).exists()})
+    reports = {pair: [report_of(*pair, suite) for suite in SUITES] for pair in PAIRS}
+    text = table({pair: read(paths) for pair, paths in reports.items() if all(path.exists() for path in paths)})
     print(text)
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     PAGE.write_text(head + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8")
