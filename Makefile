@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report bench-fleet faults field docs pictures frameworks integrations soak clean
+.PHONY: demo test lint format bench bench-report bench-fleet faults field docs pictures frameworks integrations compat soak clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -50,6 +50,9 @@ frameworks: $(READY)  # install what the integrations are for; tests that need i
 integrations: frameworks  # test them, and say what was found in docs/integrations.md
 	GRADSCOPE_INTEGRATIONS=build/integrations $(BIN)/python -m pytest tests/frameworks
 	PYTHONPATH=tests $(BIN)/python -m frameworks.table build/integrations
+
+compat:  # the suites nearest to torch with other versions of torch and Python; some 20 GB, and hours the first time
+	$(PYTHON) tests/compat.py
 
 soak: $(READY)  # kills, faults and memory over very many steps, under 20 minutes; `make test` has it in short
 	PYTHONPATH=tests $(BIN)/python -W ignore -m reliability.soak

@@ -1,4 +1,4 @@
-"""What torch does not do on every processor: each is tried once, and what needs it says so by name.
+"""What torch does not do on every processor or in every version: each is tried once, and what needs it says so by name.
 
 A test is marked with `needs("LSTM in bfloat16")`, and a block in the documentation with
 `<!--- skip: next lacks("LSTM in bfloat16") -->`.
@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.private import hooks_on_saved
+
 
 def _lstm(kind: torch.dtype) -> None:
     """Under autocast the kernel is oneDNN's, which has it only for some instruction sets, and raises elsewhere."""
@@ -19,7 +21,16 @@ def _lstm(kind: torch.dtype) -> None:
         nn.LSTM(2, 2)(torch.ones(1, 1, 2))
 
 
-TRIALS = {"LSTM in bfloat16": functools.partial(_lstm, torch.bfloat16)}
+def _sees_hooks() -> None:
+    """Without it nothing is read that autograd has saved."""
+    if hooks_on_saved(True) is not None:
+        raise RuntimeError
+
+
+TRIALS = {
+    "LSTM in bfloat16": functools.partial(_lstm, torch.bfloat16),
+    "sight of hooks on saved tensors": _sees_hooks,
+}
 
 
 @functools.cache
@@ -28,7 +39,7 @@ def lacks(what: str) -> str:
     try:
         TRIALS[what]()
     except RuntimeError:
-        return f"torch has no {what} for this processor"
+        return f"this torch, on this processor, has no {what}"
     return ""
 
 

@@ -20,14 +20,15 @@ FILES = sorted(HOUSE.rglob("*.py"))
 ARROWS: dict[str, tuple[str, str]] = {
     "types":           ("",                                                 "torch numpy"),
     "errors":          ("",                                                 ""),
+    "private":         ("",                                                 "torch"),
     "cells":           ("types errors",                                     "torch"),
-    "attach":          ("types errors",                                     "numpy torch"),
-    "capture":         ("types errors",                                     "torch"),
-    "families":        ("types errors",                                     "torch"),
+    "attach":          ("types errors private",                             "numpy torch"),
+    "capture":         ("types errors private",                             "torch"),
+    "families":        ("types errors private",                             "torch"),
     "record":          ("types errors",                                     "numpy pandas pyarrow"),
     "record.summary":  ("types errors",                                     "numpy torch"),
     "record.recorder": ("types errors",                                     "numpy torch"),
-    "observe":         ("types errors attach capture families record",      "torch"),
+    "observe":         ("types errors private attach capture families record", "torch"),
     "diagnose":        ("types errors cells",                               "numpy pandas torch"),
     "whatif":          ("types errors diagnose",                            "numpy pandas torch"),
     "plot":            ("types errors record",                              "numpy pandas matplotlib seaborn"),
@@ -41,7 +42,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "cli":             ("types compare demo PUBLIC",                        "click rich"),
     "cli.view":        ("record PUBLIC",                                    "click"),
     "cli.run":         ("attach record PUBLIC",                             "click"),
-    "cli.watch":       ("attach diagnose PUBLIC",                           "torch"),
+    "cli.watch":       ("private attach diagnose PUBLIC",                   "torch"),
     "demo":            ("types report compare PUBLIC",                      "click rich torch pandas"),
     "demo.tasks":      ("",                                                 "torch"),
     "demo.digits":     ("",                                                 "torch sklearn"),
@@ -99,6 +100,39 @@ def test_commands_use_public_names_only(path: Path) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gradscope"
     }
     assert taken | used <= {*gradscope.__all__, "__version__"}
+
+
+# Names that begin with an underscore though they are public, or are read at many places: see `gradscope.private`.
+KNOWN = {"_asdict", "_fields", "_replace", "_version", "_parameters", "_modules", "_forward_pre_hooks"}
+OTHERS = {"_getframe", "_run_module_as_main", "_set_axes_scale"}
+"""Of Python's and matplotlib's."""
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """Names with an underscore that a file takes from others: attributes of anything, and what it imports of torch."""
+    for module, name in imports(path):
+        if module.partition(".")[0] == "torch":
+            yield from (part for part in (*module.split("."), name) if part.startswith("_"))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            yield node.attr
+
+
+def made_here(path: Path) -> Iterator[str]:
+    """Names that a file gives to what is its own: functions, classes, attributes of `self` and fields."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def test_private_names_of_torch_are_in_one_room() -> None:
+    ours = {name for path in FILES for name in made_here(path)} | KNOWN | OTHERS
+    found = {room(path): {*private_names(path)} - ours for path in FILES}
+    assert {name for name, names in found.items() if names} == {"private"}
 
 
 # What each module in integrations/ may see beside gradscope's public names and the standard library.

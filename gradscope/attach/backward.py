@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.private import ENGINE, backward_pass
 
 
 class BackwardListener(Protocol):
@@ -33,7 +34,7 @@ class BackwardListener(Protocol):
 
 def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
     # A pass within a pass, as activation checkpointing runs it, is part of it.
-    if not kwargs.get("accumulate_grad") or torch._C._current_graph_task_id() != -1:
+    if not kwargs.get("accumulate_grad") or backward_pass() != -1:
         return original(roots, *args, **kwargs)
     tokens = [(each, one.before_backward(roots)) for each in BACKWARD.handles if (one := each.listener) is not None]
     ended = False
@@ -47,8 +48,17 @@ def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kw
     return result
 
 
+def _around_backward(original: Callable[..., Any], tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(roots: Any, *args: Any, accumulate_grad: bool, **kwargs: Any) -> Any:
+        return original(tensors, *args, **kwargs)
+
+    roots = tensors if isinstance(tensors, Sequence) else (tensors,)
+    return _around(run, roots, *args, accumulate_grad=True, **kwargs)
+
+
 def _install() -> Restore:
-    return replace((torch.autograd, "_engine_run_backward", _around))
+    name, around = (ENGINE, _around) if ENGINE else ("backward", _around_backward)
+    return replace((torch.autograd, name, around))
 
 
 BACKWARD: Seam[BackwardListener] = Seam(_install)

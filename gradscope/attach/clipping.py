@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad, get_total_norm
 
 from gradscope.attach.modified import largest, local, present_gradients, two_norms, vector
 from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.private import clip_grads_with_norm, wrapped_cell
 
 Report = Callable[["Clip"], None]
 
@@ -234,16 +235,11 @@ def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:
 def _install() -> Restore:
     observed = {
         clip_grad.clip_grad_norm_: _clip_grad_norm_,
-        clip_grad._clip_grads_with_norm_: _clip_grads_with_norm_,
+        clip_grads_with_norm: _clip_grads_with_norm_,
         clip_grad.clip_grad_value_: _clip_grad_value_,
     }
-    cells = ((_cell(function), _observed(observe)) for function, observe in observed.items())
+    cells = ((wrapped_cell(function), _observed(observe)) for function, observe in observed.items() if function)
     return replace(*((cell, "cell_contents", around) for cell, around in cells if cell))
-
-
-def _cell(function: Any) -> Any:
-    """The cell that holds what `torch.nn.utils.clip_grad._no_grad` wrapped; a replacement by somebody else has none."""
-    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)).get("func")
 
 
 CLIPPING: Seam[ClippingListener] = Seam(_install)

@@ -13,12 +13,12 @@ from dataclasses import replace as replace_fields
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.attach.signature import SCRIPTED, is_cell, is_scripted, state_arguments
 from gradscope.errors import AttachError
+from gradscope.private import is_tracing
 from gradscope.types import CellSpec, GateKind
 
 
@@ -174,7 +174,7 @@ def _seam(kind: type, method: str) -> Seam[CallListener]:
 def _around(reference: weakref.ref[type], method: str) -> Callable[..., Any]:
     def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = reference()
-        if kind is None or _has_own(type(self), kind) or torch._C._get_tracing_state() is not None:
+        if kind is None or _has_own(type(self), kind) or is_tracing():
             return original(self, *args, **kwargs)
         armed = [handle.listener for handle in _SEAMS[kind][method].handles if handle.armed]
         tokens = [(each, each.before_call(self, method, args, kwargs)) for each in armed if each is not None]

@@ -13,6 +13,7 @@ from gradscope.attach.custom import inside
 from gradscope.attach.links import nodes_below
 from gradscope.attach.signature import advice
 from gradscope.errors import AttachError
+from gradscope.private import flat_weights_of
 from gradscope.types import KernelCall
 
 QUANTIZED = frozenset({"LSTM", "GRU", "RNN", "RNNBase", "RNNCell", "LSTMCell", "GRUCell"})
@@ -134,7 +135,7 @@ def _none_found(model: nn.Module, names: list[str]) -> str:
 def is_call_of(module: nn.Module, call: KernelCall) -> bool:
     """Whether a kernel call is of this module: with its weights, as they are, or as they are made before each call."""
     if isinstance(module, nn.RNNBase):
-        return module.__dict__.get("_flat_weights") is call.weights
+        return flat_weights_of(module) is call.weights
     if not call.cell or not isinstance(module, nn.RNNCellBase):
         return False
     weight = call.weights[1]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.uncompiled import uncompiled
+from gradscope.private import will_run
 
 SEARCHED_NODES = 512
 
@@ -42,14 +42,9 @@ def accumulates(leaves: tuple[Node, ...]) -> bool:
 @uncompiled
 def _runs(leaf: Node) -> bool:
     try:
-        return torch._C._will_engine_execute_node(leaf)
+        return will_run(leaf)
     except RuntimeError:  # torch.autograd.grad with respect to this very leaf
         return False
-
-
-def backward_pass() -> int:
-    """Number of the backward pass that is running, -1 outside of one."""
-    return torch._C._current_graph_task_id()
 
 
 @uncompiled

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import accumulates
 from gradscope.attach.uncompiled import uncompiled
+from gradscope.private import current_node, hooks_on_saved, saved
 from gradscope.types import KernelCall
 
 KERNEL, CUDNN = "MkldnnRnnLayerBackward0", "CudnnRnnBackward0"
@@ -34,7 +35,7 @@ def kernel_nodes(call: KernelCall, output: Tensor) -> tuple[Node, ...]:
     plain = call.family == "lstm" and call.batch_sizes is None and not call.cell and call.masks is None
     if not plain or output.dtype != torch.float32 or output.device.type != "cpu" or output.dim() != 3:
         return ()
-    if output.shape[1 if call.batch_first else 0] < LEAST_STEPS or _tensors_are_packed():
+    if output.shape[1 if call.batch_first else 0] < LEAST_STEPS or hooks_on_saved(True) is not None:
         return ()
     layers: list[list[Node]] = []
     below = output.grad_fn
@@ -58,7 +59,7 @@ def watch_node(
 
     def hook(gradients: tuple[Tensor | None, ...]) -> None:
         if accumulates(leaves):
-            receive((torch._C._current_autograd_node(), gradients[0]))
+            receive((current_node(), gradients[0]))
 
     return node.register_prehook(hook)
 
@@ -70,10 +71,10 @@ def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
     is set where the element was kept, the lowest first, in the order of the elements of that output, time first or
     packed. None where there is no such node.
     """
-    if output.device.type != "cuda" or output.dtype not in FLOATING or _tensors_are_packed():
+    if output.device.type != "cuda" or output.dtype not in FLOATING or hooks_on_saved(True) is not None:
         return None
     node = _past(output.grad_fn, "Transpose")  # batch first
-    reserve = getattr(node, "_saved_result3", None) if node is not None and node.name() == CUDNN else None
+    reserve = saved(node, "result3") if node is not None and node.name() == CUDNN else None
     if not isinstance(reserve, Tensor):
         return None
     count, length = (call.num_layers - 1) * call.directions, -(-output.numel() // 8)
@@ -100,8 +101,3 @@ def _past(node: Node | None, *names: str) -> Node | None:
     while node is not None and node.name().startswith(names):
         node = node.next_functions[0][0]
     return node
-
-
-def _tensors_are_packed() -> bool:
-    """Whether the user has hooks on what autograd saves: reading it would call them."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # type: ignore[attr-defined]

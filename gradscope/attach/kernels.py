@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace as replace_fields
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from gradscope.attach.seam import Restore, Seam, replace
 from gradscope.attach.split import SPLITS, split
+from gradscope.private import is_tracing, kernels
 from gradscope.types import KernelCall
 
 FAMILIES = ("rnn_tanh", "rnn_relu", "lstm", "gru")
@@ -44,8 +44,8 @@ class KernelListener(Protocol):
 
 
 def _install() -> Restore:
-    layers = ((torch._VF, name, _around(name, _parse)) for name in FAMILIES)
-    cells = ((torch._VF, f"{name}_cell", _around(name, _parse_cell)) for name in FAMILIES)
+    layers = ((kernels, name, _around(name, _parse)) for name in FAMILIES)
+    cells = ((kernels, f"{name}_cell", _around(name, _parse_cell)) for name in FAMILIES)
     return replace(*layers, *cells)
 
 
@@ -56,7 +56,7 @@ def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) ->
     def around(original: Callable[..., Any], *args: Any) -> Any:
         armed = [handle.listener for handle in KERNELS.handles if handle.armed]
         listeners = [listener for listener in armed if listener is not None and listener.listening]
-        if not (listeners or SPLITS.busy) or torch._C._get_tracing_state() is not None:
+        if not (listeners or SPLITS.busy) or is_tracing():
             return original(*args)
         call = parse(family, args)
         if any(

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node, get_gradient_edge
 
+from gradscope.private import forward_class, outputs_of, sequence_number
 from gradscope.types import Link, Strand
 
 KEY = "gradscope"
@@ -252,7 +253,7 @@ class _Walk:
             return
         if node not in self.pending:
             self.pending[node] = {}
-            heapq.heappush(self.order, (-node._sequence_nr(), len(self.order), node))
+            heapq.heappush(self.order, (-sequence_number(node), len(self.order), node))
         here = self.pending[node]
         here[number] = here[number] + cotangent if number in here else cotangent
 
@@ -262,13 +263,13 @@ class _Walk:
         arrived = self.pending.pop(node)
         if not node.next_functions:
             return
-        outputs = len(node._input_metadata)
-        if _hands_on(node):
+        outputs = outputs_of(node)
+        if outputs and _hands_on(node):
             for i, (target, number) in enumerate(node.next_functions[-outputs:]):
                 if target is not None and i in arrived:
                     self.add(target, number, arrived[i])
             return
-        if not _elementwise(node):
+        if outputs is None or not _elementwise(node):
             self.blocked |= any(_leads_to_mark(below, self.owner) for below, _ in node.next_functions if below)
             return
         run: Any = node  # calling a node computes, and fires no hook
@@ -308,7 +309,7 @@ def _elementwise(node: Node) -> bool:
 
 
 def _hands_on(node: Node) -> bool:
-    function = getattr(node, "_forward_cls", None)
+    function = forward_class(node)
     return function is not None and function.__name__ in HANDED_ON and function.__module__.startswith("torch.")
 
 

@@ -21,8 +21,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from gradscope.private import foreach_norm
+
 SAMPLED = 512  # elements, over all gradients together
-foreach_norm: Callable[..., Sequence[Tensor]] = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Change(NamedTuple):

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from gradscope.attach.seam import Restore, Seam
 from gradscope.attach.uncompiled import uncompiled
+from gradscope.private import STEP
 
 
 class OptimizerListener(Protocol):
@@ -86,14 +87,10 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
                 listener.after_step(optimizer)
 
 
-# What torch wraps around every `step`, calling the hooks. Its frames on the stack are the steps under way.
-_STEP = next((code for code in Optimizer.profile_hook_step.__code__.co_consts if isinstance(code, CodeType)), None)
-
-
 def _steps_under_way() -> Iterator[FrameType]:
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _STEP:
+        if frame.f_code is STEP:
             yield frame
         frame = frame.f_back
 

@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.private import scale_of
 
 
 class ScalerListener(Protocol):
@@ -36,8 +37,10 @@ class ScalerListener(Protocol):
 
 def factor_of(scaler: GradScaler) -> Tensor | float:
     """What a scaler multiplies losses by: a 0-dim tensor of our own, or 1.0 if it is disabled."""
-    scale = scaler._get_scale_async() if scaler.is_enabled() else None
-    return 1.0 if scale is None else scale.detach().clone()  # update() writes into the scaler's own
+    scale = scale_of(scaler) if scaler.is_enabled() else None
+    if isinstance(scale, Tensor):
+        return scale.detach().clone()  # update() writes into the scaler's own
+    return 1.0 if scale is None else scale
 
 
 def _scale(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:

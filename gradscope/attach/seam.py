@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.jit import _builtins
 
-from gradscope.attach.uncompiled import as_written, has_compiled, set_eval_frame, uncompiled
+from gradscope.attach.uncompiled import as_written, uncompiled
+from gradscope.private import has_compiled, operators, set_eval_frame
 
 Listener = TypeVar("Listener")
 Restore = Callable[[], None]
@@ -98,7 +98,7 @@ def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
 def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
     inherited = hasattr(owner, "__dict__") and name not in owner.__dict__
     original = getattr(owner, name)
-    scripted = _builtins._get_builtin_table()  # what TorchScript takes for an operator: it cannot read builtins
+    scripted = operators()  # what TorchScript takes for an operator: it cannot read builtins
     live = True
 
     @functools.wraps(original)

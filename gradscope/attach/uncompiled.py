@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from types import CodeType
 from typing import Any, TypeVar
 
-from torch import nn
-from torch._C._dynamo import eval_frame
+from gradscope.private import set_eval_frame, skip_code
 
-set_eval_frame: Callable[[Any], Any] = eval_frame.set_eval_frame
 F = TypeVar("F", bound=Callable[..., Any])
-__all__ = ["as_written", "has_compiled", "inner_module", "set_eval_frame", "uncompiled"]
 
 
 def uncompiled(function: F) -> F:
@@ -23,18 +19,9 @@ def uncompiled(function: F) -> F:
     pending = [function.__code__]
     while pending:
         code = pending.pop()
-        _skip(code)
+        skip_code(code)
         pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     return function
-
-
-def _skip(code: CodeType) -> None:
-    names: Any = eval_frame
-    if hasattr(names, "skip_code"):  # until torch 2.7
-        names.skip_code(code)
-    else:
-        skip, default = names._FrameAction.SKIP, names._FrameAction.DEFAULT
-        names.set_code_exec_strategy(code, names._FrameExecStrategy(skip, default))
 
 
 @uncompiled
@@ -60,14 +47,3 @@ def as_written(compiler: Any, around: Callable[..., Any], original: Callable[...
         return around(compiled, *args, **kwargs)
     finally:
         set_eval_frame(compiler)
-
-
-def has_compiled() -> bool:
-    """Whether `torch.compile` has looked at anything in this process."""
-    return bool(getattr(sys.modules.get("torch._dynamo.convert_frame"), "FRAME_COUNTER", 0))
-
-
-def inner_module(model: nn.Module) -> nn.Module:
-    """The module that `torch.compile(module)` has wrapped, or the module itself."""
-    wrapper = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
-    return model._orig_mod if wrapper is not None and isinstance(model, wrapper) else model  # type: ignore[return-value]

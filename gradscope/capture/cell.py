@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from gradscope.capture.double import (
     Attributes,
@@ -27,6 +26,7 @@ from gradscope.capture.double import (
 from gradscope.capture.layout import Single
 from gradscope.capture.results import Results, StateFinder, tensors_in
 from gradscope.capture.snapshot import TOLERANCE
+from gradscope.private import pytree
 from gradscope.types import CellSpec
 from gradscope.types.names import part_called
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as shared_hooks
-from torch.utils import _pytree as pytree
+
+from gradscope.private import global_hooks, pytree
 
 Attributes = Mapping[tuple[str, str], Any]
 """Plain values that a module and what is in it keep as attributes, by submodule and name."""
 PLAIN = frozenset({bool, int, float, str})
-GLOBAL_HOOKS = tuple(name for name in vars(shared_hooks) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
 class Doubled:
@@ -132,8 +131,8 @@ def quietly(quiet: ExitStack, device: torch.device) -> Callable[[], bool]:
     """
     devices = [device] if device.type == "cuda" else []
     quiet.enter_context(torch.random.fork_rng(devices=devices))
-    for name in GLOBAL_HOOKS:
-        _set_aside(quiet, getattr(shared_hooks, name))
+    for hooks in global_hooks():
+        _set_aside(quiet, hooks)
     before, states = list(_generators(device)), random.getstate()
     quiet.callback(random.setstate, states)
     numpy = sys.modules.get("numpy")

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from gradscope.capture.cell import take_call
 from gradscope.capture.layout import layout_of
 from gradscope.capture.results import Results
 from gradscope.capture.snapshot import Dropout, snapshot
+from gradscope.private import pytree
 from gradscope.types import KernelCall
 
 

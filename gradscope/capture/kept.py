@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.layout import Dense
+from gradscope.private import saved
 from gradscope.types import Kept
 
 GATES = 4
@@ -28,15 +29,14 @@ def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
         None where the workspace does not look as expected.
     """
     with torch.no_grad():
-        try:
-            given, output, space = node._saved_input, node._saved_result0, node._saved_result3
-        except (AttributeError, RuntimeError):
+        given, output, space, reverse = (saved(node, name) for name in ("input", "result0", "result3", "reverse"))
+        if given is None or output is None or space is None or reverse is None:
             return None
         gates = _gates(space, output, layout.columns)
         if gates is None:
             return None
         t, b = _sample(*gates.shape[1:3], device=gates.device)
-        time = len(output) - 1 - t if node._saved_reverse else t
+        time = len(output) - 1 - t if reverse else t
         column = b if layout.columns is None else layout.columns[b]
         return Kept(
             gates=gates,

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from gradscope.capture.cell import precision, take_weights
 from gradscope.capture.double import Doubled, put_weights, quietly
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import tolerance
+from gradscope.private import pytree
 from gradscope.types import Positions, WholeCall
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from gradscope.private import pytree
 from gradscope.types.names import part_called
 
 REMEMBERED = 8

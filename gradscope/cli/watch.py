@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gradscope
 from gradscope.attach.custom import find_recurrent, looks_recurrent
 from gradscope.diagnose.headline import headline
+from gradscope.private import disable_dynamo
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class Watch:
         else:
             self._say("nothing was recorded: no torch optimizer took the parameters of a recurrent layer")
 
-    @_disable_dynamo
+    @disable_dynamo
     def look(self, optimizer: Optimizer) -> None:
         """Attach to the models whose recurrent parameters an optimizer has, unless that is done already."""
         number = sum(len(group["params"]) for group in optimizer.param_groups)

@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from gradscope.private import flatten_for_cudnn
 from gradscope.types import Weights
 
 State = tuple[Tensor, ...]
@@ -277,5 +278,5 @@ def flat_weights(family: Family, weights: Weights) -> list[Tensor]:
     projected = 0 if weights.hr is None else weights.hr.shape[0]
     kind = torch.backends.cudnn.rnn.get_cudnn_mode(family.name.upper())
     sizes = (weights.ih.shape[1], kind, hidden, projected, 1, False, False)
-    torch._cudnn_rnn_flatten_weight(copies, len(copies), *sizes)
+    flatten_for_cudnn(copies, len(copies), *sizes)
     return copies

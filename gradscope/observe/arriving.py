@@ -11,6 +11,7 @@ from torch import Tensor
 from gradscope.capture.kept import take_kept
 from gradscope.capture.layout import Dense
 from gradscope.observe.observed import ObservedCall, added
+from gradscope.private import base_of
 
 
 class Step(Protocol):
@@ -42,7 +43,7 @@ def output_receiver(
                 call.receive("gradients", slot, slot, gradient)
 
         return tensor, receive_final
-    base = tensor._base if tensor._is_view() else None
+    base = base_of(tensor)
     turned = base is not None and isinstance(layout, Dense) and base.shape == tensor.transpose(0, 1).shape
     # Of a view that the user writes to in place the gradient passes by its own node, but not by its base's.
     target = base if turned and base is not None else tensor

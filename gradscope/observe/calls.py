@@ -25,6 +25,7 @@ from gradscope.observe.following import CARRIED, Asked, Finals
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.step import Recording
 from gradscope.observe.unseen import Calls
+from gradscope.private import transform
 from gradscope.types import KernelCall
 
 
@@ -185,7 +186,7 @@ class CallReceiver:
         """Whether a call that is made now may be of interest."""
         if not self.listening or not torch.is_grad_enabled():
             return False
-        return torch._C._functorch.peek_interpreter_stack() is None  # type: ignore[attr-defined]
+        return transform() is None
 
     def _look_back(self, name: str, state: Sequence[Tensor], rows: int) -> None:
         """The first call of a step that is not recorded: does it go on from what the recorded step before returned?

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.gradients import leaves_below
-from gradscope.attach.modified import foreach_norm, local
+from gradscope.attach.modified import local
 from gradscope.observe.passes import Pass
 from gradscope.observe.tree import Tree
+from gradscope.private import foreach_norm
 from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
 
 SEARCHED = 5000

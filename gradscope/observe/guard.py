@@ -12,8 +12,9 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
-from gradscope.attach.uncompiled import set_eval_frame, uncompiled
+from gradscope.attach.uncompiled import uncompiled
 from gradscope.errors import AnalysisError, GradscopeWarning
+from gradscope.private import set_eval_frame
 
 P = ParamSpec("P")
 R = TypeVar("R")

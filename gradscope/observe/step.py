@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.attach.gradients import backward_pass, leaves_below, watch_gradient, watch_input, watch_parameter
+from gradscope.attach.gradients import leaves_below, watch_gradient, watch_input, watch_parameter
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes, watch_node
 from gradscope.attach.links import Inner, Mark, consumers, mark
 from gradscope.capture.cell import Cell, take_call, take_weights
@@ -34,6 +34,7 @@ from gradscope.observe.following import NO_CELL, NO_STATE, TOO_LARGE, Following
 from gradscope.observe.observed import ObservedCall, WeightGradient, added, entirely
 from gradscope.observe.origins import first_origin, stack_of
 from gradscope.observe.updates import with_updates
+from gradscope.private import backward_pass
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
 SEARCHED_AGAIN = 32

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from gradscope.attach.modified import present_gradients
-from gradscope.attach.uncompiled import has_compiled
 from gradscope.capture.positions import SequenceModule
 from gradscope.observe.tree import Tree
+from gradscope.private import has_compiled
 
 NOT_CALLED = (
     "it received gradient, but torch's fused kernel was not called for it: a class with a forward of its own cannot be "

@@ -12,9 +12,9 @@ from torch import nn
 from gradscope.attach.custom import default_spec, find_cells, find_sequences
 from gradscope.attach.find import find_layers
 from gradscope.attach.signature import state_arguments
-from gradscope.attach.uncompiled import inner_module
 from gradscope.capture.cell import Cell
 from gradscope.capture.positions import SequenceModule
+from gradscope.private import inner_module
 from gradscope.types import CellSpec
 
 DESCRIBED = (

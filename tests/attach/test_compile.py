@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.attach.uncompiled import inner_module
+from gradscope.private import inner_module
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*:UserWarning:torch")
 STEPS = 4

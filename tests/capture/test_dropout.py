@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import Built, Case
 from families.jobs import recorded
+from processors import needs
 from torch import Tensor
 
 import gradscope.observe.calls
@@ -98,6 +99,7 @@ def test_each_direction_has_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert scope.run.frame("notes").empty and len(layers) == 6 and layers["residual"].max() < 1e-12
 
 
+@needs("sight of hooks on saved tensors")
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("layers", [2, 3])
 def test_where_cudnn_keeps_them(layers: int, directions: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processors import lacks
 from torch import Tensor, nn
 
 import gradscope
@@ -101,6 +102,9 @@ def assert_same(mine: Run, other: Run) -> None:
 
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    if reason := lacks("sight of hooks on saved tensors"):
+        pytest.skip(reason)
+
     def record_replayed(*args: Any, **kwargs: Any) -> Run:
         with monkeypatch.context() as patched:
             patched.setattr(gradscope_step, "kernel_nodes", lambda call, output: ())
