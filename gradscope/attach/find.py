@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradscope.attach.custom import inside
-from gradscope.attach.links import nodes_below
+from gradscope.attach.marks import nodes_below
 from gradscope.attach.signature import advice
 from gradscope.errors import AttachError
 from gradscope.private import flat_weights_of

@@ -3,76 +3,22 @@
 A loop may hand a state on as it is, mask it (`h * (1 - done)`), keep some of its rows, write it into a buffer, or
 choose between new and old ones (`torch.where`). All these are elementwise but for a choice of rows, and so is their
 derivative: a row of the later state is a row of an earlier result times a factor. Both are read off by handing a few
-cotangents back through the nodes in between, by hand: no hook of the user's fires, and nothing that was saved for
-backward is freed.
-
-Marks are kept in the nodes' own metadata: they live and die with the user's graph.
+cotangents back through the nodes in between.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import Node, get_gradient_edge
 
-from gradscope.private import forward_class, outputs_of, sequence_number
+from gradscope.attach.marks import Edge, Mark, edge_of, mark_at
+from gradscope.attach.walk import carry
 from gradscope.types import Link, Strand
 
-KEY = "gradscope"
-VISITED = 256
-SEARCHED = 20_000
-ELEMENTWISE = frozenset(
-    """Abs Add Addcdiv Addcmul Alias AsStrided Cat Clamp ClampMax ClampMin Clone ConstantPadNd Copy CopyBackwards
-    CopySlices Cos Div Elu Exp Expand Fill Flip Gather Gelu Hardsigmoid Hardswish Hardtanh Index IndexAdd IndexCopy
-    IndexFill IndexPut IndexPutImpl IndexSelect LeakyRelu Lerp MaskedFill MaskedScatter Maximum Minimum Mish Mul
-    NativeDropout Neg Permute Pow Relu Repeat ReshapeAlias Roll Rsub Scatter ScatterAdd Select SelectScatter Sigmoid
-    Silu Sin Slice SliceScatter Softplus Split SplitWithSizes Sqrt Squeeze Stack Sub T Tanh Threshold ToCopy
-    Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View Where Zero""".split()
-)
-"""Operations whose derivative mixes no units: what a loop does to a state between two calls."""
-
-HANDED_ON = frozenset(("RegisterPostBackwardFunction", "_DDPSink"))
-"""Torch's own functions that hand each input on as it is, and do other things in backward (FSDP, DDP): never called."""
-
-Edge = tuple[Node, int]
-
-
-class Mark(NamedTuple):
-    """A result of an observed call: which call, and which of its results."""
-
-    call: Any
-    slot: int
-
-
 AsState = Callable[[Mark, Tensor], "tuple[int, Tensor] | None"]
-
-
-def mark(tensor: Tensor, owner: Hashable, call: Any, slot: int) -> None:
-    """Say that this result is that of a call; for whoever asks with the same owner."""
-    node, number = edge_of(tensor)
-    metadata(node).setdefault(KEY, {})[owner, number] = Mark(call, slot)
-
-
-def metadata(node: Node) -> dict[str, Any]:
-    """What is kept with a node; torch's stubs take it for a method."""
-    return node.metadata  # type: ignore[return-value]
-
-
-def marked(tensor: Tensor, owner: Hashable) -> Mark | None:
-    """The result that a tensor is, as it was."""
-    return _marked(*edge_of(tensor), owner) if tensor.requires_grad else None
-
-
-def edge_of(tensor: Tensor) -> Edge:
-    """Where the gradient of a tensor goes: a node, and which of its outputs."""
-    edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
 
 
 def find_link(state: Sequence[Tensor], owner: Hashable, as_state: AsState, rows: int) -> Link | None:
@@ -136,13 +82,13 @@ def _trace(state: Tensor, owner: Hashable, view: Callable[[Mark, Tensor], Tensor
     if not state.requires_grad or state.numel() == 0:
         return _Part([], False)
     edge = edge_of(state)
-    direct = _marked(*edge, owner)
+    direct = mark_at(*edge, owner)
     if direct is not None and view(direct, state.detach()) is not None:
         return _Part([(direct.call, torch.arange(state.shape[rows], device=state.device), None)], False)
     ones = torch.ones_like(state)
-    first = _carry(edge, ones, owner)
+    first = carry(edge, ones, owner)
     probes = [_numbered(ones, rows), _noise(ones)]
-    rest = [_carry(edge, probe, owner).found for probe in probes] if first.found else []
+    rest = [carry(edge, probe, owner).found for probe in probes] if first.found else []
     sources: list[tuple[Any, Tensor, Tensor | None]] = []
     for found, plain in first.found.items():
         parts = [_by_row(view(found, x), state, rows) for x in (plain, *(r[found] for r in rest if found in r))]
@@ -210,7 +156,7 @@ def _row_by_row(
     sources, factors = list[int](), list[Tensor]()
 
     def back(cotangent: Tensor) -> Tensor:
-        known = _carry(edge, cotangent, owner).found.get(found)
+        known = carry(edge, cotangent, owner).found.get(found)
         flat = None if known is None else _by_row(view(found, known), state, rows)
         return by_row(torch.zeros_like(state), rows)[:1] if flat is None else flat
 
@@ -230,157 +176,3 @@ def _row_by_row(
     if not torch.allclose(total, expected, rtol=1e-3, atol=0):
         return None
     return source, None if bool((factor[source >= 0] == 1).all()) else factor
-
-
-@dataclass(slots=True)
-class _Walk:
-    """Cotangents on their way back, the latest node first."""
-
-    owner: Hashable
-    pending: dict[Node, dict[int, Tensor]] = field(default_factory=dict[Node, "dict[int, Tensor]"])
-    order: list[tuple[int, int, Node]] = field(default_factory=list["tuple[int, int, Node]"])
-    found: dict[Mark, Tensor] = field(default_factory=dict[Mark, Tensor])
-    blocked: bool = False
-
-    def add(self, node: Node, number: int, cotangent: Tensor) -> None:
-        """A cotangent arrives at an output of a node; zeros go nowhere."""
-        if not bool(cotangent.any()):
-            return
-        marked = _marked(node, number, self.owner)
-        if marked is not None:
-            known = self.found.get(marked)
-            self.found[marked] = cotangent if known is None else known + cotangent
-            return
-        if node not in self.pending:
-            self.pending[node] = {}
-            heapq.heappush(self.order, (-sequence_number(node), len(self.order), node))
-        here = self.pending[node]
-        here[number] = here[number] + cotangent if number in here else cotangent
-
-    def step(self) -> None:
-        """Hand on what has arrived at the latest node."""
-        _, _, node = heapq.heappop(self.order)
-        arrived = self.pending.pop(node)
-        if not node.next_functions:
-            return
-        outputs = outputs_of(node)
-        if outputs and _hands_on(node):
-            for i, (target, number) in enumerate(node.next_functions[-outputs:]):
-                if target is not None and i in arrived:
-                    self.add(target, number, arrived[i])
-            return
-        if outputs is None or not _elementwise(node):
-            self.blocked |= any(_leads_to_mark(below, self.owner) for below, _ in node.next_functions if below)
-            return
-        run: Any = node  # calling a node computes, and fires no hook
-        try:
-            result = run(*(arrived.get(i) for i in range(outputs)))
-        except RuntimeError:  # what it had saved is gone after a backward pass: no gradient goes this way any more
-            self.blocked |= _leads_to_mark(node, self.owner)
-            return
-        below = result if isinstance(result, tuple) else (result,)
-        for (target, number), cotangent in zip(node.next_functions, below, strict=False):
-            if target is not None and cotangent is not None:
-                self.add(target, number, cotangent)
-
-
-def _carry(edge: Edge, cotangent: Tensor, owner: Hashable) -> _Walk:
-    """Hand a cotangent of a state back to the marked results that it came from."""
-    walk, kind = _Walk(owner), cotangent.device.type
-    with torch.no_grad(), torch.autocast(kind, enabled=False):
-        walk.add(edge[0], edge[1], cotangent)
-        for _ in range(VISITED):
-            if not walk.order:
-                return walk
-            walk.step()
-    walk.blocked = True
-    return walk
-
-
-def _marked(node: Node, number: int, owner: Hashable) -> Mark | None:
-    marks = metadata(node).get(KEY)
-    return None if marks is None else marks.get((owner, number))
-
-
-def _elementwise(node: Node) -> bool:
-    if isinstance(node, BackwardCFunction):  # somebody's own Python: not ours to run
-        return False
-    return node.name().rpartition(":")[2].rstrip("0123456789").removesuffix("Backward") in ELEMENTWISE
-
-
-def _hands_on(node: Node) -> bool:
-    function = forward_class(node)
-    return function is not None and function.__name__ in HANDED_ON and function.__module__.startswith("torch.")
-
-
-def _leads_to_mark(node: Node, owner: Hashable) -> bool:
-    """Whether some marked result is among the nodes below, within reach of a search."""
-    return any(owner == key[0] for below in nodes_below([node]) for key in metadata(below).get(KEY, ()))
-
-
-def nodes_below(start: Sequence[Node], limit: int = VISITED) -> Iterator[Node]:
-    """Nodes of the graph from `start` downwards, at most `limit`."""
-    stack, seen = list(start), set(start)
-    for _ in range(limit):
-        if not stack:
-            return
-        node = stack.pop()
-        yield node
-        for below, _ in node.next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
-                stack.append(below)
-
-
-class Inner(NamedTuple):
-    """What bounds a call's own part of the graph.
-
-    Attributes:
-        results: of the call.
-        state: what it was given as its state.
-        inputs: what it was given beside, and what that is multiplied by.
-    """
-
-    results: Sequence[Tensor]
-    state: Sequence[Tensor]
-    inputs: Sequence[Tensor]
-
-
-def consumers(inner: Inner, owner: Hashable, call: Any) -> list[tuple[Node, int, int | Mark]] | None:
-    """The places in a call's graph where the parts of its state go in, and results of its own.
-
-    Args:
-        inner: the call.
-        owner: whose marks.
-        call: what its own results are marked with: a way may lead through one, such as a gate that is returned too.
-
-    Returns:
-        Node, number of its input, and part of the state or mark; None where the graph is too large to search.
-    """
-    parts = {edge_of(x): part for part, x in enumerate(inner.state) if x.requires_grad}
-    inputs = {edge_of(x) for x in inner.inputs if x.requires_grad}
-    stack = list(dict.fromkeys(edge_of(r)[0] for r in inner.results if r.requires_grad))  # a fused cell has one node
-    seen, found = set(stack), list[tuple[Node, int, "int | Mark"]]()
-    while stack:
-        node = stack.pop()
-        for index, (below, number) in enumerate(node.next_functions):
-            if below is None:
-                continue
-            known = parts.get((below, number), _marked(below, number, owner))
-            if known is not None:
-                if known.__class__ is Mark or (below, number) not in inputs or not _takes(node, inputs, below):
-                    found.append((node, index, known))
-            within = known is None or (isinstance(known, Mark) and known.call is call)
-            if within and (below, number) not in inputs and below not in seen:
-                seen.add(below)
-                stack.append(below)
-        if len(seen) > SEARCHED:
-            return None
-    return found
-
-
-def _takes(node: Node, inputs: set[Edge], but: Node) -> bool:
-    """Whether a node also takes one of the inputs, as it is or transposed: where the state is the input as well."""
-    others = [below for below, _ in node.next_functions if below not in (None, but)]
-    wanted = {below for below, _ in inputs if below is not but}
-    return any(below in wanted for below in nodes_below(others, 8))

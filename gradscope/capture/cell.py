@@ -1,8 +1,7 @@
-"""A frozen copy of one call of a cell that is not torch's, and how to run it again."""
+"""A cell that is not torch's, and how to run its calls again."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gradscope.capture.cell_call import CellSnapshot, frozen, real
 from gradscope.capture.double import (
     Attributes,
     Doubled,
@@ -23,9 +23,7 @@ from gradscope.capture.double import (
     quietly,
     widened,
 )
-from gradscope.capture.layout import Single
 from gradscope.capture.results import Results, StateFinder, tensors_in
-from gradscope.capture.snapshot import TOLERANCE
 from gradscope.private import pytree
 from gradscope.types import CellSpec
 from gradscope.types.names import part_called
@@ -33,87 +31,6 @@ from gradscope.types.names import part_called
 RANDOM = (
     "it draws random numbers (dropout, zoneout) on which its new state depends, so that a call of it cannot be repeated"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """The arguments of a call but for its state, taken apart.
-
-    Attributes:
-        rows: tensors with a row for each sequence, [n, ...] each.
-        constants: everything else, in order.
-        form: how to put them together.
-        is_row: which of all leaves are rows.
-        names: of the arguments.
-    """
-
-    rows: list[Tensor]
-    constants: list[Any]
-    form: pytree.TreeSpec
-    is_row: tuple[bool, ...]
-    names: tuple[str, ...]
-
-    def put_together(self, rows: Sequence[Tensor]) -> dict[str, Any]:
-        """The arguments by name, with these rows; the others are copies, that a cell may write to."""
-        taken, kept = iter(rows), map(_copied, self.constants)
-        leaves = [next(taken) if row else next(kept) for row in self.is_row]
-        return dict(zip(self.names, pytree.tree_unflatten(leaves, self.form), strict=True))
-
-    def alike(self, other: Arguments) -> bool:
-        """Whether all but the rows is the same."""
-        pairs = zip(self.constants, other.constants, strict=False)
-        same_form = (self.form, self.is_row, self.names) == (other.form, other.is_row, other.names)
-        return same_form and all(_same(a, b) for a, b in pairs)
-
-
-@dataclass(slots=True)
-class CellSnapshot:
-    """What a call was given and gave, for the sequences that are analysed.
-
-    Attributes:
-        layout: which sequences.
-        arguments: but for the state.
-        state: parts of the state as they were given, real, [n, ...]; None where none was given.
-        results: all tensors that came back, real, [n, ...].
-        parts: which of the results are the new state.
-        form: how the state is put together.
-        weights: parameters and buffers by name, shared between the calls of a step.
-        attributes: plain values that the cell kept when it was called.
-        precision: the coarsest type that took part.
-        complex: which of the results are complex, and given as pairs.
-    """
-
-    layout: Single
-    arguments: Arguments
-    state: list[Tensor] | None
-    results: list[Tensor]
-    parts: list[int]
-    form: pytree.TreeSpec
-    weights: Mapping[str, Tensor]
-    attributes: Attributes
-    precision: torch.dtype
-    complex: tuple[bool, ...] = ()
-
-    @property
-    def given(self) -> list[Tensor]:
-        """The state that the call began with: zeros where none was given."""
-        return [torch.zeros_like(r) for r in self.returned] if self.state is None else self.state
-
-    @property
-    def returned(self) -> list[Tensor]:
-        """The parts of the new state."""
-        return [self.results[p] for p in self.parts]
-
-    @property
-    def final(self) -> tuple[Tensor, ...]:
-        """The same as [1, n, ...]."""
-        return tuple(r.unsqueeze(0) for r in self.returned)
-
-    def alike(self, other: CellSnapshot) -> bool:
-        """Whether both calls can be run again as one."""
-        shapes = [[x.shape[1:] for x in (*s.given, *s.returned)] for s in (self, other)]
-        same = self.weights is other.weights and self.attributes == other.attributes and shapes[0] == shapes[1]
-        return same and self.arguments.alike(other.arguments)
 
 
 @dataclass(eq=False)
@@ -250,7 +167,7 @@ class Cell(Doubled):
         order = [name for name in self.signature.parameters if name in arguments]
         bound = inspect.BoundArguments(self.signature, {name: arguments[name] for name in order})  # type: ignore[arg-type]
         within = _Within(double, function)
-        weights = {name: widened(_frozen(weight)) for name, weight in snapshot.weights.items()}
+        weights = {name: widened(frozen(weight)) for name, weight in snapshot.weights.items()}
         put_weights(double, self.module, weights)
         args, kwargs = pytree.tree_map(widened, (bound.args, bound.kwargs))
         return functional_call(within, {f"cell.{name}": w for name, w in weights.items()}, (args, kwargs))
@@ -273,88 +190,3 @@ class _Within(nn.Module):
         for hook in self.cell._forward_pre_hooks.values():  # torch's own, that make a weight
             hook(self.cell, args)
         return self.function(self.cell, *args, **kwargs)
-
-
-def real(x: Tensor) -> Tensor:
-    """A complex tensor as pairs; others as they are."""
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def take_call(
-    arguments: dict[str, Any],
-    given: Sequence[Tensor],
-    results: Results,
-    rows: list[int] | None,
-    weights: Mapping[str, Tensor],
-) -> CellSnapshot:
-    """Copy a call.
-
-    Args:
-        arguments: by name, without the state.
-        given: the parts of the state; empty where none was given.
-        results: what the call returned.
-        rows: which sequences to take; None for all.
-        weights: copies of the cell's parameters and buffers.
-    """
-    batch, device = len(results.state[0]), results.state[0].device
-    columns = None if rows is None else torch.tensor(rows, device=device)
-    layout = Single(columns, torch.ones(batch if rows is None else len(rows), dtype=torch.long, device=device))
-
-    def take(x: Tensor) -> Tensor:
-        return layout.select(real(x.detach())).squeeze(0)
-
-    with torch.no_grad():
-        return CellSnapshot(
-            layout=layout,
-            arguments=take_arguments(arguments, batch, layout),
-            state=[take(x) for x in given] if given else None,
-            results=[take(x) if x.dim() and len(x) == batch else x.detach().clone() for x in results.results],
-            parts=results.parts,
-            form=results.form,
-            weights=weights,
-            attributes=results.attributes,
-            precision=precision([*given, *results.state]),
-            complex=tuple(x.is_complex() for x in results.results),
-        )
-
-
-def take_arguments(arguments: dict[str, Any], batch: int, layout: Single) -> Arguments:
-    """Copies of the analysed rows of a call's arguments."""
-    leaves, form = pytree.tree_flatten(list(arguments.values()))
-    is_row = tuple(isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch for x in leaves)
-    rows = [layout.select(x.detach()).squeeze(0) for x, row in zip(leaves, is_row, strict=True) if row]
-    constants = [_frozen(x) for x, row in zip(leaves, is_row, strict=True) if not row]
-    return Arguments(rows, constants, form, is_row, tuple(arguments))
-
-
-def take_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in named}
-
-
-def precision(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The coarsest type among these, and that of autocast."""
-    kinds = {real(t).dtype for t in tensors if t.is_floating_point() or t.is_complex()}
-    kinds |= {torch.get_autocast_dtype(t.device.type) for t in tensors if torch.is_autocast_enabled(t.device.type)}
-    return max(kinds, key=lambda kind: TOLERANCE.get(kind, 0.0), default=torch.float32)
-
-
-def _frozen(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
-
-
-def _copied(x: Any) -> Any:
-    try:
-        return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
-    except Exception as error:
-        raise TypeError(f"an argument, of type {type(x).__name__}, cannot be copied ({error})") from error
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    try:
-        return bool(a is b or a == b)
-    except Exception:  # what cannot be compared is not the same
-        return False

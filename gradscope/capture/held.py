@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscope.capture.cell import take_call
+from gradscope.capture.cell_call import take_call
 from gradscope.capture.layout import layout_of
 from gradscope.capture.results import Results
 from gradscope.capture.snapshot import Dropout, snapshot

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture.cell import Cell, CellSnapshot
+from gradscope.capture.cell import Cell
+from gradscope.capture.cell_call import CellSnapshot
 from gradscope.capture.chain import Chain
 from gradscope.capture.join import Gradients, Places, direct_gradients, find_places, link_factor, total_gradient
 from gradscope.capture.snapshot import tolerance

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gradscope.capture.cell import precision, take_weights
+from gradscope.capture.cell_call import precision, take_weights
 from gradscope.capture.double import Doubled, put_weights, quietly
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in

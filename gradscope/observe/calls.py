@@ -15,7 +15,8 @@ from gradscope.attach.find import is_call_of
 from gradscope.attach.kernels import KERNELS
 from gradscope.attach.seam import Handle
 from gradscope.attach.uncompiled import uncompiled
-from gradscope.capture.cell import Cell, real
+from gradscope.capture.cell import Cell
+from gradscope.capture.cell_call import real
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.results import tensors_in

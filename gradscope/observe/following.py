@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradscope.attach.links import Mark, find_link, marked
+from gradscope.attach.links import find_link
+from gradscope.attach.marks import Mark, marked
 from gradscope.attach.signature import line_for
 from gradscope.capture.cell import Cell
 from gradscope.capture.layout import choose_sequences

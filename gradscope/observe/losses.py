@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradscope.attach.links import metadata, nodes_below
+from gradscope.attach.marks import metadata, nodes_below
 from gradscope.attach.modified import local
 from gradscope.record.recorder import Number, keep
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.capture.cell import Cell, real
+from gradscope.capture.cell import Cell
+from gradscope.capture.cell_call import real
 from gradscope.capture.held import Arrived, Held
 from gradscope.capture.layout import Dense
 from gradscope.capture.snapshot import select_final

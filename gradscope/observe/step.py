@@ -18,22 +18,22 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import leaves_below, watch_gradient, watch_input, watch_parameter
+from gradscope.attach.inner import Inner, consumers
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes, watch_node
-from gradscope.attach.links import Inner, Mark, consumers, mark
-from gradscope.capture.cell import Cell, take_call, take_weights
-from gradscope.capture.chain import Chain, join_calls
+from gradscope.attach.marks import Mark, mark
+from gradscope.capture.cell import Cell
+from gradscope.capture.cell_call import take_call, take_weights
 from gradscope.capture.held import hold_cell, hold_kernel
-from gradscope.capture.join_cell import join_cells
 from gradscope.capture.layout import layout_of
 from gradscope.capture.positions import Given, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, Snapshot, copy_weights, snapshot
-from gradscope.families import Work, analyse, analyse_kept, analyse_positions, analyse_recurrence, certify
+from gradscope.families import Work, analyse_positions
+from gradscope.observe.analysing import analyse_calls, chains_of
 from gradscope.observe.arriving import back_receiver, inside_receiver, kept_receiver, output_receiver
 from gradscope.observe.following import NO_CELL, NO_STATE, TOO_LARGE, Following
 from gradscope.observe.observed import ObservedCall, WeightGradient, added, entirely
-from gradscope.observe.origins import first_origin, stack_of
-from gradscope.observe.updates import with_updates
+from gradscope.observe.origins import first_origin
 from gradscope.private import backward_pass
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin, Weights
 
@@ -244,26 +244,7 @@ class Recording:
             stepped: an optimizer has stepped, so that it can be said what it did to the weights.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            chains = _chains(self.calls)
-            found: list[tuple[str, int, list[Analysis]]] = []
-            for number, calls, chain in chains:
-                first = calls[chain.calls[0]]
-                if first.custom is not None:
-                    recurrence = join_cells(first.custom, chain, calls, factor)
-                    found.append((first.module, number, [analyse_recurrence(recurrence, work=self.work)]))
-                    continue
-                users = [g for n in chain.calls for g in calls[n].weight_gradients]
-                sketch = any(g.complete and g.total is not None for g in users)
-                analyses = list[Analysis]()
-                if known := first.known():
-                    analyses = analyse_kept(stack_of(calls, chain, factor, known), work=self.work, sketch=sketch)
-                if not analyses:
-                    analyses = analyse(stack_of(calls, chain, factor), work=self.work, sketch=sketch)
-                found.append((first.module, number, analyses))
-            self._certify(chains, [analyses for _, _, analyses in found], factor)
-            if stepped:
-                first = [calls[chain.calls[0]] for _, calls, chain in chains]
-                found = [(m, n, with_updates(a, call)) for (m, n, a), call in zip(found, first, strict=True)]
+            found = analyse_calls(self.calls, self.work, factor, stepped=stepped)
             return [*found, *self._analyse_positions(factor)]
 
     def origin(self, factor: Tensor | float = 1.0) -> tuple[LayerKey, Origin] | None:
@@ -273,7 +254,7 @@ class Recording:
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             calls = entirely(self.calls)
-            chains = _chains(self.calls if calls is None else calls)
+            chains = chains_of(self.calls if calls is None else calls)
             found = first_origin(chains, self._numbered(), factor)
             return None if found is None else (found[0], replace(found[1], entire=calls is not None))
 
@@ -348,44 +329,6 @@ class Recording:
         if weight.requires_grad:
             self.handles.append(watch_parameter(weight, self.guard(receive))[0])
         return gradient
-
-    def _certify(
-        self,
-        chains: Sequence[tuple[int, list[ObservedCall], Chain]],
-        analyses: list[list[Analysis]],
-        factor: Tensor | float,
-    ) -> None:
-        for gradients, places in _shares(chains):
-            totals = [gradient.total for gradient in gradients if gradient.total is not None]
-            if totals and all(gradient.complete for gradient in gradients):
-                total = torch.stack(totals).sum(0) / factor
-                certified = certify([analyses[i][j] for i, j in places], total)
-                for (i, j), analysis in zip(places, certified, strict=True):
-                    analyses[i][j] = analysis
-
-
-def _chains(calls: Sequence[ObservedCall]) -> list[tuple[int, list[ObservedCall], Chain]]:
-    """Number within the module, calls of the module, and chain, in the order of their first calls."""
-    modules: dict[str, list[ObservedCall]] = {}
-    for call in sorted(calls, key=lambda call: call.index):
-        modules.setdefault(call.module, []).append(call)
-    chains = [(n, calls, chain) for calls in modules.values() for n, chain in enumerate(join_calls(calls))]
-    return sorted(chains, key=lambda c: c[1][c[2].calls[0]].index)
-
-
-def _shares(
-    chains: Sequence[tuple[int, list[ObservedCall], Chain]],
-) -> list[tuple[list[WeightGradient], list[tuple[int, int]]]]:
-    """Weights, and the chains and layers that they took part in: what is made anew before each call goes together."""
-    found: list[tuple[dict[int, WeightGradient], dict[tuple[int, int], None]]] = []
-    for i, (_, calls, chain) in enumerate(chains):
-        for j, column in enumerate(zip(*(calls[number].weight_gradients for number in chain.calls), strict=True)):
-            mine, places = {id(gradient): gradient for gradient in column}, {(i, j): None}
-            for other in [other for other in found if other[0].keys() & mine.keys()]:
-                found.remove(other)
-                mine, places = other[0] | mine, other[1] | places
-            found.append((mine, places))
-    return [(list(mine.values()), list(places)) for mine, places in found]
 
 
 def _leaves(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Node, ...]:

@@ -1,24 +1,19 @@
-"""From an analysis on the device to rows on the host: statistics over sequences, and one copy."""
+"""From an analysis to rows of the layer tables, and what of it cannot be given."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from gradscope.record.statistics import BLOCKS, STATISTICS, Array, Values, statistics
 from gradscope.types import Analysis, LayerKey, Rows
 
 FLOOR = 1e-3
 GRADIENT_SLACK = 4  # rounding differences grow on the way back through time
 COARSE = 1e-2
-STATISTICS = ("p10", "p50", "p90", "mean")
-BLOCKS = ("spectral_radius", "spectral_norm", "orthogonality", "update")
-QUANTILES = (0.1, 0.5, 0.9)
 OF_GRADIENTS = frozenset({"grad_h", "grad_h_direct", "grad_c", "weight_grad"})
 STATES_DIFFER = (
     "the layer rebuilt from torch's equations differs from what it computed (relative difference {residual:.2g}): "
@@ -43,9 +38,6 @@ ROUNDED = (
     "{residual:.2g}): rounding has changed it on its way back, or part of the loss was not observed"
 )
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Values = dict[str, Array]
-
 
 def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
     """Rows of all layer tables for one layer of one call.
@@ -55,7 +47,7 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
         key: which layer.
         analysis: its measurements, on any device.
     """
-    host = _statistics(analysis)
+    host = statistics(analysis)
     unusable = _unusable(analysis, host)
     for name, values in host.items():
         if _withheld(name, unusable) and _quantity(name) not in analysis.witnessed:
@@ -63,142 +55,6 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
     head = {"step": step, **key._asdict()}
     rows = [Rows(table, {**head, **columns}) for table, columns in _tables(analysis, host)]
     return [*rows, *(Rows("notes", {**head, "reason": reason}) for reason in unusable.values())]
-
-
-def _statistics(a: Analysis) -> Values:
-    """Everything that the rows need, on the host, by name; brought there in one copy."""
-    a, valid = _aligned(a)
-    blocks = [getattr(block, part) for block in a.blocks.values() for part in BLOCKS]
-    single = [a.residual, a.gradient_residual, *blocks]
-    lyapunov = [] if a.lyapunov is None else [_median(a.lyapunov[~a.lyapunov.isnan()])]
-    parts = {
-        "spread": _spread(*_stacked(a, valid)),
-        "single": torch.stack([_number(x, a.residual) for x in (*single, *lyapunov)]),
-        "timesteps": valid.any(1).sum(),
-        "gates": _gates(a, valid),
-        "units": torch.stack([x for gate in a.gates.values() for x in (gate.unit_low, gate.unit_high)] or [a.residual]),
-        **{
-            f"spectrum/{g}": torch.view_as_real(b.eigenvalues) for g, b in a.blocks.items() if b.eigenvalues is not None
-        },
-        **{f"se/{name}": _root_mean_square(errors, valid) for name, errors in a.errors.items()},
-    }
-    return _named(a, _to_host(parts))
-
-
-def _stacked(a: Analysis, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """All quantities, and `reach` last, as [Q, T, B], and where they count."""
-    values = torch.stack([x.double() for x in a.values.values()])
-    where = valid.expand_as(values)
-    if a.measured:
-        where = torch.stack([a.measured.get(name, valid) for name in a.values])
-    if not len(a.reach):
-        return values, where
-    missing = (0, 0, 0, len(valid) - len(a.reach))
-    reach = torch.nn.functional.pad(a.reach.double(), missing)
-    reached = torch.nn.functional.pad(a.reached, missing)
-    return torch.cat([values, reach.unsqueeze(0)]), torch.cat([where, reached.unsqueeze(0)])
-
-
-def _gates(a: Analysis, valid: Tensor) -> Tensor:
-    """Mean over the sequences of what gates do at each timestep, [G * 3, T]."""
-    if not a.gates:
-        return a.residual
-    parts = torch.stack([x for gate in a.gates.values() for x in (gate.low, gate.high, gate.mean)])
-    return parts.masked_fill(~valid, 0).sum(-1) / valid.sum(1).clamp(min=1)
-
-
-def _number(x: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_full((), math.nan) if x is None else x.to(like.dtype)
-
-
-def _root_mean_square(errors: Tensor, valid: Tensor) -> Tensor:
-    """Over the sequences, of those that are finite, [T]."""
-    finite = valid & errors.isfinite()
-    squares = torch.where(finite, errors.double(), 0).square().sum(1)
-    return (squares / finite.sum(1).clamp(min=1)).sqrt()
-
-
-def _named(a: Analysis, host: Values) -> Values:
-    """The statistics one by one, by the names under which rows look for them."""
-    names = (*STATISTICS, "sequences", "nonfinite")
-    found: Values = {"timesteps": host["timesteps"]}
-    kinds = [f"value/{name}" for name in a.values] + (["reach"] if len(a.reach) else [])
-    for place, kind in enumerate(kinds):
-        stop = len(a.reach) if kind == "reach" else None
-        found |= {f"{kind}/{part}": host["spread"][place, :stop, n] for n, part in enumerate(names)}
-    found |= {f"value/{name}/se": host[f"se/{name}"] for name in a.errors}
-    numbers = iter(host["single"])
-    found["residual"], found["gradient_residual"] = next(numbers), next(numbers)
-    if a.gradient_residual is None:
-        del found["gradient_residual"]
-    for name, block in a.blocks.items():
-        found |= {f"block/{name}/{part}": next(numbers) for part in BLOCKS}
-        if block.eigenvalues is not None:
-            real, imaginary = host[f"spectrum/{name}"].T
-            found |= {f"spectrum/{name}/real": real, f"spectrum/{name}/imag": imaginary}
-    if a.lyapunov is not None:
-        found["lyapunov"] = next(numbers)
-    for place, name in enumerate(a.gates):
-        found |= {f"gate/{name}/{part}": host["gates"][3 * place + n] for n, part in enumerate(("low", "high", "mean"))}
-        found |= {f"unit/{name}/{part}": host["units"][2 * place + n] for n, part in enumerate(("low", "high"))}
-    return found
-
-
-def _aligned(a: Analysis) -> tuple[Analysis, Tensor]:
-    """Every sequence moved to where it begins in the chain, and where there is anything, [T, B]."""
-    steps = next(iter(a.values.values())).shape[0]
-    if a.starts is None or not bool(a.starts.any()):
-        return a, torch.arange(steps, device=a.lengths.device).unsqueeze(1) < a.lengths
-    times = torch.arange(int((a.starts + a.lengths).max()), device=a.lengths.device).unsqueeze(1)
-    source = times - a.starts
-
-    def move(x: Tensor) -> Tensor:
-        return x.gather(0, source.clamp(0, steps - 1))
-
-    moved = {name: {k: move(v) for k, v in getattr(a, name).items()} for name in ("values", "measured", "errors")}
-    gates = {
-        name: replace(gate, low=move(gate.low), high=move(gate.high), mean=move(gate.mean))
-        for name, gate in a.gates.items()
-    }
-    valid = (source >= 0) & (source < a.lengths)
-    measured = {name: m & valid for name, m in moved.pop("measured").items()}
-    return replace(a, gates=gates, measured=measured, **moved), valid
-
-
-def _spread(values: Tensor, where: Tensor) -> Tensor:
-    """p10, p50, p90 (linear interpolation) and mean over the last dimension, sequences and non-finite ones: [..., 6].
-
-    Args:
-        values: [..., B].
-        where: which of them count, [..., B].
-    """
-    finite = where & values.isfinite()
-    count = finite.sum(-1, keepdim=True)
-    last, known = (count - 1).clamp_(min=0), torch.where(finite, values, torch.inf)
-    ranked = known.sort(-1).values
-    position = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device) * last
-    low = position.long()
-    below, above = ranked.gather(-1, low), ranked.gather(-1, torch.minimum(low + 1, last))
-    quantiles = torch.where(count == 0, torch.nan, torch.lerp(below, above, position - low))
-    mean = torch.where(finite, values, 0).sum(-1, keepdim=True) / count
-    present = where.sum(-1, keepdim=True)
-    return torch.cat([quantiles, mean, present, present - count], -1)
-
-
-def _median(values: Tensor) -> Tensor:
-    """With the mean of the middle two, also where they are infinite; NaN of nothing."""
-    if not len(values):
-        return values.new_full((), math.nan)
-    ranked = values.sort().values
-    return (ranked[(len(values) - 1) // 2] + ranked[len(values) // 2]) / 2
-
-
-def _to_host(parts: Mapping[str, Tensor]) -> Values:
-    """One copy from the device; each part in its own form, in float64."""
-    flat = torch.cat([x.reshape(-1).double() for x in parts.values()]).cpu().numpy()
-    ends = np.cumsum([x.numel() for x in parts.values()])
-    pieces = zip(parts.items(), np.split(flat, ends[:-1]), strict=True)
-    return {name: piece.reshape(tuple(x.shape)) for (name, x), piece in pieces}
 
 
 def _unusable(a: Analysis, host: Values) -> dict[str, str]:
