@@ -205,8 +205,10 @@ class _Curve:
         return Learning(verdict, self.begin, self.end, self.best, at, self._stopped(), told=told)
 
     def _verdict(self) -> Verdict:
-        if self._grown() or self._lost():
+        if self._grown():
             return "lost"
+        if self._lost():
+            return "unknown" if self._rises_often() else "lost"
         if self._progress():
             return "learns"
         return "unknown" if float(self._losses.min()) < 0 < float(self._losses.max()) else "stalls"
@@ -267,6 +269,14 @@ class _Curve:
         multiple = min(self.end, self.first) >= MULTIPLE * self.best
         back = multiple and self.end >= max(0.7 * self.first, FLOOR * self.begin)
         return fall >= FALL * self.begin and (rise >= REGAINED * fall or back)
+
+    def _rises_often(self) -> bool:
+        """Whether it had risen by much of that before, and come down: losses of what an agent has just collected do."""
+        if self._best_block <= 2 * self._tenth:
+            return False
+        kept = [self._level(i, i + self._tenth) for i in range(self._best_block + 1)]
+        before = max(later - min(kept[: i + 1]) for i, later in enumerate(kept[self._tenth :]))
+        return before >= REGAINED * (self.end - self.best)
 
     def _risen(self) -> bool:
         """Whether the mean of the end is above that of the best, surely, as well."""

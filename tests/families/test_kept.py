@@ -12,8 +12,7 @@ from processors import lacks
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.observe import arriving
-from gradscope.observe import step as gradscope_step
+from gradscope.observe import analysing, arriving
 from gradscope.run import Run
 from gradscope.types import Analysis, Kept
 
@@ -49,14 +48,14 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known, self.unknown = 0, 0
-        original = gradscope_step.analyse_kept
+        original = analysing.analyse_kept
 
         def analyse_kept(*args: Any, **kwargs: Any) -> list[Analysis]:
             found = original(*args, **kwargs)
             self.known, self.unknown = self.known + bool(found), self.unknown + (not found)
             return found
 
-        monkeypatch.setattr(gradscope_step, "analyse_kept", analyse_kept)
+        monkeypatch.setattr(analysing, "analyse_kept", analyse_kept)
 
 
 def record(
@@ -107,7 +106,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
 
     def record_replayed(*args: Any, **kwargs: Any) -> Run:
         with monkeypatch.context() as patched:
-            patched.setattr(gradscope_step, "kernel_nodes", lambda call, output: ())
+            patched.setattr(analysing, "kernel_nodes", lambda call, output: ())
             return record(*args, **kwargs)
 
     return record_replayed
