@@ -136,7 +136,7 @@ def test_the_horizon_over_training_and_the_last_reach(tab: Tab, made: Made) -> N
     tab.open(runs=["first/gradscope"], layer="rnn/0/forward")
     for layer in made.first.layers:
         name = f"rnn · layer {layer.layer} · {layer.direction}"
-        (drawn,) = [trace for trace in tab.plotted("horizon-steps") if trace["name"] == name]
+        (drawn,) = [trace for trace in tab.plotted("timeline") if trace["name"] == name]
         assert drawn["y"] == curve(made.first, "horizon", layer)
         (drawn,) = [trace for trace in tab.plotted("reach") if trace["name"] == name]
         true = made.first.frame("reach", layer=layer.layer, direction=layer.direction, step=RECORDED[-1])
@@ -178,15 +178,16 @@ def test_compare_draws_the_same_quantity_of_both_runs(tab: Tab, made: Made) -> N
 
 def test_the_loss_of_every_step_and_a_tick_for_every_record(tab: Tab, loader: str) -> None:
     tab.open(runs=["long/gradscope"])
-    raw, smooth, ticks = tab.plotted("loss")
+    raw, smooth, horizon, _, ticks = tab.plotted("timeline")
     true = np.array([falling(step) for step in range(LONG)])
     assert raw["x"] == list(range(LONG)) and raw["y"] == true.tolist()
-    assert ticks["x"] == spaced(LONG) and len(spaced(LONG)) == 76
+    assert horizon["x"] == ticks["x"] == spaced(LONG) and len(spaced(LONG)) == 76
     median = [np.median(true[s - min(s, 27) : s + min(s, 27) + 1]) for s in range(LONG)]
     assert smooth["y"] == pytest.approx(median)
     first, last = np.median(true[:10]), np.median(true[-100:])  # as `gradscope.types.loss` has it
-    assert tab.get("figure-loss").locator("h3").inner_text() == f"Loss {first:.2f} → {last:.2f}"
-    assert "running median of 55 steps" in tab.get("figure-loss").locator(".hint").inner_text()
+    assert tab.get("figure-timeline").locator("h3").inner_text() == f"Loss {first:.2f} → {last:.2f}, and horizon"
+    assert tab.get("headline").inner_text() == f"The loss goes {first:.2f} → {last:.2f}."
+    assert "running median of 55 steps" in tab.get("figure-timeline").locator(".hint").inner_text()
     assert tab.get("coverage").inner_text() == "76 recorded of 3,000 steps"
 
 

@@ -5,11 +5,12 @@ import {select} from "../controls.js";
 import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {count, number} from "../format.js";
+import {called} from "../layers.js";
 import {band, extent, extremes, line, meaning, overSteps, reference} from "../lines.js";
 import {change} from "../state.js";
 import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, capital, drawable, groupOf, isMeasured, onlyStep, quantity, rowsOf, rowTitle} from "../words.js";
-import {spaced} from "./overview.js";
+import {spaced} from "./look.js";
 
 // table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
 const MEASURES = {
@@ -124,17 +125,20 @@ function described(measure, curve) {
 function lines(context, view) {
   if (context.runs.length > 1 || view.table === "steps") {
     return context.runs
-      .map((run) => ({run, key: context.layer.key, name: run.label, colour: colour(run.place), dash: dash(run.place)}))
+      .map((run) => ({
+        run,
+        key: context.layer(run)?.key,
+        name: run.label,
+        colour: colour(run.tint),
+        dash: dash(run.tint),
+      }))
       .filter((member) => !view.curve || context.has(member.run, view.curve));
   }
   const [run] = context.runs;
   const layers = run.layers.filter((layer) => !view.curve || layer.curves.includes(view.curve));
   const shown = layers.slice(0, MOST_LINES);
-  if (
-    !shown.some((layer) => layer.key === context.layer.key) &&
-    layers.some((layer) => layer.key === context.layer.key)
-  )
-    shown[MOST_LINES - 1] = context.layer;
+  const mine = context.layer(run);
+  if (layers.includes(mine) && !shown.includes(mine)) shown[MOST_LINES - 1] = mine;
   return shown.map((layer) => ({
     run,
     key: layer.key,
@@ -166,7 +170,10 @@ async function series({run, key}, view) {
     steps: (row) => isMeasured(values[row], columns.nonfinite[row]),
   }[view.table];
   const rows = Array.from({length}, (_, row) => row).filter(wanted);
-  const chosen = extremes(rows.map((row) => values[row]), DRAWN).map((place) => rows[place]);
+  const chosen = extremes(
+    rows.map((row) => values[row]),
+    DRAWN,
+  ).map((place) => rows[place]);
   return {
     steps: chosen.map((row) => columns.step[row]),
     values: chosen.map((row) => values[row]),
@@ -184,7 +191,7 @@ const what = (context, view) =>
   view.table === "steps"
     ? "One line per run."
     : context.runs.length > 1
-      ? `Layer ${context.title(context.layer.key)}, one line per run.`
+      ? called(context)
       : "One line per layer; choose several runs to compare them.";
 
 function drawSteps(it, members, found, view, context) {
