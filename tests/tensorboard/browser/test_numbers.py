@@ -63,7 +63,9 @@ def test_the_heatmap_draws_the_logarithm_of_the_table(tab: Tab, made: Made) -> N
 
 def test_hovering_says_the_number(tab: Tab, made: Made) -> None:
     tab.open(runs=["second/gradscope"], view="flow", layer="rnn/0/forward")
-    box = tab.get("figure-heatmap").locator(".plot").bounding_box()
+    plot = tab.get("figure-heatmap").locator(".plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
     tab.page.mouse.move(box["x"] + 64 + (box["width"] - 148) * 0.37, box["y"] + 150)
     said = tab.get("figure-heatmap").locator(".hoverlayer .hovertext")
     said.wait_for()
@@ -206,7 +208,9 @@ def test_a_log_spaced_heatmap_has_a_row_for_each_record(tab: Tab) -> None:
     assert len(tab.plotted("heatmap")[0]["z"]) == 76
     labels = tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.yaxis.ticktext")
     assert labels == ["0", "8", "16", "32", "64", "128", "256", "512", "1,024", "2,048"]
-    box = tab.get("figure-heatmap").locator(".nsewdrag").first.bounding_box()
+    area = tab.get("figure-heatmap").locator(".nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
     tab.page.mouse.click(box["x"] + 5, box["y"] + box["height"] * (1 - 24.5 / 76))  # the row of step 32
     tab.ready()
     assert tab.words()["step"] == "32" and "step 32, t 0" in tab.get("readout").inner_text()

@@ -16,8 +16,10 @@ import {course, curves, hint, levels, marks, named, notes, ticks, turning} from 
 
 const MOST_STEPS = 20_000;
 const MOST_FINDINGS = 4; // of a run
+const TICKS = 3;
 const POINTS = 65; // at which the line of a finding is read
 const HIGH = {loss: 124, horizon: 84, finding: 21, tick: 8, gap: 12};
+const LOW = {...HIGH, loss: 72, horizon: 52}; // above pictures that are looked at beside it
 
 // point(step) is called with the step under the pointer, and without one when the pointer has left.
 export function mount(parent, point) {
@@ -42,6 +44,7 @@ export function mount(parent, point) {
       recorded = [...new Set(seen.flatMap((each) => each.recorded))].sort((a, b) => a - b);
       const {step} = state();
       back.hidden = step === undefined;
+      parent.classList.toggle("compact", compact(context));
       fill(
         words,
         seen.map((each) => sentence(each, context)),
@@ -51,6 +54,8 @@ export function mount(parent, point) {
     },
   };
 }
+
+const compact = ({state: {view}}) => view !== "overview";
 
 async function read(run) {
   const [steps, layers, {findings}] = await Promise.all([
@@ -79,7 +84,7 @@ function drawTimeline(it, seen, context) {
   describe(it, found.length ? title : "Horizon over training", steps.length > 1 ? how(found, context) : "");
   if (steps.length < 2)
     return say(it, onlyStep(steps[0] ?? 0, found.map(lone ? ({told}) => `loss ${told}` : named).join("; ")));
-  const strips = stacked(seen, found);
+  const strips = stacked(seen, found, compact(context) ? LOW : HIGH);
   const scale = found.length ? levels(found) : null;
   const traces = [
     ...found.flatMap((each) => [...curves(each, lone), ...turning(each), ...marks(each, scale)]),
@@ -102,7 +107,7 @@ function backwards(run, layers, context) {
   return context.runs.length > 1 ? lines.map((each) => ({...each, showlegend: false, legendgroup: run.run})) : lines;
 }
 
-const faults = ({findings}) => (findings ?? []).filter(({code, evidence}) => code !== "healthy" && evidence.steps);
+const faults = ({findings}) => (findings ?? []).filter(({code, evidence}) => code !== "healthy" && evidence.steps?.length);
 
 // The steps of which each finding speaks, a strip for each.
 function spans(seen) {
@@ -112,7 +117,7 @@ function spans(seen) {
       .map((finding) => [each.run, finding]),
   );
   return found.map(([run, {code, severity, title, evidence}], place) => {
-    const [from, to] = evidence.steps;
+    const [from, to] = [evidence.steps[0], evidence.steps.at(-1)];
     const tint = getComputedStyle(document.documentElement).getPropertyValue(`--${severity}`);
     const x = Array.from({length: POINTS}, (_, at) => from + ((to - from) * at) / (POINTS - 1));
     return {
@@ -126,15 +131,15 @@ function spans(seen) {
 }
 
 // How high every part is, from the top.
-function stacked(seen, found) {
+function stacked(seen, found, high) {
   const findings = seen.reduce((sum, each) => sum + Math.min(MOST_FINDINGS, faults(each).length), 0);
-  const horizon = seen.some(({recorded}) => recorded.length) ? HIGH.horizon : 0;
+  const horizon = seen.some(({recorded}) => recorded.length) ? high.horizon : 0;
   const parts = [
-    ["yaxis", found.length ? HIGH.loss : 0],
+    ["yaxis", found.length ? high.loss : 0],
     ["yaxis3", horizon],
-    ["yaxis4", findings * HIGH.finding],
+    ["yaxis4", findings * high.finding],
   ];
-  return [...parts, ["yaxis2", seen.length * HIGH.tick]].filter(([, height]) => height);
+  return [...parts, ["yaxis2", seen.length * high.tick]].filter(([, height]) => height);
 }
 
 function frame(traces, strips, scale, context) {
@@ -165,7 +170,14 @@ function upright({low, high, logarithmic}, domain) {
   const [from, to] = logarithmic ? [Math.log10(low), Math.log10(high)] : [low, high];
   const margin = 0.06 * (to - from);
   const more = {domain, range: [from - margin, to + margin], nticks: 5};
-  return logarithmic ? logAxis("loss", [low, high], more) : axis("loss", more);
+  return logarithmic ? sparse(logAxis("loss", [low, high], more)) : axis("loss", more);
+}
+
+// Few ticks on a low axis.
+function sparse({tickvals = [], ticktext = [], ...rest}) {
+  const every = Math.ceil(tickvals.length / TICKS);
+  const few = (list) => list.filter((_, at) => at % every === 0);
+  return tickvals.length ? {...rest, tickvals: few(tickvals), ticktext: few(ticktext)} : rest;
 }
 
 // The line under the pointer, through all parts.
