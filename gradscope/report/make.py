@@ -66,7 +66,7 @@ def short(run: Run) -> str:
     """A run in a notebook: its findings and its layers, in a few lines of HTML."""
     found = run.findings() if run.source.count("timesteps") <= QUICK else []
     told, _ = summary.summarise(excerpt(run), found, called(run))
-    return render.short(told)
+    return render.short({**told, "headline": headline(run)})
 
 
 def overview(runs: Mapping[str, Run], width: int = 100) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import gradscope.plot as plot
 from gradscope.plot import data
 from gradscope.record import Run
 from gradscope.report import words
 from gradscope.report.layers import cells, numbers, worst_first
-from gradscope.report.pictures import CLIPPING, LAYER, LOSS, Picture
+from gradscope.report.pictures import CLIPPING, LAYER, Picture
 from gradscope.types import Finding, LayerKey
 from gradscope.types.clips import measured, share
 from gradscope.types.loss import change
@@ -46,7 +47,7 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
         "name": name,
         "facts": known,
         "findings": [tell(finding) for finding in findings],
-        "loss": _pictures(run, WHOLE_RUN, LOSS, "run", figures),
+        "loss": _over_time(run, findings, figures),
         "layers": layers,
         "finite_until": _finite_until(layers),
         "beginning": _beginning(known),
@@ -58,6 +59,21 @@ def summarise(run: Run, findings: Sequence[Finding], name: str) -> tuple[dict[st
         "notes": notes(run),
         "settings": settings(run),
     }, figures
+
+
+def _over_time(run: Run, findings: Sequence[Finding], figures: Figures) -> list[dict[str, Any]]:
+    """The loss in words and numbers, and the picture of it with the horizon and the findings on the same axis."""
+    losses = data.losses(run)
+    if losses.empty:
+        return []
+    bins = data.binned_losses(losses)
+    if drawable(bins):
+        figures["run-loss"] = partial(_timeline, run, findings)
+    return [{**told("run-loss", "Loss, horizon and findings", words.loss(losses), bins), "across": True}]
+
+
+def _timeline(run: Run, findings: Sequence[Finding], ax: Any) -> None:
+    plot.timeline(run, findings, ax=ax)
 
 
 def _finite_until(layers: Sequence[Mapping[str, Any]]) -> int | None:
