@@ -11,22 +11,8 @@ import {change} from "../state.js";
 import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, capital, drawable, groupOf, isMeasured, onlyStep, quantity, rowsOf, rowTitle} from "../words.js";
 import {spaced} from "./look.js";
+import {described, MEASURES} from "./measures.js";
 
-// table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
-const MEASURES = {
-  "layers/horizon": ["Horizon", "steps back"],
-  "layers/decay": ["Decay of reach", "log10 per step back"],
-  "layers/lyapunov": ["Lyapunov exponent", "per timestep"],
-  "layers/residual": ["Residual of the certificate", "relative difference", true],
-  "steps/loss": ["Loss", "loss"],
-  "steps/grad_norm": ["Gradient norm of recurrent layers", "norm", true],
-  "steps/step_s": ["Time per step", "seconds", true],
-  "steps/overhead_s": ["Time spent by gradscope", "seconds", true],
-  "blocks/spectral_radius": ["Spectral radius", "largest |eigenvalue|", false, true],
-  "blocks/spectral_norm": ["Spectral norm", "largest singular value", false, true],
-  "blocks/update": ["Change by a step", "‖change‖ / ‖U‖", true],
-  "blocks/orthogonality": ["Distance from orthogonal", "‖UᵀU − I‖ / √n"],
-};
 const GROUPS = {layers: "Per layer", steps: "Per optimizer step", blocks: "Recurrent weights"};
 const OVER = {
   median: "median over t",
@@ -100,24 +86,6 @@ async function chosen(context) {
     row,
     over: context.state.over in OVER ? context.state.over : "median",
     ...described(measure, curve),
-  };
-}
-
-function described(measure, curve) {
-  if (curve) {
-    const about = quantity(curve);
-    return {title: about.title, unit: about.unit, logarithmic: !about.share, one: about.one};
-  }
-  const [table, column, ...gate] = measure.split("/");
-  const [title, unit, logarithmic = false, one = false] = MEASURES[`${table}/${column}`];
-  return {
-    title: gate.length ? `${title}, ${gate.join("/")}` : title,
-    unit,
-    logarithmic,
-    one,
-    table,
-    column,
-    gate: gate.join("/"),
   };
 }
 

@@ -22,6 +22,7 @@ export const strength = ({strong, faint, dash}) => ({
   line: {width: strong ? 2.6 : faint ? 0.8 : 1.8, dash},
   opacity: faint ? 0.5 : 1,
   showlegend: !faint,
+  zorder: strong ? 1 : 0,
 });
 
 export const legend = (traces) => traces.filter((trace) => trace.showlegend !== false).length > 1;

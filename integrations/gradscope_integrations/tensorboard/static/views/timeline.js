@@ -107,7 +107,8 @@ function backwards(run, layers, context) {
   return context.runs.length > 1 ? lines.map((each) => ({...each, showlegend: false, legendgroup: run.run})) : lines;
 }
 
-const faults = ({findings}) => (findings ?? []).filter(({code, evidence}) => code !== "healthy" && evidence.steps?.length);
+const faults = ({findings}) =>
+  (findings ?? []).filter(({code, evidence}) => code !== "healthy" && evidence.steps?.length);
 
 // The steps of which each finding speaks, a strip for each.
 function spans(seen) {
@@ -125,6 +126,7 @@ function spans(seen) {
       ...{x, y: x.map(() => found.length - place), line: {color: tint, width: 3}},
       marker: {color: tint, size: x.map((_, at) => (at % (POINTS - 1) ? 0 : 6)), opacity: 1},
       ...{text: [plain(code.replaceAll("_", " "))], textposition: "top right", textfont: {size: 11, color: tint}},
+      cliponaxis: false,
       hovertemplate: `${seen.length > 1 ? `${plain(run.label)}: ` : ""}${plain(title)}<br>steps ${count(from)} to ${count(to)}<extra></extra>`,
     };
   });
