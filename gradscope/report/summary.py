@@ -66,10 +66,10 @@ def _over_time(run: Run, findings: Sequence[Finding], figures: Figures) -> list[
     losses = data.losses(run)
     if losses.empty:
         return []
-    bins = data.binned_losses(losses)
+    bins, title = data.binned_losses(losses), "Loss"
     if drawable(bins):
-        figures["run-loss"] = partial(_timeline, run, findings)
-    return [{**told("run-loss", "Loss, horizon and findings", words.loss(losses), bins), "across": True}]
+        figures["run-loss"], title = partial(_timeline, run, findings), "Loss, horizon and findings"
+    return [{**told("run-loss", title, words.loss(losses), bins), "across": True}]
 
 
 def _timeline(run: Run, findings: Sequence[Finding], ax: Any) -> None:

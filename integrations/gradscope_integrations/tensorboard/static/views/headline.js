@@ -18,7 +18,9 @@ export const verdictOf = (findings) => findings?.find(({evidence}) => evidence.l
 
 export function headline({findings, loss}) {
   const said = `${verdict(loss, verdictOf(findings))}.`;
-  return findings?.length ? `${said} ${capital(findings[0].title)}.` : said;
+  if (!findings?.length) return said;
+  const [{layer, title}] = findings;
+  return `${said} ${layer ? title : capital(title)}.`; // the name of a layer stays as it is
 }
 
 function verdict(loss, evidence) {

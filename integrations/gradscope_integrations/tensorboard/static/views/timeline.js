@@ -68,7 +68,7 @@ async function read(run) {
 }
 
 function sentence(each, {runs}) {
-  return h("p", {}, runs.length > 1 ? runName(each.run) : null, headline(each));
+  return h("p", {}, runs.length > 1 ? runName(each.run) : null, h("span", {}, headline(each)));
 }
 
 const stay = (step) => ({
