@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,19 @@ def link(runs: Sequence[str] = (), **state: Any) -> str:
     """A deep link; `runs` are names of runs as TensorBoard has them."""
     words = {**state, **({"runs": ",".join(quote(run, safe="") for run in runs)} if runs else {})}
     return "#gradscope" + "".join(f"&p.gradscope.{name}={quote(str(value), safe='')}" for name, value in words.items())
+
+
+def walked(tab: Tab, figure: str, *keys: str) -> str:
+    """What is read out after some keys in a picture of the tab."""
+    tab.get(f"figure-{figure}").first.locator(".plot").focus()
+    for key in keys:
+        tab.page.keyboard.press(key)
+    return tab.get(f"{figure}-walked").first.inner_text()
+
+
+def until(holds: Callable[[], bool], patience_s: float = 60) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)

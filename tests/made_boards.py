@@ -19,6 +19,7 @@ from gradscope.types import Remedy
 
 HOSTILE = '<img src=x onerror="hacked=1">'
 KEY = LayerKey("rnn", 0, "forward", 0)
+STACK = [LayerKey("core.gru", layer, "forward", 0) for layer in (0, 1)]
 STEPS, EVERY, LENGTH, LAYERS = 130, 4, 12, 50
 RECORDED = range(0, STEPS, EVERY)
 LONG = 3000
@@ -29,7 +30,7 @@ class Made(NamedTuple):
 
     Attributes:
         logdir: with the runs `first`, `second` and one with a hostile name; and, made `by_hand`, `long` of `LONG`
-            steps, `once` of one, and `lossless` of 40 whose loss is not known.
+            steps, `once` of one, `lossless` of 40 whose loss is not known, and `stacked`, whose layers are `STACK`.
         first: an LSTM of two layers in two directions, clipped by norm; `RECORDED` of its `STEPS` steps.
         second: a GRU; its last step is not finite, and its norm is measured by calls that clip nothing.
         hostile: 50 layers in a module with a hostile name, clipped by value.
@@ -59,7 +60,13 @@ def finding() -> list[Finding]:
     remedy = Remedy("start again <b>", "model.rnn.reset_parameters()  # <script>")
     return [
         Finding(
-            "vanishing_gradient", "critical", KEY, f"It vanishes {HOSTILE}", "Why <i>", {"horizon": 3.0}, (remedy,)
+            "vanishing_gradient",
+            "critical",
+            KEY,
+            f"It vanishes {HOSTILE}",
+            "Why <i>",
+            {"horizon": 3.0, "steps": (40, 128), "learning": "stalls", "loss": (2.0, 1.0)},
+            (remedy,),
         ),
         Finding(
             "excessive_clipping", "warning", None, "Clipped", "Too often", {"rate": float("nan")}, (remedy, remedy)
@@ -103,6 +110,7 @@ def make(logdir: Path) -> Made:
     by_hand(logdir / "long", LONG, spaced(LONG))
     by_hand(logdir / "once", 1, [0])
     by_hand(logdir / "lossless", 40, spaced(40), lost)
+    by_hand(logdir / "stacked", 40, spaced(40), keys=STACK)
     name = 'a<b>&"c'
     return Made(logdir, first, second, train(Named(HOSTILE, deep), logdir / name, 3, value=0.1, full=False))
 
@@ -128,11 +136,15 @@ def lost(step: int) -> float:
     return float("nan")
 
 
-def by_hand(logdir: Path, steps: int, recorded: Sequence[int], loss: Callable[[int], float] = falling) -> None:
+def by_hand(
+    logdir: Path, steps: int, recorded: Sequence[int], loss: Callable[[int], float] = falling,
+    keys: Sequence[LayerKey] = (KEY,),
+) -> None:  # fmt: skip
     """A run whose reach grows; gradients are looked at on every 7th step, and values are limited by another call."""
     sink = TensorBoardSink(logdir)
     for step in range(steps):
-        sink.write(Batch(step, (*_every_step(step, step in recorded, loss(step)), *_layers(step, step in recorded))))
+        layers = (rows for key in keys if step in recorded for rows in _layer(step, key))
+        sink.write(Batch(step, (*_every_step(step, step in recorded, loss(step)), *layers)))
     sink.close()
 
 
@@ -150,7 +162,7 @@ def _every_step(step: int, recorded: bool, loss: float) -> Iterator[Rows]:
     yield Rows("steps", {**about, **times, "grad_norm": norm if seen else float("nan")})
 
 
-def _layers(step: int, recorded: bool) -> Iterator[Rows]:
-    for block in made_runs.layer(KEY, 24, -0.5 / (1 + step / 300)) if recorded else ():
+def _layer(step: int, key: LayerKey) -> Iterator[Rows]:
+    for block in made_runs.layer(key, 24, -0.5 / (1 + step / 300)):
         more = {"spectral_radius": 0.9 + 0.2 * (1 - np.exp(-step / 900)), "update": 3e-3 / (1 + step / 400)}
         yield Rows(block.table, {**block.columns, **more}) if block.table == "weights" else block

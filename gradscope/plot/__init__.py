@@ -16,6 +16,7 @@ from gradscope.plot.fleet import runs
 from gradscope.plot.gates import gates, saturation
 from gradscope.plot.gradients import heatmap, horizon, jacobians, reach, timesteps
 from gradscope.plot.loss import loss
+from gradscope.plot.timeline import timeline
 from gradscope.plot.weights import spectra, updates
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "saturation",
     "spectra",
     "thresholds",
+    "timeline",
     "timesteps",
     "updates",
 ]

@@ -52,7 +52,14 @@ def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Ax
         return style.say(ax, f"no run has a finite {column}")
     groups = _by_severity(table[known], column)
     borders = _borders(values[known], column in LOGARITHMIC)
-    ax.hist(list(groups.values()), borders, stacked=True, color=_tints(groups), label=list(groups), rwidth=0.92)
+    ax.hist(
+        list(groups.values()),
+        borders,
+        stacked=True,
+        color=[style.severity(name) for name in groups],
+        label=list(groups),
+        rwidth=0.92,
+    )
     if column in LOGARITHMIC:
         style.logarithmic(ax.xaxis, borders)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -68,12 +75,6 @@ def _by_severity(table: Frame, column: str) -> dict[str, Any]:
         return {"runs": table[column].to_numpy(float)}
     found = {name: table.loc[table["severity"] == key, column].to_numpy(float) for key, name in SEVERITIES.items()}
     return {name: values for name, values in found.items() if len(values)}
-
-
-def _tints(groups: dict[str, Any]) -> list[str]:
-    palette = style.colours(8)
-    places = {"healthy": 2, "info": 0, "warning": 1, "critical": 3, "runs": 0}
-    return [palette[places[name]] for name in groups]
 
 
 def _borders(values: Any, logarithmic: bool) -> Any:

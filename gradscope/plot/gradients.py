@@ -22,6 +22,9 @@ JACOBIANS = {
     "jacobian_max": "largest singular value",
 }
 
+FEW = 64
+"""Points up to which they are large."""
+
 
 def timesteps(
     run: RunData,
@@ -192,9 +195,9 @@ def horizon(run: RunData, *, layer: Layer = None, ax: Axes | None = None, **line
         named = {"label": name} if len(frames) > 1 else {}
         look: dict[str, Any] = {"color": colour, "linewidth": 1.4, **named, **line}
         (drawn,) = ax.plot(frame["step"], frame["horizon"], **look)
-        beyond = frame["horizon_censored"]
+        beyond, size = frame["horizon_censored"], 4 if len(frame) <= FEW else 2
         for rows, face in ((frame[~beyond], drawn.get_color()), (frame[beyond], "none")):
-            ax.plot(rows["step"], rows["horizon"], "o", color=drawn.get_color(), markerfacecolor=face, markersize=4)
+            ax.plot(rows["step"], rows["horizon"], "o", color=drawn.get_color(), markerfacecolor=face, markersize=size)
     style.whole(ax.yaxis)
     ax.set_ylim(0, 1.06 * max(1.0, *(float(np.nanmax(line.get_ydata(), initial=0)) for line in ax.get_lines())))
     style.legend(ax)

@@ -67,6 +67,11 @@ def colours(number: int) -> list[str]:
     return cast("list[str]", palette.as_hex())
 
 
+def severity(name: str) -> str:
+    """The colour of findings of one severity; of a healthy run, and of several where nobody has looked, as well."""
+    return colours(8)[{"healthy": 2, "info": 0, "warning": 1, "critical": 3, "runs": 0}[name]]
+
+
 def muted(ax: Axes) -> Any:
     """The colour of what stands behind the data."""
     import matplotlib

@@ -39,10 +39,11 @@ class Report:
         Args:
             progress: told how many of how many pictures are drawn.
         """
-        titles = {picture["id"]: f"{picture['title']}. {picture['text']}" for picture in _pictures(self.summary)}
+        pictures = {picture["id"]: picture for picture in _pictures(self.summary)}
         drawn: dict[str, str] = {}
         for name, draw in self._figures.items():
-            drawn[name] = figures.svg(name, titles[name], draw)
+            title = f"{pictures[name]['title']}. {pictures[name]['text']}"
+            drawn[name] = figures.svg(name, title, draw, across="across" in pictures[name])
             if progress:
                 progress(len(drawn), len(self._figures))
         return render.html(self.summary, drawn)

@@ -13,6 +13,8 @@ from gradscope.errors import from_extra
 INK, GRID = "#010203", "#040506"
 """Colours that matplotlib draws with in the place of those of the page."""
 WIDTH, HEIGHT = 4.9, 3.1
+ACROSS = 10.6, 3.4
+"""Size of a picture that goes across the page."""
 _LOOK = {
     **{name: INK for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")},
     **{"axes.edgecolor": GRID, "grid.color": GRID, "figure.facecolor": "none", "axes.facecolor": "none"},
@@ -35,20 +37,21 @@ def look(salt: str) -> Generator[None]:
         yield
 
 
-def svg(name: str, title: str, draw: Callable[[Any], object]) -> str:
+def svg(name: str, title: str, draw: Callable[[Any], object], across: bool = False) -> str:
     """Draw one picture, as an `<svg>` element without a name space, a size, or anything to fetch.
 
     Args:
         name: an identifier, unique in its page.
         title: what screen readers call it.
         draw: draws it into given axes.
+        across: whether it goes across the page.
     """
     with from_extra("report"):
         from markupsafe import escape
         from matplotlib.figure import Figure
 
     with look(name):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = Figure(figsize=ACROSS if across else (WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         axes.set_title("", loc="left")  # it stands above the picture

@@ -67,7 +67,7 @@ def short(run: RunData) -> str:
     """A run in a notebook: its findings and its layers, in a few lines of HTML."""
     found = diagnose_ranks(run) if run.source.count("timesteps") <= QUICK else []
     told, _ = summary.summarise(excerpt(run), found, called(run))
-    return render.short(told)
+    return render.short({**told, "headline": headline(run)})
 
 
 def overview(runs: Mapping[str, RunData], width: int = 100) -> str:

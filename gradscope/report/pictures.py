@@ -161,16 +161,6 @@ LAYER = (
     ),
 )
 
-LOSS = (
-    Picture(
-        "loss",
-        "Loss, and which steps are recorded",
-        lambda run, _: data.losses(run),
-        words.loss,
-        lambda run, _, ax: plot.loss(run, ax=ax),
-        data.binned_losses,
-    ),
-)
 CLIPPING = (
     Picture(
         "clipping",

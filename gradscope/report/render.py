@@ -16,6 +16,7 @@ from urllib.parse import quote
 from gradscope.report import screen, words
 from gradscope.report.bars import bar, sparkline
 from gradscope.report.layers import COLUMNS, OPEN
+from gradscope.report.sparks import spark
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -99,6 +100,7 @@ def _templates() -> Environment:
             "pretty": pretty,
             "short": shortened,
             "bar": bar,
+            "spark": spark,
             "sparkline": sparkline,
             "horizon_bar": screen.horizon_bar,
             "loss_line": pass_context(lambda context, picture: screen.loss_line(picture, _page(context) - 8)),

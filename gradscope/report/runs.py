@@ -34,6 +34,7 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
     verdicts = {name: _verdict(run, steps[name]) for name, run in runs.items()}
     differ = differing({name: settings_of(run, name) for name, run in runs.items()})
     shown = list(differ)[:MOST]
+    shades = [_shades(differ[setting]) for setting in shown]
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
         found = _worst(findings[name]) if findings is not None else None
@@ -42,6 +43,7 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
             {
                 "name": name,
                 "settings": [words.told(differ[setting][name]) for setting in shown],
+                "shades": [shade[name] for shade in shades],
                 "loss": str(told).replace("->", "→") if told else "–",
                 "curve": _curve(steps[name]),
                 "learns": LEARNS[verdicts[name]],
@@ -54,6 +56,14 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
     learn = {name: None if verdict == "unknown" else verdict == "learns" for name, verdict in verdicts.items()}
     rest = list(differ)[MOST:]
     return {"settings": shown, "others": rest, "rows": rows, "separates": separating(differ, learn)}
+
+
+def _shades(values: Mapping[str, Any]) -> dict[str, float]:
+    """How dark the value of each run is: by its place among all that there are, in order."""
+    distinct = list(dict.fromkeys(values.values()))
+    numbers = all(isinstance(value, int | float) for value in distinct)
+    order = sorted(distinct) if numbers else sorted(distinct, key=str)
+    return {name: (order.index(value) + 1) / len(order) for name, value in values.items()}
 
 
 def _verdict(run: RunData, steps: Any) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import gradscope.plot as plot
 from gradscope.plot import data
 from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.report.layers import cells, numbers, worst_first
-from gradscope.report.pictures import CLIPPING, LAYER, LOSS, Picture
+from gradscope.report.pictures import CLIPPING, LAYER, Picture
 from gradscope.types import Finding, LayerKey
 from gradscope.types.clips import measured, share
 from gradscope.types.findings import where
@@ -47,7 +48,7 @@ def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dic
         "name": name,
         "facts": known,
         "findings": [tell(finding) for finding in findings],
-        "loss": _pictures(run, WHOLE_RUN, LOSS, "run", figures),
+        "loss": _over_time(run, findings, figures),
         "layers": layers,
         "finite_until": _finite_until(layers),
         "beginning": _beginning(known),
@@ -59,6 +60,21 @@ def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dic
         "notes": notes(run),
         "settings": settings(run),
     }, figures
+
+
+def _over_time(run: RunData, findings: Sequence[Finding], figures: Figures) -> list[dict[str, Any]]:
+    """The loss in words and numbers, and the picture of it with the horizon and the findings on the same axis."""
+    losses = data.losses(run)
+    if losses.empty:
+        return []
+    bins, title = data.binned_losses(losses), "Loss"
+    if drawable(bins):
+        figures["run-loss"], title = partial(_timeline, run, findings), "Loss, horizon and findings"
+    return [{**told("run-loss", title, words.loss(losses), bins), "across": True}]
+
+
+def _timeline(run: RunData, findings: Sequence[Finding], ax: Any) -> None:
+    plot.timeline(run, findings, ax=ax)
 
 
 def _finite_until(layers: Sequence[Mapping[str, Any]]) -> int | None:

@@ -12,7 +12,7 @@ from processors import lacks
 from torch import Tensor, nn
 
 import gradscope
-from gradscope.observe import analysing, arriving
+from gradscope.observe import analysing, arriving, step
 from gradscope.run import Run
 from gradscope.types import Analysis, Kept
 
@@ -106,7 +106,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
 
     def record_replayed(*args: Any, **kwargs: Any) -> Run:
         with monkeypatch.context() as patched:
-            patched.setattr(analysing, "kernel_nodes", lambda call, output: ())
+            patched.setattr(step, "kernel_nodes", lambda call, output: ())
             return record(*args, **kwargs)
 
     return record_replayed

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_runs import ENCODER, GATES, layer, made, of, spread, timesteps
+from made_runs import CLIPPING, ENCODER, GATES, HEALTHY, layer, made, of, spread, timesteps
 
 import gradscope
 from gradscope.record import MemoryStore
 from gradscope.run import Run
-from gradscope.types import LayerKey, Rows
+from gradscope.types import Finding, LayerKey, Rows
 
 pytest.importorskip("seaborn")
 import matplotlib  # noqa: E402
@@ -42,6 +42,7 @@ FIGURES = {
     "clipping": plot.clipping,
     "thresholds": plot.thresholds,
     "loss": plot.loss,
+    "timeline": plot.timeline,
     "updates": plot.updates,
 }
 OF_ONE_LAYER = ("heatmap", "jacobians", "gates", "gates over training", "saturation", "spectra", "updates")
@@ -64,7 +65,7 @@ def test_honours_ax_and_says_what_it_shows(draw: Callable[..., Axes]) -> None:
     figure, (left, right) = plt.subplots(1, 2)
     assert draw(made(), ax=right) is right
     assert right.has_data() and not left.has_data()
-    assert right.get_title(loc="left") and right.get_xlabel() and right.get_ylabel()
+    assert right.get_title(loc="left") and right.get_ylabel() and any(ax.get_xlabel() for ax in figure.axes)
     figure.canvas.draw()
 
 
@@ -172,6 +173,34 @@ def test_jacobians_show_the_line_of_one_and_no_block_twice() -> None:
     size, reference = ax.get_lines()  # of a state without a cell, dh/dh is all there is
     assert set(size.get_ydata()) == {0.5}
     assert set(np.atleast_1d(reference.get_ydata())) == {1}
+
+
+def test_timeline_has_one_axis_of_steps() -> None:
+    findings = [Finding("diverged", "warning", None, "", "", {"steps": (20, 59)}), CLIPPING, HEALTHY]
+    ax = plot.timeline(made([ENCODER, DECODER]), findings, ax=plt.figure().add_subplot())
+    loss, horizon, strip = ax.figure.axes
+    assert loss is ax and {place.get_xlim() for place in (loss, horizon, strip)} == {(-0.59, 59.59)}
+    assert [list(line.get_xdata()) for line in strip.get_lines()] == [[20, 59]]
+    assert [text.get_text() for text in strip.texts] == ["diverged"]
+    assert list(horizon.get_lines()[0].get_xdata()) == list(range(0, 60, 10))
+    assert [place.get_xlabel() for place in (loss, horizon, strip)] == ["", "", "training step (ticks: recorded)"]
+
+
+def test_timeline_rings_a_loss_that_has_risen() -> None:
+    run = training([2.0] * 10 + [1.0] * 10 + [1.8] * 10)
+    (ring,) = [
+        line for line in plot.timeline(run, ax=plt.figure().add_subplot()).get_lines() if line.get_label() == "lowest"
+    ]
+    assert ring.get_ydata()[0] == 1.0 and 10 <= ring.get_xdata()[0] < 20
+
+
+def test_timeline_draws_the_shortest_horizons_and_needs_a_grid() -> None:
+    keys = [LayerKey("encoder", index, "forward", 0) for index in range(9)]
+    ax = plot.timeline(made(keys), ax=plt.figure().add_subplot())
+    names = [text.get_text() for text in ax.figure.axes[1].get_legend().get_texts()]
+    assert names == [f"encoder[{index}]" for index in range(3, 9)]
+    with pytest.raises(gradscope.GradscopeError, match="a place of a grid"):
+        plot.timeline(made(), ax=plt.figure().add_axes((0, 0, 1, 1)))
 
 
 def test_heatmap_is_the_logarithm_of_the_medians() -> None:

@@ -64,7 +64,7 @@ def test_report(runs: dict[str, Run]) -> None:
     (reach,) = [picture for picture in first["pictures"] if picture["id"] == "layer-0-reach"]
     assert len(reach["rows"]) == 12 + 9 and {row[0] for row in reach["rows"]} == {"small", "large"}
     html = report.html()
-    assert html.count("<svg") == 1 + 4 + 4 + 1
+    assert html.count("<svg") == 2 + 1 + 4 + 4 + 1  # beside the pictures two losses in the table of runs
     for written in (html, report.text()):
         assert VANISHING.title in written
     assert "### small" in report.markdown()

@@ -18,6 +18,7 @@ pytest.importorskip("seaborn")
 from gradscope.report import comparison  # noqa: E402
 from gradscope.report.runs import runs_table  # noqa: E402
 from gradscope.report.settings import differing, separating, settings_of  # noqa: E402
+from gradscope.report.sparks import spark  # noqa: E402
 
 
 def gru(size: int, **more: Any) -> dict[str, Any]:
@@ -88,9 +89,31 @@ def test_the_table_of_a_comparison() -> None:
     assert "residual" in full and "residual" not in screen and "vanishing_gradient" in screen
 
 
+def test_pages_and_markdown_begin_with_the_table() -> None:
+    runs = {"small": made(meta=gru(8)), "large": stalled(64)}
+    report = comparison(runs, {"small": [HEALTHY], "large": [VANISHING]})
+    html, markdown = report.html(), report.markdown()
+    for written in (html, markdown):
+        first = [written.index(what) for what in ("hidden", "What separates the runs that learn", "encoder")]
+        assert first == sorted(first) and "The run that learns has hidden" in written
+    assert '<span class="setting" style="--share: 25%">8</span>' in html and '"--share: 50%">64</span>' in html
+    assert html.count('<svg class="spark"') == 2
+    assert "| large | 64 | 1.01 → 1.01 | no | ≥ 5 of 6 | vanishing\\_gradient | 0% |" in markdown
+
+
+def test_sparklines_share_one_scale() -> None:
+    rows = [{"curve": [4.0, 2.0]}, {"curve": [2.0, float("inf"), 0.0]}]
+    found = [str(spark(row["curve"], rows)) for row in rows]
+    assert 'd="M2.0 2.0L94.0 12.0"' in found[0] and 'd="M2.0 12.0M94.0 22.0"' in found[1]
+    assert spark([1.0], rows) == ""
+
+
 def test_a_sweep_shows_itself(tmp_path: Path) -> None:
     for size in (4, 8):
         ParquetStore(tmp_path / f"size={size}", gru(size)).close()
     shown = repr(gradscope.load(tmp_path))
     assert shown.startswith("<Fleet: 2 runs in ") and "size=8" in shown and len(shown.splitlines()) == 4
+    page, written = gradscope.load(tmp_path).report().html(), gradscope.load(tmp_path).report().markdown()
+    assert page.index("<h2>Runs</h2>") < page.index('<th scope="col">size</th>') < page.index("<h2>Findings</h2>")
+    assert written.index("## Runs, worst first") < written.index("| size=8 | 8 |") < written.index("## Findings")
     assert "<pre>&lt;Fleet" in gradscope.load(tmp_path)._repr_html_()

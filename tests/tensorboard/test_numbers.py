@@ -132,7 +132,7 @@ def test_gates_of_one_layer(here: Board, run: tuple[Path, gradscope.Run]) -> Non
 
 
 def test_reach_of_every_layer_now(here: Board, run: tuple[Path, gradscope.Run]) -> None:
-    head, arrays = here.block("latest", run=here.runs()[0]["run"], curve="reach")
+    head, arrays = here.block("curves", run=here.runs()[0]["run"], curve="reach")
     reach = run[1].frame("reach", step=27)
     assert len(head["layers"]) == 4
     for layer in head["layers"]:

@@ -86,7 +86,7 @@ def test_tables_have_every_optimizer_step(long: Board) -> None:
     assert len(long.block("blocks", run=run, key="other")[1]["step"]) == 0
 
 
-def test_profile_series_units_and_latest(long: Board) -> None:
+def test_profile_series_units_and_curves(long: Board) -> None:
     run = long.runs()[0]["run"]
     head, arrays = long.block("profile", run=run, tag=TAG, step=1001.4)
     assert head["step"] == 1002
@@ -101,7 +101,7 @@ def test_profile_series_units_and_latest(long: Board) -> None:
     head, arrays = long.block("units", run=run, key="rnn/0/forward", step=500)
     assert (head["gates"], head["step"], head["steps_kept"]) == (["forget"], 500, STEPS)
     np.testing.assert_array_equal(arrays["forget/low"], np.linspace(0, 1, 7, dtype=np.float32))
-    head, arrays = long.block("latest", run=run, curve="gates/forget", row="low")
+    head, arrays = long.block("curves", run=run, curve="gates/forget", row="low")
     assert head["layers"] == [{"key": "rnn/0/forward", "step": 2 * STEPS - 2, "array": "0"}]
     np.testing.assert_array_equal(arrays["0"], np.stack([np.arange(5), np.linspace(0, 1, 5)]).astype(np.float32))
 

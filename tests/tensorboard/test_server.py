@@ -141,7 +141,7 @@ def test_before_anything_was_recorded(tmp_path: Path, loader: str) -> None:
         assert here.json("findings", run=about["run"]) == {"step": None, "findings": None}
         assert here.json("notes", run=about["run"]) == {"notes": [], "left_out": 0}
         assert len(here.block("layers", run=about["run"])[1]["step"]) == 0
-        assert here.block("latest", run=about["run"], curve="reach")[0]["layers"] == []
+        assert here.block("curves", run=about["run"], curve="reach")[0]["layers"] == []
 
 
 def test_data_of_another_version(tmp_path: Path, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_data_of_another_version(tmp_path: Path, loader: str, monkeypatch: pytes
     with board(tmp_path, loader) as here:
         (about,) = here.wait(bool)
         assert about["error"].endswith("it was written by another gradscope (event data version 2, not 1).")
-        assert here.get("latest", run=about["run"], curve="reach").status_code == 400
+        assert here.get("curves", run=about["run"], curve="reach").status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -123,16 +123,19 @@ def series(reader: Reader, query: Query) -> View:
     return views.series(curve, query.row(curve.family), reduced, query.count("points", 2000), query.range())
 
 
-def latest(reader: Reader, query: Query) -> View:
-    """The last curve of every layer."""
+def curves(reader: Reader, query: Query) -> View:
+    """A curve of every layer, at the recorded step of each that is nearest to one."""
     run, name = query.text("run"), query.text("curve")
-    family = family_of(name)
+    family, step = family_of(name), query.step()
     row = query.row(family)
     tags = {f"{name}/{layer['key']}": layer["key"] for layer in _layers(reader, run) if name in layer["curves"]}
+    last = step == math.inf
+    found = reader.last_curves(run, list(tags)) if last else {tag: reader.curve(run, tag) for tag in tags}
     layers, arrays = list[dict[str, Any]](), {}
-    for place, (tag, curve) in enumerate(reader.last_curves(run, list(tags)).items()):
-        layers.append({"key": tags[tag], "step": float(curve.steps[-1]), "array": str(place)})
-        arrays[str(place)] = views.pair(curve, row)
+    for number, (tag, curve) in enumerate(found.items()):
+        place = views.nearest(curve, step)
+        layers.append({"key": tags[tag], "step": float(curve.steps[place]), "array": str(number)})
+        arrays[str(number)] = views.pair(curve, row, place)
     return {"curve": name, "row": row, "axis": family.axis, "layers": layers}, arrays
 
 
@@ -184,6 +187,6 @@ def steps(reader: Reader, query: Query) -> View:
 
 JSON: Mapping[str, Callable[[Reader, Query], dict[str, Any]]] = {"runs": runs, "findings": findings, "notes": notes}
 BINARY: Mapping[str, Callable[[Reader, Query], View]] = {
-    **{"heatmap": heatmap, "profile": profile, "series": series, "latest": latest, "units": units, "spectra": spectra},
+    **{"heatmap": heatmap, "profile": profile, "series": series, "curves": curves, "units": units, "spectra": spectra},
     **{"layers": layers, "blocks": blocks, "clips": clips, "steps": steps},
 }

@@ -109,9 +109,9 @@ def several(curves: dict[str, Curve], step: float, rows: Sequence[str]) -> View:
     return {**about(first), **head, "steps_kept": len(first.steps)}, arrays
 
 
-def pair(curve: Curve, row: str) -> Array:
-    """Positions and values of the last step, float32 [2, n]."""
-    return np.stack([curve.positions[-1], curve.row(len(curve.steps) - 1, row)]).astype(np.float32)
+def pair(curve: Curve, row: str, place: int) -> Array:
+    """Positions and values of the step at a place, float32 [2, n]."""
+    return np.stack([curve.positions[place], curve.row(place, row)]).astype(np.float32)
 
 
 def rows(table: Table, limit: int, steps: Range) -> View:

@@ -63,7 +63,9 @@ def test_the_heatmap_draws_the_logarithm_of_the_table(tab: Tab, made: Made) -> N
 
 def test_hovering_says_the_number(tab: Tab, made: Made) -> None:
     tab.open(runs=["second/gradscope"], view="flow", layer="rnn/0/forward")
-    box = tab.get("figure-heatmap").locator(".plot").bounding_box()
+    plot = tab.get("figure-heatmap").locator(".plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
     tab.page.mouse.move(box["x"] + 64 + (box["width"] - 148) * 0.37, box["y"] + 150)
     said = tab.get("figure-heatmap").locator(".hoverlayer .hovertext")
     said.wait_for()
@@ -136,7 +138,7 @@ def test_the_horizon_over_training_and_the_last_reach(tab: Tab, made: Made) -> N
     tab.open(runs=["first/gradscope"], layer="rnn/0/forward")
     for layer in made.first.layers:
         name = f"rnn · layer {layer.layer} · {layer.direction}"
-        (drawn,) = [trace for trace in tab.plotted("horizon-steps") if trace["name"] == name]
+        (drawn,) = [trace for trace in tab.plotted("timeline") if trace["name"] == name]
         assert drawn["y"] == curve(made.first, "horizon", layer)
         (drawn,) = [trace for trace in tab.plotted("reach") if trace["name"] == name]
         true = made.first.frame("reach", layer=layer.layer, direction=layer.direction, step=RECORDED[-1])
@@ -178,15 +180,16 @@ def test_compare_draws_the_same_quantity_of_both_runs(tab: Tab, made: Made) -> N
 
 def test_the_loss_of_every_step_and_a_tick_for_every_record(tab: Tab, loader: str) -> None:
     tab.open(runs=["long/gradscope"])
-    raw, smooth, ticks = tab.plotted("loss")
+    raw, smooth, horizon, _, ticks = tab.plotted("timeline")
     true = np.array([falling(step) for step in range(LONG)])
     assert raw["x"] == list(range(LONG)) and raw["y"] == true.tolist()
-    assert ticks["x"] == spaced(LONG) and len(spaced(LONG)) == 76
+    assert horizon["x"] == ticks["x"] == spaced(LONG) and len(spaced(LONG)) == 76
     median = [np.median(true[s - min(s, 27) : s + min(s, 27) + 1]) for s in range(LONG)]
     assert smooth["y"] == pytest.approx(median)
     first, last = np.median(true[:10]), np.median(true[-100:])  # as `gradscope.types.loss` has it
-    assert tab.get("figure-loss").locator("h3").inner_text() == f"Loss {first:.2f} → {last:.2f}"
-    assert "running median of 55 steps" in tab.get("figure-loss").locator(".hint").inner_text()
+    assert tab.get("figure-timeline").locator("h3").inner_text() == f"Loss {first:.2f} → {last:.2f}, and horizon"
+    assert tab.get("headline").inner_text() == f"The loss goes {first:.2f} → {last:.2f}."
+    assert "running median of 55 steps" in tab.get("figure-timeline").locator(".hint").inner_text()
     assert tab.get("coverage").inner_text() == "76 recorded of 3,000 steps"
 
 
@@ -205,7 +208,9 @@ def test_a_log_spaced_heatmap_has_a_row_for_each_record(tab: Tab) -> None:
     assert len(tab.plotted("heatmap")[0]["z"]) == 76
     labels = tab.get("figure-heatmap").locator(".plot").evaluate("p => p.layout.yaxis.ticktext")
     assert labels == ["0", "8", "16", "32", "64", "128", "256", "512", "1,024", "2,048"]
-    box = tab.get("figure-heatmap").locator(".nsewdrag").first.bounding_box()
+    area = tab.get("figure-heatmap").locator(".nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
     tab.page.mouse.click(box["x"] + 5, box["y"] + box["height"] * (1 - 24.5 / 76))  # the row of step 32
     tab.ready()
     assert tab.words()["step"] == "32" and "step 32, t 0" in tab.get("readout").inner_text()

@@ -3,15 +3,17 @@ import * as api from "./api.js";
 import {loadPlotly} from "./charts.js";
 import {codeBox} from "./controls.js";
 import {fill, h} from "./dom.js";
-import {chosen, fullTitle, layerPicker, union} from "./layers.js";
+import {choose, chosen, fullTitle, layerPickers, union} from "./layers.js";
 import {runPicker} from "./picker.js";
 import {change, followAddress, onChange, restoreAddress, state, VIEWS} from "./state.js";
-import {followTheme} from "./theme.js";
+import {COLOURS, followTheme} from "./theme.js";
 import * as clipping from "./views/clipping.js";
 import * as compare from "./views/compare.js";
 import * as flow from "./views/flow.js";
 import * as gates from "./views/gates.js";
 import * as overview from "./views/overview.js";
+import * as table from "./views/runs.js";
+import * as timeline from "./views/timeline.js";
 import {coverage} from "./words.js";
 
 const MOUNT = {
@@ -20,18 +22,22 @@ const MOUNT = {
   gates: gates.mount,
   clipping: clipping.mount,
   compare: compare.mount,
+  runs: table.mount,
 };
+const TIMED = ["overview", "flow", "gates"]; // views of one step
 const SIDE_BY_SIDE = 3;
+const MOST_RUNS = 100; // that the page begins with
 const POLL_MS = 5000;
 const RECORD =
   'import gradscope\n\nscope = gradscope.attach(model, logdir="runs/exp1")\n...  # your training loop, as it is\nscope.close()';
 
 const mounted = new Map();
 let [page, known, turn] = [null, {runs: []}, 0];
+let [pointed, following] = [undefined, null];
 
 export function start(body) {
   document.head.append(
-    ...["app", "figures"].map((name) => h("link", {rel: "stylesheet", href: `static/${name}.css`})),
+    ...["app", "figures", "runs"].map((name) => h("link", {rel: "stylesheet", href: `static/${name}.css`})),
     h("meta", {name: "viewport", content: "width=device-width"}),
   );
   document.documentElement.lang = "en";
@@ -48,8 +54,9 @@ export function start(body) {
 function build(body) {
   const parts = {
     runs: runPicker((runs) => change({runs})),
-    layers: layerPicker((layer) => change({layer})),
+    layers: layerPickers((run, key) => change({layer: choose(run, key, state().layer)})),
     coverage: h("p", {class: "coverage soft", "data-testid": "coverage"}),
+    time: h("section", {class: "time", "aria-label": "Over training"}),
     main: h("main"),
     message: h("div", {class: "message", hidden: true}),
   };
@@ -74,9 +81,11 @@ function build(body) {
     {class: "page", "data-testid": "gradscope", "data-state": "loading"},
     h("div", {class: "top"}, tabs, parts.chosen, parts.coverage),
     parts.message,
+    parts.time,
     parts.main,
   );
   body.append(parts.root);
+  parts.timeline = timeline.mount(parts.time, point);
   return parts;
 }
 
@@ -97,6 +106,7 @@ async function refresh() {
     known.runs.forEach((run, place) =>
       Object.assign(run, {
         place,
+        tint: place,
         layers: run.layers ?? [],
         live: run.state && !run.state.closed,
         stamp: JSON.stringify(run.state),
@@ -124,8 +134,9 @@ async function update() {
   const context = contextNow(() => mine === turn);
   try {
     tell(context);
-    if (context.layer) await view(context).update(context);
-    if (mine === turn) page.root.dataset.state = context.layer ? "ready" : "empty";
+    const above = page.time.hidden ? null : page.timeline.update(context);
+    if (context.layers.length) await Promise.all([above, view(context).update(context)]);
+    if (mine === turn) page.root.dataset.state = context.layers.length ? "ready" : "empty";
   } catch (error) {
     if (mine !== turn) return;
     message(h("p", {}, `This could not be shown: ${error.message}`));
@@ -133,29 +144,66 @@ async function update() {
   }
 }
 
+// The pointer is on a step of the time axis, or has left it: what is below follows, one drawing after the other.
+function point(step) {
+  pointed = step;
+  following ??= follow().finally(() => (following = null));
+}
+
+async function follow() {
+  let drawn = NaN;
+  while (drawn !== pointed) {
+    const mine = turn;
+    drawn = pointed;
+    const context = contextNow(() => mine === turn);
+    if (TIMED.includes(context.state.view) && !context.many) await view(context).update(context);
+  }
+}
+
 // Everything a view needs to know.
 function contextNow(current) {
   const readable = known.runs.filter((run) => !run.error);
   const asked = readable.filter((run) => state().runs?.includes(run.run));
-  const latest = [...readable].sort((a, b) => b.state.time - a.state.time).slice(0, SIDE_BY_SIDE);
+  const latest = [...readable].sort((a, b) => b.state.time - a.state.time).slice(0, MOST_RUNS);
   const runs = asked.length ? asked : readable.filter((run) => latest.includes(run));
   const layers = union(runs);
-  const layer = chosen(layers, state().layer);
-  const has = (run, curve) => run.layers.some((each) => each.key === layer.key && each.curves.includes(curve));
   const titles = new Map(layers.map((each) => [each.key, fullTitle(each, layers)]));
-  return {state: state(), runs, layers, layer, has, title: (key) => titles.get(key) ?? key, current};
+  tint(runs);
+  const picked = chosen(runs, readable, state().layer);
+  return {
+    state: {...state(), step: pointed ?? state().step},
+    runs,
+    many: runs.length > SIDE_BY_SIDE && state().view !== "compare",
+    layers,
+    layer: (run) => picked.get(run.run),
+    has: (run, curve) => Boolean(picked.get(run.run)?.curves.includes(curve)),
+    title: (key) => titles.get(key) ?? key,
+    current,
+  };
 }
 
-function tell({runs, layers, layer}) {
+// Colours by place; of a few runs side by side no two have the same.
+function tint(runs) {
+  const taken = new Set();
+  for (const run of runs) {
+    const places = [run.place, ...Array(COLOURS).keys()];
+    run.tint = runs.length > SIDE_BY_SIDE ? run.place : places.find((place) => !taken.has(place % COLOURS));
+    taken.add(run.tint % COLOURS);
+  }
+}
+
+function tell({runs, many, layers, layer}) {
   page.tabs.forEach((tab, place) => {
     const selected = Object.keys(VIEWS)[place] === state().view;
     tab.setAttribute("aria-selected", selected);
     tab.tabIndex = selected ? 0 : -1;
   });
-  page.chosen.hidden = page.main.hidden = !layer;
+  page.chosen.hidden = page.main.hidden = !layers.length;
+  page.time.hidden = !layers.length || many || !TIMED.includes(state().view);
   page.runs.set(known.runs, runs);
-  if (layer) page.layers.set(layers, layer);
-  page.layers.root.hidden = state().view === "clipping"; // a model is clipped as a whole
+  page.layers.set(runs, layers, layer);
+  page.layers.root.hidden = many || state().view === "clipping"; // a model is clipped as a whole
+  page.coverage.hidden = runs.length > SIDE_BY_SIDE;
   fill(
     page.coverage,
     runs.map((run) =>
@@ -170,7 +218,8 @@ function tell({runs, layers, layer}) {
   );
   const broken = known.runs.filter((run) => run.error);
   if (known.failed) message(h("p", {}, known.failed));
-  else if (layer) message(...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)), ...runs.flatMap(failures));
+  else if (layers.length)
+    message(...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)), ...runs.flatMap(failures));
   else if (runs.length) message(h("p", {}, "Training has begun; the first recorded step is not here yet."));
   else message(...empty(), ...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)));
 }
@@ -197,13 +246,13 @@ function message(...children) {
 }
 
 function view(context) {
-  const name = context.state.view;
+  const name = context.many ? "runs" : context.state.view;
   if (!mounted.has(name)) {
     const section = h("section", {
       id: `view-${name}`,
       role: "tabpanel",
       class: "view",
-      "aria-labelledby": `tab-${name}`,
+      "aria-labelledby": `tab-${context.state.view}`,
       "data-testid": `view-${name}`,
     });
     page.main.append(section);

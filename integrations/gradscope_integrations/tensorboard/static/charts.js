@@ -138,6 +138,8 @@ function connect(it) {
   const {plot} = it.parts;
   resized.observe(plot);
   plot.on("plotly_click", (event) => it.listeners.click?.(event.points[0]));
+  plot.on("plotly_hover", (event) => it.listeners.hover?.(event.points[0]));
+  plot.on("plotly_unhover", () => it.listeners.leave?.());
   plot.on("plotly_doubleclick", () => reset(it));
   plot.on("plotly_relayout", (event) => {
     const keys = Object.keys(event);

@@ -1,6 +1,6 @@
-// Which layer: three lists at most, which stay small however many layers there are.
+// Which layer: three lists at most for runs with the same layers, which stay small however many layers there are.
 import {select} from "./controls.js";
-import {h} from "./dom.js";
+import {fill, h} from "./dom.js";
 import {count} from "./format.js";
 import {capital, layerTitle} from "./words.js";
 
@@ -13,9 +13,66 @@ export function union(runs) {
   return layers.map((layer) => ({...layer, title: layerTitle(layer, stacked.has(layer.module))}));
 }
 
-// The one asked for, or the first.
-export function chosen(layers, key) {
-  return layers.find((layer) => layer.key === key) ?? layers[0];
+// The layer of every run: of the chosen keys the first that it has; else the layer at the same place, counted from the
+// input, as the first of them has in its own run.
+export function chosen(runs, known, keys = []) {
+  const owner = [...runs, ...known].find((run) => own(run, keys[0])) ?? runs.find((run) => run.layers.length);
+  const model = owner && (own(owner, keys[0]) ?? owner.layers[0]);
+  const found = (run) => keys.map((key) => own(run, key)).find(Boolean) ?? (model && atPlaceOf(run, owner, model));
+  return new Map(runs.map((run) => [run.run, found(run)]));
+}
+
+const own = (run, key) => run.layers.find((layer) => layer.key === key);
+const stack = (run) => [...new Set(run.layers.map(id))];
+
+function atPlaceOf(run, owner, model) {
+  const places = stack(run);
+  const place = Math.min(stack(owner).indexOf(id(model)), places.length - 1);
+  return closest(
+    run.layers.filter((layer) => id(layer) === places[place]),
+    model,
+  );
+}
+
+// Of the directions and calls of a layer the one most like another.
+function closest(layers, wanted) {
+  const score = (layer) => (layer.direction === wanted.direction) * 2 + (layer.chain === wanted.chain);
+  return layers.reduce((a, b) => (score(b) > score(a) ? b : a), layers[0]);
+}
+
+// What is drawn of several runs, in words.
+export function called({runs, layer, title}) {
+  const names = [...new Set(runs.filter(layer).map((run) => title(layer(run).key)))];
+  return `Layer${names.length > 1 ? "s" : ""} ${names.join(" and ")}, one line per run.`;
+}
+
+// The chosen keys after one was chosen for a run, and for all that have the same layers; the others keep theirs.
+export const choose = (run, key, keys = []) => [key, ...keys.filter((each) => !own(run, each))];
+
+// Lists for each set of runs whose layers have the same names.
+export function layerPickers(onchange) {
+  const root = h("div", {class: "row"});
+  const kept = new Map();
+  return {
+    root,
+    set(runs, layers, layerOf) {
+      const groups = Map.groupBy(
+        runs.filter((run) => run.layers.length),
+        (run) => JSON.stringify(run.layers.map(({key}) => key)),
+      );
+      const names = [...groups.values()].map((group) =>
+        groups.size > 1 ? `Layer of ${group.map((run) => run.label).join(", ")}` : "Layer",
+      );
+      names.filter((name) => !kept.has(name)).forEach((name) => kept.set(name, layerPicker(name)));
+      const roots = names.map((name) => kept.get(name).root);
+      if (roots.some((each, place) => root.children[place] !== each) || root.children.length > roots.length)
+        fill(root, roots);
+      [...groups.values()].forEach((group, place) => {
+        const titled = group[0].layers.map(({key}) => layers.find((layer) => layer.key === key));
+        kept.get(names[place]).set(titled, layerOf(group[0]), (key) => onchange(group[0], key));
+      });
+    },
+  };
 }
 
 // Title with direction and chain where that is needed to tell layers apart.
@@ -27,25 +84,26 @@ export function fullTitle(layer, layers) {
   return parts.join(" · ");
 }
 
-export function layerPicker(onchange) {
-  let [layers, current] = [[], null];
-  const best = (wanted) => {
-    const score = (layer) => (layer.direction === wanted.direction) * 2 + (layer.chain === wanted.chain);
-    const fitting = layers.filter((layer) => matches(layer, wanted));
-    return fitting.reduce((a, b) => (score(b) > score(a) ? b : a), fitting[0]);
-  };
+function layerPicker(label) {
+  let [layers, current, onchange] = [[], null, null];
   const matches = (layer, wanted) =>
     id(layer) === id(wanted) && (!wanted.fixed || layer[wanted.fixed] === wanted[wanted.fixed]);
-  const go = (wanted) => onchange(best(wanted).key);
-  const layer = select("layer", "Layer", (value) =>
+  const go = (wanted) =>
+    onchange(
+      closest(
+        layers.filter((layer) => matches(layer, wanted)),
+        wanted,
+      ).key,
+    );
+  const layer = select("layer", label, (value) =>
     go({...layers.find((each) => id(each) === value), direction: current.direction, chain: current.chain}),
   );
   const direction = select("direction", "Direction", (value) => go({...current, direction: value, fixed: "direction"}));
   const chain = select("chain", "Call", (value) => go({...current, chain: Number(value), fixed: "chain"}));
   return {
     root: h("div", {class: "row"}, layer.root, direction.root, chain.root),
-    set(all, now) {
-      [layers, current] = [all, now];
+    set(all, now, changed) {
+      [layers, current, onchange] = [all, now, changed];
       layer.set(unique(layers.map((each) => [id(each), each.title])), id(now));
       const twins = layers.filter((each) => id(each) === id(now));
       const directions = unique(twins.map((each) => [each.direction, capital(each.direction)]));

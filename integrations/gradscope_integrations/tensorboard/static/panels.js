@@ -3,12 +3,12 @@ import {fill, h} from "./dom.js";
 import {colour} from "./theme.js";
 
 // make(column, run) fills a new column and gives what the view wants back for it; it may have drop(). Where there is but
-// one run, paired columns have two figures in a row.
+// one run, paired columns have two figures in a row. What says(run) says stands beside the name of a run.
 export function columns(parent, make, {paired = false} = {}) {
   const kept = new Map();
   const root = h("div", {class: paired ? "columns paired" : "columns"});
   parent.append(root);
-  return (runs) => {
+  return (runs, says = () => "") => {
     for (const [name, {element, made}] of kept) {
       if (runs.some((run) => run.run === name)) continue;
       made.drop?.();
@@ -20,7 +20,8 @@ export function columns(parent, make, {paired = false} = {}) {
       if (!kept.has(run.run)) kept.set(run.run, column(run, make));
       const {element, heading, made} = kept.get(run.run);
       if (root.children[place] !== element) root.insertBefore(element, root.children[place] ?? null);
-      fill(heading, runName(run), h("span", {class: "soft"}, run.live ? "training" : "finished"));
+      const told = [says(run), run.live ? "training" : "finished"].filter(Boolean).join(" · ");
+      fill(heading, runName(run), h("span", {class: "soft"}, told));
       return made;
     });
   };
@@ -30,7 +31,7 @@ export function runName(run) {
   return h(
     "span",
     {class: "run"},
-    h("i", {class: "dot", style: {background: colour(run.place)}}),
+    h("i", {class: "dot", style: {background: colour(run.tint)}}),
     h("b", {}, run.label),
   );
 }

@@ -8,7 +8,8 @@ export const VIEWS = {
   clipping: "Clipping",
   compare: "Compare",
 };
-const TEXTS = ["view", "layer", "curve", "row", "measure", "over", "call"];
+const TEXTS = ["view", "curve", "row", "measure", "over", "call", "sort"];
+const LISTS = ["runs", "layer"];
 const NUMBERS = ["step", "t", "threshold"];
 
 const listeners = new Set();
@@ -53,7 +54,7 @@ function read() {
   const found = {};
   for (const name of TEXTS) found[name] = text(name);
   for (const name of NUMBERS) found[name] = finite(text(name));
-  found.runs = text("runs")?.split(",").map(decoded);
+  for (const name of LISTS) found[name] = text(name)?.split(",").map(decoded);
   const zoom = text("zoom")?.split(",").map(Number);
   found.zoom = zoom?.length === 4 && zoom.every(Number.isFinite) ? zoom : undefined;
   if (!(found.view in VIEWS)) found.view = "overview";
@@ -61,7 +62,8 @@ function read() {
 }
 
 function hash() {
-  const words = {...current, runs: current.runs?.map(encodeURIComponent).join(","), zoom: current.zoom?.join(",")};
+  const words = {...current, zoom: current.zoom?.join(",")};
+  for (const name of LISTS) words[name] = current[name]?.map(separable).join(",");
   if (words.view === "overview") words.view = undefined;
   const parts = Object.entries(words).filter(([, value]) => value !== undefined);
   return [
@@ -77,6 +79,9 @@ function write() {
 
 // TensorBoard wipes the address when another tab is chosen; put ours back when this one is shown again.
 export const restoreAddress = write;
+
+// A name that can stand in a list.
+const separable = (name) => name.replace(/[%,]/g, encodeURIComponent);
 
 function finite(text) {
   return text === undefined || text === "" || !Number.isFinite(Number(text)) ? undefined : Number(text);

@@ -26,6 +26,7 @@ const TONES = {
     middle: "#2e3236",
   },
 };
+export const COLOURS = RUNS.light.length;
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 
 // viridis, sampled
@@ -52,8 +53,8 @@ function host() {
 
 export const isDark = () => host().classList.contains("dark-mode");
 export const tones = () => TONES[isDark() ? "dark" : "light"];
-export const colour = (place) => RUNS[isDark() ? "dark" : "light"][place % 8];
-export const dash = (place) => DASHES[Math.floor(place / 8) % DASHES.length];
+export const colour = (place) => RUNS[isDark() ? "dark" : "light"][place % COLOURS];
+export const dash = (place) => DASHES[Math.floor(place / COLOURS) % DASHES.length];
 
 // Calls back whenever the host turns dark or light; marks the page for the style sheet.
 export function followTheme(changed) {

@@ -53,11 +53,16 @@ function choose(it) {
   const {data} = it.parts.plot;
   const stop = stopsOf(data).find(({key}) => key === it.at);
   if (!stop) return;
-  const {curveNumber, pointNumber} = stop.points[0];
-  it.listeners.click?.({x: data[curveNumber].x[pointNumber], y: data[curveNumber].y[pointNumber]});
+  it.listeners.click?.(pointAt(data, stop.points[0]));
 }
 
+const pointAt = (data, {curveNumber, pointNumber}) => ({
+  x: data[curveNumber].x[pointNumber],
+  y: data[curveNumber].y[pointNumber],
+});
+
 export function leave(it) {
+  if (it.at !== undefined) it.listeners.leave?.();
   it.at = undefined;
   it.parts.walked.hidden = true;
   it.parts.walked.textContent = "";
@@ -70,6 +75,7 @@ function show(it, {points}) {
   window.Plotly.Fx.hover(plot, points, [...subplots]);
   const sentences = points.slice(0, MOST).map((point) => said(plot.data[point.curveNumber], point.pointNumber));
   if (points.length > MOST) sentences.push(`and ${points.length - MOST} more`);
+  it.listeners.hover?.(pointAt(plot.data, points[0]));
   walked.textContent = sentences.join("; ");
   walked.hidden = false;
 }

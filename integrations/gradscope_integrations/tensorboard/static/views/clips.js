@@ -139,7 +139,10 @@ export function drawCoefficients(it, found) {
   const factors = coefficient.filter((factor, place) => clipped[place] && factor > 0 && Number.isFinite(factor));
   if (!step.length) return say(it, "No norm has been measured yet.");
   if (!factors.length)
-    return say(it, step.length > 1 ? `All ${plural(step.length, "step")} were left alone.` : "The only step was left alone.");
+    return say(
+      it,
+      step.length > 1 ? `All ${plural(step.length, "step")} were left alone.` : "The only step was left alone.",
+    );
   describe(
     it,
     it.parts.title.textContent,

@@ -5,27 +5,14 @@ import {select} from "../controls.js";
 import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
 import {count, number} from "../format.js";
+import {called} from "../layers.js";
 import {band, extent, extremes, line, meaning, overSteps, reference} from "../lines.js";
 import {change} from "../state.js";
 import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, capital, drawable, groupOf, isMeasured, onlyStep, quantity, rowsOf, rowTitle} from "../words.js";
-import {spaced} from "./overview.js";
+import {spaced} from "./look.js";
+import {described, MEASURES} from "./measures.js";
 
-// table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
-const MEASURES = {
-  "layers/horizon": ["Horizon", "steps back"],
-  "layers/decay": ["Decay of reach", "log10 per step back"],
-  "layers/lyapunov": ["Lyapunov exponent", "per timestep"],
-  "layers/residual": ["Residual of the certificate", "relative difference", true],
-  "steps/loss": ["Loss", "loss"],
-  "steps/grad_norm": ["Gradient norm of recurrent layers", "norm", true],
-  "steps/step_s": ["Time per step", "seconds", true],
-  "steps/overhead_s": ["Time spent by gradscope", "seconds", true],
-  "blocks/spectral_radius": ["Spectral radius", "largest |eigenvalue|", false, true],
-  "blocks/spectral_norm": ["Spectral norm", "largest singular value", false, true],
-  "blocks/update": ["Change by a step", "‖change‖ / ‖U‖", true],
-  "blocks/orthogonality": ["Distance from orthogonal", "‖UᵀU − I‖ / √n"],
-};
 const GROUPS = {layers: "Per layer", steps: "Per optimizer step", blocks: "Recurrent weights"};
 const OVER = {
   median: "median over t",
@@ -102,39 +89,24 @@ async function chosen(context) {
   };
 }
 
-function described(measure, curve) {
-  if (curve) {
-    const about = quantity(curve);
-    return {title: about.title, unit: about.unit, logarithmic: !about.share, one: about.one};
-  }
-  const [table, column, ...gate] = measure.split("/");
-  const [title, unit, logarithmic = false, one = false] = MEASURES[`${table}/${column}`];
-  return {
-    title: gate.length ? `${title}, ${gate.join("/")}` : title,
-    unit,
-    logarithmic,
-    one,
-    table,
-    column,
-    gate: gate.join("/"),
-  };
-}
-
 // What is drawn: the chosen layer of every run, or every layer of a single run.
 function lines(context, view) {
   if (context.runs.length > 1 || view.table === "steps") {
     return context.runs
-      .map((run) => ({run, key: context.layer.key, name: run.label, colour: colour(run.place), dash: dash(run.place)}))
+      .map((run) => ({
+        run,
+        key: context.layer(run)?.key,
+        name: run.label,
+        colour: colour(run.tint),
+        dash: dash(run.tint),
+      }))
       .filter((member) => !view.curve || context.has(member.run, view.curve));
   }
   const [run] = context.runs;
   const layers = run.layers.filter((layer) => !view.curve || layer.curves.includes(view.curve));
   const shown = layers.slice(0, MOST_LINES);
-  if (
-    !shown.some((layer) => layer.key === context.layer.key) &&
-    layers.some((layer) => layer.key === context.layer.key)
-  )
-    shown[MOST_LINES - 1] = context.layer;
+  const mine = context.layer(run);
+  if (layers.includes(mine) && !shown.includes(mine)) shown[MOST_LINES - 1] = mine;
   return shown.map((layer) => ({
     run,
     key: layer.key,
@@ -166,7 +138,10 @@ async function series({run, key}, view) {
     steps: (row) => isMeasured(values[row], columns.nonfinite[row]),
   }[view.table];
   const rows = Array.from({length}, (_, row) => row).filter(wanted);
-  const chosen = extremes(rows.map((row) => values[row]), DRAWN).map((place) => rows[place]);
+  const chosen = extremes(
+    rows.map((row) => values[row]),
+    DRAWN,
+  ).map((place) => rows[place]);
   return {
     steps: chosen.map((row) => columns.step[row]),
     values: chosen.map((row) => values[row]),
@@ -184,7 +159,7 @@ const what = (context, view) =>
   view.table === "steps"
     ? "One line per run."
     : context.runs.length > 1
-      ? `Layer ${context.title(context.layer.key)}, one line per run.`
+      ? called(context)
       : "One line per layer; choose several runs to compare them.";
 
 function drawSteps(it, members, found, view, context) {

@@ -2,6 +2,7 @@
 import {codeBox} from "../controls.js";
 import {fill, h} from "../dom.js";
 import {count, number, plural} from "../format.js";
+import {choose} from "../layers.js";
 import {change} from "../state.js";
 import {capital} from "../words.js";
 
@@ -23,7 +24,7 @@ export function showFindings(parent, run, {step, findings}, context) {
   const seen = h("p", {class: "soft small"}, `As of step ${count(step)}`);
   fill(
     parent,
-    findings.map((finding) => card(finding, context)),
+    findings.map((finding) => card(finding, run, context)),
     run.live ? seen : null,
   );
 }
@@ -36,7 +37,7 @@ function waiting(run, findings) {
   return findings.length ? "" : "No findings.";
 }
 
-function card(finding, context) {
+function card(finding, run, context) {
   const tone = finding.code === "healthy" ? "healthy" : finding.severity;
   const head = h(
     "header",
@@ -66,7 +67,7 @@ function card(finding, context) {
         )
       : null,
     remedies(finding.remedies),
-    see(finding),
+    see(finding, run, context),
   );
 }
 
@@ -84,12 +85,13 @@ function remedies(list) {
   );
 }
 
-function see(finding) {
+function see(finding, run, context) {
   const [view, title] = SEE[finding.code] ?? [];
   if (!view) return null;
+  const layer = finding.layer ? choose(run, finding.layer.key, context.state.layer) : context.state.layer;
   return h(
     "button",
-    {class: "quiet link", type: "button", onclick: () => change({view, layer: finding.layer?.key, zoom: undefined})},
+    {class: "quiet link", type: "button", onclick: () => change({view, layer, zoom: undefined})},
     `See it in ${title} →`,
   );
 }
@@ -103,21 +105,25 @@ function told(value) {
   return typeof value === "number" ? number(value, 3) : String(value);
 }
 
-export function showNotes(parent, {notes, left_out: more}, context) {
-  if (!notes.length) return fill(parent);
-  const opened = parent.querySelector("details")?.open;
+// One list for each run that has any; those that are open stay so.
+export function showNotes(parent, seen, context) {
+  const opened = new Set([...parent.querySelectorAll("details[open]")].map((each) => each.dataset.run));
+  const lists = context.runs.map((run, place) => notesOf(run, seen[place], opened.has(run.run), context));
+  fill(parent, lists);
+}
+
+function notesOf(run, {notes, left_out: more}, open, context) {
+  if (!notes.length) return null;
+  const name = context.runs.length > 1 ? `${run.label}: ` : "";
   const items = notes.map((note) =>
     h("li", {}, h("b", {}, where(note, context)), ` ${note.reason} `, h("span", {class: "soft"}, span(note))),
   );
-  fill(
-    parent,
-    h(
-      "details",
-      {class: "card notes-list", open: opened, "data-testid": "notes-list"},
-      h("summary", {}, `${plural(notes.length, "note")} on the loop, and on what could not be observed`),
-      h("ul", {}, items),
-      more ? h("p", {class: "soft"}, `and ${plural(more, "further note")}`) : null,
-    ),
+  return h(
+    "details",
+    {class: "card notes-list", open, "data-testid": "notes-list", "data-run": run.run},
+    h("summary", {}, `${name}${plural(notes.length, "note")} on the loop, and on what could not be observed`),
+    h("ul", {}, items),
+    more ? h("p", {class: "soft"}, `and ${plural(more, "further note")}`) : null,
   );
 }
 

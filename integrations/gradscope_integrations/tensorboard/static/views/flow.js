@@ -40,12 +40,13 @@ export function mount(parent) {
       if (!context.current()) return;
       const steps = [...new Set(heats.flatMap((each) => (each ? [...each.arrays.steps] : [])))].sort((a, b) => a - b);
       step.set(steps, context.state.step);
+      view.rows = Math.max(...heats.map((each) => each?.arrays.steps.length ?? 0));
       view.step = steps[nearest(steps, context.state.step)];
       const profiles = await Promise.all(context.runs.map((run) => profile(run, view, context)));
       if (!context.current()) return;
       tell(readout, context, view, profiles);
       await Promise.all(
-        perRun(context.runs).map((made, place) =>
+        perRun(context.runs, (run) => layerOf(run, context)).map((made, place) =>
           drawPanel(made, context.runs[place], heats, profiles, place, view, context),
         ),
       );
@@ -70,29 +71,32 @@ function panel(element, run) {
   return made;
 }
 
+// Which layer is shown of a run, where runs show different ones.
+function layerOf(run, {runs, layer, title}) {
+  const differ = new Set(runs.map((each) => layer(each)?.key)).size > 1;
+  return differ && layer(run) ? title(layer(run).key) : "";
+}
+
 // What is looked at: what was asked for, or what there is.
 function chosen(context) {
-  const curves = drawable([
-    ...new Set(
-      context.runs.flatMap((run) =>
-        run.layers.filter((layer) => layer.key === context.layer.key).flatMap((layer) => layer.curves),
-      ),
-    ),
-  ]);
+  const curves = drawable([...new Set(context.runs.flatMap((run) => context.layer(run)?.curves ?? []))]);
   const asked = context.state.curve;
   const curve = curves.includes(asked) ? asked : curves.includes("grad_h") ? "grad_h" : curves[0];
   const row = rowsOf(curve).includes(context.state.row) ? context.state.row : rowsOf(curve)[0];
-  return {curves, curve, row, about: quantity(curve), key: context.layer.key, zoom: context.state.zoom};
+  return {curves, curve, row, about: quantity(curve), zoom: context.state.zoom};
 }
 
-function heat(run, {curve, row, key, zoom}, context) {
-  if (!context.has(run, curve)) return null;
+const tagOf = (run, curve, context) => (context.has(run, curve) ? `${curve}/${context.layer(run).key}` : null);
+
+function heat(run, {curve, row, zoom}, context) {
+  const tag = tagOf(run, curve, context);
   const [t_from, t_to, from, to] = zoom ?? [];
-  return api.block("heatmap", {run: run.run, tag: `${curve}/${key}`, row, t_from, t_to, from, to}, run.stamp);
+  return tag && api.block("heatmap", {run: run.run, tag, row, t_from, t_to, from, to}, run.stamp);
 }
 
-function profile(run, {curve, key, step}, context) {
-  return context.has(run, curve) ? api.block("profile", {run: run.run, tag: `${curve}/${key}`, step}, run.stamp) : null;
+function profile(run, {curve, step}, context) {
+  const tag = tagOf(run, curve, context);
+  return tag && api.block("profile", {run: run.run, tag, step}, run.stamp);
 }
 
 async function drawPanel(made, run, heats, profiles, place, view, context) {

@@ -10,7 +10,7 @@ import {change} from "../state.js";
 import {axis, colour, tones, wholeAxis} from "../theme.js";
 import {axes, frame, inTile} from "../tiles.js";
 import {onlyStep} from "../words.js";
-import {legend} from "./overview.js";
+import {legend} from "./look.js";
 import {drawRadius, drawUpdate} from "./weights.js";
 
 const LIMITS =
@@ -51,22 +51,21 @@ export function mount(parent) {
   };
 }
 
-const hasUnits = (run, context) =>
-  run.layers.some(
-    (layer) => layer.key === context.layer.key && layer.curves.some((curve) => curve.startsWith("units/")),
-  );
-const table = (run, context) => api.table("blocks", {run: run.run, key: context.layer.key, points: 600}, run.stamp);
-const cloud = (run, context) =>
-  hasUnits(run, context)
-    ? api.block("units", {run: run.run, key: context.layer.key, step: context.state.step}, run.stamp)
-    : null;
+const table = (run, context) =>
+  api.table("blocks", {run: run.run, key: context.layer(run)?.key, points: 600}, run.stamp);
+
+function cloud(run, context) {
+  const layer = context.layer(run);
+  if (!layer?.curves.some((curve) => curve.startsWith("units/"))) return null;
+  return api.block("units", {run: run.run, key: layer.key, step: context.state.step}, run.stamp);
+}
 
 // One run: a colour for each limit. Several: a colour for each run, dashes for the lower limit.
 function styles(context, run) {
   if (context.runs.length > 1)
     return [
-      ["low", `${run.label}, low`, colour(run.place), "dot"],
-      ["high", `${run.label}, high`, colour(run.place), "solid"],
+      ["low", `${run.label}, low`, colour(run.tint), "dot"],
+      ["high", `${run.label}, high`, colour(run.tint), "solid"],
     ];
   return [
     ["low", "at the lower limit", colour(0), "solid"],
@@ -135,7 +134,9 @@ function drawUnits(it, clouds, context) {
   const several = context.runs.length > 1;
   const share = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1], tickformat: ".0%"};
   const upright = (first) => axis(first ? "share at upper limit" : "", share);
-  const grid = frame(it, gates, {side: 230, top: several ? 58 : 28}, upright, () => axis("share at lower limit", share));
+  const grid = frame(it, gates, {side: 230, top: several ? 58 : 28}, upright, () =>
+    axis("share at lower limit", share),
+  );
   const always = {
     type: "line",
     layer: "below",
@@ -163,7 +164,7 @@ function dots(run, {head, arrays}, gates) {
     y: arrays[`${gate}/high`],
     customdata: arrays[`${gate}/positions`],
     ...inTile(gates.indexOf(gate)),
-    marker: {color: colour(run.place), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}},
+    marker: {color: colour(run.tint), size: 7, opacity: 0.55, line: {width: 0.5, color: tones().page}},
     hovertemplate: `${plain(gate)}, unit %{customdata}<br>lower %{x:.4~g}, upper %{y:.4~g}<extra></extra>`,
   }));
 }

@@ -35,15 +35,20 @@ export function drawHeat(it, run, heat, scale, view, context) {
     `${about.title}, ${rowTitle(row)}`,
     `${capital(about.unit)} by training step, a row for each recorded one, and ${heat?.head.axis === "lag" ? "lag" : "timestep"}. ${about.hint}`,
   );
-  if (!heat) return say(it, `This run has no ${about.title.toLowerCase()} of ${context.title(context.layer.key)}.`);
+  if (!heat) return say(it, lacking(run, about, context));
   const {steps, positions, values} = heat.arrays;
   it.zoomButton.hidden = !view.zoom;
   if (!values.length) return say(it, "No recorded step lies within this zoom.", true);
   const notes = [...leftOut(run, heat.head, steps.length, Boolean(view.zoom)), ...invalid(heat.head)];
-  const key = [heat, scale.low, scale.high, tones().page, about.title, row];
+  const key = [heat, scale.low, scale.high, tones().page, about.title, row, view.rows];
   if (it.drawn && it.drawn.every((each, place) => each === key[place])) return undefined;
   it.drawn = key;
   return draw(it, traces(heat, scale, view), shape(heat, view), () => long(heat, row), notes);
+}
+
+function lacking(run, {title}, context) {
+  const layer = context.layer(run);
+  return layer ? `${context.title(layer.key)} has no ${title.toLowerCase()}.` : "This run has no recorded step yet.";
 }
 
 function traces({head, arrays}, scale, {about, row}) {
@@ -133,7 +138,7 @@ function ticksOf({low, high}) {
   return ticks;
 }
 
-function shape({head, arrays}, {zoom}) {
+function shape({head, arrays}, {zoom, rows}) {
   const {steps, positions} = arrays;
   const half =
     positions.length > 1 ? (positions[positions.length - 1] - positions[0]) / (positions.length - 1) / 2 : 0.5;
@@ -147,7 +152,7 @@ function shape({head, arrays}, {zoom}) {
     automargin: false,
   };
   return layout({
-    height: 54 + Math.min(306, Math.max(110, 36 * steps.length)),
+    height: 54 + Math.min(306, Math.max(110, 36 * rows)),
     margin: {l: 64, r: 84, t: 12, b: 42},
     xaxis: wholeAxis(axisTitle(head.axis), x, {range: x, showgrid: false, automargin: false}),
     yaxis: axis("training step", upright),

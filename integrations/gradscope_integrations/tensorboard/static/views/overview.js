@@ -1,90 +1,75 @@
-// What is wrong, how far back learning reaches, and what could not be observed.
+// What is wrong, how far back learning reaches at a step, and what could not be observed.
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {gathered} from "../csv.js";
 import {h, plain} from "../dom.js";
-import {number} from "../format.js";
-import {band, extent, line, meaning, overSteps, reference} from "../lines.js";
+import {count, number} from "../format.js";
+import {band, extent, line, meaning, reference} from "../lines.js";
 import {columns} from "../panels.js";
-import {axis, colour, dash, layout, logAxis, tones, wholeAxis} from "../theme.js";
-import {onlyStep} from "../words.js";
+import {axis, colour, layout, logAxis, tones} from "../theme.js";
 import {showFindings, showNotes} from "./findings.js";
-import {drawLoss} from "./loss.js";
+import {lastOfEach} from "./horizons.js";
+import {look, named, shortened, spaced, strength, which} from "./look.js";
 
 const [FLOOR, LOWEST] = [1e-3, 1e-12];
-const COLOURED = 8;
-const MOST_STEPS = 20_000;
 
 export function mount(parent) {
-  const loss = figure(parent, "loss", {wide: true});
   const cards = columns(parent, (element) => {
-    const made = {cards: h("div", {class: "cards", "data-testid": "findings"}), notes: h("div")};
-    element.append(made.cards, made.notes);
+    const made = {cards: h("div", {class: "cards", "data-testid": "findings"})};
+    element.append(made.cards);
     return made;
   });
   const charts = h("div", {class: "charts"});
   const reach = figure(charts, "reach");
   const now = figure(charts, "horizon");
-  const over = figure(charts, "horizon-steps", {wide: true});
   parent.append(charts);
+  const notes = h("div", {class: "cards"});
+  parent.append(notes);
   return {
     async update(context) {
-      const seen = await Promise.all(context.runs.map((run) => read(run)));
+      const seen = await Promise.all(context.runs.map((run) => read(run, context)));
       if (!context.current()) return;
-      await drawLoss(loss, seen, context);
-      cards(context.runs).forEach((made, place) => {
-        showFindings(made.cards, context.runs[place], seen[place].findings, context);
-        showNotes(made.notes, seen[place].notes, context);
-      });
-      const bands = await Promise.all(context.runs.map((run) => spread(run, context)));
-      if (!context.current()) return;
-      await Promise.all([
-        drawReach(reach, seen, bands, context),
-        drawNow(now, seen, context),
-        drawOver(over, seen, context),
-      ]);
+      cards(context.runs).forEach((made, place) => tell(made, context.runs[place], seen[place], context));
+      await Promise.all([drawReach(reach, seen, context), drawNow(now, seen, context)]);
+      showNotes(
+        notes,
+        seen.map((each) => each.notes),
+        context,
+      );
     },
   };
 }
 
-async function read(run) {
+// Cards stay as they are, opened or not, while there is nothing new to say.
+function tell(made, run, {findings}, context) {
+  const told = JSON.stringify([findings, run.live, context.state.layer, context.runs.map((each) => each.run)]);
+  if (told !== made.told) showFindings(made.cards, run, findings, context);
+  made.told = told;
+}
+
+async function read(run, context) {
+  const {step} = context.state;
+  const asked = {run: run.run, step};
   const hasReach = run.layers.some((layer) => layer.curves.includes("reach"));
-  const [steps, findings, notes, layers, latest] = await Promise.all([
-    api.table("steps", {run: run.run, rows: MOST_STEPS}, run.stamp),
+  const [findings, notes, layers, curves, spread] = await Promise.all([
     api.stamped("findings", {run: run.run}, run.stamp),
     api.stamped("notes", {run: run.run}, run.stamp),
     api.table("layers", {run: run.run, points: 400}, run.stamp),
-    hasReach ? api.block("latest", {run: run.run, curve: "reach"}, run.stamp) : null,
+    hasReach ? api.block("curves", {...asked, curve: "reach"}, run.stamp) : null,
+    context.has(run, "reach")
+      ? api.block("profile", {...asked, tag: `reach/${context.layer(run).key}`}, run.stamp)
+      : null,
   ]);
-  return {steps, findings, notes, layers, latest};
+  return {findings, notes, curves, spread, now: lastOfEach(layers, step)};
 }
 
-function spread(run, context) {
-  return context.has(run, "reach")
-    ? api.block("profile", {run: run.run, tag: `reach/${context.layer.key}`}, run.stamp)
-    : null;
-}
-
-// Several runs: a colour each. One run: a colour for every layer, or for the chosen one of many.
-function look(context, run, key) {
-  const mine = key === context.layer.key;
-  if (context.runs.length > 1) return {colour: colour(run.place), shown: mine, dash: dash(run.place)};
-  const place = run.layers.findIndex((layer) => layer.key === key);
-  if (run.layers.length <= COLOURED) return {colour: colour(place), shown: true, dash: "solid", strong: mine};
-  return {colour: mine ? colour(run.place) : tones().soft, shown: true, faint: !mine, dash: "solid", strong: mine};
-}
-
-const named = (context, run, key) => (context.runs.length > 1 ? run.label : context.title(key));
-const which = (context) =>
-  context.runs.length > 1 ? ` Layer ${context.title(context.layer.key)}, one line per run.` : "";
-
-function drawReach(it, seen, bands, context) {
+function drawReach(it, seen, context) {
   describe(
     it,
-    "Reach by lag",
-    `How much of the loss gradient is left so many steps further back, at the last recorded step. The higher, the longer the memory that can be learnt.${which(context)}`,
+    `Reach by lag${at(seen.flatMap(({curves}) => curves?.head.layers ?? []))}`,
+    `How much of the loss gradient is left so many steps further back. The higher, the longer the memory that can be learnt.${which(context)}`,
   );
-  const traces = context.runs.flatMap((run, place) => reaches(run, seen[place].latest, bands[place], context));
+  const traces = context.runs.flatMap((run, place) => reaches(run, seen[place], context));
   if (!traces.length) return say(it, 'No reach was recorded: leave quantities as they are, or add "reach".');
   const [low, high] = extent([[FLOOR, 1], ...traces.map((trace) => trace.y)]);
   const ends = [Math.max(low, high * LOWEST), high];
@@ -97,57 +82,50 @@ function drawReach(it, seen, bands, context) {
     uirevision: "reach",
     showlegend: true,
   });
-  const numbers = () => gathered(context.runs.flatMap((run, place) => left(run, seen[place].latest, context)));
+  const numbers = () => gathered(context.runs.flatMap((run, place) => left(run, seen[place].curves, context)));
   return draw(it, traces, spaced(shape, traces), numbers);
 }
 
 // Curves of one run, the chosen layer's with a band.
-function reaches(run, latest, spread, context) {
-  const layers = (latest?.head.layers ?? []).filter(({key}) => look(context, run, key).shown);
+function reaches(run, {curves, spread}, context) {
+  const layers = (curves?.head.layers ?? []).filter(({key}) => look(context, run, key).shown);
   return layers.flatMap(({key, array}) => {
     const style = look(context, run, key);
     const name = named(context, run, key);
     const hovertemplate = `${plain(name)}<br>%{x} steps back: %{y:.4~g} left<extra></extra>`;
-    const curve = line(name, ...halves(latest.arrays[array]), style.colour, {...strength(style), hovertemplate});
-    if (key !== context.layer.key) return [curve];
+    const curve = line(name, ...halves(curves.arrays[array]), style.colour, {...strength(style), hovertemplate});
+    if (key !== context.layer(run).key) return [curve];
     const {positions, p10, p90} = spread.arrays;
     return [band(positions, p10, p90, style.colour, true), curve];
   });
 }
 
-function left(run, latest, context) {
-  return (latest?.head.layers ?? []).flatMap(({key, step, array}) => {
-    const [lags, values] = halves(latest.arrays[array]);
+function left(run, curves, context) {
+  return (curves?.head.layers ?? []).flatMap(({key, step, array}) => {
+    const [lags, values] = halves(curves.arrays[array]);
     return Array.from(lags, (lag, at) => ({run: run.label, layer: context.title(key), step, lag, p50: values[at]}));
   });
 }
 
-// The chosen layer stands out; of very many the others are faint.
-const strength = ({strong, faint, dash}) => ({
-  line: {width: strong ? 2.6 : faint ? 0.8 : 1.8, dash},
-  opacity: faint ? 0.5 : 1,
-  showlegend: !faint,
-});
-
 function drawNow(it, seen, context) {
+  const found = seen.map(({now}) => now);
+  const rows = found.flat();
   describe(
     it,
-    "Horizon of every layer",
-    "Steps back until a thousandth of the gradient is left, at the last recorded step. The pale bar is the length of the sequence; ≥ where it never falls so far.",
+    `Horizon of every layer${at(rows)}`,
+    "Steps back until a thousandth of the gradient is left. The pale bar is the length of the sequence; ≥ where it never falls so far.",
   );
-  const found = seen.map(({layers}) => lastOfEach(layers));
-  const rows = found.flat();
   if (!rows.length) return say(it, "No layer has been recorded yet.");
   const several = context.runs.length > 1;
-  const count = new Set(rows.map((row) => row.key)).size;
-  const height = Math.max(200, 90 + count * (14 + 12 * context.runs.length));
+  const layers = new Set(rows.map((row) => row.key)).size;
+  const height = Math.max(200, 90 + layers * (14 + 12 * context.runs.length));
   it.parts.plot.classList.toggle("tall", height > 420);
   const shape = layout({
     height,
     barmode: "group",
     bargap: 0.35,
     xaxis: axis("steps back", {range: [0, 1.16 * Math.max(...rows.map((row) => row.timesteps))]}),
-    yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: count > 40 ? undefined : 1}),
+    yaxis: axis("", {autorange: "reversed", type: "category", nticks: undefined, dtick: layers > 40 ? undefined : 1}),
     showlegend: several,
     uirevision: "now",
     margin: {l: 60, r: 16, t: several ? 34 : 10, b: 44},
@@ -179,7 +157,7 @@ function bars(run, found, offsetgroup, context) {
   const before = {
     name: plain(run.label),
     x: found.map((row) => row.horizon),
-    marker: {color: several ? colour(run.place) : found.map((row) => look(context, run, row.key).colour)},
+    marker: {color: several ? colour(run.tint) : found.map((row) => look(context, run, row.key).colour)},
     text: found.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon))),
     textposition: "outside",
     constraintext: "none",
@@ -205,80 +183,9 @@ function overlaid(traces) {
   }));
 }
 
-function drawOver(it, seen, context) {
-  describe(
-    it,
-    "Horizon over training",
-    `Does learning reach further back as training goes on? The dotted line is the length of the sequences.${which(context)}`,
-  );
-  const traces = context.runs.flatMap((run, place) => horizons(run, seen[place].layers.columns, context));
-  if (!traces.length) return say(it, "No layer has been recorded yet.");
-  const steps = [...new Set(seen.flatMap(({layers}) => [...layers.columns.step]))].sort((a, b) => a - b);
-  if (steps.length < 2) return say(it, `${onlyStep(steps[0])} The horizons are above.`);
-  const shape = layout({
-    height: 240,
-    xaxis: wholeAxis("training step", ends(context.runs)),
-    yaxis: axis("horizon (steps back)", {rangemode: "tozero"}),
-    uirevision: "over",
-    showlegend: legend(traces),
-  });
-  const numbers = () => gathered(context.runs.flatMap((run, place) => past(run, seen[place].layers, context)));
-  return draw(it, traces, spaced(shape, traces), numbers);
-}
-
-// The horizon of every shown layer of one run, and the length of the sequences.
-function horizons(run, table, context) {
-  const layers = run.layers.filter(({key}) => look(context, run, key).shown && table.key.includes(key));
-  return layers.flatMap(({key}) => {
-    const found = places(table.key, key);
-    const take = (column) => found.map((at) => table[column][at]);
-    const [style, name] = [look(context, run, key), named(context, run, key)];
-    const hovertemplate = `${plain(name)}<br>step %{x}: %{y:.4~g} steps back<extra></extra>`;
-    const course = overSteps(name, take("step"), take("horizon"), style.colour, {...strength(style), hovertemplate});
-    if (key !== context.layer.key) return [course];
-    const dotted = {line: {dash: "dot", width: 1}, showlegend: false, hoverinfo: "skip"};
-    return [course, line("longest", take("step"), take("timesteps"), tones().soft, dotted)];
-  });
-}
-
-function past(run, {columns: {step, key, horizon, decay}}, context) {
-  const row = (_, at) => ({
-    run: run.label,
-    step: step[at],
-    layer: context.title(key[at]),
-    horizon: horizon[at],
-    decay: decay[at],
-  });
-  return Array.from(step, row);
-}
-
-// The last row of every layer of the table `layers`.
-function lastOfEach({columns: table, length}) {
-  const last = new Map();
-  for (let row = 0; row < length; row++) last.set(table.key[row], row);
-  return [...last].map(([key, row]) => ({
-    key,
-    step: table.step[row],
-    horizon: table.horizon[row],
-    horizon_censored: table.horizon_censored[row],
-    timesteps: table.timesteps[row],
-  }));
-}
-
-// The first and the last step of some runs, recorded or not.
-const ends = (runs) => [
-  Math.min(...runs.map((run) => run.state.first_step)),
-  Math.max(...runs.map((run) => run.state.last_step)),
-];
-
-export function places(column, value) {
-  const found = [];
-  column.forEach((each, place) => each === value && found.push(place));
-  return found;
-}
-
-export const legend = (traces) => traces.filter((trace) => trace.showlegend !== false).length > 1;
-// Room for a legend above.
-export const spaced = (shape, traces) => (legend(traces) ? {...shape, margin: {...shape.margin, t: 34}} : shape);
+// The steps of some rows, as a title says them.
+const at = (rows) => {
+  const steps = [...new Set(rows.map(({step}) => step))];
+  return steps.length ? `, at step ${steps.map(count).join(" and ")}` : "";
+};
 const halves = (array) => [array.subarray(0, array.shape[1]), array.subarray(array.shape[1])];
-const shortened = (title) => plain(title.length > 34 ? `…${title.slice(-33)}` : title);

@@ -10,14 +10,14 @@ import {capital} from "../words.js";
 
 const CIRCLE = {type: "circle", layer: "below", x0: -1, x1: 1, y0: -1, y1: 1};
 
-export async function drawSpectra(it, run, {key, step}, context) {
-  const layer = run.layers.find((each) => each.key === key);
+export async function drawSpectra(it, run, {step}, context) {
+  const layer = context.layer(run);
   it.root.hidden = !layer?.curves.some((curve) => curve.startsWith("spectra/"));
   if (it.root.hidden) {
     it.root.dataset.state = "empty";
     return;
   }
-  const found = await api.block("spectra", {run: run.run, key, step}, run.stamp);
+  const found = await api.block("spectra", {run: run.run, key: layer.key, step}, run.stamp);
   if (!context.current()) return;
   describe(
     it,

@@ -68,7 +68,12 @@ function upright({column, unit, logarithmic}, all) {
   if (logarithmic) {
     const ends = extent([values]) ?? [1e-4, 1e-2];
     const range = [Math.log10(ends[0]) - 0.15, Math.log10(ends[1]) + 0.15];
-    return (first) => logAxis(first ? unit : "", range.map((end) => 10 ** end), {range});
+    return (first) =>
+      logAxis(
+        first ? unit : "",
+        range.map((end) => 10 ** end),
+        {range},
+      );
   }
   const range = [Math.min(0.9, ...values) - 0.05, Math.max(1.1, ...values) + 0.05];
   return (first) => axis(first ? unit : "", {range, nticks: 5});
@@ -84,7 +89,7 @@ function courses(run, found, gates, column) {
   return own.map((gate) => {
     const mine = found.filter((row) => row.gate === gate);
     const [steps, values] = [mine.map(({step}) => step), mine.map((row) => row[column])];
-    return overSteps(run.label, steps, values, colour(run.place), {
+    return overSteps(run.label, steps, values, colour(run.tint), {
       ...inTile(gates.indexOf(gate)),
       legendgroup: run.run,
       showlegend: gate === own[0],
