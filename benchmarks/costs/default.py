@@ -72,7 +72,8 @@ class Stopwatch:
 @contextmanager
 def unheard() -> Iterator[None]:
     """Torch is as it was without a scope: the bare training is not slowed by one that is attached to another model."""
-    seams = (OPTIMIZERS, BACKWARD, CLIPPING, SCALER, KERNELS, *_SEAMS.values())
+    own = [seam for seams in _SEAMS.values() for seam in seams.values()]
+    seams = (OPTIMIZERS, BACKWARD, CLIPPING, SCALER, KERNELS, *own)
     armed = [handle for seam in seams for handle in seam.handles if handle.armed]
     for handle in armed:
         handle.arm(False)

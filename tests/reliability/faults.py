@@ -151,7 +151,7 @@ def forked(one: Stage) -> None:
 def loaded() -> Stage:
     """Batches come from the workers of a DataLoader, forked while the scope writes."""
     one = stage()
-    one.batches = Loaded(DataLoader(one.batches, batch_size=None, num_workers=2))  # type: ignore[assignment]
+    one.batches = Loaded(DataLoader(one.batches, batch_size=None, num_workers=1))  # type: ignore[assignment]
     return one
 
 

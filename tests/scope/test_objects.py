@@ -104,11 +104,6 @@ def test_a_finding_is_a_card_in_a_notebook() -> None:
     assert "<code>a = 1\nb = 2</code>" in card
 
 
-def test_a_finding_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gradscope.report", None)
-    assert FINDING._repr_html_().startswith("<pre>warning: vanishing_gradient")
-
-
 @pytest.mark.parametrize(
     ("table", "filters", "said"),
     [
