@@ -70,9 +70,9 @@ def attach(
         logdir: run folder to write; None keeps everything in memory. The processes of a distributed training share one,
             and each writes its own part.
         every: record optimizer steps 0, N, 2N, ... exactly, or those for which a function of the step is true. None
-            records steps 0 to 15, every 2nd up to 31, every 4th up to 63, ...: 8 to each doubling of the step, as long
-            as `budget` allows, and more often where it pays for that for good. The loss and every clipping call are
-            kept for every step.
+            records steps 0 to 15, every 2nd up to 31, every 4th up to 63, ...: 8 to each doubling of the step, fewer
+            where a record takes longer than 13 ms, as long as `budget` allows; and more often where it pays for that
+            for good. The loss and every clipping call are kept for every step.
         budget: where `every` is None, gradscope may cost, in all, this share of the training time (0.015 is 1.5 %)
             and one second.
         quantities: `"core"`, `"economy"` (a third cheaper), `"full"`, or a list of names. gradscope computes nothing

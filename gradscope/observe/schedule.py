@@ -13,7 +13,10 @@ from gradscope.errors import AttachError
 
 ALLOWANCE_S = 1.0
 """Seconds that gradscope may take of any training, beyond its share."""
-RECORDS_A_DOUBLING = 8
+RECORDS_A_DOUBLING, CHEAP_S = 8, 0.013
+"""Records in each doubling of the step number, and what one may cost: then the second lasts for 3,000 steps."""
+RAREST = 4
+"""Where records are dear, the step number grows at most by this factor from one to the next."""
 LOOKING = 0.005
 """Share of the training time for looking at the gradients of steps that are not recorded."""
 NEVER = 2**62
@@ -113,12 +116,21 @@ def is_due(step: int, costs: Costs, share: float) -> bool:
     credit = share * costs.time_s + ALLOWANCE_S - costs.spent_s
     if step % paid_interval(costs, share) == 0:
         return credit >= 0
-    return step % even_interval(step) == 0 and credit >= costs.record_s
+    return step % even_interval(step, costs.record_s) == 0 and credit >= costs.record_s
 
 
-def even_interval(step: int) -> int:
-    """1 up to step 15, 2 up to 31, 4 up to 63, ...: eight records to each doubling."""
-    return max(1, (1 << step.bit_length()) // (2 * RECORDS_A_DOUBLING))
+def even_interval(step: int, record_s: float = 0.0) -> int:
+    """1 up to step 15, 2 up to 31, 4 up to 63, ...: eight records to each doubling of the step number.
+
+    Where a record takes longer than 13 ms there are four, two or one, or one in two doublings, so that the second of
+    credit lasts as long: ten records of the first 256 steps show more of a training than those of the first ten steps.
+    """
+    times = 1 << max(0, math.ceil(math.log2(record_s / CHEAP_S))) if record_s > CHEAP_S else 1
+    times = min(times, RECORDS_A_DOUBLING * int(math.log2(RAREST)))
+    if times <= RECORDS_A_DOUBLING:
+        return max(1, (1 << step.bit_length()) * times // (2 * RECORDS_A_DOUBLING))
+    doublings = times // RECORDS_A_DOUBLING
+    return 1 << doublings * -(-(step.bit_length() - 1) // doublings) if step else 1
 
 
 def paid_interval(costs: Costs, share: float) -> int:
@@ -166,18 +178,20 @@ class Budget:
 
     def due(self, step: int) -> bool:
         """See `Schedule`."""
-        if self._first is None:
+        first = self._first
+        if first is None:
             return True
         costs = self._costs
         if not self._record.recent:  # what a second one costs is not known: it may go as far beyond as one may
-            aligned = min(even_interval(step), paid_interval(costs, self._share))
+            aligned = min(even_interval(step, first), paid_interval(costs, self._share))
             return step % aligned == 0 and costs.spent_s <= self._share * costs.time_s + ALLOWANCE_S
         return is_due(step, costs, self._share)
 
     def following(self, step: int) -> int:
         """See `Schedule`. The interval that is paid is computed anew now and then: what a step takes may change."""
         paid = next_multiple(step, paid_interval(self._costs, self._share))
-        return min(paid, next_multiple(step, even_interval(step)), step + REVIEWED_EVERY)
+        even = next_multiple(step, even_interval(step, self._costs.record_s))
+        return min(paid, even, step + REVIEWED_EVERY)
 
     def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
         """See `Schedule`."""

@@ -93,6 +93,22 @@ def test_intervals_are_even_over_the_logarithm_of_the_steps() -> None:
         assert sum(2**doubling <= step < 2 ** (doubling + 1) for step in spread) == 8
 
 
+@pytest.mark.parametrize(
+    ("record_s", "first"),
+    [
+        (0.02, [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20]),
+        (0.04, [0, 1, 2, 3, 4, 6, 8, 12, 16, 24]),
+        (0.1, [0, 1, 2, 4, 8, 16, 32, 64]),
+        (0.2, [0, 1, 4, 16, 64, 256]),
+        (9.0, [0, 1, 4, 16, 64, 256]),
+    ],
+)
+def test_dear_records_are_spread_over_more_steps(record_s: float, first: list[int]) -> None:
+    spread = [step for step in range(2000) if step % even_interval(step, record_s) == 0]
+    assert spread[: len(first)] == first
+    assert {*spread} <= {step for step in range(2000) if step % even_interval(step) == 0}  # ranks share steps
+
+
 def test_the_interval_that_is_paid_is_the_smallest_power_of_two() -> None:
     costs = Costs(record_s=0.02, step_s=0.01)
     assert paid_interval(costs, 0.015) == 256  # 133 steps pay for one record
@@ -103,8 +119,8 @@ def test_the_interval_that_is_paid_is_the_smallest_power_of_two() -> None:
 
 def test_it_is_a_function_of_the_step_and_the_costs() -> None:
     poor = Costs(record_s=0.5, step_s=0.01, spent_s=0.9, time_s=1.0)
-    assert not is_due(8, poor, 0.015) and is_due(4096, poor, 0.015)  # 4096 steps pay for it
-    assert is_due(8, Costs(record_s=0.5, step_s=0.01, spent_s=0.4, time_s=1.0), 0.015)
+    assert not is_due(16, poor, 0.015) and is_due(4096, poor, 0.015)  # 4096 steps pay for it
+    assert is_due(16, Costs(record_s=0.5, step_s=0.01, spent_s=0.4, time_s=1.0), 0.015)
     assert not is_due(4096, Costs(record_s=0.5, step_s=0.01, spent_s=1.5, time_s=1.0), 0.015)
 
 
@@ -121,7 +137,7 @@ def test_the_cost_is_never_above_the_budget_a_second_and_a_record(
     assert played.recorded[0] == 0
     paid = paid_interval(Costs(record_s, step_s, idle_s), budget)
     assert len(played.recorded) >= steps // (2 * paid)
-    assert all(step % min(even_interval(step), paid) == 0 for step in played.recorded)
+    assert all(step < 2 or step % min(even_interval(step, record_s), paid) == 0 for step in played.recorded)
 
 
 @pytest.mark.parametrize("step_s", [3e-4, 2e-3, 0.05])
@@ -132,9 +148,15 @@ def test_whatever_the_size_of_the_network_a_run_yields_a_picture(step_s: float, 
     assert len(Played(always(step_s), always(record_s)).run(3000).recorded) >= 70
 
 
+@pytest.mark.parametrize("record_s", [0.03, 0.07, 0.15])
+def test_a_picture_of_the_whole_training_also_where_records_are_dear(record_s: float) -> None:
+    recorded = Played(always(0.05), always(record_s)).run(400).recorded
+    assert recorded[-1] >= 256 and len(recorded) >= 6
+
+
 def test_dear_records_are_taken_as_long_as_there_is_credit_and_then_as_they_are_paid() -> None:
     played = Played(always(0.05), always(0.2)).run(20_000)
-    assert played.recorded[:5] == [0, 1, 2, 3, 4]  # a second
+    assert played.recorded[:5] == [0, 1, 4, 16, 64]  # a second
     late = [step for step in played.recorded if step > 5000]
     assert {step % 512 for step in late} <= {0, 256} and len(late) > 25
 
