@@ -23,6 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch.testing, which test_modules_db imports, says that it would rather have hypothesis
     config.addinivalue_line("filterwarnings", "ignore:Fail to import hypothesis:ImportWarning")
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+    # of torch 2.8's own
+    config.addinivalue_line("filterwarnings", "ignore:Converting a tensor with req:UserWarning:torch.optim.lbfgs")
+    # of Python 3.13.0 alone; torch.compile makes a failure of it
+    config.addinivalue_line("filterwarnings", "ignore:Guards may run slower on Python:RuntimeWarning")
     torch.set_num_threads(1)
     # A shell ignores interrupts for what it runs in the background, and programs that are started here inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -122,7 +122,7 @@ def test_a_closure_says_nothing() -> None:
             optimizer.zero_grad()
             loss = model(torch.ones(4, 2, 2))[0].square().sum()
             loss.backward()
-            return loss
+            return loss.detach()  # torch 2.8's LBFGS warns otherwise
 
         for _ in range(2):
             optimizer.step(closure)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,8 +40,9 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> Iterator[None]:
         return call
 
     with monkeypatch.context() as patched:
-        for name in ("replace", "unlink", "mkdir"):
-            patched.setattr(os, name, until_killed(getattr(os, name)))
+        paths = getattr(pathlib, "_normal_accessor", None)  # Python 3.10: what paths call, and looked up once
+        for owner, name in itertools.product(filter(None, (os, paths)), ("replace", "unlink", "mkdir")):
+            patched.setattr(owner, name, until_killed(getattr(owner, name)))
         yield
 
 
