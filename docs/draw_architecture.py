@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 HOUSE = HERE.parent / "gradscope"
 PICTURE = HERE / "images" / "architecture.svg"
-EVERYWHERE = {"types", "errors", "private"}
+EVERYWHERE = {"types", "errors", "private", "version"}
 BOX, GAP = (108, 34), (26, 46)
 STYLE = """
   text { font: 14px sans-serif; fill: #1c2024; text-anchor: middle; dominant-baseline: central }
@@ -42,7 +42,6 @@ def rooms() -> dict[str, set[str]]:
     for path in sorted(HOUSE.rglob("*.py")):
         top = path.relative_to(HOUSE).with_suffix("").parts[0]
         found.setdefault(top, set()).update(imported(path))
-    found["scope"].discard("__init__")  # for its version
     kept = found.keys() - EVERYWHERE
     return {room: (seen & kept) - {room} for room, seen in found.items() if room in kept}
 

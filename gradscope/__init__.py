@@ -18,8 +18,8 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import Run, load
 from gradscope.scope import Scope, attach
 from gradscope.types import Batch, CellSpec, Finding, LayerKey, Rows
+from gradscope.version import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "Batch",
     "CellSpec",

@@ -34,6 +34,7 @@ from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
 from gradscope.run import Run
 from gradscope.types import CellSpec
+from gradscope.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,6 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
-    from gradscope import __version__
     from gradscope.observe.observer import (  # the mathematics, not before there is something to observe
         Observer,
         Settings,
