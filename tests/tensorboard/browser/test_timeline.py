@@ -5,22 +5,36 @@ from __future__ import annotations
 import pytest
 from browsers import Tab, until, walked
 from made_boards import HOSTILE, RECORDED
+from playwright.sync_api import Locator
 
 pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
 
 
+def hover(tab: Tab, share: float) -> tuple[float, float]:
+    """Move the pointer to a share of the axis, wherever the picture lies by now: what loads above it moves it."""
+    box = tab.get("figure-timeline").locator(".nsewdrag").first.bounding_box()
+    place = box["x"] + box["width"] * share, box["y"] + box["height"] / 2
+    tab.page.mouse.move(place[0] - 1, place[1])
+    tab.page.mouse.move(*place)
+    return place
+
+
+def shows(tab: Tab, share: float, title: Locator, *steps: int) -> bool:
+    """Whether the pictures below are of one of these steps, with the pointer at a share of the axis."""
+    hover(tab, share)
+    return title.inner_text() in {f"Reach by lag, at step {step}" for step in steps}
+
+
 def test_moving_along_the_time_axis_moves_what_is_below(tab: Tab) -> None:
     tab.open(runs=["first/gradscope"])
-    box = tab.get("figure-timeline").locator(".nsewdrag").first.bounding_box()
     title = tab.get("figure-reach").locator("h3")
     assert title.inner_text() == f"Reach by lag, at step {RECORDED[-1]}"
-    tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    until(lambda: title.inner_text() in ("Reach by lag, at step 64", "Reach by lag, at step 68"))
+    until(lambda: shows(tab, 0.5, title, 64, 68))
     below = tab.get("figure-horizon").locator("h3").inner_text()
     assert below.rpartition(" ")[2] == title.inner_text().rpartition(" ")[2] and "step" not in tab.words()
     tab.page.mouse.move(0, 0)
     until(lambda: title.inner_text() == f"Reach by lag, at step {RECORDED[-1]}")
-    tab.page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    tab.page.mouse.click(*hover(tab, 0.25))
     tab.ready()
     step = tab.words()["step"]
     tab.page.mouse.move(0, 0)
