@@ -8,13 +8,17 @@ rooms that hold only plain values, errors and torch's private names, which any r
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Mapping
+import functools
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HOUSE = HERE.parent / "gradscope"
+sys.path.insert(0, str(HERE.parent / "tests"))
+from test_architecture import room_graph  # noqa: E402
+
 PICTURE = HERE / "images" / "architecture.svg"
+NAMED = {"__init__": "gradscope"}
 EVERYWHERE = {"types", "errors", "private", "version"}
 BOX, GAP = (108, 34), (26, 46)
 STYLE = """
@@ -25,25 +29,9 @@ STYLE = """
 """
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The rooms that a file imports from; the public names count as the file that has them."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "gradscope":
-            yield (node.module or "").removeprefix("gradscope").lstrip(".").partition(".")[0] or "__init__"
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.partition(".")[0] == "gradscope":
-                    yield alias.name.removeprefix("gradscope").lstrip(".").partition(".")[0] or "__init__"
-
-
 def rooms() -> dict[str, set[str]]:
-    """What each room sees."""
-    found: dict[str, set[str]] = {}
-    for path in sorted(HOUSE.rglob("*.py")):
-        top = path.relative_to(HOUSE).with_suffix("").parts[0]
-        found.setdefault(top, set()).update(imported(path))
-    kept = found.keys() - EVERYWHERE
-    return {room: (seen & kept) - {room} for room, seen in found.items() if room in kept}
+    """What each room sees, as the test of the architecture reads it."""
+    return {name: seen - EVERYWHERE for name, seen in room_graph().items() if name not in EVERYWHERE}
 
 
 def below(room: str, sees: Mapping[str, set[str]]) -> set[str]:
@@ -52,13 +40,13 @@ def below(room: str, sees: Mapping[str, set[str]]) -> set[str]:
 
 
 def levels(sees: Mapping[str, set[str]]) -> dict[str, int]:
-    """The height of each room: one above the highest that it sees."""
-    found: dict[str, int] = {}
-    while len(found) < len(sees):
-        for room, seen in sees.items():
-            if seen <= found.keys():
-                found.setdefault(room, 1 + max((found[other] for other in seen), default=-1))
-    return found
+    """The height of each room: one above the highest that it sees. A circle has none, and raises RecursionError."""
+
+    @functools.cache
+    def height(name: str) -> int:
+        return 1 + max(map(height, sees[name]), default=-1)
+
+    return {name: height(name) for name in sees}
 
 
 def arranged(sees: Mapping[str, set[str]], height: Mapping[str, int]) -> list[list[str]]:
@@ -86,15 +74,14 @@ def picture() -> str:
             x = size[0] / 2 + (i - (len(row) - 1) / 2) * (BOX[0] + GAP[0])
             place[room] = x, GAP[1] / 4 + BOX[1] / 2 + n * (BOX[1] + GAP[1])
     lines = []
-    for room, seen in sees.items():
+    for name, seen in sees.items():
         for other in sorted(seen - set().union(*(below(each, sees) for each in seen), set())):
-            (x, y), (u, v) = place[room], place[other]
+            (x, y), (u, v) = place[name], place[other]
             y, v = y + BOX[1] / 2, v - BOX[1] / 2
             lines.append(f'<path d="M{x:g} {y:g} C{x:g} {y + 30:g} {u:g} {v - 30:g} {u:g} {v:g}"/>')
-    for room, (x, y) in place.items():
-        name = "gradscope" if room == "__init__" else room
+    for name, (x, y) in place.items():
         lines.append(f'<rect x="{x - BOX[0] / 2:g}" y="{y - BOX[1] / 2:g}" width="{BOX[0]}" height="{BOX[1]}" rx="6"/>')
-        lines.append(f'<text x="{x:g}" y="{y:g}">{name}</text>')
+        lines.append(f'<text x="{x:g}" y="{y:g}">{NAMED.get(name, name)}</text>')
     body = "\n".join(lines)
     box = f'viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" height="{size[1]}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n<style>{STYLE}</style>\n{body}\n</svg>\n'

@@ -171,9 +171,9 @@ class _Curve:
         self._tenth = tenth = max(1, round(count / 10))
         self.first, self.end = self._level(tenth, 2 * tenth), self._level(count - tenth, count)
         self.late = min(self.end, self._level(count - max(1, count // 4), count))
-        kept = [self._level(i, i + tenth) for i in range(count - tenth + 1)]
-        self._best_block = int(np.argmin(kept))
-        self.best = kept[self._best_block]
+        self._kept = [self._level(i, i + tenth) for i in range(count - tenth + 1)]
+        self._best_block = int(np.argmin(self._kept))
+        self.best = self._kept[self._best_block]
         self._noise = self._single()
 
     def _level(self, block: int, until: int) -> float:
@@ -274,7 +274,7 @@ class _Curve:
         """Whether it had risen by much of that before, and come down: losses of what an agent has just collected do."""
         if self._best_block <= 2 * self._tenth:
             return False
-        kept = [self._level(i, i + self._tenth) for i in range(self._best_block + 1)]
+        kept = self._kept[: self._best_block + 1]
         before = max(later - min(kept[: i + 1]) for i, later in enumerate(kept[self._tenth :]))
         return before >= REGAINED * (self.end - self.best)
 

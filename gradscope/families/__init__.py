@@ -6,7 +6,7 @@ from gradscope.families.origin import find_origin, find_origins
 from gradscope.families.positions import analyse_positions
 from gradscope.families.positions_origin import find_position_origin
 from gradscope.families.stack import analyse, certify
-from gradscope.families.work import Work, work_for
+from gradscope.families.work import Work
 
 __all__ = [
     "Work",
@@ -18,5 +18,4 @@ __all__ = [
     "find_origin",
     "find_origins",
     "find_position_origin",
-    "work_for",
 ]

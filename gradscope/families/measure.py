@@ -83,7 +83,7 @@ def measure(
     scan = ReverseScan(family, layer, lengths, entering, anchors) if "scan" in work.parts else None
     sketch = sketch and scan is not None
     below = below and scan is not None
-    run = _Pass(family, family.replay(layer), steps < lengths, scan, work.asked, work.parts, below, sketch)
+    run = _Pass(family, family.replay(layer), steps < lengths, scan, work, below, sketch)
     for start, stop in pieces(layer, len(family.gates)):
         run.piece(start, stop)
     return run.finish(direct, anchors)
@@ -111,8 +111,7 @@ class _Pass:
     trace: Trace
     valid: Tensor
     scan: ReverseScan | None
-    asked: frozenset[str]
-    parts: frozenset[str]
+    work: Work
     below: bool
     sketch: bool
     names: list[str] = field(default_factory=list[str])
@@ -130,7 +129,7 @@ class _Pass:
     def __post_init__(self) -> None:
         weights = self.trace.layer.weights
         self.padded = not bool(self.valid.all())
-        if "sizes" in self.parts:
+        if "sizes" in self.work.parts:
             self.constants = self.family.constants(weights)
         if self.sketch:
             self.signs = sketch_matrix(weights.hh.shape[1], weights.hh)
@@ -139,14 +138,14 @@ class _Pass:
         """Measure timesteps `start` to `stop`."""
         piece, valid = self.family.piece(self.trace, start, stop), self.valid[start:stop]
         output, cells = self.trace.layer.output[start:stop], self.trace.cells
-        if "saturation" in self.parts:
+        if "saturation" in self.work.parts:
             self._saturate(piece, valid, start, stop)
         self.difference.append(relative_parts(piece.output, output, valid if self.padded else None))
         found: dict[str, Tensor] = {}
-        if "sizes" in self.parts:
+        if "sizes" in self.work.parts:
             found |= self._jacobians(piece)
-        sized = {"state": output} if "state" in self.asked else {}
-        if cells is not None and "cell" in self.asked:
+        sized = {"state": output} if "state" in self.work.asked else {}
+        if cells is not None and "cell" in self.work.asked:
             sized["cell"] = cells[start + 1 : stop + 1]
         back = None
         if self.scan is not None:
@@ -181,15 +180,15 @@ class _Pass:
         back, weights = scan.through(piece, start, stop), self.trace.layer.weights
         total: State = tuple(s[:, 0] for s in back.state)
         scale = None if back.scale is None else back.scale[:, 0]
-        names = ["h", "c"] if "anchors" in self.parts else ["h"]
+        names = ["h", "c"] if "anchors" in self.work.parts else ["h"]
         sized = dict(zip(names, back.state, strict=False))
         if scan.entering.totals is not None:
             sized["grad_h"] = self._known_totals(scan.entering.totals, total, scale, start, stop)
-        if self.below or self.sketch or {"weight_grad", "grad_c"} & self.asked:
+        if self.below or self.sketch or {"weight_grad", "grad_c"} & self.work.asked:
             inside = self.family.cotangents(weights, piece.factors, total)
-            if "weight_grad" in self.asked:
+            if "weight_grad" in self.work.asked:
                 sized |= {"inside": inside.gates.flatten(-2), "previous": piece.previous}
-            if inside.cell is not None and "grad_c" in self.asked:
+            if inside.cell is not None and "grad_c" in self.work.asked:
                 sized["grad_c"] = inside.cell
             self._handed_down(piece, total, inside.gates, scale)
         return back, sized
@@ -202,7 +201,7 @@ class _Pass:
         found = {"grad_h": sizes.get("grad_h", h[:, 0])}
         if "c" in sizes:
             h = h.hypot(sizes["c"] if scale is None else sizes["c"] * scale)
-        if "anchors" in self.parts:
+        if "anchors" in self.work.parts:
             self._carried(scan.anchors, h / scan.anchors.sizes[0].unsqueeze(0) if scan.alone else h[:, 1:])
         one = 1.0 if scale is None else scale[:, 0]
         if "inside" in sizes:

@@ -6,7 +6,7 @@ gradient of the weights as well, and so need the scan that carries gradients bac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,9 +59,4 @@ class Work:
         return frozenset(part for name in self.asked for part in NEEDS[name].split())
 
 
-def work_for(asked: Iterable[str]) -> Work:
-    """The work that some quantities need."""
-    return Work(frozenset(asked))
-
-
-CORE_WORK = work_for(CORE)
+CORE_WORK = Work(frozenset(CORE))

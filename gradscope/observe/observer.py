@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from gradscope.attach.backward import BACKWARD
 from gradscope.attach.optimizers import OPTIMIZERS
 from gradscope.capture.positions import SequenceModule
-from gradscope.families import work_for
+from gradscope.families import Work
 from gradscope.observe.alarm import Alarm, lost
 from gradscope.observe.byhand import BY_HAND, ByHand
 from gradscope.observe.calls import CallReceiver
@@ -83,7 +83,7 @@ class Observer:
         self._since: float | None = None
         on_cuda = any(p.device.type == "cuda" for layer in layers.values() for p in layer.parameters())
         self.guard = Guard(settings.strict, cuda=on_cuda)
-        work = work_for(settings.wanted)
+        work = Work(settings.wanted)
         self.calls = CallReceiver(self._layers, own, settings.limit, work, self.guard, self._started)
         self._passes = Passes(self.tree.parameters)
         others = [one.module for one in own if isinstance(one, SequenceModule)]

@@ -15,8 +15,8 @@ ALLOWANCE_S = 1.0
 """Seconds that gradscope may take of any training, beyond its share."""
 RECORDS_A_DOUBLING, CHEAP_S = 8, 0.013
 """Records in each doubling of the step number, and what one may cost: then the second lasts for 3,000 steps."""
-RAREST = 4
-"""Where records are dear, the step number grows at most by this factor from one to the next."""
+DOUBLINGS = 2
+"""From one record to the next at most, where they are dear."""
 LOOKING = 0.005
 """Share of the training time for looking at the gradients of steps that are not recorded."""
 NEVER = 2**62
@@ -125,8 +125,8 @@ def even_interval(step: int, record_s: float = 0.0) -> int:
     Where a record takes longer than 13 ms there are four, two or one, or one in two doublings, so that the second of
     credit lasts as long: ten records of the first 256 steps show more of a training than those of the first ten steps.
     """
-    times = 1 << max(0, math.ceil(math.log2(record_s / CHEAP_S))) if record_s > CHEAP_S else 1
-    times = min(times, RECORDS_A_DOUBLING * int(math.log2(RAREST)))
+    times = 1 << math.ceil(math.log2(record_s / CHEAP_S)) if record_s > CHEAP_S else 1
+    times = min(times, RECORDS_A_DOUBLING * DOUBLINGS)
     if times <= RECORDS_A_DOUBLING:
         return max(1, (1 << step.bit_length()) * times // (2 * RECORDS_A_DOUBLING))
     doublings = times // RECORDS_A_DOUBLING
@@ -178,12 +178,11 @@ class Budget:
 
     def due(self, step: int) -> bool:
         """See `Schedule`."""
-        first = self._first
-        if first is None:
+        if self._first is None:
             return True
         costs = self._costs
         if not self._record.recent:  # what a second one costs is not known: it may go as far beyond as one may
-            aligned = min(even_interval(step, first), paid_interval(costs, self._share))
+            aligned = min(even_interval(step, costs.record_s), paid_interval(costs, self._share))
             return step % aligned == 0 and costs.spent_s <= self._share * costs.time_s + ALLOWANCE_S
         return is_due(step, costs, self._share)
 
