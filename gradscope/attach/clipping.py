@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad, get_total_norm
 
 from gradscope.attach.modified import largest, local, present_gradients, two_norms, vector
-from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.private import clip_grads_with_norm, wrapped_cell
 
 Report = Callable[["Clip"], None]
@@ -207,7 +207,10 @@ def _observe(
     observe: Callable[..., Any], original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any
 ) -> Any:
     parameters, readable = _readable(parameters)
-    wanted = [h for h in CLIPPING.handles if (one := h.listener) is not None and one.wants_clip(readable)]
+    wanted: list[Handle[ClippingListener]] = []
+    for handle in CLIPPING.handles:
+        if (one := handle.listener) is not None and one.wants_clip(readable):
+            wanted.append(handle)  # no comprehension: before Python 3.12 it is one more call on every idle step
     if not wanted:
         return original(parameters, *args, **kwargs)
 

@@ -45,21 +45,23 @@ def _install() -> Restore:
         return undo.pop_all().close
 
 
-_thread = threading.local()
-Begun = list[tuple[int, bool]]
-"""By identity, the optimizers whose `step` has begun in this thread; whether within one that shares its parameters."""
+class _Thread(threading.local):
+    """Of each thread.
+
+    Attributes:
+        begun: the optimizers whose `step` has begun, by identity, and whether within one that shares its parameters.
+    """
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, bool]] = []
 
 
-def _begun() -> Begun:
-    found: Begun | None = getattr(_thread, "begun", None)
-    if found is None:
-        found = _thread.begun = []
-    return found
+_thread = _Thread()
 
 
 @uncompiled
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    steps, inside = _begun(), False
+    steps, inside = _thread.begun, False
     if steps:  # a step around this one, or one that has raised: for that there is no post hook
         frames = {id(each): each for each in [frame.f_locals["self"] for frame in _steps_under_way()][1:]}
         steps[:] = [each for each in steps if each[0] in frames]
@@ -74,7 +76,7 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 @uncompiled
 def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    steps = _begun()
+    steps = _thread.begun
     while steps:
         identity, inside = steps.pop()
         if identity == id(optimizer):

@@ -177,7 +177,8 @@ class Scaling:
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The optimizer's own step begins. A fused one decides by itself whether to skip, by a tensor of its own."""
-        self._found = getattr(optimizer, "found_inf", False)
+        if self.steps(optimizer):
+            self._found = getattr(optimizer, "found_inf", False)
 
     @property
     def skipped(self) -> Tensor | bool:

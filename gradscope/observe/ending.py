@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gradscope.observe.guard import Overhead
-from gradscope.observe.ledger import Gradients
+from gradscope.observe.look import Gradients
 from gradscope.observe.losses import Loss, numbers_of, total
 from gradscope.record.recorder import Later, Number, known
 from gradscope.types import Rows
@@ -67,4 +67,11 @@ class Ending:
         if not skipped:
             hear(grad_norm if self.norm is None else norm, bad)
         known = {"loss": loss, "grad_norm": grad_norm, "nonfinite": bad, "skipped": skipped}
-        return Rows("steps", {**self.columns, **known, "overhead_s": self.overhead.seconds()})
+        return Rows(
+            "steps",
+            {
+                **self.columns,
+                **known,
+                "overhead_s": self.overhead.seconds(),
+            },
+        )

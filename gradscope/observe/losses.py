@@ -43,8 +43,13 @@ class Losses:
             if not isinstance(root, Tensor) or root.numel() != 1 or not root.is_floating_point():
                 return None
             terms.append(self._term(root))
-        known = all([type(number) is float for term in terms for number in term])
-        return float(sum(map(_value, terms))) if known else tuple(terms)
+        found = 0.0
+        for term in terms:
+            for number in term:
+                if type(number) is not float:
+                    return tuple(terms)
+            found += _value(term)
+        return found
 
     def _term(self, root: Tensor) -> Term:
         for node in nodes_below([root.grad_fn], SEARCHED) if self._scaled and root.grad_fn is not None else ():
@@ -57,8 +62,12 @@ class Losses:
 
 def numbers_of(losses: Iterable[Loss]) -> list[Number]:
     """All numbers of some losses that the host may not know yet."""
-    pending = [loss for loss in losses if isinstance(loss, tuple)]
-    return [number for loss in pending for term in loss for number in term]
+    numbers: list[Number] = []
+    for loss in losses:
+        if isinstance(loss, tuple):
+            for term in loss:
+                numbers += term
+    return numbers
 
 
 def total(losses: Sequence[Loss], numbers: Iterable[Any]) -> float:

@@ -81,6 +81,7 @@ class Passes:
         self._aimless: list[Loss] = []
         self._arrives = False
         self._passes = 0
+        self._latest: set[int] | None = None
         self.within = self._seen_within = False
         self._home = threading.get_ident()
 
@@ -159,6 +160,22 @@ class Passes:
     def within_step(self, running: bool) -> None:
         """An optimizer that calls a closure begins its step, or has ended it."""
         self.within, self._seen_within = running, False
+
+    def step_over(self, optimizer: Optimizer | None, share: set[int] | None, recurrent: set[int]) -> list[Loss]:
+        """End a step: the losses of the passes whose gradients it has used.
+
+        Args:
+            optimizer: the one that stepped, if any.
+            share: identities of the parameters that it steps; None for all.
+            recurrent: identities of the observed layers' own parameters.
+        """
+        losses = self.take(share)
+        if self.within:
+            self.within_step(False)
+        if optimizer is not None and share is not self._latest:
+            self.owner(optimizer, share or set(), recurrent)
+            self._latest = share
+        return losses
 
     def take(self, share: set[int] | None) -> list[Loss]:
         """The losses of the passes whose gradients a step has used.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +13,7 @@ from gradscope.observe.following import ONCE
 from gradscope.observe.guard import Guard
 from gradscope.observe.ledger import Ledger
 from gradscope.observe.owners import Owners
+from gradscope.observe.parameters import Parameters
 from gradscope.observe.passes import Passes
 from gradscope.observe.quantities import keep
 from gradscope.observe.step import Recording
@@ -30,22 +31,26 @@ class RecordedRows:
 
     Attributes:
         tree: the model.
-        layers: observed layers and cells of torch's, by name.
+        modules: gives the observed modules by name.
         calls: has the step's recording.
         passes: the backward passes.
         owners: which optimizers step observed parameters.
-        ledger: what was done to the gradients.
+        ledger: clipping and loss scaling.
+        parameters: of the observed layers.
+        arrivals: numbers of the modules that have received gradients.
         checks: of the loop.
         guard: for failures.
         wanted: names of the quantities.
     """
 
     tree: Tree
-    layers: Mapping[str, nn.Module]
+    modules: Callable[[], Mapping[str, nn.Module]]
     calls: CallReceiver
     passes: Passes
     owners: Owners
     ledger: Ledger
+    parameters: Parameters
+    arrivals: Container[int]
     checks: Checks
     guard: Guard
     wanted: frozenset[str]
@@ -72,7 +77,7 @@ class RecordedRows:
             *(rows for rows in found if keep(rows, self.wanted)),
             *(self.guard.call(self._origin, step, recording, found) or []),
             *self._remarks(step, recording),
-            *self.unseen(step, self.ledger.has_arrived),
+            *self.unseen(step, self.arrivals),
             *((self.guard.call(self._checked, step, recording, share) or []) if stepped else []),
         ]
 
@@ -90,12 +95,12 @@ class RecordedRows:
         told = [(m, r) for m, r in remarks if (m, r) not in once or self._first(step, m, r)]
         return [_note(step, _module(m), r) for m, r in told]
 
-    def unseen(self, step: int, arrived: Callable[[int], bool]) -> list[Rows]:
+    def unseen(self, step: int, arrived: Container[int]) -> list[Rows]:
         """Notes on what has received gradient for calls that were not seen, or is not there any more.
 
         Args:
             step: its number.
-            arrived: whether the observed module with a number has received gradient.
+            arrived: numbers of the observed modules that have received gradients.
         """
         found: list[Rows] = []
         for name, reason in self.calls.seen.unseen(self.tree, arrived):
@@ -108,10 +113,10 @@ class RecordedRows:
 
     def _checked(self, step: int, recording: Recording, share: set[int] | None) -> list[Rows]:
         """Notes on what is wrong with the loop."""
-        modules = {**self.calls.own, **self.layers}
+        modules = self.modules()
         called = [name for name in recording.silent if name in modules] if self.passes.any else []
         silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
-        told = self.checks.notes(share, silent, self.owners.optimizers, self.ledger.watched)
+        told = self.checks.notes(share, silent, self.owners.optimizers, self.parameters.ids)
         return [_note(step, _module(name), reason) for name, reason in told]
 
     def _first(self, step: int, module: str, reason: str) -> bool:

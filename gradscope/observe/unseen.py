@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from torch import nn
 
@@ -56,12 +56,12 @@ class Calls:
         """The next recorded step begins."""
         self._earlier, self._now = self._now, set()
 
-    def unseen(self, model: Tree, arrived: Callable[[int], bool]) -> list[tuple[str, str]]:
+    def unseen(self, model: Tree, arrived: Container[int]) -> list[tuple[str, str]]:
         """Names and reasons of those that have a gradient without a call, or are not there any more.
 
         Args:
             model: what they should be part of.
-            arrived: whether the one with a number has received gradient in this step; what is left in `.grad` from
+            arrived: numbers of the modules that have received gradients in this step. A gradient left in `.grad` by
                 another step is no sign.
         """
         missing = [(index, *watched) for index, watched in enumerate(self._watched) if watched[0] not in self._now]
@@ -73,7 +73,7 @@ class Calls:
             module = reference()
             if module is None or module not in present:
                 found.append((name, REPLACED))
-            elif arrived(index) and any(bool(g.any()) for g in present_gradients(list(module.parameters()))):
+            elif index in arrived and any(bool(g.any()) for g in present_gradients(list(module.parameters()))):
                 reason = COMPILED + otherwise if has_compiled() else otherwise
                 found.append((name, CALLED_EARLIER if key in self._earlier else reason))
         return found

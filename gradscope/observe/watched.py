@@ -38,6 +38,12 @@ class Watched:
     own: list[Cell | SequenceModule]
 
     @property
+    def classes(self) -> dict[str, str]:
+        """Class of every observed module, by name."""
+        classes = {name: type(layer).__name__ for name, layer in self.layers.items()}
+        return classes | {one.name: type(one.module).__name__ for one in self.own}
+
+    @property
     def described(self) -> dict[str, dict[str, Any]]:
         """Class and sizes of each layer."""
         return {name: _describe(layer) for name, layer in self.layers.items()}

@@ -47,8 +47,11 @@ def tensor_of(value: Number) -> torch.Tensor | None:
 
 
 def known(values: Sequence[Number]) -> bool:
-    """Whether no device has to be waited for."""
-    return all([type(value) in (float, bool) or (x := tensor_of(value)) is None or x.is_cpu for value in values])
+    """True if no device has to be waited for."""
+    for value in values:
+        if type(value) not in (float, bool) and (x := tensor_of(value)) is not None and not x.is_cpu:
+            return False
+    return True
 
 
 @dataclass(slots=True, eq=False)

@@ -352,7 +352,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are taken for those of a device: numbers are read when rows are flushed."""
     for room in ("losses", "ledger"):
         monkeypatch.setattr(f"gradscope.observe.{room}.keep", reference)
-    for room in ("ending", "ledger"):
+    for room in ("ending", "look"):
         monkeypatch.setattr(f"gradscope.observe.{room}.known", lambda values: False)
 
 
