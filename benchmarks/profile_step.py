@@ -71,8 +71,8 @@ PARTS = {
     "gradscope.families.products:measure_products": "full: products",
     "gradscope.record.summary:summarise": "summary and rows",
     "gradscope.record.recorder:Recorder.add": "storing",
-    "gradscope.observe.ledger:Ledger.backward_over": "norms and ledger of the gradients",
-    "gradscope.observe.ledger:Ledger.look": "norms and ledger of the gradients",
+    "gradscope.observe.look:Look.after_backward": "norms and ledger of the gradients",
+    "gradscope.observe.look:Look.at_optimizer": "norms and ledger of the gradients",
     "gradscope.observe.ledger:Ledger.close_step": "norms and ledger of the gradients",
     **{f"gradscope.families.{c}.{method}": part for c in CLASSES for method, part in FAMILY_PARTS.items()},
 }

@@ -58,7 +58,7 @@ class PassReceiver:
     def listen(self) -> ExitStack:
         """Begin to listen; closing the result ends it."""
         with ExitStack() as undo:
-            undo.callback(self.arrivals.forget)
+            undo.callback(self.arrivals.stop)
             undo.callback(BACKWARD.listen(self).remove)
             return undo.pop_all()
 

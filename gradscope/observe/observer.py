@@ -78,7 +78,7 @@ class Observer:
         layers, own = watched.layers, watched.own
         modules, others = list(layers.values()), [one.module for one in own if isinstance(one, SequenceModule)]
         self.tree = Tree(watched.model, [*modules, *(one.module for one in own)])
-        self._layers, self._recorder, self._settings = weakref.WeakValueDictionary(layers), recorder, settings
+        self._layers, self._recorder = weakref.WeakValueDictionary(layers), recorder
         self._parameters, self._clock = Parameters(self.tree, modules, others), StepClock()
         self.guard = guard = Guard(settings.strict, cuda=any(p.is_cuda for p in self._parameters.all))
         work = Work(settings.wanted)
@@ -133,8 +133,6 @@ class Observer:
     def _modules(self) -> dict[str, Any]:
         """The observed modules that still exist, by name."""
         return {**self.calls.own, **self._layers}
-
-    # --- optimizer steps
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """See `OptimizerListener`; most idle steps need nothing."""
@@ -235,7 +233,7 @@ class Observer:
         """True if gradients have arrived since the last optimizer step."""
         if self.calls.recording is None:
             return False
-        alone = self.step == self._settings.first_step or self._passes.any
+        alone = self.step == self.first_step or self._passes.any
         return self.calls.recording.any or (alone and bool(self._recorded.unseen(self.step, self._backward.arrivals)))
 
     @property

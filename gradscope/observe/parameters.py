@@ -107,7 +107,7 @@ class Arrivals:
         return index in self._arrived or hasattr(self._parameters.first[index], "to_local")
 
     def watch(self) -> None:
-        """Register hooks until `forget`."""
+        """Register hooks, until `stop` or `forget`."""
         if self._watching:
             return
         self._watching = True
@@ -116,10 +116,15 @@ class Arrivals:
                 handle, node = watch_parameter(parameter, partial(self._arrives, index))
                 self._hooks.callback(lambda handle, node: handle.remove(), handle, node)
 
-    def forget(self) -> None:
-        """Remove the hooks: the step is over, or other parameters have replaced these."""
+    def stop(self) -> None:
+        """Remove the hooks."""
         self._hooks.close()
-        self._arrived, self._watching = set(), False
+        self._watching = False
+
+    def forget(self) -> None:
+        """Remove the hooks and forget: the step is over, or other parameters have replaced these."""
+        self.stop()
+        self._arrived = set()
 
     @uncompiled
     def _arrives(self, index: int, _: Tensor) -> None:
