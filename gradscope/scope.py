@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import atexit
 import functools
-import platform
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import nn
 
-from gradscope.attach.processes import processes
-from gradscope.attach.split import SPLITS, Splitter
-from gradscope.errors import AttachError, GradscopeError, GradscopeWarning
-from gradscope.observe.quantities import choose_quantities
-from gradscope.observe.schedule import make_schedule
-from gradscope.observe.watched import find_watched
+from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record import Joined, MemoryStore, ParquetStore, Source
-from gradscope.record.apart import Apart, Sink
-from gradscope.record.existing import check_existing, open_store
+from gradscope.record.apart import Sink
 from gradscope.record.live import Live
-from gradscope.record.plugins import installed_sinks
 from gradscope.record.recent import Recent
-from gradscope.record.recorder import Recorder, on_host
+from gradscope.record.recorder import on_host
 from gradscope.run import Run
 from gradscope.types import CellSpec
-from gradscope.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from gradscope.observe.observer import Observer
+    from gradscope.observe.opening import Arguments, Parts
     from gradscope.whatif import WhatIf
 
 
@@ -112,70 +101,30 @@ def attach(
     >>> int(scope.run.frame("layers").horizon_censored.sum())
     1
     """
-    if not isinstance(model, nn.Module):
-        raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
-    from gradscope.observe.observer import (  # the mathematics, not before there is something to observe
-        Observer,
-        Settings,
-    )
+    from gradscope.observe.opening import Arguments, Opening  # the mathematics, not before there is a use for it
 
-    for scope in [scope for scope in _OPEN if scope._observer.tree.gone]:
-        scope.close()
-    watched = find_watched(model, include, exclude, cells, positions)
-    wanted = choose_quantities(quantities)
-    schedule = make_schedule(every, budget)
-    if max_sequences is not None and (not isinstance(max_sequences, int) or max_sequences < 1):
-        raise AttachError(f"max_sequences={max_sequences!r}: expected 1 or more, or None for all sequences.")
-    if not isinstance(first_step, int) or first_step < 0:
-        raise AttachError(f"first_step={first_step!r}: expected the number of the first step, 0 or more.")
-    rank, size = processes()
-    check_existing(existing, size)
-    meta = {
-        "processes": size,
-        "versions": {"gradscope": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "layers": watched.described,
-        "arguments": {
-            "every": every if isinstance(every, int) or every is None else repr(every),
-            "budget": budget,
-            "quantities": sorted(wanted),
-            "max_sequences": max_sequences,
-            "first_step": first_step,
-            "split_layers": split_layers,
-        },
-    }
-    asked = None if logdir is None else Path(logdir)
-    if asked is None:
-        store = MemoryStore(meta, rank=rank)
-    else:
-        _close_earlier(asked, existing, watched.model)
-        store = open_store(asked, meta, rank=rank, first_step=first_step, existing=existing)
-        logdir, first_step = store.root.parent, store.first_step
-    settings = Settings(wanted, max_sequences, first_step, strict, jumps=every is None)
-    again = partial(
-        attach, every=1, max_sequences=max_sequences, include=include, exclude=exclude, cells=cells,
-        positions=positions, split_layers=split_layers, strict=True,
+    arguments = Arguments(
+        every, budget, quantities, max_sequences, include, exclude, first_step, writer, sinks, cells, positions,
+        split_layers, strict, existing,
     )  # fmt: skip
-    with ExitStack() as undo:
-        undo.callback(store.close)
-        takers = [*_installed(logdir, writer, store, rank), *sinks]
-        quick = [sink for sink in takers if getattr(sink, "quick", False)]
-        recorder = Recorder((store, *quick), [Apart(sink) for sink in takers if sink not in quick])
-        observer = Observer(watched, recorder, schedule, settings, store.tell)
-        splitter = Splitter(watched.layers, observer.guard.note) if split_layers else None
-        scope = Scope(observer, recorder, store, again, splitter, asked)
-        undo.pop_all()
-    for begin in [getattr(sink, "begin", None) for sink in takers]:
-        if begin is not None:
-            begin(scope.run)
+    opening, folder = Opening(model, arguments), None if logdir is None else Path(logdir)
+    _close_earlier(folder, existing, opening.watched.model)
+    with opening.open(folder, lambda store: Run(Recent(store)).findings) as parts:
+        scope = Scope(parts, arguments, folder)
+    parts.begin_sinks(scope.run)
     return scope
 
 
-def _close_earlier(logdir: Path, existing: str, model: nn.Module) -> None:
-    """Close a scope of this process that was left open on the folder, as by a cell of a notebook that runs again.
+def _close_earlier(logdir: Path | None, existing: str, model: nn.Module) -> None:
+    """Close scopes whose models are gone, and one left open on the folder, as by a notebook cell that runs again.
 
-    One on another model may be recording still: with `existing="new"` it stays as it is, and the new run goes beside.
+    A scope on another model may still be recording. With `existing="new"` it goes on, and the new run goes beside it.
     """
     for scope in list(_OPEN):
+        if scope._observer.tree.gone:
+            scope.close()
+        if logdir is None or scope._closed:
+            continue
         same = scope._observer.tree.model is model and scope._asked is not None and _alike(scope._asked, logdir)
         here = scope.logdir is not None and _alike(scope.logdir, logdir)
         if (same and existing != "error") or (here and existing in ("continue", "replace")):
@@ -188,15 +137,6 @@ def _alike(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def _installed(
-    logdir: str | PathLike[str] | None, writer: Any, store: MemoryStore | ParquetStore, rank: int
-) -> list[Sink]:
-    """The sinks of installed packages, where there is something to write to; of several processes the first one's."""
-    if writer is None and (logdir is None or rank > 0):
-        return []
-    return installed_sinks(logdir, writer, Run(Recent(store)).findings)
-
-
 class Scope:
     """An attached model; made by `attach`.
 
@@ -204,26 +144,15 @@ class Scope:
     nobody closes lives as long as its model, held or not: it is closed when the model goes, or when Python exits.
     """
 
-    def __init__(
-        self,
-        observer: Observer,
-        recorder: Recorder,
-        store: MemoryStore | ParquetStore,
-        again: Callable[[nn.Module], Scope],
-        splitter: Splitter | None = None,
-        asked: Path | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, arguments: Arguments, asked: Path | None = None) -> None:
         """See `attach`."""
-        self._observer, self._recorder, self._store, self._again = observer, recorder, store, again
+        self._observer, self._recorder, self._store = parts.observer, parts.recorder, parts.store
+        self._arguments, self._asked = arguments, asked
         self._closed, self._thread = False, threading.get_ident()
-        self._asked, self._of, self._at = asked, type(observer.tree.model).__name__, datetime.now()
+        self._of, self._at = type(self._observer.tree.model).__name__, datetime.now()
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
-        with ExitStack() as undo:
-            if splitter is not None:
-                undo.callback(SPLITS.listen(splitter).remove)
-            undo.push(observer.listen(every_call=splitter is not None))
-            self._undo = undo.pop_all()
-        observer.tree.when_gone(lambda: observer.begun, self._model_gone)
+        self._undo = parts.listen()
+        self._observer.tree.when_gone(lambda: parts.observer.begun, self._model_gone)
         _closed_at_exit()
         _OPEN[self] = None
 
@@ -292,7 +221,7 @@ class Scope:
             )
         findings = self.run.findings()
         with self._observer.aside():
-            return what_if(model, batch, loss, findings, self._again)
+            return what_if(model, batch, loss, findings, partial(attach, **self._arguments.for_trials))
 
     def source(self) -> Source:
         """What is recorded now, with the step that is not over."""

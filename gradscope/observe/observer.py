@@ -36,6 +36,9 @@ from gradscope.observe.watched import Watched
 from gradscope.record.recorder import Later, Recorder
 from gradscope.types import Rows
 
+Tell = Callable[[Mapping[str, Any]], None]
+"""Adds facts about the run to its `run.json`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -67,12 +70,7 @@ class Observer:
     """
 
     def __init__(
-        self,
-        watched: Watched,
-        recorder: Recorder,
-        schedule: Schedule,
-        settings: Settings,
-        tell: Callable[[Mapping[str, Any]], None],
+        self, watched: Watched, recorder: Recorder, schedule: Schedule, settings: Settings, tell: Tell
     ) -> None:
         """Begin with step `settings.first_step`."""
         layers, own = watched.layers, watched.own

@@ -63,7 +63,7 @@ def open_store(
             taken = taken or reason
             continue
         if taken is not None:
-            warnings.warn(f"{taken.why}: this run is recorded in {folder}", GradscopeWarning, stacklevel=3)
+            warnings.warn(f"{taken.why}: this run is recorded in {folder}", GradscopeWarning, stacklevel=6)
         return store
     raise RecordError(f"{logdir} has no free neighbour")  # pragma: no cover
 

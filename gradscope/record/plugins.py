@@ -49,7 +49,7 @@ def installed_sinks(
             raise
         except Exception as error:
             reason = f"the sink {entry.name} ({entry.value}) is left out: {type(error).__name__}: {error}"
-            warnings.warn(reason, GradscopeWarning, stacklevel=4)
+            warnings.warn(reason, GradscopeWarning, stacklevel=6)
     return [sink for sink in made if sink is not None]
 
 
