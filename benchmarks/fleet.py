@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +65,28 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=["duckdb", "pandas"], help="and findings")
     parser.add_argument("--memory", help="what DuckDB may use, such as 500MB; without it four fifths of what there is")
     options = parser.parse_args()
+    rows, size, by_way = measure(options.runs, options.steps, options.ways, options.memory)
+    sys.stdout.write(f"{options.runs:,} runs, {rows:,} rows in steps, clips, layers; {size:.0f} MiB in all\n")
+    for way, cost in by_way.items():
+        each = cost["table"] / rows * 1e6
+        sys.stdout.write(f"{way:<9} load {cost['load']:6.2f} s   table {cost['table']:7.2f} s   ")
+        sys.stdout.write(f"{each:7.2f} s per million rows   CPU {cost['cpu']:6.2f} s   {cost['mib']:6.0f} MiB\n")
+
+
+def measure(
+    runs: int, steps: int, ways: Sequence[str], memory: str | None = None
+) -> tuple[int, float, dict[str, dict[str, float]]]:
+    """Rows and MiB of so many runs, and what each way to their table costs, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        rows, size = sweep(Path(folder), options.runs, options.steps)
-        sys.stdout.write(f"{options.runs:,} runs, {rows:,} rows in steps, clips, layers; {size:.0f} MiB in all ")
-        sys.stdout.write(f"(made in {time.perf_counter() - started:.0f} s)\n")
+        rows, size = sweep(Path(folder), runs, steps)
         script = Path(folder) / "child.py"
         script.write_text(CHILD, encoding="utf-8")
-        for way in options.ways:
+        costs: dict[str, dict[str, float]] = {}
+        for way in ways:
             command = [sys.executable, str(script), folder, way, str(Path(__file__).resolve().parent)]
-            command += [options.memory] if options.memory else []
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            each = found["table"] / rows * 1e6
-            sys.stdout.write(f"{way:<9} load {found['load']:6.2f} s   table {found['table']:7.2f} s   ")
-            sys.stdout.write(f"{each:7.2f} s per million rows   CPU {found['cpu']:6.2f} s   {found['mib']:6.0f} MiB\n")
+            command += [memory] if memory else []
+            costs[way] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return rows, size, costs
 
 
 def sweep(root: Path, runs: int, steps: int) -> tuple[int, float]:

@@ -54,22 +54,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of `timesteps`")
     parser.add_argument("--findings", action="store_true", help="diagnose the run as well")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        logdir = Path(folder) / "run"
-        started = time.perf_counter()
-        steps = write(logdir, options.rows)
-        size = sum(path.stat().st_size for path in logdir.rglob("*.parquet")) / 2**20
-        sys.stdout.write(f"wrote {options.rows:,} rows, {steps:,} recorded steps, {size:.0f} MiB ")
-        sys.stdout.write(f"in {time.perf_counter() - started:.0f} s\n")
-        page = Path(folder) / "report.html"
-        how = "findings" if options.findings else "plain"
-        command = [sys.executable, "-c", CHILD, str(logdir), str(page), how]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        found["page_mib"] = page.stat().st_size / 2**20
-    for name, value in found.items():
+    result = measure(options.rows, findings=options.findings)
+    for name, value in result.items():
         sys.stdout.write(f"{name:<10}{value:10.1f}\n")
-    if found["seconds"] > LIMIT[0] or found["mib"] > LIMIT[1]:
+    if result["seconds"] > LIMIT[0] or result["mib"] > LIMIT[1]:
         sys.exit(f"over the limit of {LIMIT[0]:.0f} s and {LIMIT[1]} MiB")
+
+
+def measure(rows: int, *, findings: bool) -> dict[str, float]:
+    """Seconds, memory and sizes of a report on so many rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        logdir, page = Path(folder) / "run", Path(folder) / "report.html"
+        started = time.perf_counter()
+        steps = write(logdir, rows)
+        written = time.perf_counter() - started
+        size = sum(path.stat().st_size for path in logdir.rglob("*.parquet")) / 2**20
+        command = [sys.executable, "-c", CHILD, str(logdir), str(page), "findings" if findings else "plain"]
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        page_mib = page.stat().st_size / 2**20
+    return {"recorded": steps, "written": written, "files_mib": size, **result, "page_mib": page_mib}
 
 
 def write(logdir: Path, rows: int) -> int:
