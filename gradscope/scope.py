@@ -26,12 +26,12 @@ from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
 from gradscope.observe.watched import find_watched
 from gradscope.record import Joined, MemoryStore, ParquetStore, Source
-from gradscope.record.apart import Apart, Sink
 from gradscope.record.existing import check_existing, open_store
 from gradscope.record.live import Live
 from gradscope.record.plugins import installed_sinks
 from gradscope.record.recent import Recent
 from gradscope.record.recorder import Recorder, on_host
+from gradscope.record.sink_thread import Sink, SinkThread
 from gradscope.run import Run
 from gradscope.types import CellSpec
 from gradscope.version import __version__
@@ -159,7 +159,7 @@ def attach(
         undo.callback(store.close)
         takers = [*_installed(logdir, writer, store, rank), *sinks]
         quick = [sink for sink in takers if getattr(sink, "quick", False)]
-        recorder = Recorder((store, *quick), [Apart(sink) for sink in takers if sink not in quick])
+        recorder = Recorder((store, *quick), [SinkThread(sink) for sink in takers if sink not in quick])
         observer = Observer(watched, recorder, schedule, settings, store.tell)
         splitter = Splitter(watched.layers, observer.guard.note) if split_layers else None
         scope = Scope(observer, recorder, store, again, splitter, asked)

@@ -47,7 +47,7 @@ def test_beyond_the_limit_older_recorded_steps_are_thinned() -> None:
     ordered = ["step", "module", "layer", "direction", "chain"]
     same(run.frame("timesteps"), expected("timesteps", kept).sort_values(ordered, kind="stable", ignore_index=True))
     said = run.frame("notes", layer=-1)
-    assert len(said) and said.reason.str.contains("limit of 146.5 KiB is reached").all()
+    assert len(said) and said.reason.str.contains("reached its limit of 146.5 KiB: gradscope dropped").all()
     assert said.reason.str.contains("dropped from timesteps, reach").all() and (said.module == "").all()
 
 
