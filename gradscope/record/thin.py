@@ -47,8 +47,8 @@ def to_limit(store: Thinnable, limit: int, write_note: Callable[[str], None]) ->
             if not len(dropped):
                 break
             write_note(
-                f"the run has reached its limit of {in_words(limit)}: gradscope dropped from {', '.join(tables)} every "
-                f"second of the older steps up to {dropped[-1]} ({len(dropped)} steps)"
+                f"at its limit of {in_words(limit)}, the run dropped every second of the older steps up to "
+                f"{dropped[-1]} ({len(dropped)} steps) from {', '.join(tables)}"
             )
             before = store.size()
             store.drop(tables, dropped)

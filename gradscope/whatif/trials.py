@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.diagnose.candidates import Candidate, candidates
-from gradscope.diagnose.frames import Recorded, look_at
+from gradscope.diagnose.frames import Recorded, read_tables
 from gradscope.errors import GradscopeError
 from gradscope.types import Finding
 from gradscope.whatif.copies import copied, undisturbed
@@ -68,7 +68,7 @@ def what_if(model: nn.Module, batch: Any, loss: Loss, findings: Sequence[Finding
                 "is given, which is a copy, and not the one that is attached."
             )
         trials = [first]
-        for candidate in candidates(look_at(first.run), findings):
+        for candidate in candidates(read_tables(first.run), findings):
             try:
                 trials.append(_trial(model, batch, loss, attach, rewind, candidate))
             except UNFIT as error:

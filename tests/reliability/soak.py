@@ -219,7 +219,7 @@ def slope(samples: list[Sample], what: str) -> float:
 def _tell(figures: Figures, name: str, samples: list[Sample], run: Any) -> None:
     first, middle, last = samples[0], samples[len(samples) // 2], samples[-1]
     kept, records = len(run.frame("steps")), run.frame("layers")["step"].nunique()
-    said = run.frame("notes")["reason"].str.contains("has reached its limit").sum()
+    said = run.frame("notes")["reason"].str.contains("at its limit").sum()
     at = ", ".join(f"{one.resident / 1024:.1f} MiB after {one.step:,}" for one in (first, middle, last))
     grows = [slope(samples, what) for what in ("resident", "native", "blocks")]
     figures.say(
