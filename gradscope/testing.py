@@ -72,8 +72,9 @@ def assert_reach(
     if short := {key: lag for key, lag in longest.items() if lag < at_least}:
         place, lag = next(iter(short.items()))
         raise GradscopeError(
-            f"assert_reach(at_least={at_least}): the gradient does not fall in {_named(place)}, but gradscope can follow "
-            f"it for only {lag} steps. Pass longer sequences, without a detached state in between, or at_least={lag}."
+            f"assert_reach(at_least={at_least}): the gradient does not fall in {_named(place)}, but gradscope can "
+            f"follow it for only {lag} steps. Pass longer sequences, without a detached state in between, or "
+            f"at_least={lag}."
         )
 
 

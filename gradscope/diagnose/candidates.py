@@ -20,8 +20,8 @@ class Candidate(NamedTuple):
 def candidates(tables: Tables, findings: Sequence[Finding]) -> list[Candidate]:
     """List every remedy that changes a module once, module by module; the module of the first finding comes first.
 
-    Remedies that change the loop, such as clipping or another learning rate, are left out: they do not change `reach`
-    on a given batch.
+    The list has no remedies that change the loop, such as clipping or another learning rate: they do not change `reach`
+    on one batch.
     """
     unique: dict[tuple[str, str], Candidate] = {}
     for candidate in (*_of_findings(tables, findings), *_usual(tables)):

@@ -89,11 +89,11 @@ def what_if() -> Remedy:
     return Remedy("see how far gradients would reach with each remedy", "print(scope.whatif(batch, loss))")
 
 
-def cut_tail(kept: int) -> Remedy:
+def cut_tail(count: int) -> Remedy:
     """Test whether the end of the sequences is the obstacle."""
-    first = plural(kept, "timestep")
+    first = plural(count, "timestep")
     title = f"a decisive test: keep the first {first} of each sequence, and see whether the network learns"
-    return Remedy(title, f"x = x[:, :{kept}]  # time first: x[:{kept}]")
+    return Remedy(title, f"x = x[:, :{count}]  # time first: x[:{count}]")
 
 
 def other_rates() -> Remedy:

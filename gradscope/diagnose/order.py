@@ -29,7 +29,7 @@ CAUSES = (
 """Causes before their effects: a shut gate makes gradients vanish, large weights end in NaN."""
 _SEVERITIES = ("critical", "warning", "info")
 STILL = frozenset({"no_gradient", "single_timestep", "dead_units", "saturated_gate", "excessive_clipping"})
-"""Findings that explain small steps: `small_updates` beside one of them is left out."""
+"""Findings that explain small steps, so that `small_updates` adds nothing."""
 
 
 def without_consequences(findings: Sequence[Finding]) -> list[Finding]:

@@ -15,7 +15,7 @@ FALLS, STAYS = 0.35, 0.6
 stall; in between nobody knows."""
 ACCIDENT = 0.01
 """A larger share of steps with non-finite gradients is no accident."""
-SETTLED = 0.5
+FALLEN = 0.5
 """A stalled loss that fell by this share may have reached its minimum."""
 
 
@@ -40,10 +40,10 @@ def _guess(tables: Tables) -> Learning:
     return Learning(verdict, 1.0, least, least, source="loss gradient")
 
 
-def settled(tables: Tables) -> bool:
+def had_fallen(tables: Tables) -> bool:
     """True if a stalled loss fell far before: it may be at its minimum, or the network gives one answer for all."""
     training = learning(tables)
-    return training.verdict == "stalls" and training.fell >= SETTLED
+    return training.verdict == "stalls" and training.fell >= FALLEN
 
 
 def broken(tables: Tables) -> bool:

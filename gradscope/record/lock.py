@@ -43,10 +43,10 @@ class FolderLock:
     def _refuse(self, path: Path) -> None:
         owner = path.read_text(encoding="utf-8", errors="replace") or "another scope"
         self._file.close()
-        mine = owner == _me()
+        own = owner == _me()
         raise FolderTakenError(
-            f"{'an earlier scope of this process' if mine else owner} is writing to {path.parent}",
-            f"close that scope first, or give each scope its own logdir{'' if mine else SHARED}",
+            f"{'an earlier scope of this process' if own else owner} is writing to {path.parent}",
+            f"close that scope first, or give each scope its own logdir{'' if own else SHARED}",
         )
 
     def release(self) -> None:

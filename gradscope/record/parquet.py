@@ -198,11 +198,11 @@ class ParquetStore:
         """Read as `FolderSource.read`, with the rows that wait for a flush."""
         filters = filters or {}
         wanted = conditions(table, filters).get("rank")
-        mine = wanted is None or wanted.holds(self.rank)
+        own = wanted is None or wanted.holds(self.rank)
 
         def tables() -> list[tuple[int, Any]]:
             flushed = self._folder.tables(table, filters, columns)
-            tail = [self._tail.table(table)] if mine else []
+            tail = [self._tail.table(table)] if own else []
             return [*flushed, *((self.rank, arrow.select(table, [rows], filters, columns)) for rows in tail)]
 
         return arrow.frame(self._seqlock.read(tables), table, columns)

@@ -63,7 +63,7 @@ class Later:
     values: Sequence[Number]
     rows: Callable[..., Rows | None]
 
-    def made(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
+    def make(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
         """Make the rows.
 
         Args:
@@ -163,4 +163,4 @@ def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
 
 
 def _made(block: Rows | Later, numbers: dict[int, torch.Tensor]) -> Rows | None:
-    return block.made(numbers) if isinstance(block, Later) else block
+    return block.make(numbers) if isinstance(block, Later) else block

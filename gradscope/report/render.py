@@ -145,7 +145,7 @@ def _width(context: Mapping[str, Any]) -> int:
 def aligned(context: Mapping[str, Any], rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
     """Align rows in columns, the first row as head; numbers to the right.
 
-    If the page is too narrow, columns from the right are left out, and named below.
+    If the page is too narrow, a line below names the missing columns, from the right.
     """
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.diagnose import loops
 from gradscope.diagnose.curve import SURE, spread
 from gradscope.diagnose.frames import Frame, Tables
-from gradscope.diagnose.progress import learning, settled, severity
+from gradscope.diagnose.progress import had_fallen, learning, severity
 from gradscope.diagnose.rules.updates import typical_update
 from gradscope.diagnose.trend import ENOUGH, Array
 from gradscope.diagnose.words import number, percent
@@ -99,7 +99,7 @@ def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Findin
     early = float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
     return Finding(
         code="missing_clipping",
-        severity="info" if settled(tables) else severity(tables, critical=peak >= 10 * SPIKE[adaptive] * median),
+        severity="info" if had_fallen(tables) else severity(tables, critical=peak >= 10 * SPIKE[adaptive] * median),
         layer_key=None,
         title=f"gradients spike to {number(peak / median)} times their median, and nothing clips them",
         explanation=(

@@ -62,7 +62,7 @@ def _finding(tables: Tables, module: str, share: float, longest: int, chains: in
         title=f"{typed(module)}: the gradient ends after {plural(longest, 'timestep')}, where the state is detached",
         explanation=(
             f"In {percent(share)} of the recorded steps {typed(module)} received a detached state from an earlier "
-            f"call. The gradient fell into {plural(chains, 'piece')} a step (median), the longest of "
+            f"call. The gradient splits into {plural(chains, 'piece')} a step (median), the longest of "
             f"{plural(longest, 'timestep')}: the network cannot learn from anything further back. This matters only "
             f"if the answer needs it. {learning(tables).sentence}"
         ),

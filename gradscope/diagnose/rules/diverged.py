@@ -65,14 +65,14 @@ def _risen(tables: Tables) -> Finding:
     title = (
         f"the loss grows to {number(training.end)}" if grew else f"what was learnt by step {training.best_at} is lost"
     )
-    told = {"steps": (training.best_at, int(tables["steps"]["step"].max())), "best": training.best, "update": update}
-    return _finding(tables, title, why, "critical" if training.end >= training.begin else "warning", told)
+    numbers = {"steps": (training.best_at, int(tables["steps"]["step"].max())), "best": training.best, "update": update}
+    return _finding(tables, title, why, "critical" if training.end >= training.begin else "warning", numbers)
 
 
-def _finding(tables: Tables, title: str, why: str, level: Severity, told: Mapping[str, object]) -> Finding:
+def _finding(tables: Tables, title: str, why: str, level: Severity, numbers: Mapping[str, object]) -> Finding:
     clipped = bool(limiting(tables["clips"])["clipped"].astype(bool).any())
     clip: tuple[Remedy, ...] = () if clipped else (loops.clip(usual_norm(tables)),)
-    evidence = {**told, **learning(tables).evidence}
+    evidence = {**numbers, **learning(tables).evidence}
     return Finding("diverged", level, None, title, why, evidence, (loops.rate(0.1), *clip))
 
 

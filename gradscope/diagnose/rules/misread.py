@@ -63,7 +63,7 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Finding]:
         yield _from_padding(tables, key, tail, length)
 
 
-# --- the batch taken for time
+# --- the batch dimension as time
 
 
 def _of_one_sequence(rows: Frame, places: list[int], length: int) -> bool:

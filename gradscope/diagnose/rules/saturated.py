@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradscope.diagnose import loops, remedies, swaps
 from gradscope.diagnose.frames import Frame, Tables
-from gradscope.diagnose.progress import learning, settled, severity
+from gradscope.diagnose.progress import had_fallen, learning, severity
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy, Severity
@@ -140,7 +140,7 @@ def _finding(tables: Tables, key: LayerKey, case: Saturation, count: int) -> Fin
 
 def _severity(tables: Tables, *, certain: bool, started: bool) -> Severity:
     """Grade the finding: saturation that arose while the loss fell may be right."""
-    return "info" if not started and settled(tables) else severity(tables, critical=certain)
+    return "info" if not started and had_fallen(tables) else severity(tables, critical=certain)
 
 
 def _named(gate: str) -> str:

@@ -37,7 +37,7 @@ def unoptimized_parameters(tables: Tables) -> list[Finding]:
 
 
 def _severity(tables: Tables, unknown: bool) -> Severity:
-    """Warn if the model lacks the parameters, hardly on purpose, or if the training fails; freezing may be meant."""
+    """Warn if the model lacks the parameters or the training fails; otherwise freezing may be on purpose."""
     return "warning" if unknown or learning(tables).fails else "info"
 
 

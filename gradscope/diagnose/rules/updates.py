@@ -91,7 +91,7 @@ def _finding(
 def largest_updates(tables: Tables) -> Frame:
     """Return the largest relative change of a block by each recorded step, a series by step.
 
-    Steps of other optimizers, which change nothing here, are left out; zeros up to the end are not such steps.
+    The series lacks steps of other optimizers, which change nothing here; zeros up to the end are not such steps.
     """
     updates = by_step(tables["weights"], "update", "max")
     known = updates[np.isfinite(updates.to_numpy(dtype=np.float64))]
