@@ -13,7 +13,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-import gradscope.attach  # the room; loaded later, it would take the place of the function of that name  # noqa: F401
+# The package `attach`, loaded later, would replace the function of that name.
+import gradscope.attach  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from gradscope.compare import compare
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import Run, load

@@ -1,4 +1,4 @@
-"""Several runs as one: their tables stacked, their reports side by side."""
+"""Several runs together: stacked tables, and one report side by side."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def compare(runs: Mapping[str, Run]) -> Comparison:
     """Put runs side by side.
 
     Args:
-        runs: what to compare, by the name that each is to have.
+        runs: the runs, by name.
 
     Returns:
-        Their tables, stacked, and their report.
+        Their stacked tables, and their report.
 
     Raises:
-        GradscopeError: there is nothing to compare, or something else than runs.
+        GradscopeError: there is nothing to compare, or something other than runs.
 
     >>> import torch, gradscope
     >>> runs = {}
@@ -42,14 +42,14 @@ def compare(runs: Mapping[str, Run]) -> Comparison:
         raise GradscopeError('compare() takes runs by name: gradscope.compare({"small": run_1, "large": run_2})')
     for name, run in runs.items():
         if not isinstance(run, Run):
-            hint = "load it with gradscope.load(...)" if isinstance(run, str) else "pass what gradscope.load(...) gives"
+            hint = "load it with gradscope.load(...)" if isinstance(run, str) else "pass the result of gradscope.load"
             raise GradscopeError(f"compare(): {name!r} is a {type(run).__name__}, not a run; {hint}")
     return Comparison({str(name): run for name, run in runs.items()})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparison:
-    """Runs side by side; made by `compare`.
+    """Runs side by side, from `compare`.
 
     Attributes:
         runs: the runs by name.
@@ -58,7 +58,7 @@ class Comparison:
     runs: Mapping[str, Run]
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
-        """One table of all runs, with their names in the first column, `run`; filters are those of `Run.frame`.
+        """Read one table of all runs, with their names in the first column, `run`; filters are as in `Run.frame`.
 
         Raises:
             GradscopeError: there is no such table or column, or the column cannot have such a value.
@@ -72,15 +72,15 @@ class Comparison:
         return pd.concat(filled or [frames[0][1]], ignore_index=True)
 
     def findings(self) -> dict[str, list[Finding]]:
-        """What each run says about its training."""
+        """Diagnose each run."""
         return {name: run.findings() for name, run in self.runs.items()}
 
     def report(self) -> Report:
-        """The runs side by side, to be saved as HTML, Markdown, text or JSON."""
+        """Make one report of the runs side by side, for HTML, Markdown, text or JSON."""
         from gradscope.report import comparison
 
         return comparison(self.runs, self.findings())
 
     def __repr__(self) -> str:
-        """The names of the runs."""
+        """Write the names of the runs."""
         return f"<Comparison: {', '.join(self.runs)}>"

@@ -1,14 +1,14 @@
-"""What can go wrong, as one tree.
+"""Exceptions, as one tree.
 
 GradscopeError
 ├── AttachError           attach(): the model, a pattern or an argument is unusable
 ├── RecordError           the run folder cannot be written
-│   └── FolderTakenError  it already has the steps, or is being written by another scope
+│   └── FolderTakenError  the folder already has the steps, or another scope writes it
 ├── LoadError             a folder cannot be read as a run
-├── MissingPackageError   a package that an extra brings is not installed
+├── MissingPackageError   a package of an extra is not installed
 └── AnalysisError         a failure inside gradscope, raised only with strict=True
 
-GradscopeWarning          the same failures without strict: recorded in `notes`, warned about once
+GradscopeWarning          the same failures without strict: `notes` records them, and one warning appears
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from contextlib import contextmanager
 
 
 class GradscopeError(Exception):
-    """Root of everything that gradscope raises on purpose."""
+    """Root of all exceptions that gradscope raises on purpose."""
 
 
 class AttachError(GradscopeError):
-    """`attach` was given something it cannot work with; the message says what to do."""
+    """`attach` cannot use an argument; the message says what to do."""
 
 
 class RecordError(GradscopeError):
@@ -30,11 +30,11 @@ class RecordError(GradscopeError):
 
 
 class FolderTakenError(RecordError):
-    """A folder is another run's.
+    """A folder belongs to another run.
 
     Args:
-        why: what is in the way.
-        advice: what to do about it.
+        why: the obstacle.
+        advice: a way around the obstacle.
     """
 
     def __init__(self, why: str, advice: str) -> None:
@@ -47,27 +47,27 @@ class LoadError(GradscopeError):
 
 
 class MissingPackageError(GradscopeError, ModuleNotFoundError):
-    """A package that the base install does without is needed; the message says how to get it."""
+    """A package beyond the base install is missing; the message says how to install it."""
 
 
 @contextmanager
 def from_extra(extra: str) -> Generator[None]:
-    """Import in here what an extra brings.
+    """Surround imports of an extra's packages.
 
     Raises:
-        MissingPackageError: it is not installed.
+        MissingPackageError: a package is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        told = f"{package} is not installed; get it with: pip install 'gradscope-rnn[{extra}]'"
-        raise MissingPackageError(told, name=package) from None
+        message = f"{package} is not installed; install it with: pip install 'gradscope-rnn[{extra}]'"
+        raise MissingPackageError(message, name=package) from None
 
 
 class AnalysisError(GradscopeError):
-    """A failure inside gradscope itself, raised only with `strict=True`; `__cause__` holds the failure."""
+    """A failure inside gradscope itself, raised only with `strict=True`; `__cause__` is the failure."""
 
 
 class GradscopeWarning(UserWarning):
-    """Something could not be observed; `notes` has the details."""
+    """gradscope could not observe something; `notes` has the details."""

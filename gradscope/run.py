@@ -1,4 +1,4 @@
-"""What users hold of a record: a run, and the runs below a folder."""
+"""Runs: one run, and the runs below a folder."""
 
 from __future__ import annotations
 
@@ -23,46 +23,47 @@ if TYPE_CHECKING:
     from gradscope.report import Report
 
 Progress = Callable[[int, int], object]
-"""Told how many of how many runs have been diagnosed."""
+"""Receives the numbers of diagnosed runs and of all runs."""
 
 
 def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
-    """What a folder holds, finished or still being written.
+    """Load the run, or the runs, in a folder, finished or still growing.
 
     Args:
-        logdir: that of `attach`, or the `gradscope` in it; or a folder with many of them below it, as of a sweep.
+        logdir: the logdir of `attach`, or the folder `gradscope` in it; or a folder with many runs below it, such as a
+            sweep.
 
     Returns:
-        A run; or, of a folder that is no run itself, all that are below it, as a mapping by the names of their folders.
+        A run; or, if the folder is no run itself, all runs below it, as a mapping by the names of their folders.
 
     Raises:
-        LoadError: there is no run, or it was written by a newer gradscope.
+        LoadError: there is no run, or a newer gradscope wrote it.
     """
-    found = find(logdir)
-    return Run(FolderSource(found)) if isinstance(found, Path) else Fleet(Path(logdir), found)
+    runs = find(logdir)
+    return Run(FolderSource(runs)) if isinstance(runs, Path) else Fleet(Path(logdir), runs)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Run(RunData):
-    """Everything that was recorded, as tidy pandas frames; a live one shows what is there so far."""
+    """The records of a training, as tidy pandas frames; a live run has the records so far."""
 
     def findings(self) -> list[Finding]:
-        """What the run says about its training, the most probable cause first; `healthy` where nothing is wrong.
+        """Diagnose the training: the most probable cause first, or `healthy` alone.
 
-        Of several processes each is looked at by itself; a finding that is not everybody's names its ranks.
+        Each of several processes gets its own diagnosis; a finding names its ranks unless all processes have it.
         """
         from gradscope.diagnose import diagnose_ranks
 
         return diagnose_ranks(self)
 
     def report(self) -> Report:
-        """Findings, figures and numbers, for HTML, Markdown, text or JSON: `run.report().save("report.html")`."""
+        """Make a report with findings, figures and numbers: `run.report().save("report.html")`."""
         from gradscope.report import report
 
         return report(self, self.findings())
 
     def __repr__(self) -> str:
-        """Steps, layers, the loss and the sizes of the tables, in one line."""
+        """Write steps, layers, the loss and the sizes of the tables in one line."""
         sizes = ", ".join(f"{name} {rows:,}" for name, rows in self._sizes().items())
         layers = len(self.layers)
         loss = change(self.source.read("steps", None, ["step", "loss", "nonfinite"]))
@@ -74,16 +75,16 @@ class Run(RunData):
     def _repr_html_(self) -> str:
         try:
             from gradscope.report import short
-        except ModuleNotFoundError:  # jinja2 and its like come with an extra
+        except ModuleNotFoundError:  # an extra brings jinja2
             return f"<p>{escape(repr(self))}</p>"
         return short(self)
 
 
 class Fleet(Mapping[str, Run]):
-    """The runs below a folder, by name: a mapping that `gradscope.compare` takes; made by `gradscope.load`.
+    """The runs below a folder, by name, from `gradscope.load`; `gradscope.compare` takes such a mapping.
 
-    Nothing is read before it is asked for. What concerns all runs is asked of DuckDB, over all their Parquet files at
-    once, and may be larger than memory.
+    A fleet reads its runs on demand. DuckDB answers questions about all runs from all their Parquet files together,
+    which may exceed memory.
 
     Args:
         root: the folder.
@@ -99,23 +100,23 @@ class Fleet(Mapping[str, Run]):
         return self.data.root
 
     def __getitem__(self, name: str) -> Run:
-        """One run, by the name of its folder below that of the fleet."""
+        """Load one run, by its folder relative to the fleet's."""
         if name not in self.data.names:
             raise KeyError(name)
         return Run(FolderSource(self.data.folder(name)))
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the runs, 2 before 10."""
+        """Iterate over the names of the runs, 2 before 10."""
         return iter(self.data.names)
 
     def __len__(self) -> int:
-        """How many runs there are."""
+        """Count the runs."""
         return len(self.data.names)
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
-        """One table of all runs, with their names in the first column, `run`, and `rank` in the last.
+        """Read one table of all runs, with their names in the first column, `run`, and `rank` in the last.
 
-        Filters are those of `Run.frame`, and `run`, which takes a name or several.
+        Filters are as in `Run.frame`, and `run` with one name or several.
 
         Raises:
             GradscopeError: there is no such table, column or run, the column cannot have such a value, or DuckDB is
@@ -124,11 +125,11 @@ class Fleet(Mapping[str, Run]):
         return self.data.frame(table, **filters)
 
     def table(self, *, findings: bool = True, progress: Progress | None = None) -> pd.DataFrame:
-        """One row per run, in the order of their names; docs/tables.md says what the columns mean.
+        """Make a table with one row per run, in the order of their names; docs/tables.md explains the columns.
 
         Args:
-            findings: also what each run's findings are. That takes longest by far: every run is diagnosed by itself.
-            progress: told how many of how many runs have been diagnosed.
+            findings: whether to diagnose each run, which takes by far the most time.
+            progress: receives the numbers of diagnosed runs and of all runs.
 
         Raises:
             GradscopeError: DuckDB is not installed.
@@ -137,30 +138,30 @@ class Fleet(Mapping[str, Run]):
         return diagnosed(numbers, self.findings(progress)) if findings else numbers
 
     def findings(self, progress: Progress | None = None) -> dict[str, list[Finding]]:
-        """What each run says about its training.
+        """Diagnose each run.
 
         Args:
-            progress: told how many of how many runs have been diagnosed.
+            progress: receives the numbers of diagnosed runs and of all runs.
         """
-        found: dict[str, list[Finding]] = {}
+        findings: dict[str, list[Finding]] = {}
         for name, run in self.items():
-            found[name] = run.findings()
+            findings[name] = run.findings()
             if progress:
-                progress(len(found), len(self))
-        return found
+                progress(len(findings), len(self))
+        return findings
 
     def report(self, progress: Progress | None = None) -> Report:
-        """All runs in one page, the worst first, to be saved as HTML, Markdown, text or JSON.
+        """Make one report of all runs, the worst first, for HTML, Markdown, text or JSON.
 
         Args:
-            progress: told how many of how many runs have been diagnosed.
+            progress: receives the numbers of diagnosed runs and of all runs.
         """
         from gradscope.report import fleet
 
         return fleet(self.data, dict(self), self.findings(progress))
 
     def __repr__(self) -> str:
-        """How many runs, and where; of a few also a table of them."""
+        """Write the number of runs and the folder; for a few runs also their table."""
         head = f"<Fleet: {len(self):,} runs in {self.root}>"
         if len(self) > SHOWN:
             return head
@@ -168,7 +169,7 @@ class Fleet(Mapping[str, Run]):
             from gradscope.report import overview
 
             return f"{head}\n{overview(self)}".rstrip()
-        except (GradscopeError, ModuleNotFoundError):  # no run can be read, or jinja2 is not there
+        except (GradscopeError, ModuleNotFoundError):  # no run is readable, or jinja2 is not installed
             return head
 
     def _repr_html_(self) -> str:

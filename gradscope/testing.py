@@ -4,7 +4,7 @@
 >>> from gradscope.testing import assert_reach
 >>> model = torch.nn.LSTM(2, 16)
 >>> for gates in (model.bias_ih_l0, model.bias_hh_l0):
-...     _ = torch.nn.init.constant_(gates.data[16:32], 1.0)  # forget gates that begin open
+...     _ = torch.nn.init.constant_(gates.data[16:32], 1.0)  # open forget gates
 >>> assert_reach(model, torch.ones(40, 4, 2), lambda model, x: model(x)[0][-1].sum(), at_least=20)
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["assert_no_findings", "assert_reach"]
 
 FLOOR = 1e-3
-"""The share of the loss gradient that has to be left."""
+"""Least share of the loss gradient left."""
 LEVELS = ("info", "warning", "critical")
 
 
@@ -40,24 +40,25 @@ def assert_reach(
 ) -> None:
     """Assert that the loss gradient reaches so many timesteps back, in every recurrent layer and direction.
 
-    It does where a thousandth of it or more is left (the median of `reach`) at every lag up to that one. One forward
-    and one backward pass are made, on a copy: model, gradients, buffers and random streams stay as they are.
+    The gradient reaches a lag if a thousandth or more is left (the median of `reach`) at every lag up to it. The
+    assertion runs one forward and one backward pass on a copy: model, gradients, buffers and random streams stay
+    unchanged.
 
     Args:
         model: see `gradscope.attach`.
-        batch: whatever `loss` makes of it; it is copied.
-        loss: (model, batch) -> scalar tensor. It has to call the model that it is given, which is a copy.
+        batch: argument of `loss`; the assertion copies it.
+        loss: (model, batch) -> scalar tensor. It has to call its argument `model`, which is a copy.
         at_least: timesteps.
-        include: `fnmatch` patterns over qualified names of the layers to look at; all by default.
+        include: `fnmatch` patterns over qualified names of the layers; all by default.
 
     Raises:
-        AssertionError: it does not; the message says where the gradient fell, and what to type.
-        GradscopeError: no sequence is long enough to tell, or nothing could be observed.
+        AssertionError: the gradient does not; the message names the lag, and remedies to type.
+        GradscopeError: no sequence is long enough, or gradscope could not observe any gradient.
     """
-    run = _tried(model, batch, loss, include)
+    run = _record(model, batch, loss, include)
     reach = run.frame("reach")
     if reach.empty:
-        raise GradscopeError(f"assert_reach saw no gradient in any recurrent layer. {_notes(run)}".strip())
+        raise GradscopeError(f"assert_reach: no recurrent layer has a gradient. {_notes(run)}".strip())
     failures, longest = list[str](), dict[tuple[Any, ...], int]()
     groups: Any = reach.groupby(list(LayerKey._fields), sort=False)
     for place, rows in groups:
@@ -65,41 +66,42 @@ def assert_reach(
         longest[key[:3]] = max(longest.get(key[:3], 0), int(rows["lag"].max()))
         lost = rows[(rows["lag"] <= at_least) & ~(rows["p50"] >= FLOOR)]
         if len(lost):
-            failures.append(_fallen(run, key, rows, int(lost["lag"].iloc[0]), at_least))
+            failures.append(_failure(run, key, rows, int(lost["lag"].iloc[0]), at_least))
     if failures:
         raise AssertionError("\n\n".join(failures))
     if short := {key: lag for key, lag in longest.items() if lag < at_least}:
         place, lag = next(iter(short.items()))
         raise GradscopeError(
-            f"assert_reach(at_least={at_least}): the gradient does not fall in {_said(place)}, but can be followed for "
-            f"{lag} steps only. Pass longer sequences, without a detached state in between, or at_least={lag}."
+            f"assert_reach(at_least={at_least}): the gradient does not fall in {_named(place)}, but gradscope can "
+            f"follow it for only {lag} steps. Pass longer sequences, without a detached state in between, or "
+            f"at_least={lag}."
         )
 
 
 def assert_no_findings(run: Run, *, severity: str = "warning", allow: Collection[str] = ()) -> None:
-    """Assert that a run has no finding of some severity or a worse one.
+    """Assert that a run has no finding of a severity or a worse one.
 
     Args:
-        run: of a scope, `scope.run`, or of a folder, `gradscope.load(logdir)`.
+        run: the run of a scope, `scope.run`, or of a folder, `gradscope.load(logdir)`.
         severity: `"info"`, `"warning"` or `"critical"`.
-        allow: codes of findings that may be.
+        allow: codes of allowed findings.
 
     Raises:
-        AssertionError: there is one; the message says why it is probable, and what to type.
-        GradscopeError: no step was recorded, so that there is nothing to find anything in; or no such severity.
+        AssertionError: there is one; the message explains it, and has remedies to type.
+        GradscopeError: the run has no recorded step, or there is no such severity.
     """
     if severity not in LEVELS:
         raise GradscopeError(f"severity={severity!r}: expected one of {', '.join(LEVELS)}")
     if run.frame("layers").empty:
-        raise GradscopeError(f"assert_no_findings: no step was recorded. {_notes(run)}".strip())
+        raise GradscopeError(f"assert_no_findings: the run has no recorded step. {_notes(run)}".strip())
     worst = LEVELS[LEVELS.index(severity) :]
-    found = [f for f in run.findings() if f.severity in worst and f.code not in {"healthy", *allow}]
-    if found:
-        raise AssertionError("\n\n".join(map(_told, found)))
+    findings = [f for f in run.findings() if f.severity in worst and f.code not in {"healthy", *allow}]
+    if findings:
+        raise AssertionError("\n\n".join(map(_explained, findings)))
 
 
-def _tried(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor], include: Any) -> Run:
-    """What one step records, on a copy."""
+def _record(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor], include: Any) -> Run:
+    """Record one step of a copy."""
     twin, data = copied(model, "the model"), copied(batch, "the batch")
     patterns = include if include is None or isinstance(include, str) else list(include)
     with undisturbed(model), attach(twin, every=1, strict=True, include=patterns) as scope:
@@ -107,13 +109,13 @@ def _tried(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor
     return scope.run
 
 
-def _fallen(run: Run, key: LayerKey, rows: pd.DataFrame, lag: int, at_least: int) -> str:
-    """Where the gradient of a layer fell, a few of the numbers, and what to do."""
+def _failure(run: Run, key: LayerKey, rows: pd.DataFrame, lag: int, at_least: int) -> str:
+    """Describe the fall of a layer's gradient, with a few numbers and remedies."""
     shown = sorted({0, lag // 2, lag - 1, lag, min(at_least, int(rows["lag"].max()))})
     left = rows.set_index("lag")["p50"]
     decay = run.frame("layers", **key._asdict())["decay"].iloc[0]
     lines = [
-        f"the loss gradient does not reach {at_least} timesteps back in {_said(key)}:",
+        f"the loss gradient does not reach {at_least} timesteps back in {_named(key)}:",
         f"  {lag} steps back, less than a thousandth of it is left (decay {decay:.2g} decades a step)",
         *(f"  {back:>6} steps back: {left[back]:.2g}" for back in shown if back in left.index),
     ]
@@ -121,8 +123,8 @@ def _fallen(run: Run, key: LayerKey, rows: pd.DataFrame, lag: int, at_least: int
     return "\n".join([*lines, *_remedies(causes)])
 
 
-def _told(finding: Finding) -> str:
-    where = f" in {_said(finding.layer_key)}" if finding.layer_key else ""
+def _explained(finding: Finding) -> str:
+    where = f" in {_named(finding.layer_key)}" if finding.layer_key else ""
     lines = [f"{finding.severity}: {finding.code}{where}: {finding.title}", f"  {finding.explanation}"]
     return "\n".join([*lines, *_remedies([finding])])
 
@@ -134,11 +136,11 @@ def _remedies(findings: Collection[Finding]) -> Iterator[str]:
         yield from (f"    {line}" for code in typed for line in code.splitlines())
 
 
-def _said(key: Sequence[Any]) -> str:
-    """A recurrence in words."""
-    way = ", reverse" if key[2] == "reverse" else ""
+def _named(key: Sequence[Any]) -> str:
+    """Name a recurrence."""
+    direction = ", reverse" if key[2] == "reverse" else ""
     chain = f", chain {key[3]}" if len(key) > 3 and key[3] else ""
-    return f"{key[0] or 'the model'}, layer {key[1]}{way}{chain}"
+    return f"{key[0] or 'the model'}, layer {key[1]}{direction}{chain}"
 
 
 def _notes(run: Run) -> str:

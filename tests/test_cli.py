@@ -195,7 +195,7 @@ def test_report_where_stdout_knows_ascii_only(logdir: Path) -> None:
 def test_report_goes_by_the_suffix(call: Call, logdir: Path, found: list[Finding], tmp_path: Path) -> None:
     call("report", logdir, "-o", tmp_path / "new" / "it.md")
     assert (tmp_path / "new" / "it.md").read_text(encoding="utf-8").startswith("# gradscope")
-    assert_refused(call("report", logdir, "-o", tmp_path / "it.pdf"), "the suffix names no format")
+    assert_refused(call("report", logdir, "-o", tmp_path / "it.pdf"), "the suffix is of no known format")
     assert_refused(call("report", logdir, "-o", logdir / "gradscope/run.json/x.html"), "cannot write to")
 
 
@@ -204,7 +204,7 @@ def test_compare(call: Call, logdir: Path, found: list[Finding], tmp_path: Path)
     assert call("compare", logdir, other, "-o", output)[0] == 0
     names = [run["name"] for run in json.loads(output.read_text(encoding="utf-8"))["runs"]]
     assert names == [str(logdir), str(other)]
-    assert_refused(call("compare", logdir, logdir, "-o", output), "is given twice")
+    assert_refused(call("compare", logdir, logdir, "-o", output), "appears twice")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_tables_fit_a_narrow_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     _, out, _ = call("check", logdir)
-    table, _, hint = out.partition("Why, and what to try: ")
+    table, _, hint = out.partition("Reasons and remedies: ")
     assert hint == f"gradscope report {logdir}\n"  # in one line, to be copied
     assert max(map(len, table.splitlines())) <= 60
 
@@ -261,7 +261,7 @@ def test_view(call: Call, logdir: Path, monkeypatch: pytest.MonkeyPatch) -> None
     status, _, err = call("view", empty)
     assert status == 0 and f"{empty} holds no records yet. Train with: gradscope run --logdir '{empty}' train.py" in err
     ParquetStore(empty, {"layers": {}}).close()
-    assert "is recorded yet" in call("view", empty)[2] and "--every 1" in call("view", empty)[2]
+    assert "no recorded step yet" in call("view", empty)[2] and "--every 1" in call("view", empty)[2]
 
 
 def assert_refused(answer: tuple[int, str, str], reason: str) -> None:

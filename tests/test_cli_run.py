@@ -179,7 +179,7 @@ def test_several_processes_record_in_one_folder(project: Path) -> None:
     run = gradscope.load(project / "both")
     assert run.source.ranks == [0, 1] and len(run.frame("steps")) == 24
     status, _, err = launched(project, "both", "train.py", *two)
-    assert status == 1 and "both holds a run already" in err
+    assert status == 1 and "both already holds a run" in err
 
 
 def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path) -> None:
@@ -301,7 +301,7 @@ def test_the_end_says_how_the_loss_went(tmp_path: Path, capsys: pytest.CaptureFi
         watch._recorded = 1
     first, finding, *remedy, last = capsys.readouterr().err.splitlines()
     assert first == "gradscope: The training learns: loss 2.26 -> 1.36, 40 steps, 4 recorded."
-    assert finding.startswith("gradscope: [info] nothing was recorded") and "to try first" in remedy[0]
+    assert finding.startswith("gradscope: [info] no step is recorded") and "to try first" in remedy[0]
     assert remedy[1] == "gradscope:     gradscope.attach(model, every=1)"
     assert last == f"gradscope: recorded in {tmp_path}; see it with: gradscope report {tmp_path}"
 
@@ -336,7 +336,7 @@ def test_what_goes_wrong_in_gradscope_does_not_reach_the_script(
     with Watch(tmp_path / "file" / "below", None):
         train(model := nn.LSTM(2, 3), SGD(model.parameters(), 0.1))
     first, last = capsys.readouterr().err.splitlines()
-    assert "cannot be written" in first and "nothing was recorded" in last
+    assert "cannot write the run folder" in first and "no step is recorded" in last
 
 
 def test_without_recurrent_layers_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,7 @@ HARDLY = "less than a thousandth of the loss gradient is left 20 steps back (bef
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (a_layer(Horizon(20, False), -0.15), f"{HARDLY}, so the first 44 of 64 inputs can hardly teach it anything."),
+        (a_layer(Horizon(20, False), -0.15), f"{HARDLY}, so the first 44 of 64 inputs hardly teach it anything."),
         (
             a_layer(Horizon(63, True), -0.005, before=Horizon(63, True)),
             "48% of the loss gradient is left 63 steps back (before training, it reached all 63), so the first inputs "
@@ -109,7 +109,7 @@ HARDLY = "less than a thousandth of the loss gradient is left 20 steps back (bef
         ),
         (
             a_layer(Horizon(NAN, False), NAN),
-            "how far its loss gradient reaches back could not be observed, for the reasons in the table `notes`.",
+            "the reach of its loss gradient is unknown, for the reasons in the table `notes`.",
         ),
     ],
 )

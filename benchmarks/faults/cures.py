@@ -45,7 +45,7 @@ SWITCHES: dict[str, Callable[[Loop], Loop]] = {
     "pack_padded_sequence": lambda loop: replace(loop, padded=0),
     "torch.sqrt(x.clamp(min=1e-8))": lambda loop: replace(loop, safe_roots=True),
 }
-TESTS = ("a test that decides", "see how far", "learn one batch", "hold answers", "count what")
+TESTS = ("a decisive test", "see how far", "learn one batch", "compare answers", "check that the optimizer")
 """Titles of what decides between causes and mends nothing."""
 
 

@@ -16,7 +16,7 @@ from benchmarks.faults.cures import CURED, PREDICTED, first_remedy, known_cure
 from benchmarks.faults.evaluate import Verdict
 from benchmarks.faults.tasks import TASKS, Data
 from benchmarks.faults.training import BATCH, build, prepare, scores
-from gradscope.diagnose import Seen, look_at
+from gradscope.diagnose import Tables, read_tables
 from gradscope.diagnose.trend import horizons, peak_reach
 from gradscope.types import LayerKey
 from gradscope.whatif import UNCHANGED, what_if
@@ -84,10 +84,10 @@ def _predict(verdict: Verdict, out: Path) -> Prediction | None:
     before, after = mine[mine["remedy"] == UNCHANGED], mine[mine["code"] == remedy]
     if not len(before) or not len(after):
         return None
-    return _compared(case.kind.code, before.iloc[0], after.iloc[0], look_at(store.run(place)), key)
+    return _compared(case.kind.code, before.iloc[0], after.iloc[0], read_tables(store.run(place)), key)
 
 
-def _compared(code: str, before: dict[str, float], after: dict[str, float], cured: Seen, key: LayerKey) -> Prediction:
+def _compared(code: str, before: dict[str, float], after: dict[str, float], cured: Tables, key: LayerKey) -> Prediction:
     if code == "vanishing_gradient":
         _, late, longest = horizons(cured, key)
         return Prediction(code, before["horizon"], after["horizon"], late, longest)

@@ -1,7 +1,7 @@
-"""The `gradscope` command.
+"""The entry point of the `gradscope` command.
 
-This is only its door. It needs nothing beyond the base install, and so can say what is missing; each command has a file
-of its own beside it, but for the demo, which is a room.
+This file needs nothing beyond the base install, so it can name missing packages. Each command has its own file, except
+the demo, which is a room.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ EXTRAS = {
     "duckdb": "fleet",
     **{"tensorboard": "tensorboard", "plotly": "tensorboard"},
 }
-"""Which extra brings a package that the base install does without."""
+"""Extras of packages that are not in the base install."""
 
 HELP = """Gradient diagnostics for PyTorch RNNs.
 
-In your own training it is one line, and the loop is not touched:
+Your own training needs one line, and no change of the loop:
 
 \b
     scope = gradscope.attach(model, logdir="runs/exp1")
-    ...                                      # train as ever
+    ...                                      # train as before
     scope.close()
-    run = gradscope.load("runs/exp1")        # everything seen, as pandas tables
-    run.findings()                           # what is wrong, why, and what to try
+    run = gradscope.load("runs/exp1")        # all records, as pandas tables
+    run.findings()                           # faults, reasons, and remedies
     run.report().save("report.html")         # the same with all figures
 
 \b
 Without any change to a script: gradscope run train.py
-To see what it tells you, start with: gradscope demo
+For an example, start with: gradscope demo
 
-Where a run folder is expected, `report`, `check`, `compare` and `view` also take a folder with many runs below it.
+`report`, `check`, `compare` and `view` take a run folder, or a folder with many runs below it.
 
-Exit status: 0 success; 1 findings (check); 2 bad usage or input, with one line on stderr. `run` has that of the script.
+Exit status: 0 success; 1 findings (check); 2 bad usage or input, with one line on stderr. `run` exits like the script.
 """
 
 
@@ -50,22 +50,22 @@ def main() -> int:
 
     Returns:
         The exit status: 0 for success, 1 for findings, 2 for bad usage or bad input, with the reason in one line on
-        stderr; for `run` that of the script.
+        stderr; for `run` the script's.
     """
     try:
-        found = _run(sys.argv[1:] or ["--help"])
+        result = _run(sys.argv[1:] or ["--help"])
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        return _refuse(f"{package} is not installed; get it with: pip install 'gradscope-rnn[{EXTRAS[package]}]'")
+        return _refuse(f"{package} is not installed; install it with: pip install 'gradscope-rnn[{EXTRAS[package]}]'")
     except GradscopeError as error:
         return _refuse(str(error))
-    return found() if callable(found) else found  # a script is run out here, where nothing catches what it raises
+    return result() if callable(result) else result  # a script runs here, where nothing catches its exceptions
 
 
 def commands() -> click.Group:
-    """All commands, as one click group."""
+    """Return all commands, as one click group."""
     import click
 
     from gradscope.cli.check import check
@@ -76,11 +76,11 @@ def commands() -> click.Group:
     from gradscope.demo.command import demo
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    found = [run, report, compare, view, demo, check]
-    for command in found:  # to click, what keeps its line breaks begins with one letter; in raw docstrings it is two
+    listed = [run, report, compare, view, demo, check]
+    for command in listed:  # click's mark of preserved line breaks is one character; raw docstrings have two
         command.help = (command.help or "").replace("\\b\n", "\b\n")
-    group = click.Group("gradscope", help=HELP, commands=found, context_settings=settings)
-    group.list_commands = lambda ctx: [command.name or "" for command in found]  # in the order in which they are used
+    group = click.Group("gradscope", help=HELP, commands=listed, context_settings=settings)
+    group.list_commands = lambda ctx: [command.name or "" for command in listed]  # in the usual order of use
     return click.version_option(__version__, message="gradscope %(version)s")(group)
 
 

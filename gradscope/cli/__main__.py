@@ -1,4 +1,4 @@
-"""`python -m gradscope.cli`, where the command itself is not on the path."""
+"""`python -m gradscope.cli`, if the command itself is not on the path."""
 
 import sys
 

@@ -17,34 +17,34 @@ LEVELS = ("info", "warning", "critical")
 @shown.logdir_argument
 @click.option(
     "--fail-on", type=click.Choice(["warning", "critical"]), default="warning", show_default=True,
-    help="The least severe finding that fails.",
+    help="The lowest severity that fails.",
 )  # fmt: skip
 def check(logdir: Path, fail_on: str) -> int:
     r"""Fail if a run has findings: exit status 1, for scripts and continuous integration.
 
-    Of a folder with many runs below it, as of a sweep, it fails if any of them has.
+    A folder with many runs below it, such as a sweep, fails if any run has findings.
 
     \b
         gradscope run --logdir runs/ci train.py --epochs 1
         gradscope check runs/ci --fail-on critical
     """
-    found = gradscope.load(logdir)
+    runs = gradscope.load(logdir)
     worst = LEVELS[LEVELS.index(fail_on) :]
-    if isinstance(found, gradscope.Run):
+    if isinstance(runs, gradscope.Run):
         with shown.waiting("reading the run"):
-            findings = found.findings()
+            findings = runs.findings()
         out, failing = shown.console(), any(finding.severity in worst for finding in findings)
         out.print(shown.findings_table(findings))
         if failing:
             out.print(
-                f"Why, and what to try: gradscope report {shlex.quote(str(logdir))}", soft_wrap=True, markup=False
+                f"Reasons and remedies: gradscope report {shlex.quote(str(logdir))}", soft_wrap=True, markup=False
             )
         return int(failing)
     with shown.counted("reading", "runs") as progress:
-        everything = found.findings(progress)
-    failing = [(name, finding) for name, mine in everything.items() for finding in mine if finding.severity in worst]
+        by_run = runs.findings(progress)
+    failing = [(name, finding) for name, own in by_run.items() for finding in own if finding.severity in worst]
     out = shown.console()
-    out.print(f"{len({name for name, _ in failing}):,} of {len(everything):,} runs have such findings")
+    out.print(f"{len({name for name, _ in failing}):,} of {len(by_run):,} runs have such findings")
     if failing:
         out.print(shown.runs_table(failing))
     return int(bool(failing))

@@ -1,4 +1,4 @@
-"""Running somebody's script in this process as python would: with its `sys.argv`, `sys.path` and `__main__`."""
+"""Execution of a user's script in this process as by python: with its `sys.argv`, `sys.path` and `__main__`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from gradscope.cli.traces import hide_ours
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is to be run.
+    """A script.
 
     Attributes:
-        target: the file, the folder, or the module, as it was given.
-        arguments: what the script finds in `sys.argv[1:]`.
+        target: the file, the folder, or the module, as typed.
+        arguments: `sys.argv[1:]` of the script.
         as_module: `target` is a module.
     """
 
@@ -34,10 +34,10 @@ class Script:
 
     @classmethod
     def find(cls, target: str, arguments: tuple[str, ...], as_module: bool) -> Script:
-        """The script, if it is there.
+        """Find the script.
 
         Raises:
-            ClickException: it is not.
+            ClickException: there is no such script.
         """
         if not as_module and not os.path.exists(target):
             hint = "; for a module, give -m" if "/" not in target and not target.endswith(".py") else ""
@@ -48,18 +48,18 @@ class Script:
 
     @property
     def name(self) -> str:
-        """What its run is called."""
+        """The name of its run."""
         if not self.as_module:
             return Path(self.target).resolve().stem
         return self.target.removesuffix(".__main__").rpartition(".")[2]
 
 
 def execute(script: Script, around: AbstractContextManager[object]) -> int:
-    """Run a script to its end. What it raises, `SystemExit` included, comes out as it is.
+    """Run a script to its end, and pass its exceptions on, `SystemExit` included.
 
     Args:
-        script: what to run.
-        around: entered before the script begins, and left when it has ended.
+        script: the script.
+        around: a context that surrounds the script.
     """
     try:
         with around:
@@ -75,12 +75,12 @@ def execute(script: Script, around: AbstractContextManager[object]) -> int:
 
 
 def _beside(module: str) -> bool:
-    """Whether a module begins in the folder that one is in, where `python -m` looks first."""
+    """True if a module is in the current folder, where `python -m` looks first."""
     return PathFinder.find_spec(module.partition(".")[0], [os.getcwd()]) is not None
 
 
 def _main(**attributes: Any) -> types.ModuleType:
-    """A fresh `__main__`; it stays, for whatever runs at exit."""
+    """Install a fresh `__main__`; it stays for functions that run at exit."""
     main = types.ModuleType("__main__")
     main.__dict__.update({"__builtins__": sys.modules["builtins"], "__spec__": None, "__package__": None, **attributes})
     sys.modules["__main__"] = main
@@ -107,7 +107,7 @@ def _file(script: Script) -> tuple[types.ModuleType, Any]:
 
 
 def _module(script: Script) -> None:
-    """By what `python -m` itself calls, so that tracebacks and refusals are its own."""
+    """Run a module with the function behind `python -m`, for the same tracebacks and error messages."""
     _put_first(os.getcwd())
     sys.argv = ["-m", *script.arguments]
     _main()
@@ -116,5 +116,5 @@ def _module(script: Script) -> None:
 
 def _of(spec: ModuleSpec) -> tuple[types.ModuleType, Any]:
     loader: Any = spec.loader
-    told = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
-    return _main(**told, __spec__=spec), lambda: loader.get_code(spec.name)
+    attributes = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
+    return _main(**attributes, __spec__=spec), lambda: loader.get_code(spec.name)

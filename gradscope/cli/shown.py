@@ -1,4 +1,4 @@
-"""What several commands put on the terminal. Their results go to stdout; how far they are, to stderr."""
+"""Terminal output of several commands: results on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -36,87 +36,87 @@ PLAIN = {
         "×": "x",
     },
 }
-"""What stands for signs that a terminal does not know, in as many columns where that can be."""
+"""Replacements for characters that a terminal lacks, of the same width if possible."""
 FORMATS = {"html": ".html", "md": ".md", "text": ".txt", "json": ".json"}
 
 logdir_argument = click.argument("logdir", type=click.Path(path_type=Path))
 
 
 def console() -> Console:
-    """Where results go; lines wrap at the width of the terminal."""
-    _forgiving()
+    """Return the console for results; lines wrap at the width of the terminal."""
+    _replace_unwritable()
     return Console(highlight=False, emoji=False)
 
 
-def _forgiving() -> None:
-    """Have a stdout that knows only ASCII show a question mark for what it cannot write."""
+def _replace_unwritable() -> None:
+    """Let an ASCII stdout write question marks for other characters."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager
 def waiting(what: str) -> Generator[None]:
-    """A sign of life on stderr while something without parts takes its time; nothing where stderr is no terminal."""
-    aside = Console(stderr=True)
-    if not aside.is_terminal:
+    """Show a spinner on stderr during a long operation, if stderr is a terminal."""
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
         yield
         return
-    with aside.status(what):
+    with stderr.status(what):
         yield
 
 
 @contextmanager
 def counted(what: str, things: str) -> Generator[Callable[[int, int], None]]:
-    """A bar on stderr for something of many parts, told how many of how many are done; nothing if it is no terminal."""
-    aside = Console(stderr=True)
+    """Show a progress bar on stderr, if stderr is a terminal; yields a function of the finished and of all parts."""
+    stderr = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(32), MofNCompleteColumn(), TextColumn(things))
-    with Progress(*columns, console=aside, transient=True, disable=not aside.is_terminal) as bar:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def drawn(report: Any) -> str:
-    """The report's page, with a bar that counts its pictures."""
+def html(report: Any) -> str:
+    """Render the report's page, with a progress bar of its pictures."""
     with counted("drawing", "figures") as progress:
         return report.html(progress)
 
 
-def written(report: Any, output: Path, form: str, full: bool = False) -> str:
-    """Write a report in one of the formats, to a file, or to stdout for `-`; what to say about it."""
+def write(report: Any, output: Path, form: str, full: bool = False) -> str:
+    """Write a report in one of the formats, to a file, or to stdout for `-`; returns a message for the terminal."""
     if str(output) == "-" and form == "text":
         screen(report, full)
         return ""
-    content = {
-        "html": drawn,
-        "md": lambda it: it.markdown(),
-        "text": lambda it: it.text(),
-        "json": lambda it: it.json(),
+    formats = {
+        "html": html,
+        "md": lambda report: report.markdown(),
+        "text": lambda report: report.text(),
+        "json": lambda report: report.json(),
     }
-    made = content[form](report)
+    content = formats[form](report)
     if str(output) == "-":
-        _forgiving()
-        click.echo(made, nl=not made.endswith("\n"))
+        _replace_unwritable()
+        click.echo(content, nl=not content.endswith("\n"))
         return ""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(made, encoding="utf-8")
+        output.write_text(content, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"cannot write to {output}: {error.strerror}") from None
     return f"Report: {output}"
 
 
 def screen(report: Any, full: bool) -> None:
-    """The first screen of a report, or all of its text, as wide as the terminal; in colours where it has any."""
+    """Print the first screen of a report, or its whole text, as wide as the terminal, with its colours."""
     out = console()
-    written = Text(_writable(report.text(max(40, get_terminal_size().columns), full=full)))
-    written.highlight_regex(r"(?m)^[A-Z]{4,}.*$", "bold")
+    text = Text(_writable(report.text(max(40, get_terminal_size().columns), full=full)))
+    text.highlight_regex(r"(?m)^[A-Z]{4,}.*$", "bold")
     for severity, colour in {**COLOURS, "healthy": "green"}.items():
-        written.highlight_regex(rf"(?m)^\[{severity}\]( \[\w+\])?", colour)
-    out.print(written, soft_wrap=True, end="")
+        text.highlight_regex(rf"(?m)^\[{severity}\]( \[\w+\])?", colour)
+    out.print(text, soft_wrap=True, end="")
 
 
 def _writable(text: str) -> str:
-    """The text, with letters in the place of signs that stdout cannot write."""
+    """Replace characters that stdout cannot write."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -127,7 +127,7 @@ def _writable(text: str) -> str:
 
 
 def format_of(output: Path | None, form: str | None) -> str:
-    """The format that was asked for, by name or by the suffix of the file."""
+    """Return the requested format, by name or by the suffix of the file."""
     if form:
         return form
     suffix = output.suffix.lower() if output and str(output) != "-" else ".html"
@@ -135,12 +135,12 @@ def format_of(output: Path | None, form: str | None) -> str:
         if suffix == ending:
             return name
     raise click.ClickException(
-        f"{output}: the suffix names no format; use one of {', '.join(FORMATS.values())}, or --format"
+        f"{output}: the suffix is of no known format; use one of {', '.join(FORMATS.values())}, or --format"
     )
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Findings, one a row, in as much of their words as the terminal is wide."""
+    """Make a table of findings, one a row, as wide as the terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("severity", no_wrap=True)
     table.add_column("finding", no_wrap=True)
@@ -153,7 +153,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def runs_table(findings: Iterable[tuple[str, Finding]]) -> Table:
-    """Findings of several runs, one a row."""
+    """Make a table of findings of several runs, one a row."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("finding", no_wrap=True)
     table.add_column("run", overflow="fold", ratio=1)
@@ -168,7 +168,7 @@ def _colour(finding: Finding) -> str:
 
 
 def place(finding: Finding) -> str:
-    """Which layer a finding is about, in short."""
+    """Name the layer of a finding, in short."""
     key = finding.layer_key
     if key is None:
         return "whole model"

@@ -1,4 +1,4 @@
-"""Tracebacks of a script, without the frames of those who ran and watched it."""
+"""Tracebacks of a script, without gradscope's frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def hide_ours() -> None:
-    """Have the exception that ends the process shown without our frames, by whatever shows it."""
+    """Hide gradscope's frames in the exception that ends the process."""
     show = sys.excepthook
 
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -21,16 +21,16 @@ def hide_ours() -> None:
 
 
 def clean(error: BaseException) -> None:
-    """Take our frames out of an exception and of those that it came from."""
-    waiting, done = [error], set[int]()
-    while waiting:
-        one = waiting.pop()
-        if id(one) in done:
+    """Remove gradscope's frames from an exception and from its causes."""
+    pending, done = [error], set[int]()
+    while pending:
+        error = pending.pop()
+        if id(error) in done:
             continue
-        done.add(id(one))
-        one.__traceback__ = _without_ours(one.__traceback__)
-        causes = (one.__cause__, one.__context__, *getattr(one, "exceptions", ()))
-        waiting += [cause for cause in causes if isinstance(cause, BaseException)]
+        done.add(id(error))
+        error.__traceback__ = _without_ours(error.__traceback__)
+        causes = (error.__cause__, error.__context__, *getattr(error, "exceptions", ()))
+        pending += [cause for cause in causes if isinstance(cause, BaseException)]
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
@@ -38,15 +38,15 @@ def _without_ours(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None:
         frames.append(trace)
         trace = trace.tb_next
-    last = max((place for place, one in enumerate(frames) if _runs_the_script(one)), default=-1)
-    kept: TracebackType | None = None
-    for one in reversed(frames[last + 1 :]):
-        if not one.tb_frame.f_code.co_filename.startswith(_HOUSE):
-            kept = TracebackType(kept, one.tb_frame, one.tb_lasti, one.tb_lineno)
-    return kept
+    last = max((place for place, frame in enumerate(frames) if _runs_the_script(frame)), default=-1)
+    rest: TracebackType | None = None
+    for frame in reversed(frames[last + 1 :]):
+        if not frame.tb_frame.f_code.co_filename.startswith(_HOUSE):
+            rest = TracebackType(rest, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return rest
 
 
 def _runs_the_script(trace: TracebackType) -> bool:
-    """Whether a frame is the one that began the script: what lies before it is not the script's."""
+    """True for the frame that began the script: earlier frames are not the script's."""
     code = trace.tb_frame.f_code
     return code.co_name == "execute" and code.co_filename.startswith(_HOUSE)

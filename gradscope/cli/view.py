@@ -18,39 +18,39 @@ from gradscope.record.plugins import viewer
 @shown.logdir_argument
 @click.option("--host", default="localhost", show_default=True, help="Address to serve on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="0 for any that is free; without it 6006, or the next that is free."
+    "--port", type=click.IntRange(0, 65535), help="0 for any free port; by default 6006, or the next free port."
 )
 def view(logdir: Path, host: str, port: int | None) -> int:
     """Open a run in TensorBoard, and print the address of its gradscope tab. Ends with Ctrl-C.
 
-    LOGDIR may also hold several runs, each in a folder of its own.
+    LOGDIR may also contain several runs, each in its own folder.
     """
-    if not os.path.isdir(logdir):  # also where the name is one that no file can have
-        gradscope.load(logdir)  # says what is wrong with it
+    if not os.path.isdir(logdir):  # also for names that no file can have
+        gradscope.load(logdir)  # raises the error
     if missing := _missing(logdir):
         click.echo(f"gradscope: {missing}", err=True)
     serve = viewer()
     with shown.waiting("starting TensorBoard"):
-        served = serve(logdir, host, port)
-    with served, suppress(KeyboardInterrupt):
-        click.echo(f"{served.url}  (end with Ctrl-C)")
-        return 2 if served.wait() else 0
+        server = serve(logdir, host, port)
+    with server, suppress(KeyboardInterrupt):
+        click.echo(f"{server.url}  (end with Ctrl-C)")
+        return 2 if server.wait() else 0
     return 0
 
 
 def _missing(logdir: Path) -> str:
-    """How to get records, where a folder has none yet; the tab shows them as they come."""
+    """Say how to get records, if a folder has none yet; the tab shows new records."""
     try:
-        found = gradscope.load(logdir)
+        runs = gradscope.load(logdir)
     except gradscope.GradscopeError:
         folder = shlex.quote(str(logdir))
         return (
             f"{logdir} holds no records yet. Train with: gradscope run --logdir {folder} train.py, or put this into "
-            f"the training script: gradscope.attach(model, logdir={str(logdir)!r}). The tab shows records as they come."
+            f"the training script: gradscope.attach(model, logdir={str(logdir)!r}). The tab shows new records."
         )
-    if any(run.layers for run in ([found] if isinstance(found, gradscope.Run) else found.values())):
+    if any(run.layers for run in ([runs] if isinstance(runs, gradscope.Run) else runs.values())):
         return ""
     return (
-        f"no step of {logdir} is recorded yet. A training that runs writes its records every 30 s at the latest. If it "
+        f"{logdir} holds no recorded step yet. A running training writes its records every 30 s at the latest. If it "
         f"has ended, run it again and record every step: gradscope.attach(model, every=1), or gradscope run --every 1."
     )

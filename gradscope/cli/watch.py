@@ -1,4 +1,4 @@
-"""Attaching to every model that trains in a script: it is seen when an optimizer takes its parameters."""
+"""Attaching to every model that trains in a script, when an optimizer takes its parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gradscope.private import disable_dynamo
 
 @dataclass(eq=False)
 class Watched:
-    """One model, its scope, and the optimizers that it is trained by; once they are gone, so is its training."""
+    """One model, its scope, and its optimizers; its training is over when they are gone."""
 
     scope: gradscope.Scope
     model: weakref.ref[nn.Module]
@@ -33,66 +33,66 @@ class Watched:
 
 
 class Watch:
-    """Looks at every optimizer as it is given parameters, and once more at its first step.
+    """Checks every optimizer when it takes parameters, and again at its first step.
 
     Args:
-        folder: where the first model is recorded; further ones in folders within it.
-        every: record every so many steps; None for as often as the budget allows.
-        telling: say at the end where the records are; for one of several processes.
+        folder: run folder of the first model; further models get folders within it.
+        every: interval between recorded steps; None for as often as the budget allows.
+        verbose: print a summary at the end; only one of several processes should.
     """
 
-    def __init__(self, folder: Path, every: int | None, *, telling: bool = True) -> None:
-        self.folder, self.every, self.telling = folder, every, telling
+    def __init__(self, folder: Path, every: int | None, *, verbose: bool = True) -> None:
+        self.folder, self.every, self.verbose = folder, every, verbose
         self._watched: list[Watched] = []
-        self._seen: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._checked: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._recorded = 0
         self._owner = os.getpid()
 
     def __enter__(self) -> Watch:
-        """Begin to look."""
+        """Begin to check optimizers."""
         original = Optimizer.add_param_group
 
         @functools.wraps(original)
         def add_param_group(optimizer: Optimizer, param_group: dict[str, Any]) -> None:
             original(optimizer, param_group)
-            self.look(optimizer)
+            self.check(optimizer)
 
         setattr(Optimizer, "add_param_group", add_param_group)  # noqa: B010  (a method, to pyright)
-        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: self.look(optimizer))
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: self.check(optimizer))
         self._undo = (hook.remove, functools.partial(setattr, Optimizer, "add_param_group", original))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leave torch as it was, write out what was recorded, and say where it is."""
+        """Restore torch, write the records, and print a summary."""
         for undo in self._undo:
             undo()
         if os.getpid() != self._owner:
-            return  # a fork of the script: the records are its parent's
+            return  # a fork of the script: its parent owns the records
         for watched in self._watched:
             self._safely(watched.scope.close)
-        if not self.telling:
+        if not self.verbose:
             return
         if self._recorded:
             folder = _near(self.folder)
             self._safely(self._sum_up)
-            self._say(f"recorded in {folder}; see it with: gradscope report {folder}")
+            self._print(f"recorded in {folder}; see it with: gradscope report {folder}")
         else:
-            self._say("nothing was recorded: no torch optimizer took the parameters of a recurrent layer")
+            self._print("no step is recorded: no torch optimizer took the parameters of a recurrent layer")
 
     @disable_dynamo
-    def look(self, optimizer: Optimizer) -> None:
-        """Attach to the models whose recurrent parameters an optimizer has, unless that is done already."""
+    def check(self, optimizer: Optimizer) -> None:
+        """Attach to the models with recurrent parameters in an optimizer, unless they are attached."""
         number = sum(len(group["params"]) for group in optimizer.param_groups)
-        if self._seen.get(optimizer) == number or os.getpid() != self._owner:
+        if self._checked.get(optimizer) == number or os.getpid() != self._owner:
             return
-        self._seen[optimizer] = number
+        self._checked[optimizer] = number
         self._safely(self._release)
         self._safely(self._attach, optimizer)
 
     def _attach(self, optimizer: Optimizer) -> None:
-        parameters = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for model, layers in models(parameters):
-            known = [it for it in self._watched if it.layers & layers.keys() or it.model() is model]
+            known = [other for other in self._watched if other.layers & layers.keys() or other.model() is model]
             for watched in known:
                 watched.optimizers.add(optimizer)
             new = [name for key, name in layers.items() if not any(key in watched.layers for watched in known)]
@@ -108,44 +108,44 @@ class Watch:
         return self._watched[-1]
 
     def _release(self) -> None:
-        """Let go of models that are not trained any more, as of earlier folds: a scope would keep them in memory."""
+        """Close scopes of finished models, as of earlier folds: they would keep the models in memory."""
         over = [watched for watched in self._watched if not watched.optimizers]
         self._watched = [watched for watched in self._watched if watched.optimizers]
         for watched in over:
             watched.scope.close()
 
     def _sum_up(self) -> None:
-        """Say whether the first model learns, what was found first, and what to type."""
+        """Print whether the first model learns, the first finding, and a remedy to type."""
         run = gradscope.load(self.folder)
         assert isinstance(run, gradscope.Run)
-        self._say(headline(run).replace("→", "->"))
-        found = run.findings()[0]
-        self._say(f"[{'healthy' if found.code == 'healthy' else found.severity}] {found.title}")
-        for remedy in found.remedies[:1]:
-            self._say(f"to try first: {remedy.title}")
+        self._print(headline(run).replace("→", "->"))
+        finding = run.findings()[0]
+        self._print(f"[{'healthy' if finding.code == 'healthy' else finding.severity}] {finding.title}")
+        for remedy in finding.remedies[:1]:
+            self._print(f"to try first: {remedy.title}")
             for line in remedy.code.splitlines():
-                self._say(line, "    ")
+                self._print(line, "    ")
 
-    def _safely(self, do: Any, *arguments: Any) -> Any:
-        """What comes of it; nothing that goes wrong in here may reach the script."""
+    def _safely(self, function: Any, *arguments: Any) -> Any:
+        """Call a function, and print its exceptions: none may reach the script."""
         try:
-            return do(*arguments)
+            return function(*arguments)
         except gradscope.GradscopeError as error:
-            self._say(str(error))
+            self._print(str(error))
         except Exception as error:
-            self._say(f"a failure of gradscope's own, {type(error).__name__}: {error}")
+            self._print(f"gradscope itself failed, {type(error).__name__}: {error}")
 
-    def _say(self, what: str, indent: str = "") -> None:
+    def _print(self, text: str, indent: str = "") -> None:
         if sys.stderr is not None:
-            sys.stderr.write(f"gradscope: {indent}{what.strip() if indent else ' '.join(what.split())}\n")
+            sys.stderr.write(f"gradscope: {indent}{text.strip() if indent else ' '.join(text.split())}\n")
 
 
 def models(parameters: set[int]) -> list[tuple[nn.Module, dict[int, str]]]:
-    """The outermost live modules whose recurrent layers have such parameters (by id), and the names of those layers.
+    """Find the outermost live modules with recurrent layers of these parameters (by id), and the layers' names.
 
-    A layer within several of them is the largest one's.
+    If several modules contain a layer, the largest module gets it.
     """
-    live = [one for one in gc.get_objects() if issubclass(type(one), nn.Module) and "_modules" in one.__dict__]
+    live = [module for module in gc.get_objects() if issubclass(type(module), nn.Module) and "_modules" in vars(module)]
     layers = [m for m in live if looks_recurrent(m) and any(id(p) in parameters for p in m.parameters())]
     parents: dict[int, list[nn.Module]] = {}
     for module in live:
@@ -154,31 +154,31 @@ def models(parameters: set[int]) -> list[tuple[nn.Module, dict[int, str]]]:
     tops = {id(top): top for layer in layers for top in _tops(layer, parents)}
     wanted = {id(layer) for layer in layers}
     known = [(top, find_recurrent(top)) for top in tops.values()]
-    found = [(top, {id(m): name for name, m in layers.items() if id(m) in wanted}) for top, layers in known]
+    candidates = [(top, {id(m): name for name, m in layers.items() if id(m) in wanted}) for top, layers in known]
     chosen: list[tuple[nn.Module, dict[int, str]]] = []
-    for top, mine in sorted(found, key=lambda pair: -len(pair[1])):
-        taken = {key for _, others in chosen for key in others}
-        if left := {key: name for key, name in mine.items() if key not in taken}:
+    for top, own in sorted(candidates, key=lambda pair: -len(pair[1])):
+        assigned = {key for _, others in chosen for key in others}
+        if left := {key: name for key, name in own.items() if key not in assigned}:
             chosen.append((top, left))
     return chosen
 
 
 def _tops(module: nn.Module, parents: dict[int, list[nn.Module]]) -> Iterator[nn.Module]:
-    """The modules above one that are in no other."""
-    waiting, seen = [module], {id(module)}
-    while waiting:
-        one = waiting.pop()
-        above = parents.get(id(one), [])
+    """Yield the outermost modules above a module."""
+    pending, visited = [module], {id(module)}
+    while pending:
+        module = pending.pop()
+        above = parents.get(id(module), [])
         if not above:
-            yield one
+            yield module
         for parent in above:
-            if id(parent) not in seen:
-                seen.add(id(parent))
-                waiting.append(parent)
+            if id(parent) not in visited:
+                visited.add(id(parent))
+                pending.append(parent)
 
 
 def _near(folder: Path) -> str:
-    """A path as one would type it from here."""
+    """Write a path relative to the current folder, if possible."""
     try:
         return str(folder.relative_to(Path.cwd()))
     except (ValueError, OSError):

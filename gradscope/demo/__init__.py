@@ -1,4 +1,4 @@
-"""`gradscope demo`: small networks trained on real data, and what gradscope saw in them.
+"""`gradscope demo`: small networks trained on real data, and their records.
 
-It uses the public names alone, as a user's own script would.
+The demo uses public names only, like a user's own script.
 """

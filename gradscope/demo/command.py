@@ -1,4 +1,4 @@
-"""`gradscope demo`, as click knows it."""
+"""The command `gradscope demo`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ if TYPE_CHECKING:
 SEED = 0
 
 
-@click.command(short_help="Train small networks and say what their gradients did.")
+@click.command(short_help="Train small networks and show their gradients.")
 @click.option(
     "--task", type=click.Choice(["digits", "adding", "copy", "tagging"]), default="digits", show_default=True,
-    help="What to learn.",
+    help="Task to learn.",
 )  # fmt: skip
 @click.option(
-    "--cell", type=click.Choice(["rnn", "lstm", "gru", "all"]), default="all", show_default=True, help="Which network."
+    "--cell",
+    type=click.Choice(["rnn", "lstm", "gru", "all"]),
+    default="all",
+    show_default=True,
+    help="Network to train.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=15, show_default=True, help="Passes over the data.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), default="runs/demo", show_default=True,
-    help="Folder for the runs, the report and the picture; an earlier demo in it is replaced.",
+    help="Folder for the runs, the report and the picture; replaces an earlier demo in it.",
 )  # fmt: skip
 def demo(task: str, cell: str, epochs: int, output: Path) -> None:
-    r"""Train small networks on real data and say what their gradients did.
+    r"""Train small networks on real data and show their gradients.
 
     An RNN, an LSTM and a GRU read 1,797 handwritten digits pixel by pixel, 64 steps each, and name the digit after the
-    last one. Each is trained twice, with its gradients clipped by norm and by value. It takes about a minute. The other
-    tasks are made up, of 64 steps as well: add two marked numbers far apart, copy symbols after a long pause, and tag
+    last pixel. Each trains twice, with gradients clipped by norm and by value. The demo takes about a minute. The other
+    tasks are artificial, also of 64 steps: add two marked numbers far apart, copy symbols after a long pause, and tag
     every bracket with its depth.
 
     \b
-    What was recorded can be read afterwards, for example:
+    Read the records afterwards, for example:
         run = gradscope.load("runs/demo/lstm-norm")
         run.frame("timesteps", quantity="grad_h")
     """
@@ -56,13 +60,13 @@ def demo(task: str, cell: str, epochs: int, output: Path) -> None:
     console = Console(highlight=False)
     data = TASKS[task](SEED)
     console.print(
-        f"{len(data.train_x):,} {data.what} to learn, {len(data.test_x)} held back; "
+        f"{len(data.train_x):,} {data.what} to learn, {len(data.test_x)} for testing; "
         f"{data.train_x.shape[1]} {data.step} each, one per step"
     )
     summaries = _train_all(trials, data, epochs, output, console)
     show(summaries, console)
     console.print()
-    console.print(_written(summaries, output), soft_wrap=True)
+    console.print(_write(summaries, output), soft_wrap=True)
 
 
 def _train_all(trials: list[Trial], data: Task, epochs: int, output: Path, console: Console) -> list[Summary]:
@@ -72,7 +76,7 @@ def _train_all(trials: list[Trial], data: Task, epochs: int, output: Path, conso
     from gradscope.demo.summary import summarise
     from gradscope.demo.training import train
 
-    torch.set_num_threads(1)  # matrices this small gain nothing from a second one, and lose much on a busy machine
+    torch.set_num_threads(1)  # a second thread does not speed such small matrices up, and slows them on a busy machine
     summaries: list[Summary] = []
     with progress(console) as bar:
         tasks = [bar.add_task(trial.title, total=epochs, start=False) for trial in trials]
@@ -87,13 +91,13 @@ def _train_all(trials: list[Trial], data: Task, epochs: int, output: Path, conso
 def _run(logdir: Path) -> Run:
     import gradscope
 
-    found = gradscope.load(logdir)
-    assert isinstance(found, gradscope.Run)
-    return found
+    run = gradscope.load(logdir)
+    assert isinstance(run, gradscope.Run)
+    return run
 
 
-def _written(summaries: list[Summary], output: Path) -> str:
-    """Draw the picture and write the report where that is possible, and say what lies where."""
+def _write(summaries: list[Summary], output: Path) -> str:
+    """Draw the picture and write the report, if the packages are installed, and name the files."""
     from gradscope.compare import compare
     from gradscope.demo import figure
 
@@ -101,8 +105,8 @@ def _written(summaries: list[Summary], output: Path) -> str:
     picture, report = output / "reach.png", output / "report.html"
     try:
         figure.save(summaries, picture)
-        found = {summary.trial.name: _run(output / summary.trial.name) for summary in summaries}
-        compare(found).report().save(report)
+        by_name = {summary.trial.name: _run(output / summary.trial.name) for summary in summaries}
+        compare(by_name).report().save(report)
     except ModuleNotFoundError as error:
         return (
             f"{runs}\nNo picture and no report, as {error.name} is not installed: pip install 'gradscope-rnn[report]'"

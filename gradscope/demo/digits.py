@@ -1,4 +1,4 @@
-"""Handwritten digits read pixel by pixel: a small, real task that asks for memory."""
+"""Handwritten digits, pixel by pixel: a small, real task that needs memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def load(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 1,797 images of 8 x 8 pixels that come with scikit-learn; a fifth is held back, evenly over the digits.
+    """Load scikit-learn's 1,797 images of 8 x 8 pixels; a fifth, evenly over the digits, is for testing.
 
     Returns:
-        Images to learn from, (images, 64, 1), their digits, and images and digits held back; pixels lie in 0 to 1.
+        Images to learn from, (images, 64, 1), their digits, and images and digits for testing; pixels lie in 0 to 1.
     """
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, labels, test_size=0.2, stratify=labels, random_state=seed)

@@ -1,4 +1,4 @@
-"""What the demo puts on the terminal."""
+"""The demo's output on the terminal."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from gradscope.demo.training import CELLS
 from gradscope.report.chart import ASCII, BRAILLE, COLOURS, Curve, draw
 
 LEGEND = {
-    "clipping": "how, and at what share of the steps it changed the gradients",
+    "clipping": "kind of clipping, and the share of steps whose gradients it changed",
     "horizon": "steps until 1/1000 of the loss gradient is left, before and after",
     "decay": "decades that the loss gradient gains (+) or loses (-) per step back",
-    "saturated": "the gate most at its limits, and at what share of units and steps",
+    "saturated": "the most saturated gate, and its share of units and steps at a limit",
     "cost": "gradscope's own share of the training time",
 }
 
 
 def progress(console: Console) -> Progress:
-    """A bar per trial that counts epochs."""
+    """Make a progress bar of epochs per trial."""
     columns = (TextColumn("{task.description:<23}"), BarColumn(32), MofNCompleteColumn(), TextColumn("epochs"))
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
 def show(summaries: Sequence[Summary], console: Console) -> None:
-    """The table, what its columns mean, a sentence per layer, and the chart."""
+    """Print the table, the meanings of its columns, a sentence per layer, and the chart."""
     plain = console.options.ascii_only
     console.print("", _table(summaries, plain), "", sep="\n")
     for name, meaning in LEGEND.items():
@@ -56,7 +56,7 @@ def _table(summaries: Sequence[Summary], plain: bool) -> Table:
                 Text(summary.trial.cell.upper(), _colour(summary)),
                 f"{summary.trial.clipping} {summary.clipped:>4.0%}",
                 f"{summary.accuracy:.1%}",
-                f" {'->' if plain else '→'} ".join(_lags(it, plain) for it in (layer.before, layer.after) if it),
+                f" {'->' if plain else '→'} ".join(_lags(end, plain) for end in (layer.before, layer.after) if end),
                 f"{layer.decay:+.3f}",
                 f"{layer.gate} {layer.saturated:.0%}",
                 f"{summary.overhead:.1%}",

@@ -1,4 +1,4 @@
-"""What a run says, as a few numbers and one sentence made from them."""
+"""A run as a few numbers, and one sentence from them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from gradscope import LayerKey, Run
 
-LATE = 4  # recorded steps at the end that are taken together, as a single batch tells little
-SATURATED = 0.25  # from which share on it is worth a word
-FAINT = 0.05  # below which share the first inputs have little say
+LATE = 4  # recorded steps at the end under one median, as a single batch shows little
+SATURATED = 0.25  # least share that the sentence mentions
+FAINT = 0.05  # with a smaller share the first inputs have little influence
 
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """How many steps back the loss gradient falls below a thousandth; `censored` where it never does."""
+    """The number of steps back to a thousandth of the loss gradient; `censored` if it never falls so far."""
 
     lag: float
     censored: bool
@@ -33,11 +33,11 @@ class Layer:
     """One recurrent layer, before training and at its end (the median over the last recorded steps).
 
     Attributes:
-        before: its horizon at the first recorded step; None where too few are recorded to tell beginning from end.
-        after: its horizon at the end.
-        decay: decades per step that its reach gains at the end (loses, if negative).
-        gate: its most saturated gate at the end.
-        saturated: the share of units, sequences and time for which that gate is.
+        before: horizon at the first recorded step; None if beginning and end overlap, with too few records.
+        after: horizon at the end.
+        decay: decades per step that reach gains at the end (loses, if negative).
+        gate: the most saturated gate at the end.
+        saturated: share of units, sequences and time with this gate saturated.
         timesteps: length of the chain.
         reach: columns `p10`, `p50` and `p90` by lag at the end.
     """
@@ -56,12 +56,12 @@ class Summary:
     """One trial.
 
     Attributes:
-        trial: which one.
-        accuracy: share of held-back things named rightly.
-        clipped: share of optimizer steps at which clipping changed the gradients.
+        trial: the trial.
+        accuracy: share of right answers on test data.
+        clipped: share of optimizer steps with clipped gradients.
         overhead: gradscope's own share of the training time.
-        layers: its recurrent layers, by name.
-        loss: from what to what it went; None where no loss was seen.
+        layers: recurrent layers, by name.
+        loss: loss at both ends; None if unknown.
     """
 
     trial: Trial
@@ -73,7 +73,7 @@ class Summary:
 
 
 def summarise(trial: Trial, accuracy: float, run: Run) -> Summary:
-    """The numbers of one finished trial."""
+    """Compute the numbers of one finished trial."""
     steps, clips = run.frame("steps"), run.frame("clips")
     return Summary(
         trial,
@@ -108,23 +108,23 @@ def _horizon(records: pd.DataFrame) -> Horizon:
 
 
 def sentence(layer: Layer) -> str:
-    """What the numbers of a layer mean, in plain words."""
-    said = _reached(layer)
+    """Explain the numbers of a layer in plain words."""
+    text = _reach(layer)
     if layer.saturated >= SATURATED:
-        what = "state" if layer.gate == "hidden" else "gate"
-        said += f"; its {layer.gate} {what} is saturated in {layer.saturated:.0%} of units and steps"
-    return f"{said}."
+        kind = "state" if layer.gate == "hidden" else "gate"
+        text += f"; its {layer.gate} {kind} is saturated in {layer.saturated:.0%} of units and steps"
+    return f"{text}."
 
 
-def _reached(layer: Layer) -> str:
+def _reach(layer: Layer) -> str:
     lag, left = layer.after.lag, float(layer.reach["p50"].iloc[-1])
     if isnan(lag):
-        return "how far its loss gradient reaches back could not be observed, for the reasons in the table `notes`"
+        return "the reach of its loss gradient is unknown, for the reasons in the table `notes`"
     back = f"{lag:.0f} steps back{_earlier(layer)}"
     if not layer.after.censored:
         return (
             f"less than a thousandth of the loss gradient is left {back}, so the "
-            f"first {layer.timesteps - lag:.0f} of {layer.timesteps} inputs can hardly teach it anything"
+            f"first {layer.timesteps - lag:.0f} of {layer.timesteps} inputs hardly teach it anything"
         )
     if left > 2:
         return f"the loss gradient grows {left:,.0f}-fold on its way to {back}"

@@ -1,4 +1,4 @@
-"""What the demo's networks learn: one real task, and three made ones that ask for memory in different ways."""
+"""The tasks of the demo: one real task, and three artificial ones that need memory in different ways."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ANY = -100
-"""A target that does not count, as `cross_entropy` has it."""
+"""A target that `cross_entropy` ignores."""
 LEARNT, HELD_BACK = 1536, 384
 STEPS = 64
 
 
 class Task(NamedTuple):
-    """Sequences to name things in, split for training and testing.
+    """Sequences to classify, split for training and testing.
 
     Attributes:
         train_x: sequences to learn from, (sequences, steps, channels).
-        train_y: what to say of them: after the last step, (sequences,), or at every step, (sequences, steps), where
-            `ANY` does not count.
-        test_x: sequences held back.
-        test_y: what to say of those.
-        classes: how many answers there are.
-        what: what a sequence is, in the plural.
-        step: what a step is, in the plural.
+        train_y: their answers: after the last step, (sequences,), or at every step, (sequences, steps), with `ANY` for
+            steps without an answer.
+        test_x: sequences for testing.
+        test_y: their answers.
+        classes: number of answers.
+        what: noun for the sequences.
+        step: noun for the steps.
     """
 
     train_x: Tensor
@@ -43,14 +43,14 @@ def _split(x: Tensor, y: Tensor, classes: int, what: str, step: str) -> Task:
 
 
 def digits(seed: int) -> Task:
-    """Handwritten digits, read pixel by pixel: which digit is it?"""
+    """Make the task of handwritten digits, pixel by pixel: which digit is it?"""
     from gradscope.demo.digits import load
 
     return Task(*load(seed), classes=10, what="handwritten digits", step="pixels")
 
 
 def adding(seed: int) -> Task:
-    """Two of 64 numbers are marked, one in each half: is their sum above 1? After Hochreiter and Schmidhuber (1997)."""
+    """Mark two of 64 numbers, one in each half: is their sum above 1? After Hochreiter and Schmidhuber (1997)."""
     random = torch.Generator().manual_seed(seed)
     number = LEARNT + HELD_BACK
     values = torch.rand(number, STEPS, generator=random)
@@ -63,7 +63,7 @@ def adding(seed: int) -> Task:
 
 
 def copy(seed: int) -> Task:
-    """Four of eight symbols, 56 blanks, then say the four again. After Hochreiter and Schmidhuber (1997)."""
+    """Show four of eight symbols, then 56 blanks: what were the four? After Hochreiter and Schmidhuber (1997)."""
     random = torch.Generator().manual_seed(seed)
     number, shown = LEARNT + HELD_BACK, 4
     symbols = torch.randint(8, (number, shown), generator=random)
@@ -76,7 +76,7 @@ def copy(seed: int) -> Task:
 
 
 def tagging(seed: int) -> Task:
-    """Brackets that open and close between other signs: how deep is it, at every step?"""
+    """Open and close brackets between other signs: what is the depth at every step?"""
     random = torch.Generator().manual_seed(seed)
     number, deepest = LEARNT + HELD_BACK, 5
     depth = torch.zeros(number, dtype=torch.long)
@@ -84,7 +84,7 @@ def tagging(seed: int) -> Task:
     for _ in range(STEPS):
         sign = torch.randint(-1, 2, (number,), generator=random)
         after = (depth + sign).clamp(0, deepest)
-        signs.append(after - depth + 1)  # a bracket that would go beyond is another sign
+        signs.append(after - depth + 1)  # a bracket beyond the limits is another sign
         depths.append(after)
         depth = after
     x = F.one_hot(torch.stack(signs, 1), 3).float()

@@ -1,4 +1,4 @@
-"""An ordinary training loop, watched."""
+"""An ordinary training loop with a scope."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CLIPPINGS: dict[str, Callable[[list[nn.Parameter]], object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training: which cell, and how its gradients are clipped."""
+    """One training: its cell, and the kind of clipping."""
 
     cell: str
     clipping: str
 
     @property
     def name(self) -> str:
-        """What its run folder is called."""
+        """The name of its run folder."""
         return f"{self.cell}-{self.clipping}"
 
     @property
@@ -46,7 +46,7 @@ class Trial:
 
 
 class Classifier(nn.Module):
-    """A recurrent layer, and a linear one that names things from its output, after the last step or at every one."""
+    """A recurrent layer, and a linear classifier of its output, after the last step or at every step."""
 
     def __init__(self, cell: str, channels: int = 1, classes: int = 10, every_step: bool = False) -> None:
         super().__init__()
@@ -55,18 +55,18 @@ class Classifier(nn.Module):
         self.every_step = every_step
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores (sequences, classes), or (sequences, classes, steps), for (sequences, steps, channels)."""
+        """Compute scores (sequences, classes), or (sequences, classes, steps), for (sequences, steps, channels)."""
         output, _ = self.rnn(x)
         return self.classify(output).mT if self.every_step else self.classify(output[:, -1])
 
 
 def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, report: Callable[[], object]) -> float:
-    """Train one network, with its run in `logdir`; `report` is called after every epoch.
+    """Train one network, with its run in `logdir`, and call `report` after every epoch.
 
     Returns:
-        The share of held-back things that it names rightly.
+        The share of right answers on test data.
     """
-    _forget_earlier(logdir)
+    _remove_earlier(logdir)
     torch.manual_seed(seed)
     model = Classifier(trial.cell, task.train_x.shape[2], task.classes, task.train_y.dim() > 1)
     parameters = list(model.parameters())
@@ -85,8 +85,8 @@ def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, report
         return (model(task.test_x).argmax(1) == task.test_y)[counts].float().mean().item()
 
 
-def _forget_earlier(logdir: Path) -> None:
-    """Remove the run of an earlier demo, and nothing else that may lie in the folder."""
+def _remove_earlier(logdir: Path) -> None:
+    """Remove the run of an earlier demo, and nothing else in the folder."""
     run = logdir / "gradscope"
     if (run / "run.json").exists():
         shutil.rmtree(run)

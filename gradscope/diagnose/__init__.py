@@ -1,10 +1,10 @@
-"""What a run says about its training: findings, the most probable root cause first."""
+"""Findings: faults of a training, the most probable root cause first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gradscope.diagnose.frames import Recorded, Seen, look_at
+from gradscope.diagnose.frames import Recorded, Tables, read_tables
 from gradscope.diagnose.order import root_causes_first, without_consequences
 from gradscope.diagnose.ranks import Ranked, merge_ranks
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
@@ -27,9 +27,9 @@ from gradscope.diagnose.rules.updates import small_updates
 from gradscope.diagnose.rules.vanishing import vanishing_gradient
 from gradscope.types import Finding
 
-__all__ = ["RULES", "Recorded", "Seen", "diagnose", "diagnose_ranks", "look_at", "root_causes_first"]
+__all__ = ["RULES", "Recorded", "Tables", "diagnose", "diagnose_ranks", "read_tables", "root_causes_first"]
 
-RULES: Sequence[Callable[[Seen], list[Finding]]] = (
+RULES: Sequence[Callable[[Tables], list[Finding]]] = (
     no_gradient,
     stale_gradient,
     single_timestep,
@@ -49,25 +49,25 @@ RULES: Sequence[Callable[[Seen], list[Finding]]] = (
     vanishing_gradient,
     too_few_records,
 )
-"""One rule for each code, in the order in which they cause each other."""
+"""One rule for each code, causes before effects."""
 
 
 def diagnose(run: Recorded) -> list[Finding]:
-    """What is wrong with a training, or that nothing is.
+    """Find the faults of a training.
 
     Args:
         run: a `Run`, finished or live.
 
     Returns:
-        Findings, the most probable root cause first; `healthy` alone where no rule has any.
+        Findings, the most probable root cause first; `healthy` alone if no rule finds a fault.
     """
-    seen = look_at(run)
-    found = [finding for rule in RULES for finding in rule(seen)]
-    return root_causes_first(without_consequences(found)) if found else [healthy(seen)]
+    tables = read_tables(run)
+    findings = [finding for rule in RULES for finding in rule(tables)]
+    return root_causes_first(without_consequences(findings)) if findings else [healthy(tables)]
 
 
 def diagnose_ranks(run: Ranked) -> list[Finding]:
-    """The same, of each process by itself where several have written; findings that only some have name their ranks.
+    """Find the faults of each process separately; a finding names its ranks unless all processes have it.
 
     Args:
         run: a `Run`, finished or live.

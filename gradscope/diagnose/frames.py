@@ -1,4 +1,4 @@
-"""What the rules look at: the tables of a run, cut down to a bounded number of recorded steps."""
+"""The input of the rules: the tables of a run, restricted to a bounded number of recorded steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from gradscope.types import LayerKey
 
 Frame: TypeAlias = Any
-"""A `pandas.DataFrame`, the columns of which no type says."""
+"""A `pandas.DataFrame`; no type describes its columns."""
 
 KEY = list(LayerKey._fields)
 RECORDS = 40
@@ -21,56 +21,56 @@ QUANTITIES = ("grad_h", "grad_h_direct", "state", "weight_grad")
 
 
 class Recorded(Protocol):
-    """What is diagnosed: a `Run`, or anything that gives its tables."""
+    """A `Run`, or another source of its tables."""
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Says `layers`: class and sizes by qualified name."""
+        """Metadata with `layers`: class and sizes by qualified name."""
         ...
 
     def frame(self, table: str, /, **filters: Any) -> Frame:
-        """One table."""
+        """Read one table."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Tables:
     """Tables of some recorded steps, the first and the last among them; `steps`, `clips` and `notes` of all steps.
 
     Attributes:
-        tables: frame by name.
-        modules: what `attach` knew of each layer (class, sizes), by qualified name.
-        known: what has been worked out from these and is asked for again.
+        frames: frame by name.
+        modules: class and sizes of each layer from `attach`, by qualified name.
+        known: cached results.
     """
 
-    tables: Mapping[str, Frame]
+    frames: Mapping[str, Frame]
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
     known: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
 
     def __getitem__(self, table: str) -> Frame:
-        """A table."""
-        return self.tables[table]
+        """Return a table."""
+        return self.frames[table]
 
     def of(self, table: str, key: LayerKey) -> Frame:
-        """The rows of one recurrence, sorted by step."""
-        frame = self.tables[table]
+        """Return the rows of one recurrence, sorted by step."""
+        frame = self.frames[table]
         if table not in self.known:
             self.known[table] = frame.groupby(KEY, sort=False).indices if len(frame) else {}
         return frame.iloc[self.known[table].get(tuple(key), [])]
 
     @property
     def keys(self) -> list[LayerKey]:
-        """Every recurrence, of each module the lowest layer first; later chains of a step stand behind the first."""
-        found = self.tables["layers"][KEY].drop_duplicates()
-        return sorted(LayerKey(str(m), int(n), d, int(c)) for m, n, d, c in found.itertuples(index=False))
+        """All recurrences by module, the lowest layer first; later chains of a step follow the first."""
+        rows = self.frames["layers"][KEY].drop_duplicates()
+        return sorted(LayerKey(str(m), int(n), d, int(c)) for m, n, d, c in rows.itertuples(index=False))
 
     @property
     def first_chains(self) -> list[LayerKey]:
-        """Every recurrence once, by its first chain."""
+        """All recurrences once, by their first chain."""
         return [key for key in self.keys if key.chain == 0]
 
     @property
-    def modules_seen(self) -> Iterator[tuple[str, list[LayerKey]]]:
+    def by_module(self) -> Iterator[tuple[str, list[LayerKey]]]:
         """The recurrences of each module."""
         keys = self.first_chains
         for module in dict.fromkeys(key.module for key in keys):
@@ -78,17 +78,17 @@ class Seen:
 
     @property
     def records(self) -> list[int]:
-        """The recorded steps that are looked at."""
-        return sorted({int(step) for step in self.tables["layers"]["step"]})
+        """The recorded steps of these tables."""
+        return sorted({int(step) for step in self.frames["layers"]["step"]})
 
     @property
     def recorded(self) -> int:
-        """How many steps were recorded, whether or not they are looked at."""
-        return int(self.tables["steps"]["recorded"].astype(bool).sum())
+        """Number of all recorded steps, with steps that these tables leave out."""
+        return int(self.frames["steps"]["recorded"].astype(bool).sum())
 
     def family(self, module: str) -> str:
-        """`"lstm"`, `"gru"`, `"rnn_relu"`, `"rnn_tanh"` or, of a cell that is none of these, empty."""
-        gates = {*self.tables["gates"].loc[self.tables["gates"]["module"] == module, "gate"]}
+        """Return `"lstm"`, `"gru"`, `"rnn_relu"` or `"rnn_tanh"`, or an empty text for other cells."""
+        gates = {*self.frames["gates"].loc[self.frames["gates"]["module"] == module, "gate"]}
         if "forget" in gates:
             return "lstm"
         if "update" in gates:
@@ -100,22 +100,22 @@ class Seen:
         return "rnn_relu" if relu else "rnn_tanh"
 
 
-def look_at(run: Recorded) -> Seen:
-    """Read what the rules need: at most `RECORDS` recorded steps, fewer where a step has very many timesteps."""
+def read_tables(run: Recorded) -> Tables:
+    """Read the input of the rules: at most `RECORDS` recorded steps, fewer if a step has very many timesteps."""
     layers, every = run.frame("layers"), run.frame("steps")
     chosen = _spread(layers, _around(layers, every))
     recorded: dict[str, Any] = {"step": chosen}
-    tables = {name: run.frame(name, **recorded) for name in ("reach", "gates", "units", "weights")}
-    tables["layers"] = layers[layers["step"].isin(chosen)].reset_index(drop=True)
-    tables["timesteps"] = run.frame("timesteps", quantity=list(QUANTITIES), **recorded)
-    tables["steps"] = every
+    frames = {name: run.frame(name, **recorded) for name in ("reach", "gates", "units", "weights")}
+    frames["layers"] = layers[layers["step"].isin(chosen)].reset_index(drop=True)
+    frames["timesteps"] = run.frame("timesteps", quantity=list(QUANTITIES), **recorded)
+    frames["steps"] = every
     for name in ("clips", "notes"):
-        tables[name] = run.frame(name)
-    return Seen(tables, run.meta.get("layers", {}))
+        frames[name] = run.frame(name)
+    return Tables(frames, run.meta.get("layers", {}))
 
 
 def _around(layers: Frame, steps: Frame) -> set[int]:
-    """The last recorded steps before gradients were not finite for the first time, and the first from there on."""
+    """Return the last recorded steps before the first non-finite gradients, and the first steps from there on."""
     bad = steps.loc[(steps["nonfinite"] > 0) & ~steps["skipped"].astype(bool), "step"]
     if not len(bad):
         return set()
@@ -125,7 +125,7 @@ def _around(layers: Frame, steps: Frame) -> set[int]:
 
 
 def _spread(layers: Frame, others: set[int]) -> list[int]:
-    """Recorded steps, half of them evenly spaced over the records and half over the training, and some others."""
+    """Choose recorded steps, half evenly spaced over the records and half over the training, and add some others."""
     steps = sorted({int(step) for step in layers["step"]})
     if not steps:
         return []
@@ -137,5 +137,5 @@ def _spread(layers: Frame, others: set[int]) -> list[int]:
     records = np.linspace(0, last, half).round().astype(int)
     times = np.searchsorted(steps, np.linspace(steps[0], steps[-1], half))
     for places in (records, times):
-        places[1:-1:2] += 1  # two optimizers may take turns, and both are to be seen
+        places[1:-1:2] += 1  # so that optimizers that take turns both appear
     return sorted({*(steps[min(int(place), last)] for place in (*records, *times)), *others})

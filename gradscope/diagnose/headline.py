@@ -1,4 +1,4 @@
-"""One sentence on a training: whether it learns, where its loss goes, and how much of it is recorded."""
+"""One sentence on a training: its verdict, its loss, and the number of records."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from gradscope.diagnose.frames import Recorded, look_at
-from gradscope.diagnose.learning import Learning, Verdict, read
+from gradscope.diagnose.frames import Recorded, read_tables
+from gradscope.diagnose.learning import Learning, read
 from gradscope.diagnose.progress import learning
+from gradscope.diagnose.verdict import Verdict
 from gradscope.diagnose.words import plural
 from gradscope.types.loss import Change, change
 
@@ -26,31 +27,31 @@ GUESSED: dict[Verdict, str] = {
 
 
 def learns(run: Recorded) -> Learning:
-    """Whether a training learns: from its losses; where none was seen, from its loss gradient."""
+    """Judge whether a training learns, by its losses, or without losses by its loss gradient."""
     steps = run.frame("steps")
     if not np.isfinite(steps["loss"].to_numpy(dtype=np.float64)).any():
-        return learning(look_at(run))
+        return learning(read_tables(run))
     losses = steps.groupby("step")["loss"].median()  # of all processes
     return read(losses.index.to_numpy(dtype=np.float64), losses.to_numpy(dtype=np.float64))
 
 
 def headline(run: Recorded) -> str:
-    """What a person wants to know first of a training, in one sentence."""
+    """Summarise a training in one sentence."""
     steps = run.frame("steps")
     if steps.empty:
-        return "No optimizer step was seen."
+        return "gradscope has seen no optimizer step."
     count, recorded = steps["step"].nunique(), steps.loc[steps["recorded"].astype(bool), "step"].nunique()
     length = f"{plural(count, 'step')}, {recorded:,} recorded"
-    said, found = learns(run), change(steps)
-    if found is None:
-        return f"{GUESSED.get(said.verdict, UNKNOWN)}: {length}."
-    if math.isinf(found.last):
+    training, loss = learns(run), change(steps)
+    if loss is None:
+        return f"{GUESSED.get(training.verdict, UNKNOWN)}: {length}."
+    if math.isinf(loss.last):
         since = int(steps.loc[steps["nonfinite"] > 0, "step"].min())
-        return f"The training diverges: loss {str(found).replace('->', '→')} (first at step {since:,}), {length}."
-    return f"{_verdict(said, found)}: loss {str(found).replace('->', '→')}, {length}."
+        return f"The training diverges: loss {str(loss).replace('->', '→')} (first at step {since:,}), {length}."
+    return f"{_verdict(training, loss)}: loss {str(loss).replace('->', '→')}, {length}."
 
 
-def _verdict(said: Learning, found: Change) -> str:
-    if said.verdict == "stalls" and found.last < 0.9 * found.first:
+def _verdict(training: Learning, loss: Change) -> str:
+    if training.verdict == "stalls" and loss.last < 0.9 * loss.first:
         return "The loss has stopped falling"
-    return VERDICTS[said.verdict]
+    return VERDICTS[training.verdict]

@@ -1,4 +1,4 @@
-"""What to try in the training loop: lines that are typed there, and tests that decide between causes."""
+"""Remedies in the training loop: lines to type, and tests that decide between causes."""
 
 from __future__ import annotations
 
@@ -10,104 +10,100 @@ from gradscope.types import LayerKey, Remedy
 
 
 def clip(norm: float) -> Remedy:
-    """Clipping by norm at a threshold from the run's own records."""
+    """Clip by norm at a threshold from the run's own records."""
     code = f"torch.nn.utils.clip_grad_norm_({MODEL}.parameters(), max_norm={number(norm)})"
     return Remedy("clip by norm, between backward() and the optimizer's step", code)
 
 
 def rate(factor: float) -> Remedy:
-    """Smaller steps, or larger ones."""
-    way = "lower" if factor < 1 else "raise"
-    return Remedy(f"{way} the learning rate", f'for group in optimizer.param_groups: group["lr"] *= {factor:g}')
+    """Scale the learning rate."""
+    verb = "lower" if factor < 1 else "raise"
+    return Remedy(f"{verb} the learning rate", f'for group in optimizer.param_groups: group["lr"] *= {factor:g}')
 
 
 def rate_for(update: float, aim: float = 1e-2) -> Remedy:
-    """A learning rate with which a step changes weights by about `aim` of their norm."""
+    """Scale the learning rate so that a step changes weights by about `aim` of their norm."""
     factor = 10.0 ** round(math.log10(aim / update)) if update > 0 else 10.0
     return rate(max(10.0, factor) if aim > update else min(0.1, factor))
 
 
 def no_decay() -> Remedy:
-    """Weights that are not pulled to zero."""
+    """Switch weight decay off."""
     return Remedy("switch weight decay off", 'for group in optimizer.param_groups: group["weight_decay"] = 0.0')
 
 
 def zero_grad() -> Remedy:
-    """Gradients of this step alone."""
+    """Clear the gradients."""
     return Remedy("clear the gradients in every step, before backward()", "optimizer.zero_grad()")
 
 
 def optimize(names: Sequence[str]) -> Remedy:
-    """Parameters that the optimizer has not been given."""
-    given = ", ".join(f"{typed(name.rpartition('.')[0])}.{name.rpartition('.')[2]}" for name in names)
-    code = f'optimizer.add_param_group({{"params": [{given}]}})'
-    return Remedy("give the optimizer these parameters as well, or freeze them with requires_grad_(False)", code)
+    """Pass missing parameters to the optimizer."""
+    missing = ", ".join(f"{typed(name.rpartition('.')[0])}.{name.rpartition('.')[2]}" for name in names)
+    code = f'optimizer.add_param_group({{"params": [{missing}]}})'
+    return Remedy("pass these parameters to the optimizer as well, or freeze them with requires_grad_(False)", code)
 
 
 def register() -> Remedy:
-    """Layers that `parameters()` does not know of."""
+    """Register layers that `parameters()` lacks."""
     code = "self.layers = torch.nn.ModuleList(layers)  # in __init__, in place of a list; then make the optimizer anew"
-    return Remedy("keep layers in a ModuleList, tensors as nn.Parameter: then model.parameters() has them", code)
+    return Remedy("store layers in a ModuleList, tensors as nn.Parameter: then model.parameters() has them", code)
 
 
 def scale_input() -> Remedy:
-    """Features of mean 0 and variance 1."""
+    """Scale features to mean 0 and variance 1."""
     code = "x = (x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-8)  # better: mean and deviation of the training set"
     return Remedy("scale the input, feature by feature, to mean 0 and standard deviation 1", code)
 
 
 def pack() -> Remedy:
-    """Sequences without their padding."""
+    """Pack padded sequences."""
     code = "packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)"
-    return Remedy("if sequences are padded, pack them, so that the last state is that of the last real step", code)
-
-
-def read(title: str, code: str) -> Remedy:
-    """The answer, read somewhere else."""
-    return Remedy(title, code)
+    return Remedy("pack padded sequences, so that the last state is the state of the last real timestep", code)
 
 
 def keep_graph(key: LayerKey) -> Remedy:
-    """The state handed on as it is."""
+    """Pass the state on with its graph."""
     code = f"output, state = {typed(key.module)}(x, state)  # the state as it came, without .detach() or .data"
-    return Remedy("hand the state on without detaching it within a training step", code)
+    return Remedy("pass the state on within a training step without detaching it", code)
 
 
 def longer_window() -> Remedy:
-    """More timesteps before the state is detached."""
-    return Remedy("if the truncation is meant, detach less often: use a longer window", "window = 4 * window")
+    """Detach the state after more timesteps."""
+    return Remedy("if you truncate on purpose, detach less often: use a longer window", "window = 4 * window")
 
 
 def cut(horizon: float) -> Remedy:
-    """Whether a short reach is the matter at all."""
+    """Test whether the short reach matters."""
     last = max(1, math.ceil(horizon))
     code = f"x = x[:, -{last}:]  # time first: x[-{last}:]; leave the targets as they are, and train again"
-    told = (
-        f"a test that decides: keep the last {plural(last, 'timestep')} of each sequence. If the loss is the same, the "
-        "network makes no use of what came before; if the task needs that, the reach is what holds it back"
+    title = (
+        f"a decisive test: keep the last {plural(last, 'timestep')} of each sequence. If the loss stays the same, the "
+        "network does not use earlier timesteps; if the task needs them, the short reach is the obstacle"
     )
-    return Remedy(told, code)
+    return Remedy(title, code)
 
 
 def what_if() -> Remedy:
-    """What remedies would do, before they are trained."""
+    """Predict the effect of remedies before training."""
     return Remedy("see how far gradients would reach with each remedy", "print(scope.whatif(batch, loss))")
 
 
-def cut_tail(kept: int) -> Remedy:
-    """Whether the end of the sequences is in the way."""
-    told = f"a test that decides: keep the first {plural(kept, 'timestep')} of each sequence, and see whether it learns"
-    return Remedy(told, f"x = x[:, :{kept}]  # time first: x[:{kept}]")
+def cut_tail(count: int) -> Remedy:
+    """Test whether the end of the sequences is the obstacle."""
+    first = plural(count, "timestep")
+    title = f"a decisive test: keep the first {first} of each sequence, and see whether the network learns"
+    return Remedy(title, f"x = x[:, :{count}]  # time first: x[:{count}]")
 
 
 def other_rates() -> Remedy:
-    """One smaller and one larger."""
+    """Try a smaller and a larger learning rate."""
     code = 'for group in optimizer.param_groups: group["lr"] *= 0.1  # in another run: 10'
     return Remedy("try a learning rate ten times smaller, and one ten times larger", code)
 
 
 def by_heart() -> Remedy:
-    """The first test of any training."""
+    """Learn one batch, the first test of any training."""
     code = (
         "for _ in range(300):  # always the same batch\n"
         "    optimizer.zero_grad()\n"
@@ -115,55 +111,55 @@ def by_heart() -> Remedy:
         "    loss.backward()\n"
         "    optimizer.step()"
     )
-    told = "learn one batch by heart. If its loss does not go to zero, model or loop are wrong; else look at the data"
-    return Remedy(told, code)
+    title = "learn one batch by heart. If its loss does not go to zero, model or loop are wrong; else check the data"
+    return Remedy(title, code)
 
 
 def look_at_shapes() -> Remedy:
-    """Shapes and labels, which broadcast without a word."""
+    """Compare shapes and labels, which broadcast silently."""
     return Remedy(
-        "hold answers and targets side by side: the same shape, the labels that belong to the input, a loss that fits",
+        "compare answers and targets: the same shape, the labels of the same inputs, a suitable loss",
         "print(output.shape, target.shape, output.flatten()[:8], target.flatten()[:8])",
     )
 
 
 def look_at_optimizer() -> Remedy:
-    """How many parameters it holds."""
+    """Count the optimizer's parameters."""
     return Remedy(
-        "count what the optimizer holds: all parameters, and at which learning rate",
+        "check that the optimizer has all parameters, and its learning rates",
         'print([(len(g["params"]), g["lr"]) for g in optimizer.param_groups], len(list(model.parameters())))',
     )
 
 
 def find_nonfinite() -> Remedy:
-    """Where it begins."""
-    return Remedy("let torch name the operation in which it begins", "torch.autograd.set_detect_anomaly(True)")
+    """Find the origin with torch."""
+    return Remedy("let torch name the first non-finite operation", "torch.autograd.set_detect_anomaly(True)")
 
 
 def leave_out() -> Remedy:
-    """The samples of which the loss is not finite."""
+    """Leave out samples with a non-finite loss."""
     code = "loss = losses[losses.isfinite()].mean()  # losses: one for each sequence, with reduction='none'"
-    return Remedy("leave out the sequences whose loss is not finite, and look at them", code)
+    return Remedy("leave out the sequences with a non-finite loss, and look at them", code)
 
 
 def zero_infinity() -> Remedy:
-    """CTC's own switch."""
+    """Set CTC's own switch."""
     code = "criterion = torch.nn.CTCLoss(zero_infinity=True)"
-    return Remedy("with CTC: targets that are longer than their input have an infinite loss; count them as zero", code)
+    return Remedy("with CTC, targets longer than their input have an infinite loss; count them as zero", code)
 
 
 def look_at_batch(step: int) -> Remedy:
-    """The data of one step."""
+    """Look at the data of one step."""
     code = f"if step == {step}: print([name for name, value in batch.items() if not value.isfinite().all()])"
     return Remedy(f"look at the batch of step {step}", code)
 
 
 def record_again(step: int) -> Remedy:
-    """The step itself, in a second run."""
+    """Record the step in a second run."""
     code = f"gradscope.attach({MODEL}, logdir=..., every=lambda step: step >= {max(0, step - 2)})"
     return Remedy("repeat the run from the last checkpoint and record every step around it", code)
 
 
 def record_more() -> Remedy:
-    """A basis for a verdict."""
+    """Record every step."""
     return Remedy("record every step (or `gradscope run --every 1 SCRIPT`)", f"gradscope.attach({MODEL}, every=1)")

@@ -1,4 +1,4 @@
-"""Which of several findings is the cause of the others."""
+"""Order of findings: causes before consequences."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ CAUSES = (
     "vanishing_gradient",
     "too_few_records",
 )
-"""Causes before what they bring about: a shut gate makes gradients vanish, large weights end in NaN."""
+"""Causes before their effects: a shut gate makes gradients vanish, large weights end in NaN."""
 _SEVERITIES = ("critical", "warning", "info")
 STILL = frozenset({"no_gradient", "single_timestep", "dead_units", "saturated_gate", "excessive_clipping"})
-"""What leaves weights where they are: that steps are small is then no finding of its own."""
+"""Findings that explain small steps, so that `small_updates` adds nothing."""
 
 
 def without_consequences(findings: Sequence[Finding]) -> list[Finding]:
-    """Leave out what another finding explains wholly, and that there are too few records where something was found."""
+    """Drop findings that another finding explains fully, and `too_few_records` beside any fault."""
     wrong = {finding.code for finding in findings if finding.severity != "info"}
-    told = {"small_updates"} if wrong & STILL else set[str]()
-    told |= {"too_few_records"} if wrong else set()
-    told |= {"missing_clipping"} if any(finding.evidence.get("thrown") for finding in findings) else set()
-    return [finding for finding in findings if finding.code not in told]
+    explained = {"small_updates"} if wrong & STILL else set[str]()
+    explained |= {"too_few_records"} if wrong else set()
+    explained |= {"missing_clipping"} if any(finding.evidence.get("thrown") for finding in findings) else set()
+    return [finding for finding in findings if finding.code not in explained]
 
 
 def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:
-    """Sort by probable cause, what is no more than a fact behind the rest; of one code the worst comes first.
+    """Sort by probable cause, with mere facts (`info`) last; the worst finding of a code comes first.
 
-    NaN in a training in which nothing grew is a cause of its own. Gates that were not saturated at the start have been
-    driven there, by spikes, by steps that were too large, by weights that grew, or in vain: no gradient comes back.
-    Where exactly zero comes to a layer, units of its module that let nothing pass come first. A gradient that did not
-    explode at the start does so where a training diverged and its weights were thrown far off.
+    NaN is a cause of its own if nothing grew before. Spikes, large steps, growing weights or a missing gradient drive
+    gates into saturation that were not saturated at the start, so these come before the gates. If a layer receives
+    exactly zero, dead or saturated units of its module come before `no_gradient`. A gradient that explodes only later
+    does so because the training diverged and threw its weights far off.
     """
     return sorted(findings, key=lambda finding: _place(finding, findings))
 
@@ -73,7 +73,7 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
 
 
 def _stopped_above(finding: Finding, findings: Sequence[Finding]) -> bool:
-    """Whether units of the same module let nothing pass: then exactly zero is what comes of it."""
-    stops = [one for one in findings if one.code in ("dead_units", "saturated_gate") and one.severity != "info"]
+    """True if units of the same module let no gradient pass, and so explain a gradient of exactly zero."""
+    stops = [other for other in findings if other.code in ("dead_units", "saturated_gate") and other.severity != "info"]
     module = finding.layer_key.module if finding.layer_key else None
-    return any(one.layer_key is not None and one.layer_key.module == module for one in stops)
+    return any(other.layer_key is not None and other.layer_key.module == module for other in stops)

@@ -1,4 +1,4 @@
-"""Findings of a run of several processes: what all of them show is said once, what only some show names them."""
+"""Findings of a run of several processes: common findings appear once, others name their ranks."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from gradscope.types import Finding
 
 
 class Ranked(Recorded, Protocol):
-    """The same of several processes."""
+    """A run of several processes."""
 
     @property
     def ranks(self) -> list[int]:
-        """The processes that have written."""
+        """The ranks that have written."""
         ...
 
     def of_rank(self, rank: int) -> Recorded:
-        """The tables of one of them."""
+        """Return the tables of one process."""
         ...
 
 
-def merge_ranks(found: Mapping[int, Sequence[Finding]], runs: Mapping[int, Recorded]) -> list[Finding]:
-    """The findings of each process as those of the run, the most probable root cause first.
+def merge_ranks(findings: Mapping[int, Sequence[Finding]], runs: Mapping[int, Recorded]) -> list[Finding]:
+    """Merge the findings of the processes, the most probable root cause first.
 
     Args:
-        found: by rank.
-        runs: what they were found in.
+        findings: findings by rank.
+        runs: tables by rank.
     """
     alike: dict[tuple[object, ...], dict[int, Finding]] = {}
-    for rank, findings in found.items():
-        for finding in findings:
+    for rank, own in findings.items():
+        for finding in own:
             where = None if finding.code == "nonfinite_gradient" else finding.layer_key  # once for the run
             alike.setdefault((finding.code, where), {}).setdefault(rank, finding)
     merged = [_named(by_rank, runs) for by_rank in alike.values() if _first(by_rank).code != "healthy"]
@@ -45,39 +45,40 @@ def _first(by_rank: Mapping[int, Finding]) -> Finding:
 
 
 def _named(by_rank: Mapping[int, Finding], runs: Mapping[int, Recorded]) -> Finding:
-    """The finding of the lowest rank, and whose it is where not everybody's."""
-    finding, everybodys = _first(by_rank), len(by_rank) == len(runs)
-    if everybodys and finding.code == "nonfinite_gradient":
+    """Return the finding of the lowest rank, with the ranks unless all processes have the finding."""
+    finding, common = _first(by_rank), len(by_rank) == len(runs)
+    if common and finding.code == "nonfinite_gradient":
         return _with_origin(by_rank, runs)
-    if everybodys:
+    if common:
         return finding
-    who = _told(by_rank)
+    who = _listed(by_rank)
     return replace(
         finding,
         title=f"{finding.title} ({who} of {len(runs)})",
-        explanation=f"{finding.explanation} This is so on {who} alone, of {len(runs)} processes.",
+        explanation=f"{finding.explanation} This holds on {who} alone, of {len(runs)} processes.",
         evidence={**finding.evidence, "ranks": tuple(by_rank)},
     )
 
 
 def _with_origin(by_rank: Mapping[int, Finding], runs: Mapping[int, Recorded]) -> Finding:
-    """Which processes' own gradients were not finite at the first such step: after the reduction, everybody's are."""
+    """Name the processes whose own gradients were not finite first: after the reduction the gradients of all are."""
     finding = _first(by_rank)
     step = finding.evidence["steps"][0]
     own = {rank: run.frame("timesteps", step=step, quantity="grad_h") for rank, run in runs.items()}
     ill = [rank for rank, rows in own.items() if (rows["nonfinite"] > 0).any()]
     if not ill or len(ill) == len(runs):
         return finding
-    who, finding = _told(ill), by_rank[ill[0]]
+    who, finding = _listed(ill), by_rank[ill[0]]
+    whose = "it" if len(ill) == 1 else "they"
     return replace(
         finding,
         title=f"{finding.title}, begun on {who}",
-        explanation=f"{finding.explanation} At step {step} only {who} of {len(runs)} had such gradients of its own, "
-        "before those of all processes were added up: look at the data that it was given.",
+        explanation=f"{finding.explanation} At step {step} only {who} of {len(runs)} had such gradients before the "
+        f"processes summed them: look at the data that {whose} received.",
         evidence={**finding.evidence, "ranks": tuple(ill)},
     )
 
 
-def _told(ranks: Iterable[int]) -> str:
+def _listed(ranks: Iterable[int]) -> str:
     names = [str(rank) for rank in ranks]
     return f"rank {names[0]}" if len(names) == 1 else f"ranks {', '.join(names[:-1])} and {names[-1]}"

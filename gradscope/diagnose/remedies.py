@@ -1,11 +1,11 @@
-"""What to try, in the user's own names, and as code that does it."""
+"""Remedies that change a module: as code with the user's own names, and as a function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.words import parameter, typed
 from gradscope.types import LayerKey, Remedy
 
@@ -18,28 +18,28 @@ Change = Callable[["nn.Module"], "nn.Module | None"]
 CELLS = ("RNNCell", "LSTMCell", "GRUCell", "LayerNormRNNCell", "LayerNormLSTMCell", "LayerNormGRUCell", "LinearCell")
 
 
-def can_be_initialised(seen: Seen, key: LayerKey) -> bool:
-    """Whether a module is one of torch's recurrent modules or of ours, so that our initialisers know its parameters."""
-    known = seen.modules.get(key.module, {})
+def can_be_initialised(tables: Tables, key: LayerKey) -> bool:
+    """True for torch's recurrent modules and ours: gradscope's initialisers know their parameters."""
+    known = tables.modules.get(key.module, {})
     return "mode" in known or known.get("class") in CELLS
 
 
-def orthogonal(seen: Seen, key: LayerKey, layers: int) -> Remedy:
-    """Orthogonal recurrent weights, of the one recurrence or of the whole module."""
+def orthogonal(tables: Tables, key: LayerKey, layers: int) -> Remedy:
+    """Initialise the recurrent weights, of one recurrence or of the whole module, with orthogonal matrices."""
 
     def apply(module: nn.Module) -> None:
         from gradscope.cells import orthogonal_
 
         orthogonal_(module)
 
-    one = f"torch.nn.init.orthogonal_({parameter(key, 'weight_hh', seen.modules)})"
+    one = f"torch.nn.init.orthogonal_({parameter(key, 'weight_hh', tables.modules)})"
     every = f"gradscope.cells.orthogonal_({typed(key.module)})"
-    gated = seen.family(key.module) in ("lstm", "gru")
+    gated = tables.family(key.module) in ("lstm", "gru")
     return Remedy("start from orthogonal recurrent weights", every if gated or layers > 1 else one, apply)
 
 
 def identity(key: LayerKey) -> Remedy:
-    """Identity recurrence and zero biases for ReLU."""
+    """Initialise a ReLU network with identity recurrence and zero biases."""
 
     def apply(module: nn.Module) -> None:
         from gradscope.cells import identity_
@@ -51,7 +51,7 @@ def identity(key: LayerKey) -> Remedy:
 
 
 def start_again(key: LayerKey, family: str, timesteps: int) -> Remedy:
-    """The initialisation of torch, then what keeps the state: an open gate, or orthogonal recurrent weights."""
+    """Initialise as torch does, then open a gate, or set orthogonal recurrent weights, to keep the state."""
 
     def apply(module: nn.Module) -> None:
         from gradscope.cells import chrono_, forget_bias_, orthogonal_
@@ -76,7 +76,7 @@ FORGET_BIAS = 2.0
 
 
 def chrono(key: LayerKey, timesteps: int) -> Remedy:
-    """Gate biases for memories up to the length of the sequences."""
+    """Set gate biases for memories up to the length of the sequences."""
 
     def apply(module: nn.Module) -> None:
         from gradscope.cells import chrono_
@@ -84,11 +84,11 @@ def chrono(key: LayerKey, timesteps: int) -> Remedy:
         chrono_(module, max(2, timesteps))
 
     code = f"gradscope.cells.chrono_({typed(key.module)}, t_max={max(2, timesteps)})"
-    return Remedy("start with gates that remember for as long as the sequences last", code, apply)
+    return Remedy("start with gates that remember over the whole sequence", code, apply)
 
 
 def forget_bias(key: LayerKey) -> Remedy:
-    """An open forget gate."""
+    """Open the forget gate."""
 
     def apply(module: nn.Module) -> None:
         from gradscope.cells import forget_bias_
@@ -100,6 +100,6 @@ def forget_bias(key: LayerKey) -> Remedy:
 
 
 def torch_layer(key: LayerKey) -> Remedy:
-    """For a cell of one's own: torch's, of which everything is known."""
+    """Replace a user's cell by torch's."""
     code = f"{typed(key.module)} = torch.nn.LSTMCell(input_size, hidden_size)  # or GRUCell, RNNCell: of the same kind"
-    return Remedy("put torch's cell of the same kind in the place of your own, to see whether it learns", code)
+    return Remedy("replace your cell by torch's cell of the same kind, and see whether the training learns", code)

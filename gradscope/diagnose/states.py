@@ -1,28 +1,28 @@
-"""What the records tell of the states themselves."""
+"""Sizes of the states, and their differences between sequences."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.frames import Frame, Seen
+from gradscope.diagnose.frames import Frame, Tables
 from gradscope.types import LayerKey
 
 SEQUENCES = 4
-"""With fewer sequences there is no telling how much states differ from one to the next."""
+"""Fewer sequences do not show the differences of states between sequences."""
 
 
-def sizes(seen: Seen, key: LayerKey) -> Frame:
-    """The size of the state, a row for each step and timestep."""
-    rows = seen.of("timesteps", key)
+def sizes(tables: Tables, key: LayerKey) -> Frame:
+    """Return the size of the state, a row for each step and timestep."""
+    rows = tables.of("timesteps", key)
     return rows[rows["quantity"] == "state"]
 
 
-def spread(seen: Seen, key: LayerKey) -> float:
-    """By how much states differ from sequence to sequence, relative to their size: the most over time and records.
+def spread(tables: Tables, key: LayerKey) -> float:
+    """Return the largest relative difference of states between sequences, over time and records.
 
-    Infinite where that is not known.
+    Infinite if unknown.
     """
-    rows = sizes(seen, key)
+    rows = sizes(tables, key)
     rows = rows[rows["sequences"] >= SEQUENCES]
     size = rows["p50"].to_numpy(dtype=np.float64)
     if not len(rows) or not (size > 0).all():

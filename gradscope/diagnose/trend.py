@@ -1,4 +1,4 @@
-"""What several rules ask of a training: how something began, and how it ended."""
+"""Numbers that several rules use: a quantity early and late in the training."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.diagnose.frames import Frame, Seen
+from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.words import plural
 from gradscope.types import LayerKey
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 ENOUGH = 3
-"""With fewer recorded steps there is no trend."""
+"""Fewer recorded steps show no trend."""
 
 
 def by_step(frame: Frame, column: str, how: str = "mean") -> Frame:
-    """One number a step, a series."""
+    """Reduce a column to one number a step, a series."""
     return frame.groupby("step", sort=True)[column].agg(how)
 
 
 def early_and_late(values: Frame) -> tuple[float, float]:
-    """Median over the first and over the last quarter of the steps; NaN where nothing is finite.
+    """Return the medians over the first and the last quarter of the steps; NaN without finite values.
 
-    Records may lie as closely as they like: each counts for the steps around it.
+    The density of records does not matter: each counts for the steps around it.
 
     Args:
         values: a series by step, rising.
@@ -40,7 +40,7 @@ def early_and_late(values: Frame) -> tuple[float, float]:
 
 
 def _median(values: Array, weights: Array) -> float:
-    """Of finite values, weighted: between the two in the middle where both halves weigh the same."""
+    """Return the weighted median of finite values: the mean of two if both halves weigh the same."""
     finite = np.isfinite(values)
     if not finite.any():
         return float("nan")
@@ -52,41 +52,41 @@ def _median(values: Array, weights: Array) -> float:
 
 
 def median(values: Frame) -> float:
-    """Of what is finite in a column; NaN where nothing is."""
+    """Return the median of the finite values of a column; NaN without any."""
     array = values.to_numpy(dtype=np.float64)
     return float(np.median(array[np.isfinite(array)])) if np.isfinite(array).any() else float("nan")
 
 
-def peak_reach(seen: Seen, key: LayerKey) -> tuple[float, float]:
-    """The largest median reach over the lags, early and late in the training."""
-    return early_and_late(by_step(seen.of("reach", key), "p50", "max"))
+def peak_reach(tables: Tables, key: LayerKey) -> tuple[float, float]:
+    """Return the largest median reach over the lags, early and late in the training."""
+    return early_and_late(by_step(tables.of("reach", key), "p50", "max"))
 
 
-def horizons(seen: Seen, key: LayerKey) -> tuple[float, float, float]:
-    """Horizon early and late, and the longest lag there is, from where the loss enters to the chain's start."""
-    early, late = early_and_late(by_step(seen.of("layers", key), "horizon"))
-    lags = seen.of("reach", key).groupby("step")["lag"].max()
+def horizons(tables: Tables, key: LayerKey) -> tuple[float, float, float]:
+    """Return the horizon early and late, and the longest lag, from the loss's entry to the start of the chain."""
+    early, late = early_and_late(by_step(tables.of("layers", key), "horizon"))
+    lags = tables.of("reach", key).groupby("step")["lag"].max()
     return early, late, float(lags.median()) if len(lags) else 0.0
 
 
-def spectral_radius(seen: Seen, key: LayerKey) -> tuple[float, float]:
-    """The largest of a recurrence's gate blocks, early and late."""
-    weights = seen.of("weights", key)
+def spectral_radius(tables: Tables, key: LayerKey) -> tuple[float, float]:
+    """Return the largest spectral radius of a recurrence's gate blocks, early and late."""
+    weights = tables.of("weights", key)
     return early_and_late(by_step(weights, "spectral_radius", "max")) if len(weights) else (np.nan, np.nan)
 
 
-def timesteps(seen: Seen, key: LayerKey) -> int:
-    """Length of the longest sequence."""
-    return int(seen.of("layers", key)["timesteps"].max())
+def timesteps(tables: Tables, key: LayerKey) -> int:
+    """Return the length of the longest sequence."""
+    return int(tables.of("layers", key)["timesteps"].max())
 
 
-def span(seen: Seen) -> tuple[int, int]:
-    """The first and the last recorded step."""
-    return seen.records[0], seen.records[-1]
+def span(tables: Tables) -> tuple[int, int]:
+    """Return the first and the last recorded step."""
+    return tables.records[0], tables.records[-1]
 
 
-def rests_on(seen: Seen, key: LayerKey) -> str:
-    """Where in the training and in the sequences a finding is from, a sentence."""
-    count, (first, last) = len(seen.records), span(seen)
+def rests_on(tables: Tables, key: LayerKey) -> str:
+    """Name the records and sequences behind a finding, in brackets."""
+    count, (first, last) = len(tables.records), span(tables)
     steps = f"step {first}" if count == 1 else f"steps {first} to {last}"
-    return f" ({plural(count, 'record')}, {steps}; sequences of up to {plural(timesteps(seen, key), 'timestep')}.)"
+    return f" ({plural(count, 'record')}, {steps}; sequences of up to {plural(timesteps(tables, key), 'timestep')}.)"

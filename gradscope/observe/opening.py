@@ -20,10 +20,10 @@ from gradscope.observe.quantities import choose_quantities
 from gradscope.observe.schedule import make_schedule
 from gradscope.observe.watched import find_watched
 from gradscope.record import MemoryStore, ParquetStore
-from gradscope.record.apart import Apart, Sink
 from gradscope.record.existing import check_existing, open_store
 from gradscope.record.plugins import installed_sinks
 from gradscope.record.recorder import Recorder
+from gradscope.record.sink_thread import Sink, SinkThread
 from gradscope.types import CellSpec, Finding
 from gradscope.version import __version__
 
@@ -142,7 +142,7 @@ class Opening:
             first = store.first_step if isinstance(store, ParquetStore) else a.first_step
             sinks = [*self._installed(store, findings(store)), *a.sinks]
             quick = [sink for sink in sinks if getattr(sink, "quick", False)]
-            recorder = Recorder((store, *quick), [Apart(sink) for sink in sinks if sink not in quick])
+            recorder = Recorder((store, *quick), [SinkThread(sink) for sink in sinks if sink not in quick])
             settings = Settings(self._wanted, a.max_sequences, first, a.strict, jumps=a.every is None)
             observer = Observer(self.watched, recorder, self._schedule, settings, store.tell)
             splitter = Splitter(self.watched.layers, observer.guard.note) if a.split_layers else None

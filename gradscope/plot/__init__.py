@@ -5,9 +5,9 @@
     plot.timesteps(run)                                        # into the current axes, as seaborn does
     plot.reach(run, layer=run.layers[0], step=0, ax=ax)        # before training, into your own
 
-`layer` is a key of `run.layers` or the name of a module. `step` is what `run.frame` takes for it; without one, the last
-recorded steps are taken together, by their median; of a training that ends in NaN, the last before that. What was not
-recorded is said in the axes. Only `plot.runs` takes something else: the table of a fleet.
+`layer` is a key of `run.layers` or the name of a module. `step` is a filter as in `run.frame`; by default a figure
+shows the median of the last recorded steps, or the last ones before NaN. If records are missing, the axes say so. Only
+`plot.runs` takes something else: the table of a fleet.
 """
 
 from gradscope.plot.clips import clipping, thresholds

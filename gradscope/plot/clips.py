@@ -1,4 +1,4 @@
-"""What clipping did, and what other thresholds would have done."""
+"""The effect of clipping, and of other thresholds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def clipping(run: RunData, *, ax: Axes | None = None) -> Axes:
-    """The gradient's norm before and after every clipping call, with the threshold.
+    """Draw the gradient norm before and after every clipping call, with the threshold.
 
-    Where nothing clips, the norm of the recurrent layers' gradients. Runs of more than a thousand steps are drawn in
-    bins: the median, and a band from the 10th to the 90th percentile.
+    If nothing clips, the figure shows the norm of the recurrent layers' gradients. Runs of more than a thousand steps
+    appear in bins: the median, and a band from the 10th to the 90th percentile.
 
     Args:
-        run: what was recorded.
-        ax: where to draw; the current axes by default.
+        run: the run.
+        ax: axes; the current axes by default.
     """
     ax = style.axes(ax)
     frame = data.norms(run)
     ax.set_title("Gradient norm before and after clipping", loc="left")
     if not style.drawable(frame["before"]):
-        return style.say(ax, "no positive finite gradient norm was recorded")
+        return style.message(ax, "the run has no positive finite gradient norm")
     clips = bool(frame["kind"].iloc[0])
     if not clips:
         ax.set_title("Gradient norm (nothing clips)", loc="left")
@@ -57,7 +57,7 @@ def _norms(ax: Axes, frame: Frame, column: str, colour: str, name: str) -> None:
 
 
 def _thresholds(ax: Axes, frame: Frame) -> None:
-    """The threshold of clipping by norm: values are no norms, and have no place on this axis."""
+    """Draw the threshold of clipping by norm; thresholds of clipping by value are no norms."""
     limits = frame[frame["kind"] == "norm"].groupby("step")["threshold"].median()
     if len(set(limits)) == 1:
         level = float(limits.iloc[0])
@@ -67,18 +67,18 @@ def _thresholds(ax: Axes, frame: Frame) -> None:
 
 
 def thresholds(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
-    """The share of gradients that clipping by norm would have changed, for every threshold.
+    """Draw the share of gradients that clipping by norm would have changed, for every threshold.
 
     Args:
-        run: what was recorded.
-        ax: where to draw; the current axes by default.
-        **line: what matplotlib takes for a line, such as `color` and `label`.
+        run: the run.
+        ax: axes; the current axes by default.
+        **line: matplotlib's options of a line, such as `color` and `label`.
     """
     ax = style.axes(ax)
     ax.set_title("What other thresholds would have clipped", loc="left")
     curve = data.would_clip(run)
     if curve.empty:
-        return style.say(ax, "no positive finite gradient norm was recorded", line)
+        return style.message(ax, "the run has no positive finite gradient norm", line)
     (colour,) = style.colours(1)
     first = curve["threshold"].iloc[0] * 0.8
     x, y = np.r_[first, curve["threshold"]], np.r_[1.0, curve["share"]]

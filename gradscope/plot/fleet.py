@@ -1,4 +1,4 @@
-"""Many runs in one picture: how a number is spread over them."""
+"""Many runs in one picture: the distribution of a number."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LOGARITHMIC = ("grad_norm", "grad_norm_max", "seconds", "residual")
 
 
 def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Axes:
-    """How one number of a fleet's table is spread over its runs, coloured by the worst finding of each.
+    """Draw the distribution of a number over the runs of a fleet, coloured by the worst finding of each run.
 
     Args:
-        table: what `fleet.table()` gives, or some rows of it.
-        column: which of its numbers.
-        ax: where to draw; the current axes by default.
+        table: the result of `fleet.table()`, or some rows of it.
+        column: a column of numbers.
+        ax: axes; the current axes by default.
 
     Raises:
         GradscopeError: the table has no such column of numbers.
@@ -44,12 +44,12 @@ def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Ax
 
     ax = style.axes(ax)
     if column not in table or table[column].dtype.kind not in "if":
-        raise GradscopeError(f"a fleet's table has no number {column!r}; pass a column of fleet.table()")
+        raise GradscopeError(f"a fleet's table has no column of numbers {column!r}; pass a column of fleet.table()")
     ax.set_title(f"{column.replace('_', ' ')} of the runs", loc="left")
     values = table[column].to_numpy(float)
     known = np.isfinite(values) & ((values > 0) | (column not in LOGARITHMIC))
     if not known.any():
-        return style.say(ax, f"no run has a finite {column}")
+        return style.message(ax, f"no run has a finite {column}")
     groups = _by_severity(table[known], column)
     borders = _borders(values[known], column in LOGARITHMIC)
     ax.hist(
@@ -70,15 +70,15 @@ def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Ax
 
 
 def _by_severity(table: Frame, column: str) -> dict[str, Any]:
-    """Values of healthy runs first, then of those with ever more severe findings."""
+    """Group values by the worst finding: healthy runs first, critical findings last."""
     if "severity" not in table:
         return {"runs": table[column].to_numpy(float)}
-    found = {name: table.loc[table["severity"] == key, column].to_numpy(float) for key, name in SEVERITIES.items()}
-    return {name: values for name, values in found.items() if len(values)}
+    groups = {name: table.loc[table["severity"] == key, column].to_numpy(float) for key, name in SEVERITIES.items()}
+    return {name: values for name, values in groups.items() if len(values)}
 
 
 def _borders(values: Any, logarithmic: bool) -> Any:
-    """Bins of equal width, whole numbers where the values are, as many as the number of values makes sensible."""
+    """Choose borders of bins of equal width, in a number that suits the number of values."""
     shown = np.log10(values) if logarithmic else values
     low, high = float(shown.min()), float(shown.max())
     number = int(np.clip(2 * np.sqrt(len(shown)), 8, MOST_BINS))

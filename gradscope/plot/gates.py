@@ -1,4 +1,4 @@
-"""How often gates and units stand at their limits."""
+"""Saturation of gates and units."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def gates(
     step: Steps = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The share of a layer's units at their upper limit (upwards) and at their lower one (downwards), by gate.
+    """Draw the share of a layer's units at their upper limit (upwards) and at their lower one (downwards), by gate.
 
     Args:
-        run: what was recorded.
+        run: the run.
         over: `"t"`, by timestep, or `"step"`, over the whole training.
-        layer: which layer; may be left out where there is but one.
-        step: which recorded steps are taken together, over `"t"`; the last ones by default.
-        ax: where to draw; the current axes by default.
+        layer: the layer; optional if there is only one.
+        step: recorded steps under one mean, over `"t"`; the last ones by default.
+        ax: axes; the current axes by default.
 
     Raises:
-        GradscopeError: the run has no such layer, several are meant, or `over` is something else.
+        GradscopeError: the run has no such layer, or several, or `over` is something else.
     """
     if over not in ("t", "step"):
         raise GradscopeError(f"over={over!r}: expected 't', by timestep, or 'step', over training")
@@ -43,7 +43,7 @@ def gates(
     ax.set_title("Saturated units" if over == "t" else "Saturated units over training", loc="left")
     frame = None if key is None else data.saturated(run, key, over, step)
     if frame is None or not frame["high"].notna().any():
-        return style.say(ax, "no gates were recorded at these steps")
+        return style.message(ax, "these steps have no records of gates")
     names = list(dict.fromkeys(frame["gate"]))
     for gate, colour in zip(names, style.colours(len(names)), strict=True):
         rows = frame[frame["gate"] == gate].sort_values(over)
@@ -58,7 +58,7 @@ def gates(
 
 
 def _mirrored(ax: Axes) -> None:
-    """Shares upwards and downwards from a line in the middle."""
+    """Set the axis for shares upwards and downwards from a line in the middle."""
     ax.axhline(0, color=style.muted(ax), linewidth=0.9)
     ax.set_ylim(-1.03, 1.03)
     ax.set_yticks([-1, -0.5, 0, 0.5, 1], ["100%", "50%", "0", "50%", "100%"])
@@ -66,25 +66,25 @@ def _mirrored(ax: Axes) -> None:
 
 
 def saturation(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
-    """Every unit of one layer by how often it stands at its lower and at its upper limit (Karpathy et al. 2015).
+    """Draw each unit of a layer by its share of time at the lower and at the upper limit (Karpathy et al. 2015).
 
-    Units near the diagonal are saturated always, one way or the other; those in the lower left corner never.
+    Units near the diagonal are always saturated, at one limit or the other; units in the lower left corner never are.
 
     Args:
-        run: what was recorded.
-        layer: which layer; may be left out where there is but one.
-        step: which recorded steps, taken together; the last ones by default.
-        ax: where to draw; the current axes by default.
+        run: the run.
+        layer: the layer; optional if there is only one.
+        step: recorded steps under one mean; the last ones by default.
+        ax: axes; the current axes by default.
 
     Raises:
-        GradscopeError: the run has no such layer, or several are meant.
+        GradscopeError: the run has no such layer, or several.
     """
     ax = style.axes(ax)
     key = data.one(run, layer)
     ax.set_title("Units at their limits", loc="left")
     frame = None if key is None else data.units(run, key, step)
     if frame is None or not frame["high"].notna().any():
-        return style.say(ax, "no units were recorded at these steps")
+        return style.message(ax, "these steps have no records of units")
     names = list(dict.fromkeys(frame["gate"]))
     for gate, colour, marker in zip(names, style.colours(len(names)), MARKERS, strict=False):
         rows = frame[frame["gate"] == gate]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gradscope.record import RunData
 
-FLOOR = 1e-3  # where the horizon is measured
+FLOOR = 1e-3  # share of the gradient at the horizon
 JACOBIANS = {
     "jacobian": "whole state",
     "jacobian_h": "h alone",
@@ -23,7 +23,7 @@ JACOBIANS = {
 }
 
 FEW = 64
-"""Points up to which they are large."""
+"""Largest number of points that are drawn large."""
 
 
 def timesteps(
@@ -35,15 +35,15 @@ def timesteps(
     ax: Axes | None = None,
     **line: Any,
 ) -> Axes:
-    """A quantity at every timestep: the median over the sequences, and a band from the 10th to the 90th percentile.
+    """Draw a quantity by timestep: the median over the sequences, and a band from the 10th to the 90th percentile.
 
     Args:
-        run: what was recorded.
-        quantity: of the table `timesteps`.
-        layer: which layers; all by default, one colour each.
-        step: which recorded steps, taken together; the last ones by default.
-        ax: where to draw; the current axes by default.
-        **line: what matplotlib takes for a line, such as `color` and `label`.
+        run: the run.
+        quantity: a quantity of the table `timesteps`.
+        layer: the layers; all by default, one colour each.
+        step: recorded steps under one median; the last ones by default.
+        ax: axes; the current axes by default.
+        **line: matplotlib's options of a line, such as `color` and `label`.
 
     Raises:
         GradscopeError: the run has no such layer.
@@ -54,7 +54,7 @@ def timesteps(
     ax.set_title(style.TITLES.get(quantity, quantity), loc="left")
     level = 1.0 if quantity in (*JACOBIANS, "gain") else None
     if not _curves(ax, frames, "t", line, level):
-        return style.say(ax, f"no positive finite {quantity} at these steps", line)
+        return style.message(ax, f"no positive finite {quantity} at these steps", line)
     if level:
         style.reference(ax, level)
     ax.set(xlabel="timestep t", ylabel=style.UNITS.get(quantity, quantity))
@@ -62,14 +62,14 @@ def timesteps(
 
 
 def reach(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any) -> Axes:
-    """How much of the loss gradient is left, by steps back: median, band, and the line at which the horizon lies.
+    """Draw the share of the loss gradient left, by steps back: median, band, and the line of the horizon.
 
     Args:
-        run: what was recorded.
-        layer: which layers; all by default, one colour each.
-        step: which recorded steps, taken together; the last ones by default.
-        ax: where to draw; the current axes by default.
-        **line: what matplotlib takes for a line, such as `color` and `label`.
+        run: the run.
+        layer: the layers; all by default, one colour each.
+        step: recorded steps under one median; the last ones by default.
+        ax: axes; the current axes by default.
+        **line: matplotlib's options of a line, such as `color` and `label`.
 
     Raises:
         GradscopeError: the run has no such layer.
@@ -78,43 +78,43 @@ def reach(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | N
     frames = {data.label(key): data.reached(run, key, step) for key in data.chosen(run, layer)}
     ax.set_title("Reach of the loss gradient", loc="left")
     if not _curves(ax, frames, "lag", line, FLOOR):
-        return style.say(ax, "no positive finite reach at these steps", line)
+        return style.message(ax, "no positive finite reach at these steps", line)
     style.reference(ax, FLOOR, "horizon")
     ax.set(xlabel="steps back", ylabel="share of the gradient left")
     return ax
 
 
 def jacobians(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
-    """The sizes of one layer's Jacobians by timestep; at the line of 1 a gradient keeps its size.
+    """Draw the sizes of one layer's Jacobians by timestep; at the line of 1 a gradient keeps its size.
 
-    Their product, the gain, is `timesteps(run, "gain")`, for it spans many more decades.
+    Their product, the gain, spans many more decades: `timesteps(run, "gain")` draws it.
 
     Args:
-        run: what was recorded.
-        layer: which layer; may be left out where there is but one.
-        step: which recorded steps, taken together; the last ones by default.
-        ax: where to draw; the current axes by default.
+        run: the run.
+        layer: the layer; optional if there is only one.
+        step: recorded steps under one median; the last ones by default.
+        ax: axes; the current axes by default.
 
     Raises:
-        GradscopeError: the run has no such layer, or several are meant.
+        GradscopeError: the run has no such layer, or several.
     """
     ax = style.axes(ax)
     key = data.one(run, layer)
     ax.set_title("Jacobians", loc="left")
-    frames = {} if key is None else {said: data.spread(run, key, name, step) for name, said in JACOBIANS.items()}
+    frames = {} if key is None else {label: data.spread(run, key, name, step) for name, label in JACOBIANS.items()}
     if "h alone" in frames and frames["h alone"].equals(frames["whole state"]):
         del frames["h alone"]  # without a cell, they are the same
     if not _curves(ax, frames, "t", {}, 1.0):
-        return style.say(ax, "no Jacobian was recorded at these steps")
+        return style.message(ax, "these steps have no records of Jacobians")
     style.reference(ax, 1)
     ax.set(xlabel="timestep t", ylabel="size of ds(t)/ds(t-1)")
     return ax
 
 
 def _curves(ax: Axes, frames: dict[str, Frame], over: str, line: dict[str, Any], level: float | None) -> bool:
-    """A curve and its band for every frame that has something to show; whether there was any.
+    """Draw a curve and its band for every frame with positive finite values; returns False if there is none.
 
-    The ticks leave room for a `level` to hold them against.
+    The axis includes the reference `level`.
     """
     shown = {name: frame for name, frame in frames.items() if style.drawable(frame["p50"])}
     if not shown:
@@ -140,25 +140,25 @@ def _curve(ax: Axes, frame: Frame, over: str, line: dict[str, Any]) -> None:
 
 
 def heatmap(run: RunData, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes | None = None) -> Axes:
-    """A quantity of one layer over timesteps and training: log10 of the median, recorded steps x timesteps.
+    """Draw a quantity of one layer over timesteps and training: log10 of the median, recorded steps x timesteps.
 
     Cells without a positive finite value stay empty.
 
     Args:
-        run: what was recorded.
-        quantity: of the table `timesteps`.
-        layer: which layer; may be left out where there is but one.
-        ax: where to draw; the current axes by default. Its figure gets a colour bar beside it.
+        run: the run.
+        quantity: a quantity of the table `timesteps`.
+        layer: the layer; optional if there is only one.
+        ax: axes; the current axes by default. Their figure gets a colour bar beside them.
 
     Raises:
-        GradscopeError: the run has no such layer, or several are meant.
+        GradscopeError: the run has no such layer, or several.
     """
     ax = style.axes(ax)
     key = data.one(run, layer)
     ax.set_title(f"{style.TITLES.get(quantity, quantity)} over training", loc="left")
     cells = None if key is None else data.over_training(run, key, quantity)
     if cells is None or not style.drawable(cells):
-        return style.say(ax, f"no positive finite {quantity} was recorded")
+        return style.message(ax, f"the run has no positive finite {quantity}")
     levels = np.log10(style.positive(cells))
     borders = style.edges(cells.columns.to_numpy()), style.edges(cells.index.to_numpy())
     mesh = ax.pcolormesh(*borders, np.ma.masked_invalid(levels), cmap="viridis", rasterized=True)
@@ -174,13 +174,13 @@ def heatmap(run: RunData, quantity: str = "grad_h", *, layer: Layer = None, ax: 
 
 
 def horizon(run: RunData, *, layer: Layer = None, ax: Axes | None = None, **line: Any) -> Axes:
-    """How far back the gradient reaches, over training; hollow points mean that it reaches further than was seen.
+    """Draw the horizon over training; a hollow point means that the gradient reaches further back than the sequence.
 
     Args:
-        run: what was recorded.
-        layer: which layers; all by default, one colour each.
-        ax: where to draw; the current axes by default.
-        **line: what matplotlib takes for a line, such as `color` and `label`.
+        run: the run.
+        layer: the layers; all by default, one colour each.
+        ax: axes; the current axes by default.
+        **line: matplotlib's options of a line, such as `color` and `label`.
 
     Raises:
         GradscopeError: the run has no such layer.
@@ -190,7 +190,7 @@ def horizon(run: RunData, *, layer: Layer = None, ax: Axes | None = None, **line
     frames = {name: frame for name, frame in frames.items() if frame["horizon"].notna().any()}
     ax.set_title("Horizon over training", loc="left")
     if not frames:
-        return style.say(ax, "no horizon was recorded", line)
+        return style.message(ax, "the run has no horizon", line)
     for (name, frame), colour in zip(frames.items(), style.colours(len(frames)), strict=True):
         named = {"label": name} if len(frames) > 1 else {}
         look: dict[str, Any] = {"color": colour, "linewidth": 1.4, **named, **line}

@@ -1,4 +1,4 @@
-"""The loss, beside which all else is read."""
+"""The loss over training."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from gradscope.record import RunData
 
 FAR = 10.0
-"""Where the running median falls by such a factor, and nothing is negative, the axis is logarithmic."""
+"""The axis is logarithmic if the running median falls by this factor and nothing is negative."""
 
 
 def loss(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
-    """The loss of every optimizer step, faint, with its running median, and a tick for every recorded step.
+    """Draw the loss of every optimizer step, faint, with its running median, and a tick for every recorded step.
 
-    Runs of more than a thousand steps are drawn in bins: their medians, and a band from the 10th to the 90th
-    percentile. A curve with a `label`, as one of several in the same axes, is the running median alone.
+    Runs of more than a thousand steps appear in bins: their medians, and a band from the 10th to the 90th percentile. A
+    curve with a `label`, for several curves in the same axes, is the running median alone.
 
     Args:
-        run: what was recorded.
-        ax: where to draw; the current axes by default.
-        **line: what matplotlib takes for a line, such as `color` and `label`.
+        run: the run.
+        ax: axes; the current axes by default.
+        **line: matplotlib's options of a line, such as `color` and `label`.
     """
     ax = style.axes(ax)
     ax.set_title("Loss", loc="left")
     frame = data.losses(run)
     bins = data.binned_losses(frame)
     if not bins["running"].notna().any():
-        return style.say(ax, "no loss was seen", line)
+        return style.message(ax, "the run has no loss", line)
     (colour,) = style.colours(1)
     running = bins["running"].to_numpy()
     mark = "." if len(bins) < data.CALM else style.mark_lonely(running)
@@ -55,7 +55,7 @@ def loss(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
 
 
 def _points(ax: Axes, bins: Frame, colour: Any) -> None:
-    """What was seen, behind its running median: every step, or the middle of its bin and a band."""
+    """Draw the losses behind their running median: every step, or the median of its bin and a band."""
     many: dict[str, Any] = {"rasterized": len(bins) > 300}
     ax.plot(bins["step"], bins["loss"], ".", color=colour, alpha=0.35, markersize=4, mew=0, gid="points", **many)
     if bins["steps"].max() > 1:
@@ -63,7 +63,7 @@ def _points(ax: Axes, bins: Frame, colour: Any) -> None:
 
 
 def _ticks(ax: Axes, run: RunData) -> None:
-    """Along the lower edge, one for every recorded step; those that the eye cannot tell apart are one."""
+    """Draw a tick for every recorded step at the lower edge; ticks too close for the eye are one."""
     steps = np.unique(run.source.read("steps", {"recorded": True}, ["step"])["step"].to_numpy())
     if len(steps):
         width = max(1, (steps[-1] - steps[0]) // data.MAX_POINTS)
@@ -72,10 +72,10 @@ def _ticks(ax: Axes, run: RunData) -> None:
 
 
 def _scale(ax: Axes) -> None:
-    """A logarithmic axis where the loss falls far, and room for all but the oddest points."""
+    """Set a logarithmic axis if the loss falls far, and limits for all but the oddest points."""
     values = {line: np.asarray(line.get_ydata(), float) for line in ax.get_lines() if line.get_gid() != "marks"}
-    running = np.concatenate([seen for line, seen in values.items() if line.get_gid() != "points"])
-    points = np.concatenate([seen for line, seen in values.items() if line.get_gid() == "points"] or [running])
+    running = np.concatenate([losses for line, losses in values.items() if line.get_gid() != "points"])
+    points = np.concatenate([losses for line, losses in values.items() if line.get_gid() == "points"] or [running])
     shown = np.r_[np.nanquantile(points, [0.01, 0.99]), np.nanmin(running), np.nanmax(running)]
     low, high = float(shown.min()), float(shown.max())
     if np.nanmin(points) > 0 and np.nanmax(running) >= FAR * np.nanmin(running) > 0:

@@ -1,4 +1,4 @@
-"""How the figures look: palette, logarithmic axes, reference lines, and words where there is nothing to draw."""
+"""Style of the figures: palette, logarithmic axes, reference lines, and messages in place of missing data."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ UNITS = {
     "cell": "rms of c",
 }
 CROWDED = 0.2
-"""Records crowd where half of them are in this first part of the steps."""
+"""Records are crowded if half of them are in this first part of the steps."""
 DENSE = 16
-"""So many steps are recorded one after another before they become sparser, by default."""
+"""By default, records become sparser after so many steps."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def axes(ax: Axes | None) -> Axes:
-    """The axes given, or the current ones, as in seaborn."""
+    """Return the argument, or the current axes, as in seaborn."""
     if ax is not None:
         return ax
     with from_extra("report"):
@@ -59,7 +59,7 @@ def axes(ax: Axes | None) -> Axes:
 
 
 def colours(number: int) -> list[str]:
-    """So many colours that the colour-blind tell apart as well; of many, neighbours differ in lightness."""
+    """Return colours that are distinct for the colour-blind as well; neighbours of many differ in lightness."""
     with from_extra("report"):
         import seaborn
 
@@ -68,19 +68,19 @@ def colours(number: int) -> list[str]:
 
 
 def severity(name: str) -> str:
-    """The colour of findings of one severity; of a healthy run, and of several where nobody has looked, as well."""
+    """Return the colour of a severity, of healthy runs, or of runs without a diagnosis."""
     return colours(8)[{"healthy": 2, "info": 0, "warning": 1, "critical": 3, "runs": 0}[name]]
 
 
 def muted(ax: Axes) -> Any:
-    """The colour of what stands behind the data."""
+    """Return the colour of lines and texts behind the data."""
     import matplotlib
 
     return matplotlib.rcParams["axes.labelcolor"]
 
 
-def say(ax: Axes, text: str, line: Mapping[str, Any] | None = None) -> Axes:
-    """Words in the place of data; where a curve with a name was wanted, others may be there: the legend tells of it."""
+def message(ax: Axes, text: str, line: Mapping[str, Any] | None = None) -> Axes:
+    """Write a message in place of data; a missing curve with a label appears in the legend, as others may be there."""
     if line and line.get("label"):
         ax.plot([], [], color=line.get("color"), label=f"{line['label']}: nothing to draw")
         legend(ax)
@@ -92,9 +92,9 @@ def say(ax: Axes, text: str, line: Mapping[str, Any] | None = None) -> Axes:
 
 
 def reference(ax: Axes, y: float, text: str = "") -> None:
-    """A horizontal line to hold the data against, with its meaning at the right end."""
+    """Draw a horizontal reference line, with its meaning at the right end."""
     if any(line.get_gid() == "reference" for line in ax.get_lines()):
-        return  # several runs drawn over each other share it
+        return  # overlaid runs share it
     ax.axhline(y, color=muted(ax), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, gid="reference")
     if text:
         place: dict[str, Any] = {
@@ -107,20 +107,20 @@ def reference(ax: Axes, y: float, text: str = "") -> None:
 
 
 def legend(ax: Axes, **options: Any) -> None:
-    """A legend without a frame, if anything has a name."""
+    """Draw a legend without a frame, if anything has a name."""
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False, fontsize="small", **options)
 
 
 def logarithmic(axis: Axis, values: Array) -> None:
-    """A base-10 logarithmic axis whose ticks are written out in plain text."""
+    """Set a base-10 logarithmic axis with ticks in plain text."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axis._set_axes_scale("log")  # type: ignore[attr-defined]
-    seen = np.log10(values[np.isfinite(values) & (values > 0)])
-    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
+    logs = np.log10(values[np.isfinite(values) & (values > 0)])
+    low, high = (float(logs.min()), float(logs.max())) if len(logs) else (0.0, 0.0)
     stride = max(1, int(np.ceil((high - low) / 6)))
-    tens = np.arange(np.floor(low / stride) - 1, np.ceil(high / stride) + 2) * stride  # 1 is among them, if it is near
+    tens = np.arange(np.floor(low / stride) - 1, np.ceil(high / stride) + 2) * stride  # 1 is a tick, if it is near
     fine = MaxNLocator(5) if high - low < 0.3 else LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=8)
     axis.set_major_locator(FixedLocator(list(10.0**tens)) if high - low > 1.5 else fine)
     axis.set_minor_locator(NullLocator())
@@ -128,7 +128,7 @@ def logarithmic(axis: Axis, values: Array) -> None:
 
 
 def whole(axis: Axis, values: Any = ()) -> None:
-    """Ticks at whole numbers only; a single value stands alone, and its axis ends one before and one after it."""
+    """Set ticks at whole numbers only; the axis of a single value extends by one to either side."""
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     points = np.unique(np.asarray(values, float))
@@ -138,12 +138,12 @@ def whole(axis: Axis, values: Any = ()) -> None:
 
 
 def _limit(axis: Axis, low: float, high: float) -> None:
-    """Bounds that another run, drawn into the same axes, may still widen."""
+    """Set limits that another run in the same axes may still widen."""
     (axis.axes.set_xlim if axis is axis.axes.xaxis else axis.axes.set_ylim)(low, high, auto=None)
 
 
 def training(axis: Axis, steps: Any) -> None:
-    """An axis of training steps; logarithmic where most records are of the beginning, as they are by default."""
+    """Set an axis of training steps; logarithmic if most records are early, as by default."""
     points = np.unique(np.asarray(steps, float))
     whole(axis, points)
     axis.set_label_text("training step")
@@ -152,7 +152,7 @@ def training(axis: Axis, steps: Any) -> None:
 
 
 def _logarithmic_steps(axis: Axis, steps: Array) -> None:
-    """Linear up to where the records become sparser, and logarithmic from there; so each takes the same room."""
+    """Set an axis that is linear until records become sparser, then logarithmic, so that records are evenly spaced."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     gap, last = float(np.diff(steps).min()), float(steps[-1])
@@ -167,7 +167,7 @@ def _logarithmic_steps(axis: Axis, steps: Array) -> None:
 
 
 def power(value: float) -> str:
-    """A number as it stands beside a logarithmic axis: 10⁻³, 0.02, 1, 50, 10⁴."""
+    """Write a number for a logarithmic axis: 10⁻³, 0.02, 1, 50, 10⁴."""
     exponent = float(np.log10(value)) if value > 0 else 0.0
     if 0.001 < value < 1000:
         return f"{value:g}"
@@ -178,18 +178,18 @@ def power(value: float) -> str:
 
 
 def positive(values: Any) -> Array:
-    """The values as an array, NaN where a logarithmic axis cannot show them."""
+    """Return the values as an array, with NaN for values that a logarithmic axis cannot show."""
     array = np.asarray(values, float)
     return np.where(np.isfinite(array) & (array > 0), array, np.nan)
 
 
 def drawable(*columns: Any) -> bool:
-    """Whether anything is left to draw on a logarithmic axis."""
+    """True if a logarithmic axis can show any value."""
     return any(bool(np.isfinite(positive(column)).any()) for column in columns)
 
 
 def mark_nonfinite(ax: Axes, places: Any) -> None:
-    """Crosses along the upper edge, where values are not finite."""
+    """Draw crosses at the upper edge for non-finite values."""
     where = ax.get_xaxis_transform()
     look: dict[str, Any] = {"color": muted(ax), "label": "NaN or inf", "markersize": 5, "gid": "marks"}
     if len(places):
@@ -197,14 +197,14 @@ def mark_nonfinite(ax: Axes, places: Any) -> None:
 
 
 def mark_lonely(values: Array) -> str | None:
-    """A marker for curves that have points without neighbours, which no line would show."""
+    """Return a marker for curves with points without neighbours, which a line does not show."""
     known = np.isfinite(values)
     beside = np.concatenate([[False], known[:-1]]) | np.concatenate([known[1:], [False]])
     return "." if bool((known & ~beside).any()) else None
 
 
 def edges(centres: Sequence[float] | Array) -> Array:
-    """The borders between cells around their centres."""
+    """Return the borders of cells around their centres."""
     points = np.asarray(centres, float)
     if len(points) == 1:
         return np.array([points[0] - 0.5, points[0] + 0.5])

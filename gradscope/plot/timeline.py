@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from gradscope.record import RunData
 
 LAYERS, FINDINGS = 6, 5
-"""So many are drawn."""
+"""Largest numbers of layers and findings."""
 HORIZON, STRIP = 0.62, 0.17
-"""Heights below the loss, in parts of its own; of findings that of each."""
+"""Heights of the horizon and of each finding, relative to the loss."""
 RISEN = 0.1
-"""A loss that has risen again by so much of its fall has turned."""
+"""A loss has turned if it rises again by this share of its fall."""
 
 
 def timeline(run: RunData, findings: Sequence[Finding] = (), *, layer: Layer = None, ax: Axes | None = None) -> Axes:
-    """Loss, horizon and findings, one below the other over the same steps: where it turned, and what the gradient did.
+    """Draw loss, horizon and findings one below the other over the same steps.
 
-    A ring is the lowest point of a loss that has risen again. Drawn are six layers at most, those of the shortest
+    A ring marks the lowest point of a loss that has risen again. The figure shows at most six layers, with the shortest
     horizons, and five findings.
 
     Args:
-        run: what was recorded.
-        findings: what to draw of them is the steps that they speak of.
-        layer: which layers; by default all.
-        ax: axes of a grid, as `plt.subplots()` gives them, whose place is divided; the current axes by default. They
+        run: the run.
+        findings: findings; the figure shows their steps.
+        layer: the layers; by default all.
+        ax: axes of a grid, as from `plt.subplots()`, whose place the figure divides; the current axes by default. They
             become the uppermost.
 
     Raises:
-        GradscopeError: the run has no such layer, or the axes are of no grid.
+        GradscopeError: the run has no such layer, or the axes belong to no grid.
     """
     ax = style.axes(ax)
     panels = _panels(run, findings, layer)
     if not panels:
-        return style.say(ax, "nothing was recorded")
-    shown = _divided(ax, [height for _, height in panels])
+        return style.message(ax, "the run has no records")
+    shown = _divide(ax, [height for _, height in panels])
     for place, (draw, _) in zip(shown, panels, strict=True):
         draw(place)
     _share(shown, run)
@@ -56,29 +56,29 @@ def timeline(run: RunData, findings: Sequence[Finding] = (), *, layer: Layer = N
 
 
 def _panels(run: RunData, findings: Sequence[Finding], layer: Layer) -> list[tuple[Callable[[Axes], object], float]]:
-    """What draws each part, and how high it is."""
-    told = [finding for finding in findings if finding.code != "healthy" and finding.evidence.get("steps")][:FINDINGS]
+    """Return the function that draws each part, and its height."""
+    drawn = [finding for finding in findings if finding.code != "healthy" and finding.evidence.get("steps")][:FINDINGS]
     keys = _shortest(run, data.chosen(run, layer))
     panels: list[tuple[Callable[[Axes], object], float]] = []
     if (data.losses(run)["nonfinite"] == 0).any():
         panels.append((lambda ax: _loss(ax, run), 1.0))
     if keys:
         panels.append((lambda ax: _horizons(ax, run, keys), HORIZON))
-    return [*panels, (lambda ax: _strips(ax, told), STRIP * len(told))] if told and panels else panels
+    return [*panels, (lambda ax: _strips(ax, drawn), STRIP * len(drawn))] if drawn and panels else panels
 
 
 def _shortest(run: RunData, keys: Sequence[LayerKey]) -> list[LayerKey]:
-    """Those layers whose last horizons are the shortest, in their order."""
+    """Return the layers with the shortest last horizons, in their order."""
     last = {key: data.horizons(run, key)["horizon"].dropna().tail(data.LATE).median() for key in keys}
     known = sorted((key for key in keys if np.isfinite(last[key])), key=lambda key: last[key])[:LAYERS]
     return [key for key in keys if key in known]
 
 
-def _divided(ax: Axes, heights: Sequence[float]) -> list[Axes]:
-    """The axes and others below them, all in the place that they had to themselves."""
+def _divide(ax: Axes, heights: Sequence[float]) -> list[Axes]:
+    """Divide the place of the axes between them and new axes below."""
     place, figure = ax.get_subplotspec(), ax.get_figure()
     if place is None or figure is None:
-        raise GradscopeError("timeline divides a place of a grid; pass axes that plt.subplots() or add_subplot() made")
+        raise GradscopeError("timeline divides a place of a grid; pass axes from plt.subplots() or add_subplot()")
     grid = place.subgridspec(len(heights), 1, height_ratios=heights)
     ax.set_subplotspec(grid[0])
     return [ax, *(figure.add_subplot(grid[row], sharex=ax) for row in range(1, len(heights)))]
@@ -105,7 +105,7 @@ def _horizons(ax: Axes, run: RunData, keys: Sequence[LayerKey]) -> None:
 
 
 def _strips(ax: Axes, findings: Sequence[Finding]) -> None:
-    """A line over the steps of which each finding speaks."""
+    """Draw a line over the steps of each finding."""
     ends = ax.get_xlim()
     for row, finding in enumerate(findings):
         first, last = finding.evidence["steps"][0], finding.evidence["steps"][-1]
@@ -120,7 +120,7 @@ def _strips(ax: Axes, findings: Sequence[Finding]) -> None:
 
 
 def _share(shown: Sequence[Axes], run: RunData) -> None:
-    """One axis of all steps, labelled at the bottom alone."""
+    """Set one axis of all steps, with labels at the bottom only."""
     steps = np.concatenate([run.source.read(table, None, ["step"])["step"] for table in ("steps", "layers")])
     ends = float(steps.min()), float(steps.max())
     margin = 0.01 * (ends[1] - ends[0]) or 1.0

@@ -1,4 +1,4 @@
-"""The recurrent weights themselves."""
+"""The recurrent weights."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def updates(run: RunData, *, layer: Layer = None, ax: Axes | None = None) -> Axes:
-    """How much each recorded step changed one layer's recurrent blocks: the norm of the change over that of the block.
+    """Draw the change of one layer's recurrent blocks by each recorded step, relative to the norm of the block.
 
     Args:
-        run: what was recorded.
-        layer: which layer; may be left out where there is but one.
-        ax: where to draw; the current axes by default.
+        run: the run.
+        layer: the layer; optional if there is only one.
+        ax: axes; the current axes by default.
 
     Raises:
-        GradscopeError: the run has no such layer, or several are meant.
+        GradscopeError: the run has no such layer, or several.
     """
     ax = style.axes(ax)
     key = data.one(run, layer)
     ax.set_title("Updates of the recurrent weights", loc="left")
     frame = None if key is None else data.updates(run, key)
     if frame is None or not style.drawable(frame["update"]):
-        return style.say(ax, "no update of the weights was seen")
+        return style.message(ax, "the run has no update of the weights")
     names = list(dict.fromkeys(frame["gate"]))
     for gate, colour in zip(names, style.colours(len(names)), strict=True):
         rows = frame[frame["gate"] == gate].sort_values("step")
@@ -46,25 +46,25 @@ def updates(run: RunData, *, layer: Layer = None, ax: Axes | None = None) -> Axe
 
 
 def spectra(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
-    """Eigenvalues of one layer's recurrent blocks in the complex plane, with the unit circle.
+    """Draw the eigenvalues of one layer's recurrent blocks in the complex plane, with the unit circle.
 
-    They are recorded with `attach(..., quantities="full")`.
+    `attach(..., quantities="full")` records them.
 
     Args:
-        run: what was recorded.
-        layer: which layer; may be left out where there is but one.
-        step: of these steps the last is drawn; the last recorded one by default.
-        ax: where to draw; the current axes by default.
+        run: the run.
+        layer: the layer; optional if there is only one.
+        step: the figure shows the last of these steps; the last recorded step by default.
+        ax: axes; the current axes by default.
 
     Raises:
-        GradscopeError: the run has no such layer, or several are meant.
+        GradscopeError: the run has no such layer, or several.
     """
     ax = style.axes(ax)
     key = data.one(run, layer)
     ax.set_title("Eigenvalues of the recurrent weights", loc="left")
     frame = None if key is None else data.eigenvalues(run, key, step)
     if frame is None or not frame["real"].notna().any():
-        return style.say(ax, 'no eigenvalues: attach with quantities="full"')
+        return style.message(ax, 'no eigenvalues: attach with quantities="full"')
     names = list(dict.fromkeys(frame["gate"]))
     for gate, colour in zip(names, style.colours(len(names)), strict=True):
         rows = frame[frame["gate"] == gate]

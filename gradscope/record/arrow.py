@@ -1,6 +1,6 @@
-"""The way between blocks of rows, Arrow tables and pandas frames: the only file that knows all three.
+"""Conversions between blocks of rows, Arrow tables and pandas frames: no other file knows all three.
 
-Arrow ships no types, so what comes out of it is `Any` here; it is imported when first used.
+Arrow ships no types, so its objects are `Any` here. The first use imports Arrow.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 POOL = "ARROW_DEFAULT_MEMORY_POOL"
 Block = tuple[int, Rows, int]
-"""A step, a block of its rows, and how many rows it has."""
+"""A step, a block of its rows, and the number of rows."""
 
 
 def pyarrow() -> Any:
-    """The library, loaded when first asked for.
+    """Import Arrow on first use, with the system's allocator unless the environment names one.
 
-    Where nobody has loaded it before, and the environment does not say otherwise, it is given the system's allocator:
-    of Arrow's own, every thread that has decoded something keeps pages, a hundred MiB in a long training.
+    With Arrow's own allocator every decoding thread retains pages: a hundred MiB in a long training. If the process
+    has already imported Arrow, its allocator stays.
     """
     if "pyarrow" in sys.modules or POOL in os.environ:
         return import_module("pyarrow")
@@ -43,25 +43,25 @@ def pyarrow() -> Any:
 
 
 def compute() -> Any:
-    """Its module of functions over columns."""
+    """Import Arrow's module of functions over columns."""
     pyarrow()
     return import_module("pyarrow.compute")
 
 
 def parquet() -> Any:
-    """Its module for Parquet files."""
+    """Import Arrow's module for Parquet files."""
     pyarrow()
     return import_module("pyarrow.parquet")
 
 
 def ready() -> None:
-    """Load everything that a first row would load (Arrow loads pandas), so that it is not loaded within a step."""
+    """Import now, rather than within a step, what the first row needs (Arrow imports pandas)."""
     parquet()
     build(TABLES["steps"], [])
 
 
 def schema(table: Table, *, coded: bool = False) -> Any:
-    """The table's Arrow schema; `coded` has text as codes into a dictionary, which is how blocks are held."""
+    """Return the table's Arrow schema; `coded` has text as codes into a dictionary, as in blocks in memory."""
     pa = pyarrow()
     text = pa.dictionary(pa.int32(), pa.string()) if coded else pa.string()
     types = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_(), "text": text}
@@ -69,7 +69,7 @@ def schema(table: Table, *, coded: bool = False) -> Any:
 
 
 def build(table: Table, blocks: Sequence[Block]) -> Any:
-    """One Arrow table (text coded) from many checked blocks, without a Python loop over rows."""
+    """Build one Arrow table (text coded) from many checked blocks, without a Python loop over rows."""
     pa = pyarrow()
     lengths = np.fromiter((length for _, _, length in blocks), np.int64, len(blocks))
     columns: dict[str, Any] = {"step": np.repeat(np.array([step for step, _, _ in blocks], np.int64), lengths)}
@@ -100,7 +100,7 @@ def _numbers(values: list[Any], lengths: np.ndarray[Any, Any], dtype: np.dtype[A
 
 
 def gather(name: str, pieces: Sequence[Any]) -> Any:
-    """Pieces of one table as one, without texts that no row has any more."""
+    """Join pieces of one table, and drop texts that no row has any more."""
     whole = pyarrow().concat_tables(pieces).unify_dictionaries().combine_chunks()
     for column, kind in TABLES[name].columns.items():
         if kind == TEXT and len(whole):
@@ -110,19 +110,19 @@ def gather(name: str, pieces: Sequence[Any]) -> Any:
 
 
 def _used(text: Any) -> Any:
-    """Coded text without codes that no row has; text is spelt out only where there are some."""
+    """Drop codes that no row has; text without such codes is returned as it is, without decoding."""
     if len(compute().unique(text.indices)) == len(text.dictionary):
         return text
     return text.dictionary_decode().dictionary_encode()
 
 
 def without(table: Any, steps: np.ndarray[Any, Any]) -> Any:
-    """A table without the rows of some steps."""
+    """Drop the rows of some steps from a table."""
     return table.filter(pyarrow().array(~np.isin(table.column("step").to_numpy(), steps)))
 
 
 def expression(wanted: Mapping[str, Condition]) -> Any:
-    """What Arrow is asked for, or None for every row."""
+    """Translate conditions into an Arrow expression, or into None for every row."""
     field, scalar = compute().field, compute().scalar
     terms: list[Any] = []
     for name, condition in wanted.items():
@@ -139,8 +139,9 @@ def expression(wanted: Mapping[str, Condition]) -> Any:
 
 
 def select(name: str, tables: Sequence[Any], filters: Mapping[str, Any], columns: Sequence[str] | None) -> Any:
-    """The wanted rows and columns of some tables in memory, as one with plain text."""
-    where = expression({column: what for column, what in conditions(name, filters).items() if column != "rank"})
+    """Select rows and columns of some tables in memory, as one table with plain text."""
+    wanted = conditions(name, filters)
+    where = expression({column: condition for column, condition in wanted.items() if column != "rank"})
     plain = schema(lookup(name))
     table = pyarrow().concat_tables([*tables, schema(lookup(name), coded=True).empty_table()])
     if where is not None:
@@ -149,7 +150,7 @@ def select(name: str, tables: Sequence[Any], filters: Mapping[str, Any], columns
 
 
 def frame(tables: Sequence[tuple[int, Any]], name: str, columns: Sequence[str] | None) -> pd.DataFrame:
-    """A pandas frame of plain Arrow tables, each with the rank that wrote it; `rank` becomes the last column."""
+    """Convert plain Arrow tables to one pandas frame; the rank that wrote each becomes the last column, `rank`."""
     pa = pyarrow()
     names = list(columns or TABLES[name].columns)
     empty = schema(TABLES[name]).empty_table().select(names)

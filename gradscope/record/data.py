@@ -1,4 +1,4 @@
-"""The data of a run, as frames: findings, figures and reports are made from nothing else."""
+"""The data of a run, as frames: the only basis of findings, figures and reports."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RunData:
-    """The tables of a run as tidy pandas frames; those of a live run show what is there so far."""
+    """The tables of a run as tidy pandas frames; a live run has the rows so far."""
 
     source: Source
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the run says about itself: versions, layers, arguments, sessions."""
+        """The run's metadata: versions, layers, arguments, sessions."""
         return dict(self.source.meta)
 
     @property
     def layers(self) -> list[LayerKey]:
-        """The layer keys seen, by module name (2 before 10), layer, direction and chain."""
-        found = self.source.read("layers", columns=LayerKey._fields).drop_duplicates(list(LayerKey._fields))
-        keys = [LayerKey(*row[:4]) for row in found.itertuples(index=False)]
+        """The recorded layer keys, sorted by module name (2 before 10), layer, direction and chain."""
+        rows = self.source.read("layers", columns=LayerKey._fields).drop_duplicates(list(LayerKey._fields))
+        keys = [LayerKey(*row[:4]) for row in rows.itertuples(index=False)]
         return sorted(keys, key=lambda key: (natural(key.module), *key[1:]))
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
-        """One table, or the rows of it that meet every filter, sorted by step, then layer key.
+        """Read one table, or the rows that meet every filter, sorted by step, then layer key.
 
         A filter names a column: `quantity="grad_h"` wants that value, `step=[0, 8, 16]` any of several (list, tuple,
         set, range, array), `step=slice(100, 200)` a range with **both ends included**, `slice(100, None)` all from 100.
-        Where several processes have written, there is one more column, `rank`; it can always be filtered by.
+        If several processes have written, there is one more column, `rank`; it is always a valid filter.
 
         Raises:
-            GradscopeError: there is no such table or column, or the column cannot have such a value, as a quantity
-                that there is not.
+            GradscopeError: there is no such table or column, or the column cannot have such a value, as an unknown
+                quantity.
         """
-        found = self.source.read(table, filters)
+        rows = self.source.read(table, filters)
         if len(self.source.ranks) < 2:
-            del found["rank"]
-        return found.sort_values(lookup(table).order, kind="stable", ignore_index=True)
+            del rows["rank"]
+        return rows.sort_values(lookup(table).order, kind="stable", ignore_index=True)
 
     @property
     def ranks(self) -> list[int]:
-        """The processes that have written."""
+        """The ranks that have written."""
         return self.source.ranks
 
     def of_rank(self, rank: int) -> Self:
-        """What one of several processes has recorded, as a run of its own.
+        """Return the rows of one process as a run of their own.
 
         Raises:
-            GradscopeError: no such process has written.
+            GradscopeError: no process of that rank has written.
         """
         return replace(self, source=of_rank(self.source, rank))
 
     def _sizes(self) -> dict[str, int]:
-        """How many rows each table has, of those that have any."""
+        """Count the rows of each table, without empty tables."""
         return {name: rows for name in TABLES if (rows := self.source.count(name))}
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A name such that numbers in it sort by value."""
+    """Make a sort key of a name in which numbers sort by value."""
     return [(int(word) if word.isdigit() else -1, word) for word in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""DuckDB over the Parquet files of many runs: the only file that knows it. Names of folders are never SQL."""
+"""DuckDB over the Parquet files of many runs: no other file knows DuckDB. Names of folders are never SQL."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _ROWS = """
     ) AS rows
     JOIN listed USING (filename)
 """
-"""The rows of one table of all runs, with `run` (a number), `rank`, `place`, the place of their file, and `shared`,
-whether the run has several ranks: only there can rows of `steps` have a step in common. A column that no file has, as
-of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
+"""The rows of one table of all runs, with `run` (a number), `rank`, `place` (the place of their file), and `shared`
+(whether the run has several ranks: only then can rows of `steps` have a step in common). A column that no file has, as
+in runs of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
 
 
 def _nan(column: str) -> str:
-    """Whether a number is NaN, or of a column that the file has not, for conditions.
+    """Return SQL for conditions: the number is NaN, or the file lacks the column.
 
-    DuckDB answers conditions from the statistics of Parquet files where it can, and these know of no NaN; that a column
-    of `listed` takes part keeps it from that.
+    DuckDB answers conditions from the statistics of Parquet files where it can, and the statistics ignore NaN. A column
+    of `listed` in the condition prevents this.
     """
     return f"coalesce(isnan({column} + place), true)"
 
@@ -66,7 +66,7 @@ STEPS = f"""
     FROM counted LEFT JOIN common USING (run) LEFT JOIN ill USING (run) LEFT JOIN passed USING (run)
         LEFT JOIN ends USING (run)
 """
-"""`loss_first` and `loss_last` are those of `gradscope.types.loss`."""
+"""`loss_first` and `loss_last` are as in `gradscope.types.loss`."""
 _LIMITS = "(kind <> 'modified' OR how = 'clamped') AND threshold <> 'infinity'"
 CLIPS = f"""
     WITH calls AS (SELECT run, bool_or(kind <> 'modified') AS called {_ROWS} WHERE {_LIMITS} GROUP BY run),
@@ -79,7 +79,7 @@ CLIPS = f"""
     ), unknown AS (SELECT run, count(*) AS unmeasured FROM unmeasured GROUP BY run)
     SELECT * FROM calls LEFT JOIN of_known USING (run) LEFT JOIN unknown USING (run)
 """
-"""What `gradscope.types.clips.share` asks of the calls."""
+"""The numbers behind `gradscope.types.clips.share`."""
 LAYERS = f"""
     WITH dated AS (
         SELECT rows.*, run,
@@ -105,7 +105,7 @@ NOTES = f"SELECT run, count(DISTINCT reason) AS notes {_ROWS} GROUP BY run"
 
 
 class Listed(NamedTuple):
-    """One file: whose it is, and where it stands among the files of its run."""
+    """One file, its run and rank, and its place among the files of the rank."""
 
     path: Path
     run: int
@@ -114,29 +114,29 @@ class Listed(NamedTuple):
 
 
 def engine() -> Any:
-    """The library, loaded when first asked for.
+    """Import DuckDB on first use.
 
     Raises:
-        GradscopeError: it is not installed.
+        GradscopeError: DuckDB is not installed.
     """
     try:
         return import_module("duckdb")
     except ModuleNotFoundError:
         raise GradscopeError(
-            "the tables of many runs are read by DuckDB, which is not installed; get it with: "
+            "gradscope reads the tables of many runs with DuckDB, and DuckDB is not installed; install it with: "
             "pip install 'gradscope-rnn[fleet]'"
         ) from None
 
 
 def connect() -> Any:
-    """A database of its own, in memory, that fetches nothing and spills into the folder for temporary files."""
-    spilled = Path(tempfile.gettempdir()) / f"gradscope-duckdb-{os.getpid()}"
+    """Open a separate database in memory that downloads nothing and spills into the folder for temporary files."""
+    spill = Path(tempfile.gettempdir()) / f"gradscope-duckdb-{os.getpid()}"
     off = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    return engine().connect(":memory:", config={**off, "temp_directory": str(spilled)})
+    return engine().connect(":memory:", config={**off, "temp_directory": str(spill)})
 
 
 def listed(roots: Sequence[Path], table: str) -> list[Listed]:
-    """The files of one table that count, run by run."""
+    """List the live files of one table, run by run."""
     return [
         Listed(part.path, run, rank, place)
         for run, root in enumerate(roots)
@@ -145,56 +145,57 @@ def listed(roots: Sequence[Path], table: str) -> list[Listed]:
     ]
 
 
-def ask(roots: Sequence[Path], table: str, question: str, asked: Mapping[str, Any] | None = None) -> Any:
-    """The answer to one of the questions above, as an Arrow table; None where no run has such rows.
+def query(roots: Sequence[Path], table: str, sql: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    """Run one of the queries above; returns an Arrow table, or None if no run has such rows.
 
-    Files that a merge takes away are looked up anew; damaged ones are passed over, with a warning.
+    If a merge removes files meanwhile, the query starts again with the new files. Damaged files are skipped with a
+    warning.
 
     Args:
         roots: the run folders; their places here are the numbers of the runs.
-        table: which table.
-        question: SQL that ends in `_ROWS` and what may follow it.
-        asked: values for its parameters.
+        table: name of the table.
+        sql: a query over `_ROWS`.
+        parameters: values for the parameters of the query.
     """
     failures, files = engine().Error, listed(roots, table)
     for _ in range(_ATTEMPTS):
         if not files:
             return None
         try:
-            return _answer(files, table, question, asked or {})
+            return _execute(files, table, sql, parameters or {})
         except failures as error:
-            found = listed(roots, table)
-            kept = [one for one in found if one in set(files) and _sound(one.path)] if found == files else found
-            if kept == files:
+            now = listed(roots, table)
+            readable = [file for file in now if file in set(files) and _readable(file.path)] if now == files else now
+            if readable == files:
                 raise GradscopeError(f"DuckDB cannot read {table!r}: {str(error).splitlines()[0]}") from error
-            files = kept
+            files = readable
     raise GradscopeError(f"the files of {table!r} change too fast to be read")
 
 
-def _answer(files: Sequence[Listed], table: str, question: str, asked: Mapping[str, Any]) -> Any:
+def _execute(files: Sequence[Listed], table: str, sql: str, parameters: Mapping[str, Any]) -> Any:
     pa = arrow.pyarrow()
     ranks = Counter(run for run, _ in {(one.run, one.rank) for one in files})
-    known = {
-        "filename": [str(one.path) for one in files],
-        "run": [one.run for one in files],
-        "rank": [one.rank for one in files],
-        "place": [one.place for one in files],
-        "shared": [ranks[one.run] > 1 for one in files],
+    columns = {
+        "filename": [str(file.path) for file in files],
+        "run": [file.run for file in files],
+        "rank": [file.rank for file in files],
+        "place": [file.place for file in files],
+        "shared": [ranks[file.run] > 1 for file in files],
     }
     with connect() as database:
-        database.register("listed", pa.table(known))
+        database.register("listed", pa.table(columns))
         database.register("blank", arrow.schema(TABLES[table]).empty_table())
-        patterns = [_literally(one.path) for one in files]
-        return database.sql(question, params={"files": patterns, **asked}).to_arrow_table()
+        patterns = [_escaped(file.path) for file in files]
+        return database.sql(sql, params={"files": patterns, **parameters}).to_arrow_table()
 
 
-def _literally(path: Path) -> str:
-    """A path in which no letter stands for others: DuckDB takes these for patterns."""
+def _escaped(path: Path) -> str:
+    """Escape the wildcards in a path: DuckDB reads paths as patterns."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in str(path))
 
 
-def _sound(path: Path) -> bool:
-    """Whether a file can be read at all; it is told of otherwise."""
+def _readable(path: Path) -> bool:
+    """Read a whole file; if it is damaged, warn and return False."""
     try:
         with arrow.parquet().ParquetFile(path, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
@@ -207,24 +208,26 @@ def _sound(path: Path) -> bool:
 
 
 def rows(table: str, wanted: Mapping[str, Condition]) -> tuple[str, dict[str, Any]]:
-    """The question for the rows of a table that meet all conditions, in the order of `Run.frame`, run by run."""
-    terms, asked = _terms(wanted)
-    bounded = [name for name, it in wanted.items() if it.low is not None and TABLES[table].columns.get(name) == FLOAT]
+    """Return a query, and its parameters, for the rows that meet all conditions, run by run, ordered as `Run.frame`."""
+    terms, parameters = _terms(wanted)
+    floats = [name for name in wanted if TABLES[table].columns.get(name) == FLOAT]
+    bounded = [name for name in floats if wanted[name].low is not None]
     terms += [f"NOT {_nan(name)}" for name in bounded]  # to DuckDB, NaN is larger than all numbers
     columns = ", ".join(f'rows."{name}"' for name in TABLES[table].columns)
     order = ", ".join(f'rows."{name}"' for name in TABLES[table].order)
     where = f"WHERE {' AND '.join(terms)}" if terms else ""
-    return f"SELECT run, {columns}, rank {_ROWS} {where} ORDER BY run, {order}, rank, place, file_row_number", asked
+    order = f"run, {order}, rank, place, file_row_number"
+    return f"SELECT run, {columns}, rank {_ROWS} {where} ORDER BY {order}", parameters
 
 
 def _terms(wanted: Mapping[str, Condition]) -> tuple[list[str], dict[str, Any]]:
-    """Conditions as SQL over columns that the schema has, with everything else as parameters."""
-    found = [
+    """Translate conditions into SQL over columns of the schema; all values become parameters."""
+    terms = [
         (term.format(column=f'"{column}"', name=name), name, value)
         for number, (column, condition) in enumerate(wanted.items())
         for term, name, value in _of(condition, number)
     ]
-    return [term for term, _, _ in found], {name: value for _, name, value in found}
+    return [term for term, _, _ in terms], {name: value for _, name, value in terms}
 
 
 def _of(condition: Condition, number: int) -> Iterator[tuple[str, str, Any]]:

@@ -1,4 +1,4 @@
-"""A run folder that may hold a run already: begin beside that run, go on with it, or put a new one in its place."""
+"""A folder that may already hold a run: begin beside that run, continue it, or replace it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.errors import AttachError, FolderTakenError, GradscopeWarning, LoadError, RecordError
-from gradscope.record import meta
+from gradscope.record import meta as run_json
 from gradscope.record.folder import begun
 from gradscope.record.parquet import ParquetStore
 
@@ -20,10 +20,10 @@ EXISTING = ("new", "continue", "replace", "error")
 
 
 def check_existing(existing: Any, processes: int) -> None:
-    """Refuse what cannot be meant.
+    """Check the argument `existing`.
 
     Raises:
-        AttachError: there is no such choice, or several processes were to replace a run.
+        AttachError: there is no such choice, or several processes would replace a run.
     """
     if existing not in EXISTING:
         near = difflib.get_close_matches(str(existing), EXISTING, n=1)
@@ -37,42 +37,42 @@ def check_existing(existing: Any, processes: int) -> None:
 
 
 def numbered(logdir: Path) -> Iterator[Path]:
-    """The folder, and its neighbours: `exp`, `exp-2`, `exp-3`, ..."""
+    """Yield the folder and its neighbours: `exp`, `exp-2`, `exp-3`, ..."""
     yield logdir
     named = logdir if logdir.name not in ("", "..") else logdir.resolve()
     yield from (named.with_name(f"{named.name}-{number}") for number in itertools.count(2))
 
 
 def open_store(
-    logdir: str | PathLike[str], told: Mapping[str, Any], *, rank: int, first_step: int, existing: str
+    logdir: str | PathLike[str], meta: Mapping[str, Any], *, rank: int, first_step: int, existing: str
 ) -> ParquetStore:
-    """A store on the folder, or with `existing="new"` on the first of its neighbours that is free.
+    """Open a store on the folder, or with `existing="new"` on its first free neighbour.
 
     Raises:
-        RecordError: the folder cannot be written, or may not be.
+        RecordError: the folder cannot be written, or must not be.
         LoadError: the folder is a run of a newer gradscope.
     """
     if existing != "new":
-        return ParquetStore(logdir, told, rank=rank, first_step=first_step, existing=existing)
-    taken: FolderTakenError | None = None
+        return ParquetStore(logdir, meta, rank=rank, first_step=first_step, existing=existing)
+    occupied: FolderTakenError | None = None
     for folder in numbered(Path(logdir)):
         try:
-            _refuse_fewer(folder, told, rank)
-            store = ParquetStore(folder, told, rank=rank, first_step=first_step)
+            _refuse_other_size(folder, meta, rank)
+            store = ParquetStore(folder, meta, rank=rank, first_step=first_step)
         except FolderTakenError as reason:
-            taken = taken or reason
+            occupied = occupied or reason
             continue
-        if taken is not None:
-            warnings.warn(f"{taken.why}: this run is recorded in {folder}", GradscopeWarning, stacklevel=6)
+        if occupied is not None:
+            warnings.warn(f"{occupied.why}: gradscope records this run in {folder}", GradscopeWarning, stacklevel=6)
         return store
     raise RecordError(f"{logdir} has no free neighbour")  # pragma: no cover
 
 
-def _refuse_fewer(folder: Path, told: Mapping[str, Any], rank: int) -> None:
-    """A process that was never here joins the others, unless these were of a training with another number of them."""
+def _refuse_other_size(folder: Path, meta: Mapping[str, Any], rank: int) -> None:
+    """Refuse a new rank in a run whose number of processes differs; in any other run it joins the other ranks."""
     if not begun(folder) or begun(folder, rank):
         return
     with suppress(LoadError):
-        before = meta.read(folder / meta.FOLDER).get("processes", 1)
-        if before != told.get("processes", 1):
-            raise FolderTakenError(f"the run in {folder} is one of {before} process{'es' * (before != 1)}", "")
+        before = run_json.read(folder / run_json.FOLDER).get("processes", 1)
+        if before != meta.get("processes", 1):
+            raise FolderTakenError(f"the run in {folder} has {before} process{'es' * (before != 1)}", "")

@@ -1,4 +1,4 @@
-"""What a folder holds: a run, or many."""
+"""Search of a folder for runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gradscope.record import meta
 from gradscope.record.data import natural
 
 DEEP = 8
-"""How many folders deep runs are looked for."""
+"""How many folders deep the search goes."""
 
 
 def find(logdir: str | os.PathLike[str]) -> Path | list[str]:
-    """The folder of the one run that is there, or the names of the runs below.
+    """Find the folder of the one run in `logdir`, or the names of the runs below.
 
     Raises:
         LoadError: there is no run.
@@ -26,15 +26,14 @@ def find(logdir: str | os.PathLike[str]) -> Path | list[str]:
             return root
     if names := sorted(_below(folder), key=natural):
         return names
-    what = "holds no run" if os.path.isdir(folder) else "is a file" if os.path.exists(folder) else "does not exist"
+    fault = "holds no run" if os.path.isdir(folder) else "is a file" if os.path.exists(folder) else "does not exist"
     raise LoadError(
-        f"{folder} {what}: there is no {meta.FOLDER}/{meta.FILE} in it, nor below it; "
-        "pass the logdir that attach() was given"
+        f"{folder} {fault}: there is no {meta.FOLDER}/{meta.FILE} in it, nor below it; pass the logdir of attach()"
     )
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """The runs at any depth, by their paths with `/` in between; links are not followed."""
+    """Yield the paths of the runs below, with `/` as separator; the search follows no links."""
     for place, folders, _ in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
         if meta.FOLDER in folders:

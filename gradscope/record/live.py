@@ -1,4 +1,4 @@
-"""A run that is still written: the store, and the step that is not over."""
+"""The source of a running training: the store, and the unfinished step."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ class Sourced(Protocol):
     """A scope."""
 
     def source(self) -> Source:
-        """What is recorded now."""
+        """Return the records so far."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The source of a scope's run: the store, and the unfinished step while the scope is there."""
+    """The source of a scope's run: the store, and the unfinished step as long as the scope exists."""
 
     store: MemoryStore | ParquetStore
     scope: weakref.ref[Sourced]
 
     @property
     def meta(self) -> dict[str, Any]:
-        """That of the store."""
+        """The store's metadata."""
         return self.store.meta
 
     @property
     def ranks(self) -> list[int]:
-        """Those of the store."""
+        """The store's ranks."""
         return self.store.ranks
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The wanted rows so far."""
+        """Read the selected rows so far."""
         return self._now().read(table, filters, columns)
 
     def count(self, table: str) -> int:
-        """How many rows a table has so far."""
+        """Count the rows of a table so far."""
         return self._now().count(table)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,13 +55,13 @@ class Live:
         if isinstance(self.store, ParquetStore):
             self.store.flush()
             source = FolderSource(self.store.root)
-        return _copied, (source,)
+        return _unpickled, (source,)
 
     def _now(self) -> Source:
         scope = self.scope()
         return self.store if scope is None else scope.source()
 
 
-def _copied(source: Source) -> Source:
-    """What a live source is when it is unpickled: what was there."""
+def _unpickled(source: Source) -> Source:
+    """Return the rows at the time of pickling."""
     return source

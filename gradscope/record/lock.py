@@ -1,4 +1,4 @@
-"""One writer per folder and rank, held by the operating system, so that a killed process leaves no lock behind."""
+"""A lock for one writer per folder and rank. The operating system holds it, so it ends with a killed process."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 class FolderLock:
-    """A lock file, held until `release` or the end of the process.
+    """A lock file, locked until `release` or the end of the process.
 
-    Forked children (data loader workers) close their copy of it, so that it ends with its owner.
+    Forked children (data loader workers) close their copy, so that the lock ends with its owner.
 
     Raises:
-        FolderTakenError: somebody else holds it, in this process or another one.
+        FolderTakenError: another scope holds the lock, in this process or another one.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "a+", encoding="utf-8")
         try:
-            _hold(self._file)
+            _acquire(self._file)
         except OSError as error:
             if error.errno in _BUSY:
                 self._refuse(path)
-            warnings.warn(f"{path.parent} is on a file system without locks; never let two processes write it",
+            warnings.warn(f"{path.parent} is on a file system without locks; never let two processes write there",
                           GradscopeWarning, stacklevel=5)  # fmt: skip
         self._file.truncate(0)
         self._file.write(_me())
@@ -43,20 +43,20 @@ class FolderLock:
     def _refuse(self, path: Path) -> None:
         owner = path.read_text(encoding="utf-8", errors="replace") or "another scope"
         self._file.close()
-        mine = owner == _me()
+        own = owner == _me()
         raise FolderTakenError(
-            f"{path.parent} is being written by {'an earlier scope of this process' if mine else owner}",
-            f"close that scope first, or give each scope its own logdir{'' if mine else SHARED}",
+            f"{'an earlier scope of this process' if own else owner} is writing to {path.parent}",
+            f"close that scope first, or give each scope its own logdir{'' if own else SHARED}",
         )
 
     def release(self) -> None:
-        """Let the next writer in."""
+        """Release the lock for the next writer."""
         if not self._file.closed:
-            _let_go(self._file)
+            _release(self._file)
             self._file.close()
 
     def abandon(self) -> None:
-        """Close this process's copy without letting go of the lock, which another process owns."""
+        """Close this process's copy and leave the lock to its owner, another process."""
         self._file.close()
 
 
@@ -67,35 +67,35 @@ def _me() -> str:
 if sys.platform == "win32":  # pragma: no cover
     import msvcrt
 
-    _FAR = 2**30  # a byte beyond the text, which others may then still read
+    _FAR = 2**30  # a byte beyond the text: other processes can still read the text
 
-    def _hold(file: IO[str]) -> None:
+    def _acquire(file: IO[str]) -> None:
         os.lseek(file.fileno(), _FAR, os.SEEK_SET)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
-    def _let_go(file: IO[str]) -> None:
+    def _release(file: IO[str]) -> None:
         os.lseek(file.fileno(), _FAR, os.SEEK_SET)
         msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
 else:
     import fcntl
 
-    def _hold(file: IO[str]) -> None:
+    def _acquire(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def _let_go(file: IO[str]) -> None:
+    def _release(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+_locks: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
 
 def _closed_in_children(lock: FolderLock) -> None:
-    if not _held and hasattr(os, "register_at_fork"):
+    if not _locks and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_abandon_all)
-    _held.add(lock)
+    _locks.add(lock)
 
 
 def _abandon_all() -> None:
-    for lock in list(_held):
+    for lock in list(_locks):
         lock.abandon()

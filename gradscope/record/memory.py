@@ -1,4 +1,4 @@
-"""Runs that live in memory: rows as they were handed over, gathered now and then into compact tables."""
+"""Runs in memory: a buffer of new rows, and compact tables into which the rows go now and then."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 from gradscope.record import arrow, thin
 from gradscope.record.query import Filters, conditions
 from gradscope.record.schema import SCHEMA_VERSION, TABLES, check, lookup
-from gradscope.record.settled import Settled
+from gradscope.record.seqlock import Seqlock
 from gradscope.types import Batch
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-_PIECE_BYTES = 8 * 2**20  # what there is twice while pieces are gathered
+_PIECE_BYTES = 8 * 2**20  # gathering doubles this much memory
 _GATHER_EVERY = 16
-_BLOCK_BYTES = 1024  # what a block costs beside its numbers: the objects that carry it
+_BLOCK_BYTES = 1024  # the Python objects of a block, beside its numbers
 
 
 class Buffer:
-    """Rows just as they came. Appending checks them and copies nothing: arrays must not be changed afterwards.
+    """Rows as received. Appending checks them and copies nothing: callers must not change arrays afterwards.
 
     Attributes:
-        number: number of the part that these rows are going to be.
+        number: number of the part that these rows will be.
         size: bytes in use, roughly.
-        rows: how many of each table.
+        rows: number of rows by table.
         last_step: step of the newest batch, or -1.
     """
 
@@ -40,9 +40,9 @@ class Buffer:
         self.blocks: dict[str, list[arrow.Block]] = {}
 
     def append(self, batch: Batch) -> None:
-        """Take all rows of one step, or none if one of them is not as its table wants it."""
-        counted = [(batch.step, rows, check(rows, batch.step)) for rows in batch.rows]
-        for block in counted:
+        """Append all rows of one step, or none if one block does not match its table."""
+        checked = [(batch.step, rows, check(rows, batch.step)) for rows in batch.rows]
+        for block in checked:
             name, length = block[1].table, block[2]
             self.blocks.setdefault(name, []).append(block)
             self.rows[name] += length
@@ -50,15 +50,15 @@ class Buffer:
         self.last_step = batch.step
 
     def table(self, name: str) -> Any:
-        """The rows of one table that there are now, as an Arrow table; another thread may append meanwhile."""
+        """Return the present rows of one table as an Arrow table; another thread may append meanwhile."""
         return arrow.build(TABLES[name], list(self.blocks.get(name, ())))
 
 
 class MemoryStore:
     """A sink and a source without a folder, for `attach(model)` without `logdir`.
 
-    Beyond `limit` bytes of rows (512 MiB, or `GRADSCOPE_MEMORY_LIMIT`) older recorded steps are thinned (every second
-    one of the older half), `steps`, `clips` and `notes` last, and `notes` says so. For one thread that writes; any may
+    Beyond `limit` bytes of rows (512 MiB, or `GRADSCOPE_MEMORY_LIMIT`) the store drops every second of the older half
+    of the recorded steps, `steps`, `clips` and `notes` last, and says so in `notes`. One thread may write, any may
     read.
 
     >>> from gradscope.types import Rows
@@ -86,24 +86,24 @@ class MemoryStore:
         self._tables = _Tables()
         self._tail = Buffer()
         self._batches = 0
-        self._settled = Settled()
+        self._seqlock = Seqlock()
         self.closed = False
 
     @property
     def last_step(self) -> int:
-        """The newest step that was written."""
+        """The newest step in the store."""
         return self._tail.last_step
 
     def tell(self, facts: Mapping[str, Any]) -> None:
-        """Add what becomes known while the run is written."""
+        """Add facts to `meta` during the run."""
         self.meta |= facts
 
     def write(self, batch: Batch) -> None:
-        """Take all rows of one optimizer step."""
+        """Store all rows of one optimizer step."""
         self._tail.append(batch)
         self._batches += 1
         if self._batches >= self._gather_steps or self._tail.size > self._limit // 16:
-            with self._settled.changing():
+            with self._seqlock.changing():
                 self._gather()
                 thin.to_limit(self._tables, self._limit, self._note)
 
@@ -118,20 +118,20 @@ class MemoryStore:
         self._gather()
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The wanted rows in the order they were written, with the column `rank` at the end."""
+        """Read the selected rows in the order of writing, with the column `rank` at the end."""
         filters = filters or {}
-        asked = conditions(table, filters).get("rank")
-        if asked and not asked.holds(self.ranks[0]):
+        wanted = conditions(table, filters).get("rank")
+        if wanted and not wanted.holds(self.ranks[0]):
             return arrow.frame([], table, columns)
-        tables = self._settled.read(lambda: [*self._tables.pieces(table), self._tail.table(table)])
+        tables = self._seqlock.read(lambda: [*self._tables.pieces(table), self._tail.table(table)])
         return arrow.frame([(self.ranks[0], arrow.select(table, tables, filters, columns))], table, columns)
 
     def count(self, table: str) -> int:
-        """How many rows a table has."""
+        """Count the rows of a table."""
         return sum(map(len, self._tables.pieces(lookup(table).name))) + self._tail.rows[table]
 
     def close(self) -> None:
-        """Nothing more will be written; what was can still be read."""
+        """End writing; reading stays possible."""
         self.closed = True
 
 
@@ -154,8 +154,8 @@ class _Tables:
         return sum(piece.nbytes for pieces in self._pieces.values() for piece in pieces)
 
     def steps(self, tables: Sequence[str]) -> thin.Steps:
-        found = [piece.column("step").to_numpy() for name in tables for piece in self.pieces(name)]
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        columns = [piece.column("step").to_numpy() for name in tables for piece in self.pieces(name)]
+        return np.unique(np.concatenate(columns)) if columns else np.empty(0, np.int64)
 
     def drop(self, tables: Sequence[str], steps: thin.Steps) -> None:
         for name in tables:
@@ -166,7 +166,7 @@ class _Tables:
 
 
 def _join(name: str, pieces: list[Any]) -> None:
-    """Neighbouring pieces as one, in their place, as long as that is no larger than a piece should be."""
+    """Join neighbouring pieces in place, up to the size of a piece."""
     pieces[:] = [piece for piece in pieces if len(piece)]
     place = 0
     while place < len(pieces):

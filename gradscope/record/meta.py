@@ -1,4 +1,4 @@
-"""`run.json`: what a run says about itself, and whether a folder is one."""
+"""`run.json`: the metadata of a run, and the mark of a run folder."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _OURS = re.compile(rf"\.rank=\d+\.lock|\.{FILE}\.tmp.*|events\.out\.tfevents\..*
 
 
 def read(root: Path) -> dict[str, Any]:
-    """What `run.json` says.
+    """Read `run.json`.
 
     Raises:
-        LoadError: it is not there, is no run's, or comes from a newer gradscope.
+        LoadError: the file does not exist, is not of a run, or comes from a newer gradscope.
     """
     path = root / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoadError(f"{root} is no run: it has no {FILE}") from None
     except (OSError, ValueError) as error:
         raise LoadError(f"{path} cannot be read ({error}); restore it from a copy of the run") from error
-    version = cast("dict[str, Any]", found).get("schema_version") if isinstance(found, dict) else None
+    version = cast("dict[str, Any]", facts).get("schema_version") if isinstance(facts, dict) else None
     if not isinstance(version, int):
-        raise LoadError(f"{path} is not a run's: it lacks the number 'schema_version'")
+        raise LoadError(f"{path} describes no run: it lacks the number 'schema_version'")
     if version > SCHEMA_VERSION:
         raise LoadError(
-            f"{path} was written by a newer gradscope (schema {version}, this one reads up to {SCHEMA_VERSION}): "
+            f"a newer gradscope (schema {version}, this one reads up to {SCHEMA_VERSION}) wrote {path}: "
             "upgrade with `pip install -U gradscope-rnn`"
         )
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", facts)
 
 
 def begin(root: Path, meta: Mapping[str, Any], rank: int, first_step: int) -> dict[str, Any]:
-    """Tell `run.json` of a session: `meta` of the newest on top, of every one under `sessions`.
+    """Add a session to `run.json`: `meta` of the newest session on top, of every session under `sessions`.
 
-    Rank 0 tells it; another rank does so only where nobody has yet.
+    Rank 0 writes the file; another rank does so only if the file does not exist.
     """
     known = (root / FILE).exists()
     earlier = read(root) if known else {}
@@ -54,33 +54,33 @@ def begin(root: Path, meta: Mapping[str, Any], rank: int, first_step: int) -> di
         return earlier
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     session = {"started": started, "first_step": first_step, "rank": rank, **plain(meta)}
-    told = {"schema_version": SCHEMA_VERSION, **plain(meta), "sessions": [*earlier.get("sessions", []), session]}
-    temporary = _write(told, root, rank)
+    contents = {"schema_version": SCHEMA_VERSION, **plain(meta), "sessions": [*earlier.get("sessions", []), session]}
+    temporary = _write(contents, root, rank)
     if rank == 0 or not _put_first(temporary, root / FILE):
         os.replace(temporary, root / FILE)
-    return told
+    return contents
 
 
 def tell(root: Path, facts: Mapping[str, Any], rank: int) -> None:
-    """Add what becomes known while a run is written: on top, and to the newest session."""
+    """Add facts during a run: on top, and to the newest session."""
     known = read(root)
     *earlier, session = known["sessions"]
-    told = {**known, **plain(facts), "sessions": [*earlier, {**session, **plain(facts)}]}
-    os.replace(_write(told, root, rank), root / FILE)
+    contents = {**known, **plain(facts), "sessions": [*earlier, {**session, **plain(facts)}]}
+    os.replace(_write(contents, root, rank), root / FILE)
 
 
-def _write(told: Mapping[str, Any], root: Path, rank: int) -> Path:
-    """A whole file, which has not its name yet."""
+def _write(contents: Mapping[str, Any], root: Path, rank: int) -> Path:
+    """Write the whole file under a temporary name."""
     temporary = root / f".{FILE}.tmp{rank}"
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(told, file, indent=1)
+        json.dump(contents, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     return temporary
 
 
 def _put_first(temporary: Path, path: Path) -> bool:
-    """Give a file its name unless another has it already; false where the file system cannot."""
+    """Rename a file unless the name exists; False if the file system cannot do so."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -92,23 +92,23 @@ def _put_first(temporary: Path, path: Path) -> bool:
 
 
 def refuse_foreign(root: Path) -> None:
-    """Leave a folder alone that has our name but somebody else's contents.
+    """Refuse a folder that has our name but contents of other software.
 
     Raises:
-        RecordError: it has files, and none of them says that it is a run.
+        RecordError: the folder has foreign files and no `run.json`.
     """
     if not root.is_dir():
         return
     foreign = sorted(name for name in os.listdir(root) if not _OURS.fullmatch(name))
-    if foreign and not (root / FILE).exists():  # asked last: another rank may begin the run meanwhile
+    if foreign and not (root / FILE).exists():  # checked last: another rank may begin the run meanwhile
         raise RecordError(
-            f"{root} holds something else ({', '.join(foreign[:3])}) and no {FILE}; it is left alone: "
+            f"{root} holds something else ({', '.join(foreign[:3])}) and no {FILE}; gradscope leaves it alone: "
             "pass another logdir, or move it away"
         )
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it: what JSON has no word for becomes text."""
+    """Convert a value for JSON: values without a JSON type become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""The run folder as a sink: what a training writes while it runs, safe against being killed at any moment."""
+"""The run folder as a sink: a running training writes it, and may be killed at any moment."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import RecordError
 from gradscope.record import arrow, folder, meta, parts, thin
+from gradscope.record.lock import FolderLock
 from gradscope.record.memory import Buffer
 from gradscope.record.query import Filters, conditions
 from gradscope.record.reader import FolderSource
-from gradscope.record.settled import Settled
+from gradscope.record.seqlock import Seqlock
 from gradscope.types import Batch
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-_BUFFER_BYTES = 64 * 2**20  # a flush is due beyond this; what cannot be flushed is given up beyond this
-DELETED = "the run folder {root} was deleted while it was written: steps before {first} are gone"
-_MERGE_EVERY = 64  # flushes, after which the parts so far are gathered
+_BUFFER_BYTES = 64 * 2**20  # beyond this a flush is due, and if the flush fails the rows are dropped
+DELETED = "something deleted the run folder {root} during the run: steps before {first} are gone"
+_MERGE_EVERY = 64  # flushes between merges
 
 
 class ParquetStore:
-    """A sink that writes `<logdir>/gradscope`, and a source over what is there and what is still to be flushed.
+    """A sink that writes `<logdir>/gradscope`, and a source over the folder and the rows that wait for a flush.
 
-    For one thread that writes, of one process; any thread may read. A process that is killed loses what was not yet
-    flushed, and nothing else: the folder holds every step up to some step, in all tables. Flushes are not forced
-    through to the disk, merges and `close` are, so that a power cut costs no more than the system had not yet written
-    back.
+    One thread of one process may write, any thread may read. A killed process loses the rows that wait for a flush,
+    and nothing else: the folder holds every step up to some step, in all tables. Merges and `close` force their files
+    to the disk, flushes do not: a power cut costs no more than the system has not yet written back.
 
     Args:
-        logdir: where the folder `gradscope` is, or is to be made.
-        meta: what `run.json` shall say; what JSON cannot hold becomes text.
-        rank: which of several processes this is; each writes its own files.
-        first_step: the first step to be written; a folder with smaller ones is continued.
-        existing: what to do where the folder has that step; see `folder.begin`. `"error"` refuses.
+        logdir: parent of the folder `gradscope`.
+        meta: contents of `run.json`; values without a JSON type become text.
+        rank: rank of this process; each rank writes its own files.
+        first_step: the first step to write; a folder with smaller steps is continued.
+        existing: what to do if the folder has that step; see `folder.begin`. `"error"` refuses.
         flush_seconds: a `write` this long after the last flush flushes.
-        flush_steps: so does one that makes it this many rows of `steps`.
+        flush_steps: so does a `write` that completes this many rows of `steps`.
         disk_limit: bytes for the whole run, shared evenly by its ranks; by default `GRADSCOPE_DISK_LIMIT`, or 1 GiB.
-        clock: seconds, from anywhere.
+        clock: returns seconds, with any origin.
 
     Raises:
-        RecordError: the folder cannot be written, is being written by another scope, holds something else, or
-            already has the step `first_step`.
+        RecordError: the folder cannot be written, another scope writes it, it holds something else, or it already
+            has the step `first_step`.
         LoadError: the folder is a run of a newer gradscope.
     """
 
@@ -66,57 +66,61 @@ class ParquetStore:
         self.root, self.rank = Path(logdir) / "gradscope", rank
         self._limit = thin.disk_limit(disk_limit)
         self._flush_seconds, self._flush_steps, self._clock = flush_seconds, flush_steps, clock
-        self._told = dict(meta)
-        known = folder.begun(Path(logdir), rank)
-        self._lock = folder.claim(self.root, rank)
-        try:
-            number, first_step = folder.begin(self.root, meta, rank, first_step, existing=existing, known=known)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._meta = dict(meta)
+        self._lock, number, self.first_step = self._open(first_step, existing)
         arrow.ready()
-        self._owner, self.first_step = os.getpid(), first_step
-        self._tail = Buffer(number, first_step - 1)
+        self._owner = os.getpid()
+        self._tail = Buffer(number, self.first_step - 1)
         self._folder = FolderSource(self.root)
-        self._flushed_at, self._due = clock(), flush_steps  # when the last was tried; rows of `steps` for the next
+        self._flushed_at, self._due = clock(), flush_steps  # time of the last attempt; rows of `steps` for the next
         self._closed = False
-        self._settled = Settled()
+        self._seqlock = Seqlock()
+
+    def _open(self, first_step: int, existing: str) -> tuple[FolderLock, int, int]:
+        """Lock the folder and begin the run; returns the lock, the number of the next part, and the first step."""
+        known = folder.begun(self.root.parent, self.rank)
+        lock = folder.claim(self.root, self.rank)
+        try:
+            return lock, *folder.begin(self.root, self._meta, self.rank, first_step, existing=existing, known=known)
+        except BaseException:
+            lock.release()
+            raise
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What `run.json` says."""
+        """The contents of `run.json`."""
         return self._folder.meta
 
     @property
     def last_step(self) -> int:
-        """The newest step that was written."""
+        """The newest step in the store."""
         return self._tail.last_step
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will be written."""
+        """True if the store accepts no more rows."""
         return self._closed
 
     @property
     def ranks(self) -> list[int]:
-        """The ranks of the run, as far as this one can see."""
+        """This rank, and the ranks with files in the folder."""
         return sorted({self.rank, *self._folder.ranks})
 
     def tell(self, facts: Mapping[str, Any]) -> None:
-        """Add what becomes known while the run is written to `run.json`; rank 0 does so for all."""
-        self._told |= facts
+        """Add facts to `run.json` during the run; rank 0 does so for all ranks."""
+        self._meta |= facts
         if self.rank == 0 and not self._closed and (self.root / meta.FILE).exists():
             meta.tell(self.root, facts, self.rank)
             self._folder.meta |= meta.plain(facts)
 
     def write(self, batch: Batch) -> None:
-        """Take all rows of one optimizer step, and flush if it is time to.
+        """Store all rows of one optimizer step, and flush if a flush is due.
 
         Raises:
-            RecordError: the rows are not as their table wants them, the store is closed, or a flush has failed.
+            RecordError: the rows do not match their table, the store is closed, or a flush has failed.
         """
         if self._closed:
-            raise RecordError(f"{self.root} has been closed; open a new scope to go on writing")
+            raise RecordError(f"the store of {self.root} is closed; open a new scope to go on writing")
         self._tail.append(batch)
         if (
             self._tail.rows["steps"] >= self._due
@@ -126,15 +130,15 @@ class ParquetStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is as one part per table, and keep the folder small.
+        """Write the waiting rows as one part per table, and keep the folder below its limit.
 
         Raises:
-            RecordError: it cannot be written; it is kept for the next flush as long as there is memory for it.
+            RecordError: the rows cannot be written; they wait for the next flush as long as there is memory for them.
         """
         if self._closed or os.getpid() != self._owner:
             return
         self._flushed_at, self._due = self._clock(), self._tail.rows["steps"] + self._flush_steps
-        with self._said():
+        with self._translated():
             self._commit()
             self._due = self._flush_steps
             files, limit = folder.Files(self.root, self.rank), self._limit // len(self.ranks)
@@ -143,7 +147,7 @@ class ParquetStore:
             thin.to_limit(files, limit, self._note)
 
     def _commit(self, *, durable: bool = False) -> None:
-        """Write the tail, `steps` last; then one assignment makes it the past."""
+        """Write the tail, `steps` last; then one assignment replaces it by an empty tail."""
         if not self._tail.blocks:
             return
         if not (self.root / meta.FILE).exists():
@@ -155,12 +159,12 @@ class ParquetStore:
         self._tail = Buffer(tail.number + 1, tail.last_step)
 
     def _begin_again(self) -> None:
-        """The folder was deleted in mid-run: what comes from now on has one again, which says so."""
+        """Begin a new folder after a deletion in mid-run, with a note."""
         blocks = [block for blocks in self._tail.blocks.values() for block in blocks]
         first = min(step for step, _, _ in blocks)
         self._lock.release()
         self._lock = folder.claim(self.root, self.rank)
-        meta.begin(self.root, self._told, self.rank, first)
+        meta.begin(self.root, self._meta, self.rank, first)
         self._folder = FolderSource(self.root)
         self._tail.append(Batch(self._tail.last_step, (thin.note(DELETED.format(root=self.root, first=first)),)))
 
@@ -169,19 +173,19 @@ class ParquetStore:
         self._commit()
 
     @contextmanager
-    def _said(self) -> Generator[None, None, None]:
-        """Say in our words what the system could not do, and bound what waits for a better day."""
+    def _translated(self) -> Generator[None, None, None]:
+        """Translate errors of the operating system, and drop the tail if it is too large."""
         try:
-            with self._settled.changing():
+            with self._seqlock.changing():
                 yield
         except OSError as error:
-            lost = self._give_up(error) if self._tail.size >= _BUFFER_BYTES else "they are kept for the next flush"
+            lost = self._drop_tail(error) if self._tail.size >= _BUFFER_BYTES else "they wait for the next flush"
             raise RecordError(
-                f"rows up to step {self._tail.last_step} cannot be written to {self.root} ({error}); {lost}: "
+                f"gradscope cannot write rows up to step {self._tail.last_step} to {self.root} ({error}); {lost}: "
                 "make room or mend the permissions, or close the scope and choose another logdir"
             ) from error
 
-    def _give_up(self, error: OSError) -> str:
+    def _drop_tail(self, error: OSError) -> str:
         tail = self._tail
         for name in tail.blocks:
             (parts.directory(self.root, name, self.rank) / f"part-{tail.number:06}.parquet").unlink(missing_ok=True)
@@ -191,32 +195,32 @@ class ParquetStore:
         return lost
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """As `FolderSource.read`, with the rows that still wait for a flush."""
+        """Read as `FolderSource.read`, with the rows that wait for a flush."""
         filters = filters or {}
-        asked = conditions(table, filters).get("rank")
-        mine = asked is None or asked.holds(self.rank)
+        wanted = conditions(table, filters).get("rank")
+        own = wanted is None or wanted.holds(self.rank)
 
         def tables() -> list[tuple[int, Any]]:
-            found = self._folder.tables(table, filters, columns)
-            tail = [self._tail.table(table)] if mine else []
-            return [*found, *((self.rank, arrow.select(table, [rows], filters, columns)) for rows in tail)]
+            flushed = self._folder.tables(table, filters, columns)
+            tail = [self._tail.table(table)] if own else []
+            return [*flushed, *((self.rank, arrow.select(table, [rows], filters, columns)) for rows in tail)]
 
-        return arrow.frame(self._settled.read(tables), table, columns)
+        return arrow.frame(self._seqlock.read(tables), table, columns)
 
     def count(self, table: str) -> int:
-        """How many rows a table has."""
+        """Count the rows of a table."""
         return self._folder.count(table) + self._tail.rows[table]
 
     def close(self) -> None:
-        """Write what is left, gather the parts into few, and let the folder go. Does nothing the second time.
+        """Write the waiting rows, merge the parts, and release the folder. Does nothing the second time.
 
         Raises:
-            RecordError: the rest cannot be written; the folder is let go all the same.
+            RecordError: the rows cannot be written; the folder is released all the same.
         """
         if self._closed or os.getpid() != self._owner:
             return
         try:
-            with self._said():
+            with self._translated():
                 self._commit(durable=True)
                 parts.merge(self.root, self.rank)
         finally:

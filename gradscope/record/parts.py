@@ -1,9 +1,9 @@
-"""The Parquet files of one rank, and how they change so that a reader never sees half a change.
+"""The Parquet files of one rank, and their changes, which a reader sees whole or not at all.
 
-A flush writes one part per table, all under the same number, `steps` last: its `part-<n>` is what makes the
-flush count, so a process killed between two files leaves nothing but a tail that is ignored. A merge writes
-`part-<first>-<last>`, which replaces whatever it covers from the moment it has its name; the parts it was made
-from are deleted afterwards. Both rules are read off the names alone.
+A flush writes one part per table, all under the same number, `steps` last: the `part-<n>` of `steps` completes the
+flush, so readers ignore the files of a process killed between two files. A merge writes `part-<first>-<last>`, which
+replaces the parts of these flushes from the moment it has its name; the merge then deletes those parts. Both rules
+follow from the names alone.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gradscope.record import arrow
 from gradscope.record.schema import FLOAT, TABLES
 
 SEALED_BYTES = 32 * 2**20
-"""Parts are merged into files of up to this size, which are then left alone."""
+"""Merges make files of up to this size, and leave such files alone."""
 _GROUP_ROWS = 131_072
 _NAME = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
 
 
 class Part(NamedTuple):
-    """One file: the flushes it covers, from `first` to `last`."""
+    """One file, with the flushes from `first` to `last`."""
 
     first: int
     last: int
@@ -34,30 +34,30 @@ class Part(NamedTuple):
 
 
 def ranks(root: Path) -> list[int]:
-    """The ranks that have written into a run folder."""
-    found = {
+    """List the ranks that have written into a run folder."""
+    numbers = {
         int(entry.name[5:])
         for name in TABLES
         for entry in (root / name).glob("rank=*")
         if re.fullmatch(r"rank=\d{1,9}", entry.name)
     }
-    return sorted(found)
+    return sorted(numbers)
 
 
 def directory(root: Path, table: str, rank: int) -> Path:
-    """Where the parts of one table and rank lie."""
+    """Return the folder of the parts of one table and rank."""
     return root / table / f"rank={rank}"
 
 
 def live(root: Path, table: str, rank: int) -> list[Part]:
-    """The parts that count, in the order they were written: neither replaced nor of an unfinished flush."""
-    found = _unreplaced(_listed(directory(root, table, rank)))
+    """List the live parts in the order of writing: neither replaced nor of an unfinished flush."""
+    parts = _unreplaced(_listed(directory(root, table, rank)))
     last = finished(root, rank)
-    return [part for part in found if part.last <= last]
+    return [part for part in parts if part.last <= last]
 
 
 def finished(root: Path, rank: int) -> int:
-    """Number of the last flush that was finished, 0 if none was."""
+    """Return the number of the last finished flush, 0 if there is none."""
     return max((part.last for part in _listed(directory(root, "steps", rank))), default=0)
 
 
@@ -68,25 +68,25 @@ def _listed(folder: Path) -> list[Part]:
 
 
 def _unreplaced(parts: Iterable[Part]) -> list[Part]:
-    kept: list[Part] = []
+    valid: list[Part] = []
     for part in sorted(parts, key=lambda part: (part.first, -part.last)):
-        if not kept or part.last > kept[-1].last:
-            kept.append(part)
-    return kept
+        if not valid or part.last > valid[-1].last:
+            valid.append(part)
+    return valid
 
 
 def sweep(root: Path, rank: int) -> None:
-    """Delete what a killed process left behind; only for the one who holds the lock."""
+    """Delete the remains of a killed process; only the owner of the lock may do so."""
     for name in TABLES:
         folder = directory(root, name, rank)
-        kept = {part.path for part in live(root, name, rank)}
+        alive = {part.path for part in live(root, name, rank)}
         for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if entry not in kept and (_NAME.fullmatch(entry.name) or entry.name.endswith(".parquet.tmp")):
+            if entry not in alive and (_NAME.fullmatch(entry.name) or entry.name.endswith(".parquet.tmp")):
                 entry.unlink()
 
 
 def write(path: Path, name: str, table: Any, *, durable: bool = False) -> None:
-    """Write one part under its name, whole or not at all; `durable` also against a power cut."""
+    """Write one part, whole or not at all; with `durable` it survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _writer(path, name, table.schema, durable=durable) as writer:
         writer.write_table(table, row_group_size=_GROUP_ROWS)
@@ -126,7 +126,7 @@ def _sync(path: Path) -> None:
 
 
 def merge(root: Path, rank: int) -> None:
-    """Gather neighbouring small parts of each table; where one is damaged, or room is short, they stay as they are."""
+    """Join neighbouring small parts of each table; if one is damaged, or the disk is full, they stay as they are."""
     for name in TABLES:
         for group in _groups(live(root, name, rank)):
             with suppress(*unreadable()):
@@ -147,7 +147,7 @@ def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def rewrite(name: str, group: Sequence[Part], dropped: Any = None) -> None:
-    """Put one part in the place of several, or of one, without the rows of the dropped steps."""
+    """Replace several parts, or one, by one part without the rows of the dropped steps."""
     if len(group) < 2 and dropped is None:
         return
     first, last = group[0].first, group[-1].last
@@ -162,7 +162,7 @@ def rewrite(name: str, group: Sequence[Part], dropped: Any = None) -> None:
 
 
 def _gathered(name: str, group: Sequence[Part], dropped: Any) -> Iterator[Any]:
-    """The rows of some parts, in pieces large enough to be row groups."""
+    """Yield the rows of some parts, in pieces large enough for row groups."""
     pa, parquet = arrow.pyarrow(), arrow.parquet()
     pieces: list[Any] = []
     for part in group:
@@ -180,7 +180,7 @@ def _gathered(name: str, group: Sequence[Part], dropped: Any) -> Iterator[Any]:
 
 
 def read(part: Part, name: str, columns: Sequence[str], wanted: Any) -> Any:
-    """The wanted rows and columns of one part."""
+    """Read the selected rows and columns of one part."""
     read_table = partial(arrow.parquet().read_table, part.path, partitioning=None, page_checksum_verification=True)
     try:
         table = read_table(columns=list(columns), filters=wanted)
@@ -192,7 +192,7 @@ def read(part: Part, name: str, columns: Sequence[str], wanted: Any) -> Any:
 
 
 def _completed(table: Any, name: str) -> Any:
-    """A table with every column; NaN in those that an earlier gradscope did not write."""
+    """Add the columns that an earlier gradscope did not write, as NaN."""
     pa, schema = arrow.pyarrow(), arrow.schema(TABLES[name])
     missing = [field for field in schema if field.name not in table.column_names]
     for field in missing:
@@ -201,21 +201,21 @@ def _completed(table: Any, name: str) -> Any:
 
 
 def count(part: Part) -> int:
-    """How many rows a part holds, from its footer."""
+    """Read the number of rows from a part's footer."""
     return arrow.parquet().read_metadata(part.path).num_rows
 
 
 def bounds(part: Part) -> tuple[int, int] | None:
-    """The lowest and highest step of a part, from its footer; None where it has no rows, or is damaged."""
+    """Read the lowest and highest step from a part's footer; None if the part is empty or damaged."""
     try:
         meta = arrow.parquet().read_metadata(part.path)
     except unreadable():
         return None
-    ends = [meta.row_group(index).column(0).statistics for index in range(meta.num_row_groups)]
-    found = [end for end in ends if end is not None and end.has_min_max and isinstance(end.min, int)]
-    return (min(end.min for end in found), max(end.max for end in found)) if found else None
+    groups = [meta.row_group(index).column(0).statistics for index in range(meta.num_row_groups)]
+    ends = [group for group in groups if group is not None and group.has_min_max and isinstance(group.min, int)]
+    return (min(end.min for end in ends), max(end.max for end in ends)) if ends else None
 
 
 def unreadable() -> tuple[type[Exception], ...]:
-    """What Arrow raises for a file that is cut short, corrupt, or no Parquet at all."""
+    """Return Arrow's exceptions for a file that is truncated, corrupt, or no Parquet file."""
     return (arrow.pyarrow().ArrowException, OSError, ValueError, KeyError)

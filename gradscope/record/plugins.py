@@ -1,4 +1,4 @@
-"""Plugins: what other packages add to gradscope by entry points, so that the library names none of them."""
+"""Plugins: other packages extend gradscope by entry points, so the library names none of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, Protocol
 
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.record.apart import Sink
+from gradscope.record.sink_thread import Sink
 from gradscope.types import Finding
 
 SINKS, VIEWERS = "gradscope.sinks", "gradscope.viewers"
@@ -17,17 +17,17 @@ SINKS, VIEWERS = "gradscope.sinks", "gradscope.viewers"
 
 
 class MakeSink(Protocol):
-    """The function that an entry point of the group `gradscope.sinks` names; `attach` calls it with each run."""
+    """The function behind an entry point of the group `gradscope.sinks`; `attach` calls it for each run."""
 
     def __call__(
         self, logdir: str | PathLike[str] | None, writer: Any, findings: Callable[[], list[Finding]]
     ) -> Sink | None:
-        """A sink for the run, or None if it wants none.
+        """Make a sink for the run, or return None.
 
         Args:
             logdir: run folder.
             writer: the `writer` argument of `attach`.
-            findings: says what the run shows so far; safe to call in another thread.
+            findings: returns the findings so far; safe to call in another thread.
         """
         ...
 
@@ -35,30 +35,30 @@ class MakeSink(Protocol):
 def installed_sinks(
     logdir: str | PathLike[str] | None, writer: Any, findings: Callable[[], list[Finding]]
 ) -> list[Sink]:
-    """The sinks of installed packages for one run; a package that fails costs a warning.
+    """Make the sinks of installed packages for one run; a failing package leads to a warning.
 
     Raises:
         GradscopeError: a package refuses the arguments.
     """
-    made: list[Sink | None] = []
+    sinks: list[Sink | None] = []
     for entry in entry_points(group=SINKS):
         try:
             make: MakeSink = entry.load()
-            made.append(make(logdir, writer, findings))
+            sinks.append(make(logdir, writer, findings))
         except GradscopeError:
             raise
         except Exception as error:
             reason = f"the sink {entry.name} ({entry.value}) is left out: {type(error).__name__}: {error}"
             warnings.warn(reason, GradscopeWarning, stacklevel=6)
-    return [sink for sink in made if sink is not None]
+    return [sink for sink in sinks if sink is not None]
 
 
 def viewer() -> Callable[..., Any]:
-    """The function that shows a folder: `(logdir, host, port) -> View`.
+    """Load the function that shows a folder: `(logdir, host, port) -> View`.
 
     Raises:
-        GradscopeError: no installed package has one.
+        GradscopeError: no installed package has a viewer.
     """
     for entry in entry_points(group=VIEWERS):
         return entry.load()
-    raise GradscopeError("no viewer is installed; install gradscope anew: pip install 'gradscope-rnn[tensorboard]'")
+    raise GradscopeError("no viewer is installed; reinstall gradscope: pip install 'gradscope-rnn[tensorboard]'")

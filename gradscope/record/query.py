@@ -1,4 +1,4 @@
-"""What a reader may ask of a table: a condition for each column, checked before anything is read."""
+"""Filters of a table: one condition per column, checked before reading."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _INT64 = (-(2**63), 2**63 - 1)
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a column must be: one of `values`, and from `low` to `high`, both included; None asks nothing."""
+    """Requirements for a column: one of `values`, and from `low` to `high`, both included; None requires nothing."""
 
     values: Collection[Any] | None = None
     low: float | None = None
     high: float | None = None
 
     def holds(self, value: Any) -> bool:
-        """Whether one value is as wanted."""
+        """True if a value meets the condition."""
         return (
             (self.values is None or value in self.values)
             and (self.low is None or value >= self.low)
@@ -34,52 +34,52 @@ class Condition:
 
 
 def conditions(table: str, filters: Filters) -> dict[str, Condition]:
-    """The conditions that filters stand for: a value, a collection of values, or a slice.
+    """Translate filters, each a value, a collection of values, or a slice, into conditions.
 
     A slice is a range with both ends included, as labels are in pandas: `step=slice(100, 200)`, `t=slice(None, 9)`.
-    As in pandas, NaN equals nothing. Every table can be asked for its `rank` as well.
+    As in pandas, NaN equals nothing. Every table has the column `rank` as well.
 
     Raises:
-        GradscopeError: the table or a column does not exist, or a value cannot be one of the column's: of another
-            type, or none of those that `quantity`, `direction` and `kind` have.
+        GradscopeError: the table or a column does not exist, or the column cannot have a value: the type differs, or
+            `quantity`, `direction` or `kind` has no such value.
     """
     kinds: dict[str, Kind] = {**lookup(table).columns, "rank": INT}
     wanted: dict[str, Condition] = {}
-    for column, asked in filters.items():
+    for column, filtered in filters.items():
         if column not in kinds:
             raise GradscopeError(f"table {table!r} has no column {column!r}{choices(column, kinds)}")
         try:
-            wanted[column] = _condition(kinds[column], asked)
+            wanted[column] = _condition(kinds[column], filtered)
         except (TypeError, ValueError) as error:
-            raise GradscopeError(f"{table!r} cannot be filtered by {column}={asked!r:.80}: {error}") from error
-        _refuse_strangers(table, column, wanted[column])
+            raise GradscopeError(f"{table!r} cannot be filtered by {column}={filtered!r:.80}: {error}") from error
+        _refuse_unknown(table, column, wanted[column])
     return wanted
 
 
-def _refuse_strangers(table: str, column: str, wanted: Condition) -> None:
+def _refuse_unknown(table: str, column: str, wanted: Condition) -> None:
     for value in wanted.values or ():
         if column in CLOSED and value not in CLOSED[column]:
             valid = filter(None, CLOSED[column])
             raise GradscopeError(f"column {column!r} of {table!r} has no value {value!r}{choices(value, valid)}")
 
 
-def _condition(kind: Kind, asked: Any) -> Condition:
-    if isinstance(asked, slice):
-        return _between(kind, cast("slice[Any, Any, Any]", asked))
-    if isinstance(asked, str) or not isinstance(asked, Iterable):
-        asked = (asked,)
-    values = {found for value in cast(Iterable[Any], asked) if (found := _value(kind, value)) is not None}
+def _condition(kind: Kind, filtered: Any) -> Condition:
+    if isinstance(filtered, slice):
+        return _between(kind, cast("slice[Any, Any, Any]", filtered))
+    if isinstance(filtered, str) or not isinstance(filtered, Iterable):
+        filtered = (filtered,)
+    values = {known for value in cast(Iterable[Any], filtered) if (known := _value(kind, value)) is not None}
     if kind in (INT, FLOAT) and values:
         return Condition(values, min(values), max(values))
     return Condition(values)
 
 
-def _between(kind: Kind, asked: slice[Any, Any, Any]) -> Condition:
+def _between(kind: Kind, ends: slice[Any, Any, Any]) -> Condition:
     if kind not in (INT, FLOAT):
-        raise TypeError("a slice needs a column of numbers; give the values instead")
-    if asked.step is not None:
-        raise TypeError("a slice is a range from low to high and takes no step; give a range() instead")
-    return Condition(None, _bound(kind, asked.start, math.ceil), _bound(kind, asked.stop, math.floor))
+        raise TypeError("a slice needs a column of numbers; pass the values instead")
+    if ends.step is not None:
+        raise TypeError("a slice is a range from low to high without a step; pass a range() instead")
+    return Condition(None, _bound(kind, ends.start, math.ceil), _bound(kind, ends.stop, math.floor))
 
 
 def _bound(kind: Kind, end: Any, rounded: Callable[[float], int]) -> float | None:
@@ -98,7 +98,7 @@ def _number(value: Any) -> float:
 
 
 def _value(kind: Kind, value: Any) -> Any:
-    """The value as the column would hold it, or None where no row can be equal to it."""
+    """Convert a value to the column's type, or to None if no row can equal it."""
     if kind == TEXT:
         if not isinstance(value, str):
             raise TypeError(f"{value!r} is no text")

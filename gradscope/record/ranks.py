@@ -1,4 +1,4 @@
-"""The part of one process in the run of several."""
+"""The rows of one process in a run of several."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OfRank:
-    """A source cut down to what one process has written."""
+    """A source restricted to the rows of one process."""
 
     source: Source
     rank: int
 
     @property
     def meta(self) -> dict[str, Any]:
-        """That of the whole run."""
+        """The metadata of the whole run."""
         return self.source.meta
 
     @property
     def ranks(self) -> list[int]:
-        """This one."""
+        """This rank."""
         return [self.rank]
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The wanted rows of this process; none where a filter asks for another's."""
-        asked = conditions(table, filters or {}).get("rank")
-        other = asked is not None and not asked.holds(self.rank)
+        """Read the selected rows of this process; none if a filter excludes its rank."""
+        wanted = conditions(table, filters or {}).get("rank")
+        other = wanted is not None and not wanted.holds(self.rank)
         return self.source.read(table, {**(filters or {}), "rank": -1 if other else self.rank}, columns)
 
     def count(self, table: str) -> int:
-        """How many rows of a table are this process's."""
+        """Count this process's rows of a table."""
         return len(self.read(table, columns=["step"]))
 
 
 def of_rank(source: Source, rank: int | None = None) -> Source:
-    """What one process has written, by default the first of them; the source itself where there is no other.
+    """Return the rows of one process, by default the first; the source itself if there is no other process.
 
     Raises:
-        GradscopeError: no such process has written.
+        GradscopeError: no process of that rank has written.
     """
     ranks = source.ranks
     if rank is not None and rank not in ranks:

@@ -1,4 +1,4 @@
-"""A run folder as a source, finished or still being written; it reads, and never changes a thing."""
+"""A run folder as a source, finished or still growing; it only reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ATTEMPTS = 5
 
 
 class FolderSource:
-    """The parts of every rank in a run folder (`<logdir>/gradscope`), looked up anew at every reading.
+    """The parts of every rank in a run folder (`<logdir>/gradscope`); every read lists them anew.
 
     Raises:
-        LoadError: the folder is no run, or a newer gradscope's.
+        LoadError: the folder is no run, or of a newer gradscope.
     """
 
     def __init__(self, root: Path) -> None:
@@ -35,25 +35,25 @@ class FolderSource:
         return parts.ranks(self.root)
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The wanted rows in the order they were written, rank by rank, with the column `rank` at the end."""
+        """Read the selected rows in the order of writing, rank by rank, with the column `rank` at the end."""
         return arrow.frame(self.tables(table, filters or {}, columns), table, columns)
 
     def tables(self, table: str, filters: Filters, columns: Sequence[str] | None) -> list[tuple[int, Any]]:
-        """The same as Arrow tables, each with its rank."""
+        """Read the same as Arrow tables, each with its rank."""
         wanted = conditions(table, filters)
-        asked = wanted.pop("rank", None)
+        of_rank = wanted.pop("rank", None)
         names = list(columns or lookup(table).columns)
         where = arrow.expression(wanted)
-        ranks = [rank for rank in self.ranks if asked is None or asked.holds(rank)]
-        return [(rank, found) for rank in ranks for found in self._each(table, rank, parts.read, names, where)]
+        ranks = [rank for rank in self.ranks if of_rank is None or of_rank.holds(rank)]
+        return [(rank, rows) for rank in ranks for rows in self._each(table, rank, parts.read, names, where)]
 
     def count(self, table: str) -> int:
-        """How many rows a table has, from the footers of its parts."""
+        """Count the rows of a table, from the footers of its parts."""
         lookup(table)
-        return sum(found for rank in self.ranks for found in self._each(table, rank, _count))
+        return sum(rows for rank in self.ranks for rows in self._each(table, rank, _count))
 
     def _each(self, table: str, rank: int, read: Any, *arguments: Any) -> list[Any]:
-        """What `read` finds in each part that counts; once more if a merge took a part away in between."""
+        """Call `read` for each live part; start again if a merge has removed a part meanwhile."""
         for _ in range(_ATTEMPTS):
             try:
                 return list(_readable(parts.live(self.root, table, rank), table, read, *arguments))
@@ -68,8 +68,8 @@ def _count(part: parts.Part, _: str) -> int:
     return parts.count(part)
 
 
-def _readable(found: Sequence[parts.Part], table: str, read: Any, *arguments: Any) -> Iterator[Any]:
-    for part in found:
+def _readable(live: Sequence[parts.Part], table: str, read: Any, *arguments: Any) -> Iterator[Any]:
+    for part in live:
         try:
             yield read(part, table, *arguments)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The last stretch of a run that is still written: what can be read while a training goes on, however long it is."""
+"""The last steps of a running training: a part that stays readable however long the training is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 STEPS = 2**15
-"""Optimizer steps that are looked back on."""
+"""Number of optimizer steps."""
 
 
 class Written(Source, Protocol):
@@ -21,50 +21,50 @@ class Written(Source, Protocol):
 
     @property
     def last_step(self) -> int:
-        """The newest step that it has."""
+        """The newest step in the store."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will be written."""
+        """True if the store accepts no more rows."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """A store cut down to its last `STEPS` steps, until it is closed: then it is all there.
+    """A store restricted to its last `STEPS` steps until it is closed, and unrestricted afterwards.
 
-    What a whole table takes to read grows with the training, and what has been taken once the allocators keep.
+    The memory for reading a whole table grows with the training, and allocators never return it.
     """
 
     store: Written
 
     @property
     def meta(self) -> dict[str, Any]:
-        """That of the whole run."""
+        """The metadata of the whole run."""
         return self.store.meta
 
     @property
     def ranks(self) -> list[int]:
-        """All of them."""
+        """All ranks."""
         return self.store.ranks
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The wanted rows of those steps."""
+        """Read the selected rows of those steps."""
         return self.store.read(table, self._within(table, filters or {}), columns)
 
     def count(self, table: str) -> int:
-        """How many rows of a table are of those steps."""
+        """Count the rows of those steps in a table."""
         return len(self.read(table, columns=["step"]))
 
     def _within(self, table: str, filters: Filters) -> Filters:
         first = self.store.last_step - STEPS + 1
         if self.store.closed or first <= 0:
             return filters
-        asked = conditions(table, filters).get("step")
-        if asked is None:
+        wanted = conditions(table, filters).get("step")
+        if wanted is None:
             return {**filters, "step": slice(first, None)}
-        if asked.values is not None:
-            return {**filters, "step": [step for step in asked.values if step >= first]}
-        low = first if asked.low is None else max(first, asked.low)
-        return {**filters, "step": slice(low, asked.high)}
+        if wanted.values is not None:
+            return {**filters, "step": [step for step in wanted.values if step >= first]}
+        low = first if wanted.low is None else max(first, wanted.low)
+        return {**filters, "step": slice(low, wanted.high)}

@@ -1,4 +1,4 @@
-"""Between the training loop and the stores: rows wait here until their numbers are on the host."""
+"""The buffer between training loop and stores: rows wait here until their numbers are on the host."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from typing import NamedTuple
 import torch
 
 from gradscope.errors import RecordError
-from gradscope.record.apart import Apart, Sink
+from gradscope.record.sink_thread import Sink, SinkThread
 from gradscope.types import Batch, Rows
 
 WAITING_S, WAITING = 1.0, 1000
-"""Seconds, or steps, that rows wait at most; a step that ends later hands them on."""
+"""Limits of waiting, in seconds and in steps: the first step to end beyond one of them passes all rows on."""
 
 
 class Reference(NamedTuple):
-    """A number of the training's own on a device, and the version at which it was that."""
+    """A number of the training on a device, and the version of its tensor."""
 
     tensor: torch.Tensor
     version: int
 
 
 Number = float | torch.Tensor | Reference
-"""On the host its value; elsewhere a tensor of ours or of the training's, which is read when rows are flushed."""
+"""A value on the host, or a tensor of ours or of the training, which a flush reads."""
 
 
 def keep(x: torch.Tensor) -> float | Reference:
-    """The number in a tensor that the training has computed: read at once on the host, else by reference."""
+    """Retain a number that the training has computed: by value on the host, else by reference."""
     return x.item() if x.is_cpu else reference(x)
 
 
 def reference(x: torch.Tensor) -> Reference:
-    """A number of the training's own, to be read later."""
+    """Retain a number of the training for a later flush."""
     return Reference(x.detach(), -1 if x.is_inference() else x._version)
 
 
 def tensor_of(value: Number) -> torch.Tensor | None:
-    """The tensor that has to be read for a number."""
+    """Return the tensor behind a number, if there is one."""
     return value.tensor if isinstance(value, Reference) else value if isinstance(value, torch.Tensor) else None
 
 
 def known(values: Sequence[Number]) -> bool:
-    """True if no device has to be waited for."""
+    """True if the numbers are readable without waiting for a device."""
     for value in values:
         if type(value) not in (float, bool) and (x := tensor_of(value)) is not None and not x.is_cpu:
             return False
@@ -56,21 +56,21 @@ def known(values: Sequence[Number]) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Later:
-    """Rows, or none, that are known when some numbers are on the host.
+    """Pending rows: a flush computes them, or none, when their numbers are on the host.
 
     Attributes:
-        values: the numbers; of one of the training's that the loop has written into meanwhile, NaN is read.
-        rows: makes the rows of the numbers, a float or a tensor on the host for each.
+        values: the numbers; NaN replaces a number of the training that the loop has overwritten meanwhile.
+        rows: makes rows from the numbers, each a float or a tensor on the host.
     """
 
     values: Sequence[Number]
     rows: Callable[..., Rows | None]
 
-    def made(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
-        """The rows.
+    def make(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
+        """Make the rows.
 
         Args:
-            numbers: what each tensor is on the host, by its identity.
+            numbers: each tensor's values on the host, by the tensor's `id`.
         """
         return self.rows(*[_read(value, numbers) for value in self.values])
 
@@ -84,24 +84,24 @@ def _read(value: Number, numbers: dict[int, torch.Tensor]) -> float | torch.Tens
 
 @dataclass(slots=True)
 class Recorder:
-    """Gives batches to the sinks in order; tensors are brought to the host many at a time.
+    """Passes batches to the sinks in order, and copies many tensors to the host at once.
 
     Attributes:
-        sinks: ours, called at once.
-        apart: the user's.
+        sinks: gradscope's sinks, which it calls directly.
+        threads: the user's sinks.
     """
 
     sinks: Sequence[Sink]
-    apart: Sequence[Apart] = ()
+    threads: Sequence[SinkThread] = ()
     waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, step: int, rows: list[Rows | Later], *, at: float) -> bool:
-        """Take the rows of a step: whether it is time to hand on what has come.
+        """Add the rows of a step; returns True if `drain` is due.
 
         Args:
-            step: its number.
-            rows: of any tables.
+            step: number of the step.
+            rows: rows of any tables.
             at: the time, by `time.perf_counter`.
         """
         self.waiting.append((step, rows))
@@ -111,25 +111,25 @@ class Recorder:
         return True
 
     def drain(self) -> None:
-        """Hand everything on, to every sink, whatever one of them raises.
+        """Pass all rows to every sink, even if one of them raises.
 
         Raises:
-            Exception: what the first that failed has raised.
+            Exception: the exception of the first sink that failed.
         """
         waiting, self.waiting = self.waiting, []
-        batches, idle = on_host(waiting), [one.idle for one in self.apart]
-        actions = [partial(sink.write, batch) for batch in batches for sink in (*self.sinks, *self.apart)]
+        batches, idle = on_host(waiting), [thread.idle for thread in self.threads]
+        actions = [partial(sink.write, batch) for batch in batches for sink in (*self.sinks, *self.threads)]
         if batches:
-            actions += [partial(one.settle, was_idle=was) for one, was in zip(self.apart, idle, strict=True)]
+            actions += [partial(thread.catch_up, was_idle=was) for thread, was in zip(self.threads, idle, strict=True)]
         _all(actions)
 
     def close(self) -> None:
-        """Hand everything on, and close the sinks: all of them, whatever one of them raises."""
-        _all([self.drain, *(sink.close for sink in (*self.sinks, *self.apart))])
+        """Pass all rows on and close all sinks, even if one of them raises."""
+        _all([self.drain, *(sink.close for sink in (*self.sinks, *self.threads))])
 
 
 def _all(actions: Iterable[Callable[[], None]]) -> None:
-    """Do them all, and then raise what the first that failed has raised; the others are told with it."""
+    """Call all actions, then raise the first exception, with the messages of the others."""
     errors: list[Exception] = []
     for action in actions:
         try:
@@ -144,7 +144,7 @@ def _all(actions: Iterable[Callable[[], None]]) -> None:
 
 
 def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch]:
-    """Steps and their rows with numbers in place of tensors: one copy for each device."""
+    """Replace tensors in the rows of steps by numbers, with one copy for each device."""
     tensors: list[torch.Tensor] = []
     for _, rows in waiting:
         for block in rows:
@@ -155,15 +155,15 @@ def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch
 
 
 def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
-    found = {id(tensor): tensor.detach().reshape(-1) for tensor in tensors if tensor.device.type == "cpu"}
+    numbers = {id(tensor): tensor.detach().reshape(-1) for tensor in tensors if tensor.device.type == "cpu"}
     for device in {tensor.device for tensor in tensors} - {torch.device("cpu")}:
         here = sorted((tensor for tensor in tensors if tensor.device == device), key=lambda tensor: str(tensor.dtype))
         kinds = [list(alike) for _, alike in itertools.groupby(here, key=lambda tensor: tensor.dtype)]
         joined = [torch.cat([tensor.detach().reshape(-1) for tensor in alike]).double() for alike in kinds]
         parts = torch.cat(joined).cpu().split([tensor.numel() for tensor in here])
-        found.update({id(tensor): part for tensor, part in zip(here, parts, strict=True)})
-    return found
+        numbers.update({id(tensor): part for tensor, part in zip(here, parts, strict=True)})
+    return numbers
 
 
 def _made(block: Rows | Later, numbers: dict[int, torch.Tensor]) -> Rows | None:
-    return block.made(numbers) if isinstance(block, Later) else block
+    return block.make(numbers) if isinstance(block, Later) else block

@@ -1,4 +1,4 @@
-"""Every table of a run, declared once: its columns, their order and kinds, and what a block of rows must bring."""
+"""The tables of a run: their columns, the order and kinds of these, and checks for blocks of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradscope.errors import GradscopeError, RecordError
 from gradscope.types import Rows
 
 SCHEMA_VERSION = 2
-"""2 added `steps.loss` and `weights.update`; what an older run lacks is read as NaN."""
+"""2 added `steps.loss` and `weights.update`; readers fill missing columns of older runs with NaN."""
 
 Kind = Literal["int64", "float64", "bool", "text"]
 INT: Kind = "int64"
@@ -23,7 +23,7 @@ TEXT: Kind = "text"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 KEY: Mapping[str, Kind] = {"module": TEXT, "layer": INT, "direction": TEXT, "chain": INT}
-"""The layer key; in `notes` it is `("", -1, "", -1)` where a note is about the whole model."""
+"""The layer key; `("", -1, "", -1)` in a note about the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Table:
     """One table.
 
     Attributes:
-        name: its name, which is also the name of its folder.
-        columns: kind by column, in order: `step`, the layer key where the table has one, then its own.
-        keyed: whether it has the layer key.
+        name: name of the table and of its folder.
+        columns: kind by column, in order: `step`, the layer key if the table has one, then its own columns.
+        keyed: whether the table has the layer key.
         width: bytes of one row in memory; text is a 4-byte code.
     """
 
@@ -44,7 +44,7 @@ class Table:
 
     @property
     def order(self) -> list[str]:
-        """The columns by which a frame is sorted."""
+        """The columns that sort a frame."""
         return ["step", *KEY] if self.keyed else ["step"]
 
 
@@ -92,13 +92,13 @@ CLOSED: Mapping[str, tuple[str, ...]] = {
     "direction": ("forward", "reverse", ""),
     "kind": ("norm", "value", "modified"),
 }
-"""All values of the columns that have no others. In `notes` a direction may be empty."""
+"""All values of columns with a fixed set of values. In `notes` a direction may be empty."""
 
 EVERY_STEP = ("steps", "clips", "notes")
-"""Tables that do not depend on a step being recorded: they are kept longest."""
+"""Tables with rows of steps that are not recorded: a store drops their rows last."""
 RECORDED = tuple(name for name in TABLES if name not in EVERY_STEP)
 
-_ROWS_OF_SCALARS: set[tuple[object, ...]] = set()  # tables, columns and types that were found to be right
+_ROWS_OF_SCALARS: set[tuple[object, ...]] = set()  # tables, columns and types that have passed the check
 _ARRAYS: Mapping[Kind, str] = {INT: "iub", FLOAT: "iubf", BOOL: "b", TEXT: ""}  # by numpy's letters for kinds
 _SCALARS: Mapping[Kind, tuple[type, ...]] = {
     INT: (int, np.integer, np.bool_),
@@ -109,10 +109,10 @@ _SCALARS: Mapping[Kind, tuple[type, ...]] = {
 
 
 def lookup(name: str) -> Table:
-    """The table of that name.
+    """Return the table of that name.
 
     Raises:
-        GradscopeError: there is none; the message lists those there are.
+        GradscopeError: there is no such table; the message lists all tables.
     """
     if name not in TABLES:
         raise GradscopeError(f"a run has no table {name!r}{choices(name, TABLES)}")
@@ -120,49 +120,51 @@ def lookup(name: str) -> Table:
 
 
 def choices(wrong: str, valid: Iterable[str]) -> str:
-    """The end of a sentence about a wrong name: the likely meaning, and all that would be right."""
+    """Return the end of a message about a wrong name: the most similar name, and all valid names."""
     names = list(valid)
     near = difflib.get_close_matches(wrong, names, n=1)
     return (f"; did you mean {near[0]!r}?" if near else ";") + f" it has {', '.join(names)}"
 
 
 def check(rows: Rows, step: int) -> int:
-    """Hold a block of rows of one step to its table, and count its rows.
+    """Check a block of rows of one step against its table, and count its rows.
 
-    Every column but `step` must be there, and no other; a block that brings its own `step` must mean the same one.
+    The block must have every column but `step`, and no other; if it has `step`, it must be the same step.
 
     Raises:
         RecordError: a column is missing, unknown, of the wrong kind, or longer than another.
     """
-    given = rows.columns
-    shape = (rows.table, *given, *map(type, given.values()))
-    if shape in _ROWS_OF_SCALARS and given.get("step", step) == step:
+    columns = rows.columns
+    shape = (rows.table, *columns, *map(type, columns.values()))
+    if shape in _ROWS_OF_SCALARS and columns.get("step", step) == step:
         return 1
     table = lookup(rows.table)
-    if len(given) != len(table.columns) - ("step" not in given) or not given.keys() <= table.columns.keys():
-        raise RecordError(_misnamed(table, given))
+    if len(columns) != len(table.columns) - ("step" not in columns) or not columns.keys() <= table.columns.keys():
+        raise RecordError(_misnamed(table, columns))
     lengths: set[int] = set()
-    for name, value in given.items():
+    for name, value in columns.items():
         if not _fits(table.columns[name], value):
-            raise RecordError(f"table {table.name!r}: column {name!r} takes {table.columns[name]}, not {_told(value)}")
+            kind = table.columns[name]
+            raise RecordError(f"table {table.name!r}: column {name!r} takes {kind}, not {_described(value)}")
         if isinstance(value, np.ndarray):
             lengths.add(len(cast("Array", value)))
     if len(lengths) > 1:
         raise RecordError(f"table {table.name!r}: columns of one block differ in length: {sorted(lengths)} rows")
-    own = given.get("step", step)
+    own = columns.get("step", step)
     if own is not step and np.any(own != step):
-        raise RecordError(f"table {table.name!r}: rows of step {own} came in the batch of step {step}")
+        raise RecordError(f"table {table.name!r}: the batch of step {step} has rows of step {own}")
     if lengths:
         return lengths.pop()
     _ROWS_OF_SCALARS.add(shape)
     return 1
 
 
-def _misnamed(table: Table, given: Mapping[str, Any]) -> str:
-    missing = [name for name in table.columns if name not in given and name != "step"]
+def _misnamed(table: Table, columns: Mapping[str, Any]) -> str:
+    missing = [name for name in table.columns if name not in columns and name != "step"]
     if missing:
-        return f"table {table.name!r} needs the column {missing[0]!r}; these rows bring {', '.join(given) or 'nothing'}"
-    unknown = next(name for name in given if name not in table.columns)
+        names = ", ".join(columns) or "no columns"
+        return f"table {table.name!r} needs the column {missing[0]!r}; these rows have {names}"
+    unknown = next(name for name in columns if name not in table.columns)
     return f"table {table.name!r} has no column {unknown!r}{choices(unknown, table.columns)}"
 
 
@@ -173,7 +175,7 @@ def _fits(kind: Kind, value: Any) -> bool:
     return isinstance(value, _SCALARS[kind])
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, np.ndarray):
         array = cast("Array", value)
         return f"an array of {array.dtype} with {array.ndim} dimension(s)"

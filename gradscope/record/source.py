@@ -1,4 +1,4 @@
-"""Where rows come from: the protocol, and two sources as one."""
+"""The protocol of a source of rows, and the union of two sources."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where a run's rows come from: memory, a folder, or both."""
+    """The origin of a run's rows: memory, a folder, or both."""
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the run says about itself."""
+        """The run's metadata."""
         ...
 
     @property
     def ranks(self) -> list[int]:
-        """The processes that have written."""
+        """The ranks that have written."""
         ...
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The wanted rows in the order they were written, with the column `rank` at the end."""
+        """Read the selected rows in the order of writing, with the column `rank` at the end."""
         ...
 
     def count(self, table: str) -> int:
-        """How many rows a table has."""
+        """Count the rows of a table."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Two sources as one, such as a store and the step that has not been written to it yet."""
+    """Two sources as one, such as a store and the unfinished step."""
 
     first: Source
     second: Source
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the first says."""
+        """The metadata of the first."""
         return self.first.meta
 
     @property
@@ -52,12 +52,12 @@ class Joined:
         return sorted({*self.first.ranks, *self.second.ranks})
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows of the first, then those of the second."""
+        """Read the rows of the first, then of the second."""
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         both = [source.read(table, filters, columns) for source in (self.first, self.second)]
         return pd.concat(both, ignore_index=True)
 
     def count(self, table: str) -> int:
-        """How many rows both have."""
+        """Count the rows of both."""
         return self.first.count(table) + self.second.count(table)

@@ -1,4 +1,4 @@
-"""Statistics of an analysis over its sequences, computed on the device and brought to the host in one copy."""
+"""Statistics of an analysis over its sequences, computed on the device and copied to the host at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Values = dict[str, Array]
 
 
 def statistics(a: Analysis) -> Values:
-    """Everything that the rows need, on the host, by name; brought there in one copy."""
+    """Compute all numbers of the rows, by name, and copy them to the host at once."""
     a, valid = _aligned(a)
     blocks = [getattr(block, part) for block in a.blocks.values() for part in BLOCKS]
     single = [a.residual, a.gradient_residual, *blocks]
@@ -41,7 +41,7 @@ def statistics(a: Analysis) -> Values:
 
 
 def _stacked(a: Analysis, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """All quantities, and `reach` last, as [Q, T, B], and where they count."""
+    """Stack all quantities, `reach` last, as [Q, T, B], with a mask of the valid values."""
     values = torch.stack([x.double() for x in a.values.values()])
     where = valid.expand_as(values)
     if a.measured:
@@ -55,7 +55,7 @@ def _stacked(a: Analysis, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gates(a: Analysis, valid: Tensor) -> Tensor:
-    """Mean over the sequences of what gates do at each timestep, [G * 3, T]."""
+    """Average the numbers of the gates over the sequences, [G * 3, T]."""
     if not a.gates:
         return a.residual
     parts = torch.stack([x for gate in a.gates.values() for x in (gate.low, gate.high, gate.mean)])
@@ -67,40 +67,42 @@ def _number(x: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _root_mean_square(errors: Tensor, valid: Tensor) -> Tensor:
-    """Over the sequences, of those that are finite, [T]."""
+    """Compute the root mean square over the sequences with finite values, [T]."""
     finite = valid & errors.isfinite()
     squares = torch.where(finite, errors.double(), 0).square().sum(1)
     return (squares / finite.sum(1).clamp(min=1)).sqrt()
 
 
 def _named(a: Analysis, host: Values) -> Values:
-    """The statistics one by one, by the names under which rows look for them."""
+    """Split the statistics, and name them for the rows."""
     names = (*STATISTICS, "sequences", "nonfinite")
-    found: Values = {"timesteps": host["timesteps"]}
+    values: Values = {"timesteps": host["timesteps"]}
     kinds = [f"value/{name}" for name in a.values] + (["reach"] if len(a.reach) else [])
     for place, kind in enumerate(kinds):
         stop = len(a.reach) if kind == "reach" else None
-        found |= {f"{kind}/{part}": host["spread"][place, :stop, n] for n, part in enumerate(names)}
-    found |= {f"value/{name}/se": host[f"se/{name}"] for name in a.errors}
+        values |= {f"{kind}/{part}": host["spread"][place, :stop, n] for n, part in enumerate(names)}
+    values |= {f"value/{name}/se": host[f"se/{name}"] for name in a.errors}
     numbers = iter(host["single"])
-    found["residual"], found["gradient_residual"] = next(numbers), next(numbers)
+    values["residual"], values["gradient_residual"] = next(numbers), next(numbers)
     if a.gradient_residual is None:
-        del found["gradient_residual"]
+        del values["gradient_residual"]
     for name, block in a.blocks.items():
-        found |= {f"block/{name}/{part}": next(numbers) for part in BLOCKS}
+        values |= {f"block/{name}/{part}": next(numbers) for part in BLOCKS}
         if block.eigenvalues is not None:
             real, imaginary = host[f"spectrum/{name}"].T
-            found |= {f"spectrum/{name}/real": real, f"spectrum/{name}/imag": imaginary}
+            values |= {f"spectrum/{name}/real": real, f"spectrum/{name}/imag": imaginary}
     if a.lyapunov is not None:
-        found["lyapunov"] = next(numbers)
+        values["lyapunov"] = next(numbers)
     for place, name in enumerate(a.gates):
-        found |= {f"gate/{name}/{part}": host["gates"][3 * place + n] for n, part in enumerate(("low", "high", "mean"))}
-        found |= {f"unit/{name}/{part}": host["units"][2 * place + n] for n, part in enumerate(("low", "high"))}
-    return found
+        values |= {
+            f"gate/{name}/{part}": host["gates"][3 * place + n] for n, part in enumerate(("low", "high", "mean"))
+        }
+        values |= {f"unit/{name}/{part}": host["units"][2 * place + n] for n, part in enumerate(("low", "high"))}
+    return values
 
 
 def _aligned(a: Analysis) -> tuple[Analysis, Tensor]:
-    """Every sequence moved to where it begins in the chain, and where there is anything, [T, B]."""
+    """Move every sequence to its start in the chain; returns the analysis and a mask of the valid values, [T, B]."""
     steps = next(iter(a.values.values())).shape[0]
     if a.starts is None or not bool(a.starts.any()):
         return a, torch.arange(steps, device=a.lengths.device).unsqueeze(1) < a.lengths
@@ -121,11 +123,13 @@ def _aligned(a: Analysis) -> tuple[Analysis, Tensor]:
 
 
 def _spread(values: Tensor, where: Tensor) -> Tensor:
-    """p10, p50, p90 (linear interpolation) and mean over the last dimension, sequences and non-finite ones: [..., 6].
+    """Compute p10, p50, p90 (linear interpolation) and mean over the last dimension, and count: [..., 6].
+
+    The last two are the numbers of sequences, and of non-finite values.
 
     Args:
         values: [..., B].
-        where: which of them count, [..., B].
+        where: mask of the valid values, [..., B].
     """
     finite = where & values.isfinite()
     count = finite.sum(-1, keepdim=True)
@@ -141,7 +145,7 @@ def _spread(values: Tensor, where: Tensor) -> Tensor:
 
 
 def _median(values: Tensor) -> Tensor:
-    """With the mean of the middle two, also where they are infinite; NaN of nothing."""
+    """Compute the median, with the mean of the middle two, even infinite ones; NaN for no values."""
     if not len(values):
         return values.new_full((), math.nan)
     ranked = values.sort().values
@@ -149,7 +153,7 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _to_host(parts: Mapping[str, Tensor]) -> Values:
-    """One copy from the device; each part in its own form, in float64."""
+    """Copy all parts from the device at once; each keeps its shape, in float64."""
     flat = torch.cat([x.reshape(-1).double() for x in parts.values()]).cpu().numpy()
     ends = np.cumsum([x.numel() for x in parts.values()])
     pieces = zip(parts.items(), np.split(flat, ends[:-1]), strict=True)

@@ -1,4 +1,4 @@
-"""From an analysis to rows of the layer tables, and what of it cannot be given."""
+"""Rows of the layer tables from an analysis, with NaN and notes for values that fail the certificate."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ GRADIENT_SLACK = 4  # rounding differences grow on the way back through time
 COARSE = 1e-2
 OF_GRADIENTS = frozenset({"grad_h", "grad_h_direct", "grad_c", "weight_grad"})
 STATES_DIFFER = (
-    "the layer rebuilt from torch's equations differs from what it computed (relative difference {residual:.2g}): "
-    "its class, gate order or weights are not those of torch.nn"
+    "the layer rebuilt from torch's equations differs from the layer's own result (relative difference "
+    "{residual:.2g}): its class, gate order or weights are not those of torch.nn"
 )
 GRADIENTS_DIFFER = (
     "the rebuilt gradient of weight_hh differs from the accumulated one (relative difference {residual:.2g}): "
-    "part of the loss reaches this layer by a way that was not observed, or its weights by another, such as a penalty"
+    "part of the loss reaches this layer on a path that gradscope does not observe, or reaches its weights directly, "
+    "such as a penalty"
 )
 TOTALS_DIFFER = (
-    "the total gradients that follow from the cell's Jacobians differ from those of autograd (relative difference "
-    "{residual:.2g}), which are given: the new state depends on more than the call's own sequence, such as the others "
-    "of the batch (BatchNorm), the transition given is not that of the cell, or what it returns beside the state "
-    "follows from the earlier state by a way of its own"
+    "the total gradients that follow from the cell's Jacobians differ from autograd's (relative difference "
+    "{residual:.2g}), and the record has autograd's: the new state depends on other sequences of the batch "
+    "(BatchNorm), the spec's transition is not the cell's, or the cell's output depends on the earlier state by "
+    "another path than the new state"
 )
 OVERFLOWED = (
-    "the layer's states overflow in 16-bit numbers, and rebuilt in float32 they do not: what cannot be compared is "
-    "not given"
+    "the layer's states overflow in 16-bit numbers, but not in the layer rebuilt in float32: gradscope cannot compare "
+    "them, and leaves the values out"
 )
 ROUNDED = (
     "the gradient rebuilt in float32 differs from the one accumulated in 16-bit numbers (relative difference "
-    "{residual:.2g}): rounding has changed it on its way back, or part of the loss was not observed"
+    "{residual:.2g}): rounding has changed it on its way back, or gradscope has not observed part of the loss"
 )
 
 
 def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
-    """Rows of all layer tables for one layer of one call.
+    """Make the rows of all layer tables for one layer of one call.
 
     Args:
         step: number of the optimizer step.
-        key: which layer.
-        analysis: its measurements, on any device.
+        key: key of the layer.
+        analysis: measurements of the layer, on any device.
     """
     host = statistics(analysis)
     unusable = _unusable(analysis, host)
@@ -58,7 +59,7 @@ def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
 
 
 def _unusable(a: Analysis, host: Values) -> dict[str, str]:
-    """What cannot be given, `all` or `gradients`, and why."""
+    """Return the invalid values, `all` or `gradients`, with the reason."""
     if a.reason:
         return {"all": a.reason}
     residual = float(host["residual"])
@@ -67,7 +68,7 @@ def _unusable(a: Analysis, host: Values) -> dict[str, str]:
         return {"all": OVERFLOWED if overflowed else STATES_DIFFER.format(residual=residual)}
     if "gradient_residual" in host:
         residual = float(host["gradient_residual"])
-        # Where the gradient itself overflowed there is nothing to compare: the records show it as it is.
+        # An overflowed gradient cannot be compared: the records show it as it is.
         if residual > GRADIENT_SLACK * a.tolerance and math.isfinite(residual):
             if a.witnessed and a.tolerance <= COARSE:
                 return {"all": TOTALS_DIFFER.format(residual=residual)}
@@ -86,7 +87,7 @@ def _withheld(name: str, unusable: Mapping[str, str]) -> bool:
 
 
 def _quantity(name: str) -> str:
-    """Of `timesteps`; empty where the name is of something else."""
+    """Return the quantity of `timesteps` in a name, or an empty text."""
     kind, _, rest = name.partition("/")
     return rest.split("/")[0] if kind == "value" else ""
 
@@ -146,16 +147,16 @@ def _layer_row(host: Values) -> dict[str, Any]:
 
 
 def nonfinite(rows: Rows) -> bool:
-    """Whether a block tells of values that are not finite: counted, or such that nothing could be certified."""
+    """True if a block of rows counts non-finite values, or has a residual that is not finite."""
     counts, residual = rows.columns.get("nonfinite", 0), rows.columns.get("residual", 0.0)
     return bool(np.any(counts)) or not math.isfinite(residual)
 
 
 def horizon_and_decay(reach: Array) -> tuple[float, bool, float]:
-    """First lag at which median reach falls below 1e-3, whether it never does, and its slope in decades per lag.
+    """Compute the first lag with a median reach below 1e-3, whether there is none, and the slope in decades per lag.
 
     Args:
-        reach: median reach by lag, [lags]; NaN where it is not known.
+        reach: median reach by lag, [lags]; NaN where unknown.
 
     Returns:
         NaN, False, NaN without any reach; the slope is NaN with fewer than two lags above the floor.

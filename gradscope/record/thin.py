@@ -1,4 +1,4 @@
-"""What gives way when a run has outgrown its limit: older steps, every second one, recorded tables first."""
+"""Thinning of a run beyond its limit: drops every second of the older steps, from recorded tables first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradscope.types import Rows
 
 DISK_LIMIT = "GRADSCOPE_DISK_LIMIT"
 MEMORY_LIMIT = "GRADSCOPE_MEMORY_LIMIT"
-_ENOUGH = 0.8  # thin to this share of the limit, so that it is not at once reached again
+_ENOUGH = 0.8  # thin to this share of the limit, so that the next thinning is not due at once
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 Steps = np.ndarray[Any, np.dtype[np.int64]]
@@ -25,11 +25,11 @@ class Thinnable(Protocol):
     """Tables from which whole steps can be dropped."""
 
     def size(self) -> int:
-        """Bytes in use."""
+        """Count the bytes in use."""
         ...
 
     def steps(self, tables: Sequence[str]) -> Steps:
-        """The distinct steps of some tables, ascending."""
+        """Return the distinct steps of some tables, ascending."""
         ...
 
     def drop(self, tables: Sequence[str], steps: Steps) -> None:
@@ -37,8 +37,8 @@ class Thinnable(Protocol):
         ...
 
 
-def to_limit(store: Thinnable, limit: int, say: Callable[[str], None]) -> None:
-    """Drop steps until the store is well below its limit, and say so in notes before each time."""
+def to_limit(store: Thinnable, limit: int, write_note: Callable[[str], None]) -> None:
+    """Drop steps until the store is well below its limit, and write a note before each drop."""
     if store.size() <= limit:
         return
     for tables in (RECORDED, EVERY_STEP):
@@ -46,9 +46,9 @@ def to_limit(store: Thinnable, limit: int, say: Callable[[str], None]) -> None:
             dropped = every_second_of_older_half(store.steps(tables))
             if not len(dropped):
                 break
-            say(
-                f"the limit of {told(limit)} is reached: every second of the older steps up to {dropped[-1]} "
-                f"({len(dropped)} steps) was dropped from {', '.join(tables)}"
+            write_note(
+                f"at its limit of {in_words(limit)}, the run dropped every second of the older steps up to "
+                f"{dropped[-1]} ({len(dropped)} steps) from {', '.join(tables)}"
             )
             before = store.size()
             store.drop(tables, dropped)
@@ -57,45 +57,45 @@ def to_limit(store: Thinnable, limit: int, say: Callable[[str], None]) -> None:
 
 
 def every_second_of_older_half(steps: Steps) -> Steps:
-    """Which of the steps to drop; the first is always kept, and the newer half whole."""
+    """Select the steps to drop; never the first step, nor a step of the newer half."""
     return steps[: len(steps) // 2][1::2]
 
 
 def note(reason: str) -> Rows:
-    """A row of `notes` about the whole model."""
+    """Make a row of `notes` about the whole model."""
     return Rows("notes", {"module": "", "layer": -1, "direction": "", "chain": -1, "reason": reason})
 
 
-def disk_limit(given: int | None) -> int:
-    """The limit of a folder in bytes: as given, else as the environment has it, else 1 GiB.
+def disk_limit(limit: int | None) -> int:
+    """Return the limit of a folder in bytes: the argument, else the environment's, else 1 GiB.
 
     Raises:
-        RecordError: it is not a positive size.
+        RecordError: the limit is not a positive size.
     """
-    return _size(given, DISK_LIMIT, "1G", "disk_limit")
+    return _size(limit, DISK_LIMIT, "1G", "disk_limit")
 
 
-def memory_limit(given: int | None) -> int:
-    """The limit of a run in memory: as given, else as the environment has it, else 512 MiB.
+def memory_limit(limit: int | None) -> int:
+    """Return the limit of a run in memory: the argument, else the environment's, else 512 MiB.
 
     Raises:
-        RecordError: it is not a positive size.
+        RecordError: the limit is not a positive size.
     """
-    return _size(given, MEMORY_LIMIT, "512M", "limit")
+    return _size(limit, MEMORY_LIMIT, "512M", "limit")
 
 
-def _size(given: int | None, variable: str, default: str, name: str) -> int:
-    text = str(given) if given is not None else os.environ.get(variable, default)
+def _size(limit: int | None, variable: str, default: str, name: str) -> int:
+    text = str(limit) if limit is not None else os.environ.get(variable, default)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()]) if match else 0
     if size <= 0:
-        source = name if given is not None else f"the environment variable {variable}"
+        source = name if limit is not None else f"the environment variable {variable}"
         raise RecordError(f"{source} is {text!r}; it must be a size in bytes such as 500000000, 500M or 2G")
     return size
 
 
-def told(size: float) -> str:
-    """A size in words."""
+def in_words(size: float) -> str:
+    """Write a size with its unit."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

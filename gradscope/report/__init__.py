@@ -1,4 +1,4 @@
-"""Reports that people keep: run -> plain summary -> HTML, Markdown, text or JSON."""
+"""Reports: run -> plain summary -> HTML, Markdown, text or JSON."""
 
 from gradscope.report.document import Report
 from gradscope.report.make import comparison, fleet, overview, report, short

@@ -1,4 +1,4 @@
-"""Numbers as a line of characters: sparklines and bars, for a terminal without colours."""
+"""Sparklines and bars made of characters, for a terminal without colours."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 LEVELS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 BROKEN = "×"
-"""What stands for values that are not finite."""
+"""Mark of non-finite values."""
 DECADES = 30.0
-"""A curve whose largest value is so many times its smallest is drawn on a logarithmic scale."""
+"""A curve whose largest value is so many times its smallest gets a logarithmic scale."""
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """A curve in as many characters at most; medians where there are more values.
+    """Draw a curve with at most `width` characters, as medians if there are more values.
 
-    The lowest line is zero, or the lowest value where that is below it. A range of more than a factor of 30 is drawn on
-    a logarithmic scale.
+    The lowest line is zero, or the lowest value if that is negative. A range of more than a factor of 30 gets a
+    logarithmic scale.
 
     Args:
         values: evenly spaced; NaN leaves a gap, and infinities are crosses.
-        width: how many characters.
+        width: largest number of characters.
     """
-    found = np.asarray(values, float)
-    parts = [part for part in np.array_split(found, min(width, len(found)) or 1) if len(part)]
+    array = np.asarray(values, float)
+    parts = [part for part in np.array_split(array, min(width, len(array)) or 1) if len(part)]
     levels = np.array([_level(part) for part in parts])
     finite = levels[np.isfinite(levels)]
     low, high = (min(0.0, float(finite.min())), float(finite.max())) if len(finite) else (0.0, 0.0)
@@ -36,13 +36,13 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def logarithmic(values: Sequence[float] | np.ndarray) -> bool:
-    """Whether a curve of such values is drawn on a logarithmic scale."""
+    """True if a curve of these values gets a logarithmic scale."""
     finite = [value for value in values if math.isfinite(value)]
     return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > DECADES
 
 
 def _level(part: np.ndarray) -> float:
-    """The median, or what most of a part is that is not finite."""
+    """Return the median, or NaN or infinity if most of a part is."""
     known = part[~np.isnan(part)]
     if not len(known):
         return math.nan
@@ -58,7 +58,7 @@ def _glyph(level: float, low: float, high: float) -> str:
 
 
 def bar(share: float, width: int = 8) -> str:
-    """A share of one as a bar, with dots up to the whole; blank where it is not known."""
+    """Draw a share as a bar, with dots up to one; blank if unknown."""
     if math.isnan(share):
         return " " * width
     eighths = round(min(1.0, max(0.0, share)) * width * 8)

@@ -1,4 +1,4 @@
-"""Curves over a logarithmic axis, drawn with characters."""
+"""Curves over a logarithmic axis, made of characters."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from math import ceil, floor, isfinite, log2, log10
 from rich.text import Text
 
 FLOOR = 1e-3
-COLOURS = ("#56B4E9", "#E69F00", "#009E73")  # Okabe and Ito 2008: told apart by the colour-blind as well
+COLOURS = ("#56B4E9", "#E69F00", "#009E73")  # Okabe and Ito 2008: distinct for the colour-blind as well
 DEEPEST = -9
 HEIGHT = 16
 TICKS = 10  # labels on the vertical axis, at most
 MARGIN = 8  # width of the labels on the vertical axis
-NUMBER_WIDTH = 6  # and of those on the horizontal one, with the space between them
+NUMBER_WIDTH = 6  # width of the labels on the horizontal axis, with the space between them
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """What one character can show: `across` x `down` points, as braille dots or else as one of the `marks`."""
+    """The points of one character: `across` x `down`, as braille dots or as one of the `marks`."""
 
     across: int
     down: int
@@ -33,7 +33,7 @@ class Pen:
     marks: str = ""
 
     def glyph(self, points: set[tuple[int, int]], curve: int) -> str:
-        """The character for the points set in it."""
+        """Return the character for a set of points."""
         return self.marks[curve] if self.marks else chr(0x2800 + sum(_DOTS[y][x] for x, y in points))
 
 
@@ -52,17 +52,17 @@ class Axes:
     columns: int
 
     def row(self, decade: float, points: int = 1) -> int:
-        """Where a power of ten lies, counted from the top in characters of so many points."""
+        """Return the row of a power of ten, counted from the top in characters of so many points."""
         return round((self.top - decade) / (self.top - self.bottom) * (self.rows * points - 1))
 
     def column(self, lag: float, points: int = 1) -> int:
-        """Where a lag lies, counted from the left."""
+        """Return the column of a lag, counted from the left."""
         return round(lag / self.last * (self.columns * points - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Values at lag 0, 1, 2, ...; what is not positive and finite is left out."""
+    """Values at lag 0, 1, 2, ...; the chart leaves out values that are not positive and finite."""
 
     name: str
     colour: str
@@ -77,11 +77,11 @@ def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64, rows: int = HEIGH
     """Draw up to three curves on a base-10 logarithmic axis, each with its name at its end.
 
     Args:
-        curves: what to draw; later ones lie on top.
-        pen: `BRAILLE`, or `ASCII` where the terminal knows nothing else.
+        curves: the curves; later ones lie on top.
+        pen: `BRAILLE`, or `ASCII` for terminals without braille.
         columns: width of the plot without labels.
-        rows: about its height.
-        deepest: the lowest power of ten that is drawn.
+        rows: approximate height.
+        deepest: the lowest power of ten of the axis.
     """
     axes = _fit([curve.values for curve in curves], columns, rows, deepest)
     rule: Cells = {(axes.row(log10(FLOOR)), column): (pen.rule, "dim") for column in range(columns)}
@@ -97,9 +97,9 @@ def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64, rows: int = HEIGH
 
 
 def _fit(curves: Sequence[Sequence[float]], columns: int, height: int, deepest: int) -> Axes:
-    seen = [log10(value) for values in curves for value in values if _visible(value)] or [0.0]
-    top = max(0, ceil(max(seen)))
-    bottom = min(round(log10(FLOOR)) - 1, max(deepest, floor(min(seen))), top - 1)
+    visible = [log10(value) for values in curves for value in values if _visible(value)] or [0.0]
+    top = max(0, ceil(max(visible)))
+    bottom = min(round(log10(FLOOR)) - 1, max(deepest, floor(min(visible))), top - 1)
     decades = top - bottom
     rows = decades * (height // decades) if decades <= height else height
     return Axes(top, bottom, max(1, *(len(values) - 1 for values in curves)), rows + 1, columns)
@@ -110,7 +110,7 @@ def _visible(value: float) -> bool:
 
 
 def _points(values: Sequence[float], axes: Axes, pen: Pen) -> Iterator[tuple[int, int]]:
-    """The points of a curve from left to right, without gaps, as far as they lie within the axes."""
+    """Yield the points of a curve within the axes from left to right, without gaps."""
     before: tuple[int, int] | None = None
     for lag, value in enumerate(values):
         if not _visible(value):
@@ -135,12 +135,12 @@ def _characters(points: Iterator[tuple[int, int]], pen: Pen, curve: int) -> dict
 
 
 def _labels(ends: list[tuple[int, int, str, str]], drawn: Cells, axes: Axes) -> Cells:
-    """Names to the right of the ends of their curves, and of what else is drawn there; one to a line."""
+    """Put names to the right of their curves' ends, and of other marks in the row; one name a row."""
     cells: Cells = {}
-    taken: set[int] = set()
+    used: set[int] = set()
     for row, column, name, style in sorted(ends):
-        free = min(set(range(axes.rows)) - taken, key=lambda candidate: (abs(candidate - row), -candidate))
-        taken.add(free)
+        free = min(set(range(axes.rows)) - used, key=lambda candidate: (abs(candidate - row), -candidate))
+        used.add(free)
         start = 1 + max([column, *(right for line, right in drawn if line == free)])
         cells |= {
             (free, start + place): (letter, style)
@@ -164,7 +164,7 @@ def _compose(cells: Cells, axes: Axes, pen: Pen) -> Text:
 
 
 def _lags(axes: Axes, pen: Pen) -> str:
-    """The horizontal axis: its line, the numbers, and what they are."""
+    """Draw the horizontal axis: line, numbers and label."""
     step = 2 ** max(0, ceil(log2(NUMBER_WIDTH * axes.last / axes.columns)))
     line, numbers = [pen.bottom] * axes.columns, [" "] * (axes.columns + 4)
     for lag in range(0, axes.last + 1, step):

@@ -1,4 +1,4 @@
-"""A report: a summary, and the ways to write it down."""
+"""A report: a summary, and its output formats."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from gradscope.types import Finding
 
 FORMATS = {".html": "html", ".htm": "html", ".md": "markdown", ".txt": "text", ".json": "json"}
 Progress = Callable[[int, int], object]
-"""Told how many of how many pictures are drawn."""
+"""Receives the numbers of finished pictures and of all pictures."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """What a run, or several side by side, have to say.
+    """The report of a run, or of several runs side by side.
 
     Attributes:
-        summary: everything in it, as plain values.
-        findings: what it says is wrong, the most probable cause first; of several runs, all of them.
+        summary: the whole contents, as plain values.
+        findings: findings, the most probable cause first; of several runs, all findings.
     """
 
     summary: Mapping[str, Any]
@@ -34,10 +34,10 @@ class Report:
     _figures: Figures = field(default_factory=dict)
 
     def html(self, progress: Progress | None = None) -> str:
-        """One page that needs nothing else: no network, no script; light and dark, for screen and paper.
+        """Render one self-contained page: no network, no script; light and dark, for screen and paper.
 
         Args:
-            progress: told how many of how many pictures are drawn.
+            progress: receives the numbers of finished pictures and of all pictures.
         """
         pictures = {picture["id"]: picture for picture in _pictures(self.summary)}
         drawn: dict[str, str] = {}
@@ -49,46 +49,46 @@ class Report:
         return render.html(self.summary, drawn)
 
     def markdown(self) -> str:
-        """The report without pictures, as Markdown."""
+        """Render the report without pictures, as Markdown."""
         return render.markdown(self.summary)
 
     def text(self, width: int | None = None, *, full: bool = True) -> str:
-        """The report as plain text, with small pictures that are made of characters.
+        """Render the report as plain text, with small pictures made of characters.
 
         Args:
-            width: columns of a terminal, into which tables are made to fit; without it 100, and tables as they are.
-            full: everything; without it what a person wants to know first, on about one screen.
+            width: columns of a terminal, which tables must fit; by default 100, and tables as wide as they need.
+            full: whether to print everything; `False` prints the essentials, on about one screen.
         """
         return render.text(self.summary, width, full)
 
     def json(self) -> str:
-        """The summary with the numbers behind every picture, as JSON; what is not finite is text there."""
+        """Render the summary with the numbers behind every picture, as JSON; NaN is null, infinities are text."""
         return json.dumps(_strict(self.summary), indent=1, ensure_ascii=False, allow_nan=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report into a file, as its suffix says: .html, .md, .txt or .json.
+        """Write the report into a file, in the format of the suffix: .html, .md, .txt or .json.
 
         Returns:
             The path.
 
         Raises:
-            GradscopeError: the suffix is another, the file cannot be written, or the packages for pictures are not
+            GradscopeError: the suffix is unknown, the file cannot be written, or the packages for pictures are not
                 installed.
         """
         path = Path(path)
-        written = FORMATS.get(path.suffix.lower())
-        if written is None:
-            raise GradscopeError(f"{path}: a report is saved as one of {', '.join(FORMATS)}")
-        content: str = getattr(self, written)()
+        method = FORMATS.get(path.suffix.lower())
+        if method is None:
+            raise GradscopeError(f"{path}: expected one of the suffixes {', '.join(FORMATS)}")
+        content: str = getattr(self, method)()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
         except OSError as error:
-            raise GradscopeError(f"the report cannot be written to {path}: {error.strerror or error}") from error
+            raise GradscopeError(f"gradscope cannot write the report to {path}: {error.strerror or error}") from error
         return path
 
     def __repr__(self) -> str:
-        """What it is of."""
+        """Name the run and count the figures."""
         return f"<Report of {self.summary['name']}: {len(self._figures)} figures>"
 
     def _repr_html_(self) -> str:
@@ -96,7 +96,7 @@ class Report:
 
 
 def _pictures(value: Any) -> list[dict[str, Any]]:
-    """All pictures anywhere in a summary."""
+    """List all pictures anywhere in a summary."""
     if isinstance(value, Mapping):
         if "id" in value and "rows" in value:
             return [dict(value)]
@@ -105,7 +105,7 @@ def _pictures(value: Any) -> list[dict[str, Any]]:
 
 
 def _strict(value: Any) -> Any:
-    """As JSON can hold it: NaN is null, and infinities are text."""
+    """Convert a value for JSON: NaN becomes null, and infinities become text."""
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, Mapping):
@@ -114,5 +114,5 @@ def _strict(value: Any) -> Any:
 
 
 def _python(value: Any) -> Any:
-    """A numpy number as Python's."""
+    """Convert a numpy number to Python's."""
     return _strict(value.item()) if hasattr(value, "item") and not hasattr(value, "__len__") else value

@@ -1,4 +1,4 @@
-"""The part of a run that a report shows, read once: as much of it as the eye can tell apart."""
+"""The part of a run in a report, read once: as many steps as the eye can distinguish."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 MAX_STEPS = 64
-"""Recorded steps that are kept of a long training, evenly spaced, beside the first and the last ones."""
+"""Recorded steps of a long training, evenly spaced, beside the first and the last ones."""
 MAX_ROWS = 1_000_000
-"""Rows kept of one table; where sequences are very long or layers many, fewer steps are kept."""
+"""Rows of one table; very long sequences or many layers lead to fewer steps."""
 LATE_ONLY = ("reach", "units", "spectra")
 DRAWN = ("grad_h", "jacobian", "jacobian_h", "jacobian_c", "jacobian_max", "gain")
 
@@ -29,13 +29,13 @@ Frame = Any
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A source in memory, apart by layer.
+    """A source in memory, split by layer.
 
     Attributes:
-        meta: that of the run.
-        ranks: those of the run.
-        counts: rows of each table in the whole run.
-        frames: of each table, the frame of each layer key, or of `()` for a table without one.
+        meta: metadata of the run.
+        ranks: ranks of the run.
+        counts: number of rows of each table in the whole run.
+        frames: of each table, the frame of each layer key, or of `()` for a table without layer keys.
     """
 
     meta: dict[str, Any]
@@ -44,15 +44,15 @@ class Excerpt:
     frames: Mapping[str, Mapping[Hashable, Frame]]
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
-        """The wanted rows, of those that are here."""
+        """Read the selected rows of the excerpt."""
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         wanted = conditions(table, filters or {})
         names = [*(columns or TABLES[table].columns), "rank"]
-        found = [part.loc[_mask(part, wanted), names] for part in self._parts(table, filters or {})]
-        if len(found) == 1:
-            return found[0].reset_index(drop=True)
-        return pd.concat(found, ignore_index=True) if found else _empty(table)[names]
+        parts = [part.loc[_mask(part, wanted), names] for part in self._parts(table, filters or {})]
+        if len(parts) == 1:
+            return parts[0].reset_index(drop=True)
+        return pd.concat(parts, ignore_index=True) if parts else _empty(table)[names]
 
     def _parts(self, table: str, filters: Filters) -> list[Frame]:
         parts = self.frames[table]
@@ -62,7 +62,7 @@ class Excerpt:
         return list(parts.values())
 
     def count(self, table: str) -> int:
-        """How many rows the whole run has."""
+        """Return the number of rows in the whole run."""
         return self.counts[table]
 
 
@@ -88,46 +88,46 @@ def _empty(table: str) -> Frame:
 
 
 def excerpt(run: RunData, max_rows: int = MAX_ROWS) -> RunData:
-    """What a report needs of a run, in memory; the reading skips what it can skip in a folder.
+    """Read the part of a run that a report needs into memory, and skip the rest of a folder.
 
     Args:
         run: any run.
-        max_rows: how many rows of one table are kept at most, roughly.
+        max_rows: largest number of rows of one table, roughly.
     """
     if isinstance(run.source, Excerpt):
         return run
     counts = {name: run.source.count(name) for name in TABLES}
     layers = run.source.read("layers")
     late = _late(run, layers)
-    kept = _kept(np.unique(layers["step"].to_numpy()), late, counts, max_rows)
-    frames = {name: _split(name, _read(run, name, kept, late)) for name in TABLES}
+    steps = _steps(np.unique(layers["step"].to_numpy()), late, counts, max_rows)
+    frames = {name: _split(name, _read(run, name, steps, late)) for name in TABLES}
     return RunData(Excerpt(dict(run.meta), run.source.ranks, counts, frames))
 
 
 def _late(run: RunData, layers: Frame) -> Steps:
-    """The last recorded steps of each layer, those first whose gradients are finite, and the first of all."""
+    """Return the last recorded steps of each layer, preferably with finite gradients, and the first step of all."""
     steps = layers.assign(sound=data.sound(run, layers)).drop_duplicates(["step", *LayerKey._fields])
     late = steps.sort_values(["sound", "step"]).groupby(list(LayerKey._fields)).tail(LATE)["step"]
     steps = steps.sort_values("step")
     return np.union1d(late.to_numpy(), steps["step"].head(1).to_numpy())
 
 
-def _kept(steps: Steps, late: Steps, counts: Mapping[str, int], max_rows: int) -> Steps:
+def _steps(steps: Steps, late: Steps, counts: Mapping[str, int], max_rows: int) -> Steps:
     largest = max(counts["timesteps"], counts["gates"]) / max(1, len(steps))
     number = int(np.clip(max_rows // max(1.0, largest), LATE, MAX_STEPS))
     spaced = steps[np.unique(np.linspace(0, len(steps) - 1, number).round().astype(int))] if len(steps) else steps
     return np.union1d(spaced, late)
 
 
-def _read(run: RunData, table: str, kept: Steps, late: Steps) -> Frame:
+def _read(run: RunData, table: str, steps: Steps, late: Steps) -> Frame:
     if table == "timesteps":
         import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-        between = {"step": np.setdiff1d(kept, late), "quantity": "grad_h"}
+        between = {"step": np.setdiff1d(steps, late), "quantity": "grad_h"}
         parts = [run.source.read(table, {"step": late, "quantity": DRAWN}), run.source.read(table, between)]
         return pd.concat(parts, ignore_index=True)
     if table in ("gates", "weights"):
-        return run.source.read(table, {"step": kept})
+        return run.source.read(table, {"step": steps})
     return run.source.read(table, {"step": late} if table in LATE_ONLY else None)
 
 

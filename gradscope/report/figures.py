@@ -1,4 +1,4 @@
-"""Pictures as SVG that stands within a page: its words and lines take the page's colours, by day and by night."""
+"""Pictures as SVG within a page: text and lines take the page's colours, light and dark."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from gradscope.errors import from_extra
 
 INK, GRID = "#010203", "#040506"
-"""Colours that matplotlib draws with in the place of those of the page."""
+"""Placeholder colours in matplotlib for the colours of the page."""
 WIDTH, HEIGHT = 4.9, 3.1
 ACROSS = 10.6, 3.4
-"""Size of a picture that goes across the page."""
+"""Size of a picture across the page."""
 _LOOK = {
     **{name: INK for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")},
     **{"axes.edgecolor": GRID, "grid.color": GRID, "figure.facecolor": "none", "axes.facecolor": "none"},
@@ -28,7 +28,7 @@ _LOOK = {
 
 @contextmanager
 def look(salt: str) -> Generator[None]:
-    """Set matplotlib as the reports want it; `salt` keeps the names inside one picture apart from those in others."""
+    """Set matplotlib up for reports; `salt` makes the names inside one picture distinct from other pictures'."""
     import matplotlib
 
     plain = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
@@ -42,9 +42,9 @@ def svg(name: str, title: str, draw: Callable[[Any], object], across: bool = Fal
 
     Args:
         name: an identifier, unique in its page.
-        title: what screen readers call it.
-        draw: draws it into given axes.
-        across: whether it goes across the page.
+        title: name for screen readers.
+        draw: draws the picture into axes.
+        across: whether the picture goes across the page.
     """
     with from_extra("report"):
         from markupsafe import escape
@@ -54,7 +54,7 @@ def svg(name: str, title: str, draw: Callable[[Any], object], across: bool = Fal
         figure = Figure(figsize=ACROSS if across else (WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.set_title("", loc="left")  # it stands above the picture
+        axes.set_title("", loc="left")  # the page has the title
         _legend_above(axes)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -62,7 +62,7 @@ def svg(name: str, title: str, draw: Callable[[Any], object], across: bool = Fal
 
 
 def _legend_above(axes: Any) -> None:
-    """Where it covers nothing."""
+    """Move the legend above the axes, where it covers nothing."""
     if axes.get_legend() is None:
         return
     handles, names = axes.get_legend_handles_labels()
@@ -88,7 +88,7 @@ def _within_a_page(text: str, title: str) -> str:
 
 
 def palette() -> list[str]:
-    """The colours of curves, which the page may replace by lighter ones at night."""
+    """Return the colours of curves, which the page may replace by lighter ones in dark mode."""
     from gradscope.plot.style import colours
 
     return colours(8)

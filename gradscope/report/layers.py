@@ -1,4 +1,4 @@
-"""What a report says of each layer in numbers, and in which order."""
+"""The layers of a report: their numbers and their order."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ Frame = Any
 RANKS = {"critical": 0, "warning": 1, "info": 2}
 COLUMNS = {
     "horizon": "steps back until 1/1000 of the loss gradient is left: at the first record → at the last four; "
-    "of fewer than five records one number",
+    "one number for fewer than five records",
     "timesteps": "length of the longest sequence",
     "decay": "decades that the loss gradient gains (+) or loses (-) per step back",
     "gradient": "median total gradient at the first and at the last timestep",
     "jacobian": "median size of the state Jacobian; 1 keeps a gradient as it is",
     "saturated": "the gate most at its limits, and at what share of units and timesteps",
-    "residual": "largest relative difference between what was rebuilt and what the kernel computed",
+    "residual": "largest relative difference between the rebuilt layer and the kernel's results",
 }
-"""What the columns of the table of layers mean."""
+"""Meanings of the columns in the table of layers."""
 OPEN = 12
-"""Layers whose rows stand open in a page; the rest is folded."""
+"""Rows of layers that a page shows unfolded."""
 
 
 def worst_first(keys: Sequence[LayerKey], findings: Sequence[Finding], run: RunData) -> list[LayerKey]:
-    """Layers with findings first, the severe ones leading, then those whose horizon is short for their sequences."""
+    """Sort layers by the severity of their findings, then by the horizon relative to the length of the sequences."""
     severity = {key: 3 for key in keys}
     for finding in findings:
         key = finding.layer_key
         if key in severity and key is not None and finding.code != "healthy":
             severity[key] = min(severity[key], RANKS[finding.severity])
-    return sorted(keys, key=lambda key: (severity[key], _seen(data.horizons(run, key)), keys.index(key)))
+    return sorted(keys, key=lambda key: (severity[key], _reach(data.horizons(run, key)), keys.index(key)))
 
 
-def _seen(horizons: Frame) -> float:
-    """The share of its sequences that a layer's last horizon spans; 1 where it is not known."""
+def _reach(horizons: Frame) -> float:
+    """Return the last horizon over the length of the sequences; 1 if unknown."""
     last = horizons[horizons["horizon"].notna()].tail(1)
     if last.empty or bool(last["horizon_censored"].iloc[0]):
         return 1.0
@@ -47,7 +47,7 @@ def _seen(horizons: Frame) -> float:
 
 
 def numbers(run: RunData, key: LayerKey) -> dict[str, Any]:
-    """The numbers of a layer, at the last recorded steps where nothing else is said."""
+    """Compute the numbers of a layer, at the last recorded steps unless their names say otherwise."""
     horizons = data.horizons(run, key)
     recorded, gradient = data.recorded(run, key), data.spread(run, key, "grad_h")
     late = horizons[horizons["step"].isin(recorded[-data.LATE :])]
@@ -85,15 +85,15 @@ def _median(values: Frame) -> float:
     return float(values.median()) if len(values) else math.nan
 
 
-def cells(found: dict[str, Any]) -> dict[str, str]:
-    """The same as text, by column of the table of layers."""
-    ends = [words.lags(found[name]["lag"], found[name]["censored"]) for name in ("horizon_first", "horizon")]
+def cells(numbers: dict[str, Any]) -> dict[str, str]:
+    """Write the numbers as text, by column of the table of layers."""
+    ends = [words.lags(numbers[name]["lag"], numbers[name]["censored"]) for name in ("horizon_first", "horizon")]
     return {
         "horizon": ends[1] if ends[0] == "–" else " → ".join(ends),
-        "timesteps": str(found["timesteps"]),
-        "decay": "–" if math.isnan(found["decay"]) else f"{found['decay']:+.3f}",
-        "gradient": f"{words.told(found['gradient_first'])} … {words.told(found['gradient_last'])}",
-        "jacobian": words.told(found["jacobian"]),
-        "saturated": f"{found['gate']} {words.percent(found['saturated'])}".strip(),
-        "residual": words.told(found["residual"]),
+        "timesteps": str(numbers["timesteps"]),
+        "decay": "–" if math.isnan(numbers["decay"]) else f"{numbers['decay']:+.3f}",
+        "gradient": f"{words.as_text(numbers['gradient_first'])} … {words.as_text(numbers['gradient_last'])}",
+        "jacobian": words.as_text(numbers["jacobian"]),
+        "saturated": f"{numbers['gate']} {words.percent(numbers['saturated'])}".strip(),
+        "residual": words.as_text(numbers["residual"]),
     }

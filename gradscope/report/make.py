@@ -1,4 +1,4 @@
-"""From a run to its report."""
+"""Reports from runs."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ from gradscope.record.reader import FolderSource
 from gradscope.report import render, summary
 from gradscope.report.document import Report
 from gradscope.report.excerpt import excerpt
-from gradscope.report.fleet import gathered
+from gradscope.report.fleet import summarise_fleet
 from gradscope.report.processes import processes
 from gradscope.report.runs import runs_table
-from gradscope.report.sidebyside import compared
+from gradscope.report.sidebyside import summarise_runs
 from gradscope.types import Finding
 
 QUICK = 500_000
-"""Rows of `timesteps` up to which a notebook's short form looks for findings by itself."""
+"""Largest number of rows of `timesteps` for which a notebook's short form searches for findings."""
 
 
 def report(run: RunData, findings: Sequence[Finding] | None = None, name: str | None = None) -> Report:
-    """The report of one run.
+    """Make the report of one run.
 
     Args:
         run: any run.
-        findings: what to say about it; by default the diagnosis of the run.
-        name: what to call it; by default its folder.
+        findings: its findings; by default the diagnosis of the run.
+        name: its name; by default its folder.
     """
-    found = tuple(diagnose_ranks(run) if findings is None else findings)
-    told, figures = summary.summarise(excerpt(run), found, name or called(run))
-    told["headline"], told["processes"] = headline(run), processes(run)
-    return Report(told, found, figures)
+    results = tuple(diagnose_ranks(run) if findings is None else findings)
+    contents, figures = summary.summarise(excerpt(run), results, name or name_of(run))
+    contents["headline"], contents["processes"] = headline(run), processes(run)
+    return Report(contents, results, figures)
 
 
 def comparison(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]] | None = None) -> Report:
-    """The report of several runs side by side.
+    """Make the report of several runs side by side.
 
     Args:
-        runs: by name.
-        findings: of each; by default the diagnosis of the runs.
+        runs: runs by name.
+        findings: findings by name; by default the diagnosis of the runs.
     """
-    found = {name: list(findings[name] if findings else diagnose_ranks(run)) for name, run in runs.items()}
-    told, figures = compared({name: excerpt(run) for name, run in runs.items()}, found)
-    told["overview"] = runs_table(runs, found)
-    return Report(told, tuple(finding for mine in found.values() for finding in mine), figures)
+    results = {name: list(findings[name] if findings else diagnose_ranks(run)) for name, run in runs.items()}
+    contents, figures = summarise_runs({name: excerpt(run) for name, run in runs.items()}, results)
+    contents["overview"] = runs_table(runs, results)
+    return Report(contents, tuple(finding for own in results.values() for finding in own), figures)
 
 
 def fleet(data: FleetData, runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]]) -> Report:
-    """The report of many runs as one.
+    """Make one report of many runs.
 
     Args:
         data: the runs below a folder.
         runs: the same, by name.
-        findings: of each.
+        findings: findings by name.
     """
-    told, figures = gathered(data, findings)
-    worst_first = {row["run"]: runs[row["run"]] for row in told["rows"]}
-    told["overview"] = runs_table(worst_first, findings)
-    return Report(told, tuple(finding for mine in findings.values() for finding in mine), figures)
+    contents, figures = summarise_fleet(data, findings)
+    worst_first = {row["run"]: runs[row["run"]] for row in contents["rows"]}
+    contents["overview"] = runs_table(worst_first, findings)
+    return Report(contents, tuple(finding for own in findings.values() for finding in own), figures)
 
 
 def short(run: RunData) -> str:
-    """A run in a notebook: its findings and its layers, in a few lines of HTML."""
-    found = diagnose_ranks(run) if run.source.count("timesteps") <= QUICK else []
-    told, _ = summary.summarise(excerpt(run), found, called(run))
-    return render.short({**told, "headline": headline(run)})
+    """Render a run for a notebook: findings and layers, in a few lines of HTML."""
+    findings = diagnose_ranks(run) if run.source.count("timesteps") <= QUICK else []
+    contents, _ = summary.summarise(excerpt(run), findings, name_of(run))
+    return render.short({**contents, "headline": headline(run)})
 
 
 def overview(runs: Mapping[str, RunData], width: int = 100) -> str:
-    """The table of several runs as text, without their findings, which would take long.
+    """Render the table of several runs as text, without findings, which would take long.
 
     Args:
-        runs: by name.
+        runs: runs by name.
         width: columns of the page.
     """
     return render.overview(runs_table(runs), width)
 
 
-def called(run: RunData) -> str:
-    """The name of a run's folder, as the user gave it."""
+def name_of(run: RunData) -> str:
+    """Return the name of a run's folder, as the user wrote it."""
     source = run.source
     if not isinstance(source, FolderSource):
         return "run"

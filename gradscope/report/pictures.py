@@ -1,4 +1,4 @@
-"""Every picture of a report: what is drawn, the numbers behind it, and what it says in words."""
+"""The pictures of a report: their drawing, their numbers and their text."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Frame = Any
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture of a layer, or of a whole run (whose key is ignored).
+    """One picture of a layer, or of a whole run (with any key).
 
     Attributes:
-        name: what it is called in files.
-        title: what stands above it.
-        table: the numbers behind it; none, and it is left out.
-        words: what they say.
-        draw: the picture itself.
-        drawn: the part of the numbers that is drawn, where they are too many for the eye.
-        records: how many recorded steps it takes to show anything.
+        name: name in files.
+        title: title above the picture.
+        table: returns the numbers; a report leaves the picture out if there are none.
+        words: describes the numbers.
+        draw: draws the picture.
+        drawn: reduces the numbers to the drawn part, if they are too many for the eye.
+        records: least number of recorded steps.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Picture:
 def _then_and_now(
     draw: Callable[..., object], table: Callable[..., Frame]
 ) -> Callable[[RunData, LayerKey, Axes], object]:
-    """The same curve at the first recorded step, dashed, and at the last ones."""
+    """Draw a curve at the first recorded step, dashed, and at the last ones."""
 
     def both(run: RunData, key: LayerKey, ax: Axes) -> None:
         steps = data.recorded(run, key)
@@ -52,13 +52,13 @@ def _then_and_now(
             draw(run, layer=key, step=steps[0], ax=ax, label=f"step {steps[0]}", color="C7", linestyle="--")
             draw(run, layer=key, ax=ax, label=f"steps {steps[-data.LATE]} to {steps[-1]}")
         else:
-            draw(run, layer=key, ax=ax, label=_meant(steps))
+            draw(run, layer=key, ax=ax, label=_label(steps))
 
     return both
 
 
-def _meant(steps: Sequence[int]) -> str:
-    """The few steps that one curve stands for."""
+def _label(steps: Sequence[int]) -> str:
+    """Name the few steps behind one curve."""
     return f"step {steps[0]}" if len(steps) == 1 else f"median of steps {', '.join(map(str, steps[-data.LATE :]))}"
 
 

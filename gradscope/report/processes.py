@@ -1,4 +1,4 @@
-"""The processes of a distributed training side by side: each has seen its own data."""
+"""The processes of a distributed training side by side; each has its own data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HEADS = {
     "horizon": "median horizon",
     "overhead": "overhead",
 }
-"""What is told of each process; the gradients of a step are those that all share, its own are those before."""
+"""Numbers of each process; the processes share a step's gradients, their own are from before the reduction."""
 
 
 def processes(run: RunData) -> dict[str, Any]:
-    """One entry for each process where there are several: numbers, and how they are shown."""
+    """Return the numbers of each process, and their text, if there are several processes."""
     ranks = run.source.ranks
     entries = [_process(run.of_rank(rank), rank) for rank in ranks] if len(ranks) > 1 else []
     rows = [[_cell(name, entry[name]) for name in HEADS] for entry in entries]
@@ -49,4 +49,4 @@ def _process(run: RunData, rank: int) -> dict[str, Any]:
 
 
 def _cell(name: str, value: Any) -> str:
-    return words.percent(value) if name == "overhead" else words.told(value)
+    return words.percent(value) if name == "overhead" else words.as_text(value)

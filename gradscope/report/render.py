@@ -1,4 +1,4 @@
-"""A summary, written down. Names come from users, and are escaped everywhere."""
+"""Summaries as HTML, Markdown and text. All formats escape names, as they come from users."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ if TYPE_CHECKING:
 Summary = Mapping[str, Any]
 WIDTH = 100
 RUNS = 20
-"""Runs that it has room for."""
+"""Number of runs on the first screen of a text."""
 SAMPLE_ROWS, SAMPLE_COLUMNS = 9, 7
 FINDINGS = 4
-"""Findings that the first screen of a text has room for."""
+"""Number of findings on the first screen of a text."""
 
 
 def html(summary: Summary, figures: Mapping[str, str]) -> str:
-    """The page, with its pictures by `id`."""
+    """Render the page, with its pictures by `id`."""
     return _fill(f"{summary['kind']}.html", summary, figures=figures)
 
 
 def short(summary: Summary) -> str:
-    """A fragment for notebooks: findings and layers."""
+    """Render a fragment for notebooks: findings and layers."""
     return _fill("short.html", summary)
 
 
 def markdown(summary: Summary) -> str:
-    """The same in Markdown, without pictures."""
+    """Render Markdown, without pictures."""
     return _tidy(_fill(f"{summary['kind']}.md", summary))
 
 
 def text(summary: Summary, width: int | None = None, full: bool = True) -> str:
-    """The same in plain text, in as many columns; without a width 100, and tables as wide as they need.
+    """Render plain text.
 
     Args:
-        summary: what is to be said.
-        width: columns of the page.
-        full: everything, and not the first screen alone.
+        summary: the contents.
+        width: columns of the page; by default 100, and tables as wide as they need.
+        full: whether to render everything, or the first screen alone.
     """
     return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width, full=full, most=FINDINGS, shown=RUNS))
 
 
-def overview(found: Summary, width: int) -> str:
-    """The table of several runs, in plain text."""
+def overview(table: Summary, width: int) -> str:
+    """Render the table of several runs, in plain text."""
     template = _templates().get_template("runs.txt")
-    return _tidy(template.render(overview=found, width=width, full=False, shown=RUNS))
+    return _tidy(template.render(overview=table, width=width, full=False, shown=RUNS))
 
 
 def _fill(template: str, summary: Summary, **more: Any) -> str:
     return _templates().get_template(template).render(summary=summary, columns=COLUMNS, open=OPEN, **more)
 
 
-def _tidy(written: str) -> str:
-    """No blanks at the ends of lines, and never two empty lines together."""
-    lines = "\n".join(line.rstrip() for line in written.splitlines())
+def _tidy(text: str) -> str:
+    """Remove blanks at the ends of lines, and repeated empty lines."""
+    lines = "\n".join(line.rstrip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n"
 
 
@@ -83,66 +83,71 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {
-        **{
-            "told": words.told,
-            "counted": words.counted,
-            "percent": words.percent,
-            "plainly": plainly,
-            "md": markdown_safe,
-            "wrap": pass_context(wrap),
-        },
-        **{
-            "aligned": pass_context(aligned),
-            "csv": csv,
-            "codeline": codeline,
-            "sampled": sampled,
-            "pretty": pretty,
-            "short": shortened,
-            "bar": bar,
-            "spark": spark,
-            "sparkline": sparkline,
-            "horizon_bar": screen.horizon_bar,
-            "loss_line": pass_context(lambda context, picture: screen.loss_line(picture, _page(context) - 8)),
-            "reach_chart": pass_context(lambda context, it: screen.reach_chart(it, _page(context), shortened)),
-        },
-    }
-    environment.filters.update(filters)
+    environment.filters.update(_filters())
+    environment.filters.update({name: pass_context(function) for name, function in _filters_by_width().items()})
     return environment
 
 
-def plainly(value: Any) -> str:
-    """One line without control characters, which a terminal would obey."""
+def _filters() -> dict[str, Any]:
+    return {
+        "as_text": words.as_text,
+        "plural": words.plural,
+        "percent": words.percent,
+        "one_line": one_line,
+        "md": markdown_safe,
+        "csv": csv,
+        "codeline": codeline,
+        "sampled": sampled,
+        "pretty": pretty,
+        "short": shortened,
+        "bar": bar,
+        "spark": spark,
+        "sparkline": sparkline,
+        "horizon_bar": screen.horizon_bar,
+    }
+
+
+def _filters_by_width() -> dict[str, Any]:
+    return {
+        "wrap": wrap,
+        "aligned": aligned,
+        "loss_line": lambda context, picture: screen.loss_line(picture, _width(context) - 8),
+        "reach_chart": lambda context, layers: screen.reach_chart(layers, _width(context), shortened),
+    }
+
+
+def one_line(value: Any) -> str:
+    """Write a value in one line without control characters, which a terminal would obey."""
     return codeline(" ".join(str(value).split()))
 
 
 def codeline(line: str) -> str:
-    """A line of code as it is, without control characters."""
+    """Replace control characters in a line of code."""
     return "".join(letter if letter.isprintable() else "�" for letter in line)
 
 
 def markdown_safe(value: Any) -> str:
-    """One line in which nothing means anything to Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", plainly(value))
+    """Write a value in one line without meaning to Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line(value))
 
 
 def wrap(context: Mapping[str, Any], value: Any, indent: int = 0) -> str:
-    """A paragraph of plain text, as wide as the page."""
+    """Wrap a paragraph of plain text to the page."""
     blank = " " * indent
-    return textwrap.fill(plainly(value), _page(context), initial_indent=blank, subsequent_indent=blank)
+    return textwrap.fill(one_line(value), _width(context), initial_indent=blank, subsequent_indent=blank)
 
 
-def _page(context: Mapping[str, Any]) -> int:
-    """Columns of a line of text."""
+def _width(context: Mapping[str, Any]) -> int:
+    """Return the columns of a line of text."""
     return min(context.get("width") or WIDTH, WIDTH)
 
 
 def aligned(context: Mapping[str, Any], rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
-    """Rows as columns of equal width, the first as head; numbers to the right.
+    """Align rows in columns, the first row as head; numbers to the right.
 
-    Columns that the page has no room for are left out, from the right, and named below.
+    If the page is too narrow, a line below names the missing columns, from the right.
     """
-    cells = [[plainly(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     fit = _fitting(widths, (context.get("width") or math.inf) - indent)
     lines = [
@@ -155,13 +160,13 @@ def aligned(context: Mapping[str, Any], rows: Sequence[Sequence[Any]], indent: i
 
 
 def _fitting(widths: Sequence[int], room: float) -> int:
-    """How many columns fit, two at least."""
+    """Return the number of columns that fit, two at least."""
     return max(n for n in range(len(widths) + 1) if sum(widths[:n]) + 2 * (n - 1) <= room or n <= 2)
 
 
 def shortened(value: Any, width: int) -> str:
-    """One line of at most so many letters; what is left out is in the middle, as the ends tell runs apart."""
-    line = plainly(value)
+    """Shorten a line in the middle, as the ends distinguish runs."""
+    line = one_line(value)
     if len(line) <= width:
         return line
     head = (width - 1) // 2
@@ -169,10 +174,10 @@ def shortened(value: Any, width: int) -> str:
 
 
 def sampled(picture: Summary) -> dict[str, Any]:
-    """A picture's numbers, few enough to read: evenly spaced rows and columns, the first and the last among them."""
+    """Sample a picture's numbers for reading: evenly spaced rows and columns, with the first and the last."""
     across = _spaced(len(picture["columns"]), SAMPLE_COLUMNS)
     down = _spaced(len(picture["rows"]), SAMPLE_ROWS)
-    rows = [[words.told(picture["rows"][row][column]) for column in across] for row in down]
+    rows = [[words.as_text(picture["rows"][row][column]) for column in across] for row in down]
     return {"columns": [picture["columns"][column] for column in across], "rows": rows}
 
 
@@ -183,7 +188,7 @@ def _spaced(length: int, most: int) -> list[int]:
 
 
 def csv(picture: Summary) -> str:
-    """All of a picture's numbers, as an address that holds a CSV file."""
+    """Write all of a picture's numbers as an address that contains a CSV file."""
     file = io.StringIO()
     writer = csv_module.writer(file, lineterminator="\n")
     writer.writerow(picture["columns"])
@@ -195,11 +200,11 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if value != value else f"{value:.6g}"
     guarded = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return f"'{value}" if guarded else value  # a spreadsheet would take it for a formula
+    return f"'{value}" if guarded else value  # otherwise a spreadsheet reads a formula
 
 
 def pretty(value: Any, indent: int = 0) -> str:
-    """Settings as JSON, with as much in a line as it has room for."""
+    """Write settings as JSON, with as many in a line as fit."""
     if not isinstance(value, Mapping | list):
         return json.dumps(value, ensure_ascii=False, default=str)
     inner, (opening, closing) = indent + 2, "{}" if isinstance(value, Mapping) else "[]"

@@ -1,4 +1,4 @@
-"""Runs as rows of one table: what differs between their settings, and how each of them went."""
+"""Runs as rows of one table: differences of their settings, and the course of each training."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from gradscope.report.layers import RANKS
 from gradscope.report.settings import differing, separating, settings_of
 from gradscope.types import Finding, LayerKey
 from gradscope.types.clips import share
-from gradscope.types.loss import change, seen
+from gradscope.types.loss import change, known_losses
 
 POINTS = 64
-"""Points of a loss curve that are kept."""
+"""Number of points in a loss curve."""
 MOST = 4
-"""Settings that the table has columns for."""
+"""Number of columns for settings."""
 LEARNS = {"learns": "yes", "stalls": "no", "lost": "lost it", "unknown": "–"}
 
 
 def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]] | None = None) -> dict[str, Any]:
-    """One row per run, in their order, and what separates those that learn.
+    """Make one row per run, in their order, and name the settings that separate runs that learn.
 
     Args:
-        runs: by name.
-        findings: of each; without them the table says nothing of findings.
+        runs: runs by name.
+        findings: findings by name; without them the table has no findings.
     """
     steps = {name: run.source.read("steps") for name, run in runs.items()}
     verdicts = {name: _verdict(run, steps[name]) for name, run in runs.items()}
@@ -37,19 +37,19 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
     shades = [_shades(differ[setting]) for setting in shown]
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
-        found = _worst(findings[name]) if findings is not None else None
-        told = change(steps[name])
+        worst = _worst(findings[name]) if findings is not None else None
+        loss = change(steps[name])
         rows.append(
             {
                 "name": name,
-                "settings": [words.told(differ[setting][name]) for setting in shown],
+                "settings": [words.as_text(differ[setting][name]) for setting in shown],
                 "shades": [shade[name] for shade in shades],
-                "loss": str(told).replace("->", "→") if told else "–",
+                "loss": str(loss).replace("->", "→") if loss else "–",
                 "curve": _curve(steps[name]),
                 "learns": LEARNS[verdicts[name]],
                 "horizon": _horizon(run),
-                "finding": found.code if found else "–",
-                "severity": found.severity if found and found.code != "healthy" else "",
+                "finding": worst.code if worst else "–",
+                "severity": worst.severity if worst and worst.code != "healthy" else "",
                 "clipped": words.percent(share(steps[name], run.source.read("clips"))),
             }
         )
@@ -59,7 +59,7 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
 
 
 def _shades(values: Mapping[str, Any]) -> dict[str, float]:
-    """How dark the value of each run is: by its place among all that there are, in order."""
+    """Compute the shade of each run's value from its place among all values, in order."""
     distinct = list(dict.fromkeys(values.values()))
     numbers = all(isinstance(value, int | float) for value in distinct)
     order = sorted(distinct) if numbers else sorted(distinct, key=str)
@@ -67,14 +67,14 @@ def _shades(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _verdict(run: RunData, steps: Any) -> str:
-    """Whether a run learns; one whose losses end in infinity has lost it."""
-    found = change(steps)
-    return "lost" if found and math.isinf(found.last) else learns(run).verdict
+    """Judge whether a run learns; `lost` if its losses end in infinity."""
+    loss = change(steps)
+    return "lost" if loss and math.isinf(loss.last) else learns(run).verdict
 
 
 def _curve(steps: Any) -> list[float]:
-    """Its losses, thinned; infinite where they are not finite."""
-    losses = seen(steps).sort_values("step")["loss"].fillna(math.inf).tolist()
+    """Return the thinned losses; infinite if not finite."""
+    losses = known_losses(steps).sort_values("step")["loss"].fillna(math.inf).tolist()
     return losses[:: max(1, len(losses) // POINTS)]
 
 
@@ -84,14 +84,14 @@ def _worst(findings: Sequence[Finding]) -> Finding | None:
 
 
 def _horizon(run: RunData) -> str:
-    """Of the layer where that is soonest, over the last recorded steps, and out of how many timesteps."""
+    """Write the shortest horizon of a layer over the last recorded steps, and its number of timesteps."""
     layers = run.source.read("layers").sort_values("step", kind="stable")
-    found: list[tuple[float, bool, int]] = []
-    for _, mine in layers[layers["horizon"].notna()].groupby(list(LayerKey._fields)):
-        late = mine.tail(data.LATE)
+    horizons: list[tuple[float, bool, int]] = []
+    for _, rows in layers[layers["horizon"].notna()].groupby(list(LayerKey._fields)):
+        late = rows.tail(data.LATE)
         censored = bool(late["horizon_censored"].mean() > 0.5)
-        found.append((float(late["horizon"].median()), censored, int(late["timesteps"].max())))
-    if not found:
+        horizons.append((float(late["horizon"].median()), censored, int(late["timesteps"].max())))
+    if not horizons:
         return "–"
-    lag, censored, timesteps = min(found, key=lambda it: (it[1], it[0]))
+    lag, censored, timesteps = min(horizons, key=lambda horizon: (horizon[1], horizon[0]))
     return f"{words.lags(lag, censored)} of {timesteps}"

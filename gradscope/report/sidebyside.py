@@ -1,4 +1,4 @@
-"""Several runs as one plain dictionary: the same numbers beside each other, the same curves over each other."""
+"""Several runs as one plain dictionary: numbers side by side, and overlaid curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradscope.plot.style import colours
 from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.report.layers import RANKS, cells, numbers
-from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, settings, tell, told
+from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, finding_data, picture_data, settings
 from gradscope.types import Finding, LayerKey
 from gradscope.types.findings import where
 
@@ -28,12 +28,12 @@ class Overlay:
     """One picture with a curve for every run.
 
     Attributes:
-        name: what it is called in files.
-        title: what stands above it.
-        table: one run's numbers.
-        words: what they say.
-        draw: one run's curve.
-        drawn: the part of the numbers that is drawn, where they are too many for the eye.
+        name: name in files.
+        title: title above the picture.
+        table: returns one run's numbers.
+        words: describes the numbers.
+        draw: draws one run's curve.
+        drawn: reduces the numbers to the drawn part, if they are too many for the eye.
     """
 
     name: str
@@ -49,7 +49,7 @@ LOSS = Overlay(
     "Running median of the loss",
     lambda run, _: data.losses(run),
     words.loss,
-    lambda run, _, **given: plot.loss(run, **given),
+    lambda run, _, **options: plot.loss(run, **options),
     data.binned_losses,
 )
 LAYER = (
@@ -58,28 +58,28 @@ LAYER = (
         "Gradient by timestep",
         lambda run, key: data.spread(run, key, "grad_h"),
         lambda frame: words.ends(frame, "t", "gradient"),
-        lambda run, key, **given: plot.timesteps(run, layer=key, **given),
+        lambda run, key, **options: plot.timesteps(run, layer=key, **options),
     ),
     Overlay(
         "reach",
         "Reach of the loss gradient",
         data.reached,
         lambda frame: words.ends(frame, "lag", "share of the loss gradient left"),
-        lambda run, key, **given: plot.reach(run, layer=key, **given),
+        lambda run, key, **options: plot.reach(run, layer=key, **options),
     ),
     Overlay(
         "horizon",
         "Horizon over training",
         data.horizons,
         words.horizon,
-        lambda run, key, **given: plot.horizon(run, layer=key, **given),
+        lambda run, key, **options: plot.horizon(run, layer=key, **options),
     ),
     Overlay(
         "jacobian",
         "State Jacobian by timestep",
         lambda run, key: data.spread(run, key, "jacobian"),
         lambda frame: words.ends(frame, "t", "size of the state Jacobian"),
-        lambda run, key, **given: plot.timesteps(run, "jacobian", layer=key, **given),
+        lambda run, key, **options: plot.timesteps(run, "jacobian", layer=key, **options),
     ),
 )
 THRESHOLDS = Overlay(
@@ -87,13 +87,13 @@ THRESHOLDS = Overlay(
     "What thresholds would have clipped",
     lambda run, _: data.would_clip(run),
     words.thresholds,
-    lambda run, _, **given: plot.thresholds(run, **given),
+    lambda run, _, **options: plot.thresholds(run, **options),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where pictures stand: of which runs and layer, and under what `id`. A run has one colour everywhere."""
+    """The runs, the layer and the `id` of pictures. A run has one colour everywhere."""
 
     runs: Runs
     tints: Mapping[str, str]
@@ -101,12 +101,12 @@ class Place:
     owner: str
 
 
-def compared(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
-    """All that a report says of several runs, and the functions that draw its pictures.
+def summarise_runs(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
+    """Summarise several runs for a report, with the functions that draw its pictures.
 
     Args:
-        runs: excerpts, by name.
-        findings: what was found in each.
+        runs: excerpts by name.
+        findings: findings by name.
     """
     figures: Figures = {}
     tints = dict(zip(runs, colours(len(runs)), strict=True))
@@ -114,7 +114,7 @@ def compared(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dic
     for name, run in runs.items():
         for key in run.layers:
             holders.setdefault(key, {})[name] = run
-    places = [Place(mine, tints, key, f"layer-{index}") for index, (key, mine) in enumerate(holders.items())]
+    places = [Place(owners, tints, key, f"layer-{index}") for index, (key, owners) in enumerate(holders.items())]
     whole = Place(runs, tints, WHOLE_RUN, "runs")
     return {
         "kind": "comparison",
@@ -136,23 +136,23 @@ def _run(name: str, run: RunData, findings: Sequence[Finding]) -> dict[str, Any]
         "name": name,
         "facts": facts(run),
         "worst": severities[0] if severities else None,
-        "findings": [tell(finding) for finding in findings],
+        "findings": [finding_data(finding) for finding in findings],
     }
 
 
 def _layer(place: Place) -> dict[str, Any]:
-    found = {name: numbers(run, place.key) for name, run in place.runs.items()}
+    by_run = {name: numbers(run, place.key) for name, run in place.runs.items()}
     return {
         "id": place.owner,
         "key": place.key._asdict(),
         "name": where(place.key),
-        "runs": [{"name": name, "numbers": mine, "cells": cells(mine)} for name, mine in found.items()],
+        "runs": [{"name": name, "numbers": own, "cells": cells(own)} for name, own in by_run.items()],
     }
 
 
 def _overlaid(place: Place, overlays: Sequence[Overlay], figures: Figures) -> list[dict[str, Any]]:
-    made = [_picture(place, overlay, figures) for overlay in overlays]
-    return [picture for picture in made if picture]
+    pictures = [_picture(place, overlay, figures) for overlay in overlays]
+    return [picture for picture in pictures if picture]
 
 
 def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any] | None:
@@ -166,9 +166,9 @@ def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any]
         for name in tables:
             overlay.draw(place.runs[name], place.key, ax=ax, label=name, color=place.tints[name])
 
-    said = "\n".join(f"{name}: {overlay.words(frame)}" for name, frame in tables.items())
+    text = "\n".join(f"{name}: {overlay.words(frame)}" for name, frame in tables.items())
     stacked = pd.concat([overlay.drawn(frame).assign(run=name) for name, frame in tables.items()], ignore_index=True)
     stacked = stacked[["run", *(column for column in stacked.columns if column != "run")]]
     if any(map(drawable, tables.values())):
         figures[f"{place.owner}-{overlay.name}"] = draw
-    return told(f"{place.owner}-{overlay.name}", overlay.title, said, stacked)
+    return picture_data(f"{place.owner}-{overlay.name}", overlay.title, text, stacked)

@@ -1,4 +1,4 @@
-"""Curves as small as a word, as SVG: the table of several runs in a page."""
+"""Curves as small as a word, as SVG, for the table of several runs in a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH, HEIGHT, EDGE = 96, 24, 2
 
 
 def spark(curve: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """The losses of one run, on the scale of all that stand in the same table; gaps where they are not finite."""
+    """Draw the losses of one run on the common scale of the table, with gaps at non-finite losses."""
     from markupsafe import Markup
 
     finite = [value for row in rows for value in row["curve"] if math.isfinite(value)]

@@ -1,4 +1,4 @@
-"""A run as a plain dictionary: everything that a report says, and nothing of how it looks."""
+"""A run as a plain dictionary: the contents of a report, without its looks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from gradscope.types.loss import change
 
 Frame = Any
 Figures = dict[str, Callable[[Any], object]]
-"""What draws each picture of a summary into given axes, by the picture's `id`."""
+"""Functions that draw the pictures of a summary into axes, by `id`."""
 PICTURED = 6
-"""Layers that get pictures; of the others, a report has the numbers."""
+"""Number of layers with pictures; other layers have numbers only."""
 SHOWN_REASONS = 20
 WHOLE_RUN = LayerKey("", -1, "forward", -1)
 
 
 def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dict[str, Any], Figures]:
-    """All that a report says of a run, and the functions that draw its pictures.
+    """Summarise a run for a report, with the functions that draw its pictures.
 
     Args:
         run: an excerpt.
-        findings: what was found in it, the most probable cause first.
-        name: what to call the run.
+        findings: its findings, the most probable cause first.
+        name: its name.
     """
     figures: Figures = {}
     known = facts(run)
@@ -47,7 +47,7 @@ def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dic
         "kind": "run",
         "name": name,
         "facts": known,
-        "findings": [tell(finding) for finding in findings],
+        "findings": [finding_data(finding) for finding in findings],
         "loss": _over_time(run, findings, figures),
         "layers": layers,
         "finite_until": _finite_until(layers),
@@ -63,14 +63,14 @@ def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dic
 
 
 def _over_time(run: RunData, findings: Sequence[Finding], figures: Figures) -> list[dict[str, Any]]:
-    """The loss in words and numbers, and the picture of it with the horizon and the findings on the same axis."""
+    """Describe the loss in words and numbers, with a picture of loss, horizon and findings over one axis."""
     losses = data.losses(run)
     if losses.empty:
         return []
     bins, title = data.binned_losses(losses), "Loss"
     if drawable(bins):
         figures["run-loss"], title = partial(_timeline, run, findings), "Loss, horizon and findings"
-    return [{**told("run-loss", title, words.loss(losses), bins), "across": True}]
+    return [{**picture_data("run-loss", title, words.loss(losses), bins), "across": True}]
 
 
 def _timeline(run: RunData, findings: Sequence[Finding], ax: Any) -> None:
@@ -78,33 +78,33 @@ def _timeline(run: RunData, findings: Sequence[Finding], ax: Any) -> None:
 
 
 def _finite_until(layers: Sequence[Mapping[str, Any]]) -> int | None:
-    """The last record that was finite, where a layer has later ones that are not."""
+    """Return the last finite record, if a layer has later records that are not finite."""
     known = [layer["numbers"]["finite_until"] for layer in layers]
     return max((step for step in known if step is not None), default=None)
 
 
 def _beginning(facts: Mapping[str, Any]) -> str:
-    """What to know where all records are of the first half of the training, as one that is slow to record has them."""
+    """Warn if all records are of the first half of the training, as in trainings that are slow to record."""
     first, last, recorded = facts["first_step"], facts["last_step"], facts["last_recorded"]
     if recorded is None or facts["recorded"] < 2 or 2 * recorded >= first + last:
         return ""
-    return f"The last record is of step {recorded:,}, and the training goes on to {last:,}: this is its beginning."
+    return f"The last record is of step {recorded:,} of {last:,}: the report shows the beginning of the training."
 
 
 def _layer(run: RunData, key: LayerKey, findings: Sequence[Finding]) -> dict[str, Any]:
-    found = numbers(run, key)
-    mine = [finding for finding in findings if finding.layer_key == key and finding.code != "healthy"]
+    values = numbers(run, key)
+    own = [finding for finding in findings if finding.layer_key == key and finding.code != "healthy"]
     return {
         "key": key._asdict(),
         "name": where(key),
-        "numbers": found,
-        "cells": cells(found),
-        "codes": [{"code": finding.code, "severity": finding.severity} for finding in mine],
+        "numbers": values,
+        "cells": cells(values),
+        "codes": [{"code": finding.code, "severity": finding.severity} for finding in own],
     }
 
 
-def tell(finding: Finding) -> dict[str, Any]:
-    """A finding as plain values: what a remedy does by itself stays behind."""
+def finding_data(finding: Finding) -> dict[str, Any]:
+    """Convert a finding to plain values, without the functions of its remedies."""
     return {
         "code": finding.code,
         "severity": finding.severity,
@@ -112,7 +112,7 @@ def tell(finding: Finding) -> dict[str, Any]:
         "where": "the whole model" if finding.layer_key is None else where(finding.layer_key),
         "title": finding.title,
         "explanation": finding.explanation,
-        "evidence": [{"name": k, "value": v, "text": words.told(v)} for k, v in finding.evidence.items()],
+        "evidence": [{"name": k, "value": v, "text": words.as_text(v)} for k, v in finding.evidence.items()],
         "remedies": [{"title": remedy.title, "code": remedy.code} for remedy in finding.remedies],
     }
 
@@ -120,7 +120,7 @@ def tell(finding: Finding) -> dict[str, Any]:
 def _pictures(
     run: RunData, key: LayerKey, pictures: Iterable[Picture], owner: str, figures: Figures
 ) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     records = len(data.recorded(run, key))
     for picture in pictures:
         frame = picture.table(run, key)
@@ -129,24 +129,24 @@ def _pictures(
         name, drawn = f"{owner}-{picture.name}", picture.drawn(frame)
         if drawable(drawn):
             figures[name] = partial(picture.draw, run, key)
-        found.append(told(name, picture.title, picture.words(frame), drawn))
-    return found
+        shown.append(picture_data(name, picture.title, picture.words(frame), drawn))
+    return shown
 
 
 def drawable(frame: Frame) -> bool:
-    """Whether there is more than one point, or more than one step; words tell of one better than a picture."""
+    """True for more than one point and step; text describes a single one better than a picture."""
     return len(frame) > 1 and ("step" not in frame or frame["step"].nunique() > 1)
 
 
-def told(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
-    """A picture in words and numbers; its drawing goes by the same `id`."""
+def picture_data(name: str, title: str, text: str, frame: Frame) -> dict[str, Any]:
+    """Describe a picture by text and numbers; its drawing has the same `id`."""
     shown = frame.reset_index() if frame.index.name else frame
     columns, rows = [str(column) for column in shown.columns], shown.to_numpy(object).tolist()
     return {"id": name, "title": title, "text": text, "columns": columns, "rows": rows}
 
 
 def facts(run: RunData) -> dict[str, Any]:
-    """What the whole training was like."""
+    """Collect the numbers of the whole training."""
     steps, calls = run.source.read("steps"), run.source.read("clips")
     recorded = run.source.read("layers", None, ["step"])["step"]
     whole, own = float(steps["step_s"].sum()), float(steps["overhead_s"].sum())
@@ -171,14 +171,14 @@ def facts(run: RunData) -> dict[str, Any]:
 
 
 def clipping(run: RunData) -> list[dict[str, Any]]:
-    """One entry per kind of clipping call and threshold, the most frequent first."""
+    """Summarise clipping calls by kind and threshold, the most frequent first."""
     calls = run.frame("clips")
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     groups: Any = calls.groupby(["kind", "how", "threshold"], dropna=False)
     for (kind, how, threshold), rows in groups:
         known = rows[measured(rows)]
         changed = known["clipped"]
-        found.append(
+        entries.append(
             {
                 "kind": kind,
                 "how": f"{how}, which measures only" if threshold == math.inf else how,
@@ -190,35 +190,35 @@ def clipping(run: RunData) -> list[dict[str, Any]]:
                 "nonfinite": int((rows["nonfinite"] > 0).sum()),
             }
         )
-    return sorted(found, key=lambda entry: -entry["calls"])[:8]
+    return sorted(entries, key=lambda entry: -entry["calls"])[:8]
 
 
 def other_thresholds(run: RunData) -> list[dict[str, float]]:
-    """What clipping by norm would have changed at the percentiles of the norms that were seen."""
+    """Compute the share of steps that other thresholds by norm would have clipped, at percentiles of the norms."""
     curve = data.would_clip(run)
     if curve.empty:
         return []
     rows = [words.nearest(curve, share) for share in (0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01)]
-    found = {float(row["threshold"]): float(row["share"]) for row in rows}
-    return [{"threshold": threshold, "share": share} for threshold, share in found.items()]
+    unique = {float(row["threshold"]): float(row["share"]) for row in rows}
+    return [{"threshold": threshold, "share": share} for threshold, share in unique.items()]
 
 
 def notes(run: RunData) -> list[dict[str, Any]]:
-    """What could not be observed: each reason once, with how often and where."""
+    """List the reasons in `notes` once each, with their number, modules and steps."""
     rows = run.frame("notes")
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for reason, same in rows.groupby("reason", sort=False):
         places = list(dict.fromkeys(same["module"]))
         steps = int(same["step"].min()), int(same["step"].max())
-        found.append({"reason": reason, "modules": places, "rows": len(same), "steps": list(steps)})
-    return sorted(found, key=lambda entry: -entry["rows"])[:SHOWN_REASONS]
+        entries.append({"reason": reason, "modules": places, "rows": len(same), "steps": list(steps)})
+    return sorted(entries, key=lambda entry: -entry["rows"])[:SHOWN_REASONS]
 
 
 def settings(run: RunData) -> dict[str, Any]:
-    """What the run says of itself, as it stands in `run.json`; of its sessions, what differs from that."""
-    told = {name: value for name, value in run.meta.items() if not (isinstance(value, Mapping | list) and not value)}
-    if "sessions" in told:
-        told["sessions"] = [
-            {name: value for name, value in session.items() if value != told.get(name)} for session in told["sessions"]
+    """Return the run's metadata from `run.json`; of its sessions only the differences."""
+    meta = {name: value for name, value in run.meta.items() if not (isinstance(value, Mapping | list) and not value)}
+    if "sessions" in meta:
+        meta["sessions"] = [
+            {name: value for name, value in session.items() if value != meta.get(name)} for session in meta["sessions"]
         ]
-    return told
+    return meta

@@ -1,8 +1,8 @@
-"""Plain values that travel between the rooms: they hold data, and know nobody.
+"""Plain values that travel between the rooms: they contain data, and import no other room.
 
 attach -> capture: `torch.Tensor` arguments of one kernel call
 capture -> families: `Stack`, one call in canonical layout
-families -> record: `Analysis`, one layer in one direction; `Origin`, where its first non-finite value is
+families -> record: `Analysis`, one layer in one direction; `Origin`, its first non-finite value
 record -> show: `Batch`, the rows of one optimizer step
 diagnose -> show: `Finding`
 """

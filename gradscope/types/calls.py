@@ -1,4 +1,4 @@
-"""What capture hands to the mathematics: calls of torch's layers and cells."""
+"""Calls of torch's layers and cells: from capture to the mathematics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Direction = Literal["forward", "reverse"]
 
 
 class LayerKey(NamedTuple):
-    """Which recurrence a row speaks of: the four key columns of the layer tables.
+    """The recurrence of a row: the four key columns of the layer tables.
 
     Attributes:
         module: qualified name of the module; `""` if the model itself is the recurrent layer.
@@ -29,22 +29,22 @@ class LayerKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """Arguments of one call of torch's fused kernel, or of a cell's, as it was given them.
+    """Arguments of one call of torch's fused kernel, or of a cell's.
 
     Attributes:
         family: `"rnn_tanh"`, `"rnn_relu"`, `"lstm"` or `"gru"`.
         input: [T, B, D], [B, T, D] if `batch_first`, packed [N, D], or [B, D] for a cell.
         batch_sizes: sequences still running at each timestep if packed, [T], else None.
         state: `(h_0,)` or `(h_0, c_0)`, [S, B, .] each; for a cell (h,) or (h, c), [B, H].
-        weights: the flat list of parameters; its identity tells whose call it is.
-        has_biases: whether the list holds biases.
+        weights: the flat list of parameters; its identity identifies the layer.
+        has_biases: whether the list contains biases.
         num_layers: layers of the stack.
         dropout: probability between the layers, 0 outside training mode.
         bidirectional: two directions a layer.
         batch_first: layout of `input` and of the output.
         cell: one timestep of one layer, called in the user's own loop.
-        masks: where the call is run layer by layer, the dropout factors between the layers as they are drawn, in the
-            layout of the output, but time first; else None.
+        masks: if the call runs layer by layer, the drawn dropout factors between the layers, in the layout of the
+            output, but time first; else None.
     """
 
     family: str
@@ -75,9 +75,9 @@ class Strand(NamedTuple):
     """Rows of a state that come from one earlier call.
 
     Attributes:
-        call: the earlier call, as it was marked.
-        rows: for each row of the state the row of the earlier result, -1 where it comes from elsewhere, [B].
-        factors: for each part of the state what it was multiplied by, [B, F] or [B, 1]; None where it is as it was.
+        call: mark of the earlier call.
+        rows: for each row of the state the row of the earlier result, -1 if it has another origin, [B].
+        factors: for each part of the state its factor, [B, F] or [B, 1]; None if unchanged.
     """
 
     call: Any
@@ -87,11 +87,11 @@ class Strand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where the parts of a state come from.
+    """The origin of a state.
 
     Attributes:
-        strands: one for each earlier call; no row is in two of them, but where `mixed`.
-        mixed: a row comes from several calls at once, or its units were mixed on the way: the strands do not tell all.
+        strands: one for each earlier call; no row is in two of them, unless `mixed`.
+        mixed: a row comes from several calls at once, or the loop has mixed its units: the strands are incomplete.
     """
 
     strands: tuple[Strand, ...] = ()
@@ -107,7 +107,7 @@ class Weights:
         hh: `weight_hh`, [G*H, P].
         b_ih: `bias_ih`, [G*H], or None.
         b_hh: `bias_hh`, [G*H], or None.
-        hr: `weight_hr`, [P, H], where an LSTM projects its output, else None.
+        hr: `weight_hr`, [P, H], if an LSTM projects its output, else None.
     """
 
     ih: Tensor
@@ -119,14 +119,14 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What torch's kernel kept of one layer in one direction for its own backward pass.
+    """Values of one layer in one direction that torch's kernel saved for its own backward pass.
 
     Attributes:
-        gates: after their nonlinearity, in the order of the recurrence, [G, T, B, H].
-        output: of the layer, in the order of the input, [T, B, P]; None of the uppermost, which returned it.
+        gates: gates after their nonlinearity, in the order of the recurrence, [G, T, B, H].
+        output: output of the layer, in the order of the input, [T, B, P]; None for the uppermost, which returns it.
         places: a sample: timesteps in the order of the recurrence, and sequences, [K] each.
-        input: the layer's input there, [K, D].
-        grad_output: direct loss gradient of `output`; None of the uppermost, or where none entered.
+        input: the layer's input at `places`, [K, D].
+        grad_output: direct loss gradient of `output`; None for the uppermost, or if no gradient enters.
     """
 
     gates: Tensor
@@ -150,19 +150,19 @@ class Stack:
         input: [T, B, D].
         h_0: [S, B, P].
         c_0: [S, B, H] for an LSTM.
-        output: what the kernel returned, [T, B, directions * P].
+        output: the kernel's result, [T, B, directions * P].
         h_n: [S, B, P].
         c_n: [S, B, H] for an LSTM.
-        grad_output: direct loss gradient of `output`, zeros where none entered.
+        grad_output: direct loss gradient of `output`, zeros if none enters.
         grad_h_n: direct loss gradient of `h_n`.
-        grad_c_n: direct loss gradient of `c_n` for an LSTM; None where none entered.
+        grad_c_n: direct loss gradient of `c_n` for an LSTM; None if none enters.
         dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each, one for both directions or one
             for each, forward before reverse; empty without dropout.
         hidden_dropout: the kernel applied a dropout mask that cannot be recovered.
-        dropout_read: the masks were read where the kernel keeps them, and are to be believed if the layers confirm it.
+        dropout_read: the masks come from the kernel's reserve, and are valid if the layers confirm them.
         tolerance: largest relative difference that the kernel's arithmetic explains.
-        joined: what only a chain of calls has; None for a single call of a fused layer.
-        kept: what the kernel kept of each layer and direction, S of them; empty where that is not known.
+        joined: further values of a chain of calls; None for a single call of a fused layer.
+        kept: values that the kernel saved of each layer and direction, S of them; empty if unknown.
     """
 
     family: str
@@ -188,18 +188,18 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a chain of calls has beside a single call: what happened to the state between them.
+    """Values of a chain of calls beside those of a single call: changes of the state between the calls.
 
     Attributes:
         starts: timestep of the chain at which each sequence begins, [B].
-        grad_h: direct loss gradient of every h_t but through the output, [S, T, B, P]; in place of `grad_h_n`.
-        grad_c: that of every c_t for an LSTM, [S, T, B, H].
-        cells: c_t as it was returned, [T, B, H]; None where the calls are of fused layers.
-        given: h_{t-1} and c_{t-1} as they were given to the step, [T, B, .] each; None where they are what the step
-            before returned.
-        factors: what the loop multiplied them by, [T, B, .] each; None with `given`.
-        totals: total loss gradients of h_t and c_t as autograd had them, [T, B, .] each (c_t without the way through
-            h_t); None where the calls are of fused layers.
+        grad_h: direct loss gradient of every h_t, without the path through the output, [S, T, B, P]; replaces
+            `grad_h_n`.
+        grad_c: the same of every c_t for an LSTM, [S, T, B, H].
+        cells: returned c_t, [T, B, H]; None for calls of fused layers.
+        given: input h_{t-1} and c_{t-1} of the step, [T, B, .] each; None if they equal the results of the step before.
+        factors: the loop's factors on them, [T, B, .] each; None with `given`.
+        totals: autograd's total loss gradients of h_t and c_t, [T, B, .] each (c_t without the path through h_t); None
+            for calls of fused layers.
     """
 
     starts: Tensor

@@ -1,4 +1,4 @@
-"""The same of modules that are not torch's."""
+"""Calls of modules that are not torch's: from capture to the mathematics."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ GateKind = Literal["sigmoid", "tanh", "relu"]
 
 @dataclass(frozen=True, slots=True)
 class CellSpec:
-    """How to observe a cell of one's own: `gradscope.attach(model, cells={MyCell: CellSpec(...)})`.
+    """A description of a user's own cell: `gradscope.attach(model, cells={MyCell: CellSpec(...)})`.
 
-    Nothing has to be said of a cell with the signature `forward(x, state) -> state` or `-> (output, state)`, the state
-    a tensor [B, ...] or a tuple of them, or `forward(x, h, c) -> (h, c)`: `CellSpec()` is enough.
+    `CellSpec()` is enough for a cell with the signature `forward(x, state) -> state` or `-> (output, state)`, where the
+    state is a tensor [B, ...] or a tuple of tensors, or with `forward(x, h, c) -> (h, c)`.
 
     Attributes:
-        state: name of the argument that is the state, or names of several that are its parts, as `("h_0", "c_0")`; by
-            default what is called like a hidden and a cell state, else the second.
-        result: where the new state is in what comes back: a key or index, several of them in the order of `state`, as
-            `("h_n", "c_n")`, or a function that takes a tensor or a tuple of tensors out of it; by default what has the
-            form of the state, and what the next call takes up.
-        gates: the gates, after their nonlinearity: a function of the cell and of the arguments of `forward`, which
-            gives them by name, [B, H] each; or name -> the submodule whose output it is, by its qualified name.
-        kinds: name of a gate -> `"sigmoid"`, `"tanh"` or `"relu"`, which says when a unit counts as saturated; by
-            default tanh for `candidate` and `hidden`, sigmoid for the others.
+        state: name of the state's argument, or names of its parts, such as `("h_0", "c_0")`; by default arguments with
+            names of a hidden and a cell state, else the second argument.
+        result: position of the new state in the result: a key or index, several in the order of `state`, such as
+            `("h_n", "c_n")`, or a function that extracts a tensor or a tuple of tensors; by default the part that has
+            the form of the state and enters the next call.
+        gates: the gates, after their nonlinearity: a function of the cell and of the arguments of `forward` that
+            returns them by name, [B, H] each; or name -> the submodule whose output the gate is, by qualified name.
+        kinds: name of a gate -> `"sigmoid"`, `"tanh"` or `"relu"`, which sets the limits of saturation; by default tanh
+            for `candidate` and `hidden`, sigmoid for the others.
         blocks: name of a recurrent weight matrix -> the gates in the order of their blocks of rows, for the tables
             `weights` and `spectra`.
-        transition: where one step is `state -> a * state + b`, with b independent of the state: a function of the cell
-            and of the arguments of `forward` that gives a, [B, ...] like the (only) state, real or complex.
-        method: the method that is one step, where that is not `forward`; whatever is said of `forward` holds for it.
+        transition: for a step `state -> a * state + b`, with b independent of the state: a function of the cell and of
+            the arguments of `forward` that returns a, [B, ...] like the (only) state, real or complex.
+        method: the method of one step; all rules for `forward` hold for this method.
     """
 
     state: str | Sequence[str] | None = None
@@ -49,25 +49,25 @@ class CellSpec:
 class Recurrence:
     """A chain of calls of a cell that is not torch's, in canonical layout: time first, right-padded.
 
-    Parts of the state are given as real tensors, [T, B, ...]; a complex one as pairs, [T, B, ..., 2].
+    Parts of the state are real tensors, [T, B, ...]; a complex part is a tensor of pairs, [T, B, ..., 2].
 
     Attributes:
-        step: runs the cell again: timesteps and sequences, [N] each, and the parts of the state there, [N, ...]; gives
-            the parts of the new state.
+        step: replays the cell: from timesteps and sequences, [N] each, and the parts of the state there, [N, ...],
+            to the parts of the new state.
         lengths: valid timesteps of each sequence, [B].
-        starts: timestep of the chain at which each begins, [B].
-        given: parts of the state as they were given.
-        returned: as they were returned.
+        starts: timestep of the chain at which each sequence begins, [B].
+        given: input parts of the state.
+        returned: returned parts of the state.
         direct: loss gradients that enter the returned parts from outside.
-        totals: their total loss gradients, as autograd had them.
-        links: what the loop multiplied each part by before it was given; None where it was given as returned.
+        totals: autograd's total loss gradients of the returned parts.
+        links: the loop's factor on each part before its next call; None if unchanged.
         gates: name -> activations, [T, B, H], and kind.
         blocks: gate -> square block of a recurrent weight matrix.
-        transition: a, [T, B, ...] like the state, where a step is `state -> a * state + b`.
+        transition: a, [T, B, ...] like the state, if a step is `state -> a * state + b`.
         tolerance: largest relative difference that the arithmetic explains.
-        widths: number of units of each part of the state as it was returned, [T, B] each, where that changes: parts are
-            padded with zeros then.
-        reason: why the cell cannot be run again; empty if it can.
+        widths: number of units of each returned part of the state, [T, B] each, if this number changes: then zeros pad
+            the parts.
+        reason: why the cell cannot be replayed; empty if it can.
     """
 
     step: Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
@@ -91,12 +91,12 @@ class Positions:
     """One call of a module that turns a sequence into a sequence.
 
     Attributes:
-        output: what came out, the whole batch, [T, B, F].
-        gradient: its loss gradient, [T, B, F].
-        columns: which sequences are analysed, [n].
-        run: runs the call again: the sequence that came in, with a graph to what comes out, [T, B, F]; None where no
-            argument is such a sequence.
-        dim: which dimension of what came in is time.
+        output: output of the whole batch, [T, B, F].
+        gradient: loss gradient of the output, [T, B, F].
+        columns: indices of the analysed sequences, [n].
+        run: replays the call: returns the input sequence, with a graph to the output, [T, B, F]; None if no argument is
+            such a sequence.
+        dim: time dimension of the input.
         tolerance: largest relative difference that the arithmetic explains.
     """
 
@@ -110,13 +110,13 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class WholeCall:
-    """The same call, and all that it was given.
+    """A call of such a module with all its inputs.
 
     Attributes:
-        positions: what is measured of it.
-        input: the sequence that came in, [T, B, D]; None where no argument is one.
-        parameters: by name.
-        others: its other tensors by name: arguments and buffers. Infinity in them is a mask, not a fault.
+        positions: the measured part.
+        input: the input sequence, [T, B, D]; None if no argument is a sequence.
+        parameters: parameters by name.
+        others: other tensors by name: arguments and buffers. Infinity in them is a mask, not a fault.
     """
 
     positions: Positions

@@ -1,4 +1,4 @@
-"""Which rows of `clips` are of calls that can clip, and what share of the steps was clipped."""
+"""Rows of `clips` that limit gradients, and the share of clipped steps."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ Frame = Any
 
 
 def limiting(clips: Frame) -> Frame:
-    """Those rows of a frame of `clips` that are of calls which limit gradients, and which were measured."""
+    """Return the rows of `clips` that limit gradients and are measured."""
     return clips[_limits(clips) & measured(clips)]
 
 
 def measured(clips: Frame) -> Any:
-    """Which rows know what the call did: the norm is NaN without anything that is not finite where nobody looked."""
+    """Mark rows of measured calls: an unmeasured call has a NaN norm and no non-finite gradient."""
     return clips["norm_before"].notna() | (clips["nonfinite"] > 0)
 
 
 def looked_at(steps: Frame) -> Any:
-    """Which rows of `steps` are of steps whose gradients were looked at."""
+    """Mark rows of steps with a look at the gradients."""
     return steps["grad_norm"].notna() | (steps["nonfinite"] > 0)
 
 
 def share(steps: Frame, clips: Frame) -> float:
-    """The share of the steps at which gradients were clipped; NaN where that is not known of any step.
+    """Compute the share of steps with clipped gradients; NaN if unknown for all steps.
 
-    A step with a call that nobody measured is left out. Where only changes by hand clip, or nothing does, the steps
-    that were looked at count.
+    Steps with an unmeasured call do not count. If only changes by hand clip, or nothing does, only steps with a look
+    count.
     """
     each = [name for name in ("rank", "step") if name in steps]
     calls = clips[_limits(clips)]
@@ -39,10 +39,10 @@ def share(steps: Frame, clips: Frame) -> float:
 
 
 def _limits(clips: Frame) -> Any:
-    """Which rows are of calls that limit gradients.
+    """Mark rows of calls that limit gradients.
 
-    Gradients scaled by hand were not limited; a call whose threshold is infinite only measures their norm, as
-    Transformers does at every step.
+    Scaling by hand is no limit, and a call with an infinite threshold only measures the norm, as Transformers does at
+    every step.
     """
     by_hand = (clips["kind"] == "modified") & (clips["how"] != "clamped")
     return ~by_hand & (clips["threshold"] != math.inf)

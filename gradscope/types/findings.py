@@ -1,4 +1,4 @@
-"""Findings: what a run says about its training."""
+"""Findings about a training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class Remedy:
     """Something to try against a finding.
 
     Attributes:
-        title: what it does, in a few words.
-        code: what to type, in the names of the user's own model.
-        apply: does it to the module that the finding is about, in place, or gives what to put in its place; None where
-            code cannot do it.
+        title: the effect, in a few words.
+        code: code to type, with the names of the user's own model.
+        apply: changes the module of the finding in place, or returns its replacement; None if code cannot do so.
     """
 
     title: str
@@ -35,17 +34,17 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Finding:
-    """Something that a run says about its training.
+    """A fault, or another fact, of a training.
 
     Attributes:
-        code: what it is, such as `"vanishing_gradient"`; `docs/diagnosis.md` lists them all.
-        severity: `"critical"`, it certainly keeps the training from learning; `"warning"`, it probably does; `"info"`,
-            a fact that matters only under a condition, which the text states.
-        layer_key: which recurrence; None where it is about the whole model.
+        code: kind of the finding, such as `"vanishing_gradient"`; `docs/diagnosis.md` lists them all.
+        severity: `"critical"` certainly keeps the training from learning; `"warning"` probably does; `"info"` is a
+            fact that matters only under a condition, which the text states.
+        layer_key: the recurrence; None for the whole model.
         title: one line.
-        explanation: why it is probable, with the numbers that it rests on.
-        evidence: these numbers by name, and where they are from: `gate`, `steps`, `timesteps` where they apply.
-        remedies: the most promising first.
+        explanation: the reasons, with their numbers.
+        evidence: the numbers by name, with their `gate`, `steps` and `timesteps` if they have any.
+        remedies: remedies, the most promising first.
     """
 
     code: str
@@ -57,11 +56,11 @@ class Finding:
     remedies: tuple[Remedy, ...] = ()
 
     def __repr__(self) -> str:
-        """One line, for lists."""
+        """Write one line, for lists."""
         return f"<Finding {self._head}>"
 
     def __str__(self) -> str:
-        """As a person reads it: the title, why, and what to type."""
+        """Write title, explanation and remedies."""
         lines = [self._head, *textwrap.wrap(self.explanation, 98, initial_indent="  ", subsequent_indent="  ")]
         for number, remedy in enumerate(self.remedies, 1):
             lines += [f"  {number}. {remedy.title}", *(f"       {line}" for line in remedy.code.splitlines())]
@@ -72,7 +71,7 @@ class Finding:
         return f"{self.code if self.code == 'healthy' else f'{self.severity}: {self.code}'}: {self.title}"
 
     def _repr_html_(self) -> str:
-        """A card for notebooks."""
+        """Render a card for notebooks."""
         colour = "#2e7d32" if self.code == "healthy" else COLOURS[self.severity]
         code = self.code if self.code == "healthy" else f"{self.severity} · {self.code}"
         place = "the whole model" if self.layer_key is None else where(self.layer_key)
@@ -87,6 +86,6 @@ class Finding:
 
 
 def where(key: LayerKey) -> str:
-    """A layer in words."""
+    """Name a layer in words."""
     chain = f", chain {key.chain}" if key.chain else ""
     return f"{key.module or 'the model'}, layer {key.layer}{', reverse' if key.direction == 'reverse' else ''}{chain}"

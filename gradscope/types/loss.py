@@ -1,4 +1,4 @@
-"""From what to what the loss went: the same two numbers wherever a person looks."""
+"""The loss at both ends of a training: the same two numbers in all texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 Frame = Any
 SHARE, EARLY, LATE = 10, 10, 100
-"""Both ends are a tenth of the steps, for one batch tells little: at most 10 at the beginning, where the loss falls
+"""Both ends are a tenth of the steps, as one batch shows little: at most 10 at the beginning, where the loss falls
 fast, and at most 100 at the end."""
 
 
@@ -17,10 +17,10 @@ class Change(NamedTuple):
     """The loss at both ends of a training.
 
     Attributes:
-        first: median over the first steps; infinite where more than half of them were not finite.
+        first: median over the first steps; infinite if more than half of them are not finite.
         last: median over the last steps.
-        early: how many steps the first are.
-        late: how many the last are; 0 where there is but one step.
+        early: number of first steps.
+        late: number of last steps; 0 if there is only one step.
     """
 
     first: float
@@ -29,29 +29,29 @@ class Change(NamedTuple):
     late: int
 
     def __str__(self) -> str:
-        """Both, as in `2.30 -> 1.39`; the only one of one step."""
+        """Write both, as in `2.30 -> 1.39`, or the loss of a single step."""
         return f"{number(self.first)} -> {number(self.last)}" if self.late else number(self.first)
 
 
-def seen(steps: Frame) -> Frame:
-    """Those rows of a frame of `steps` whose loss was seen.
+def known_losses(steps: Frame) -> Frame:
+    """Return the rows of `steps` with a known loss.
 
-    NaN means that nobody saw the loss, unless something of the same step was not finite: then that is its value.
+    NaN is an unknown loss, unless the step has another non-finite value: then NaN is the loss.
     """
     known = steps["loss"].notna()
     return steps[known | (steps["nonfinite"] > 0)] if known.any() else steps[known]
 
 
 def change(steps: Frame) -> Change | None:
-    """From what to what the loss went in a frame of `steps`; None where no loss was seen."""
-    found = seen(steps)
-    if found.empty:
+    """Compute the loss at both ends of `steps`; None without any known loss."""
+    known = known_losses(steps)
+    if known.empty:
         return None
-    return ends(found["step"].to_numpy(), found["loss"].fillna(math.inf).to_numpy(float))
+    return ends(known["step"].to_numpy(), known["loss"].fillna(math.inf).to_numpy(float))
 
 
 def ends(step: Any, loss: Any) -> Change:
-    """The same of the numbers of steps and their losses, one at least."""
+    """Compute the loss at both ends from numbers of steps and their losses, one at least."""
     begin, end = int(step.min()), int(step.max())
     early, late = (min(most, max(1, (end - begin + 1) // SHARE)) for most in (EARLY, LATE))
     with np.errstate(invalid="ignore"):  # the mean of both infinities
@@ -60,7 +60,7 @@ def ends(step: Any, loss: Any) -> Change:
 
 
 def number(value: float) -> str:
-    """A loss with three digits, zeros at its end included, so that 2.30 and 1.39 stand beside each other."""
+    """Write a loss with three digits, with final zeros, so that 2.30 and 1.39 align."""
     if not math.isfinite(value):
         return "not finite"
     if 1000 <= abs(value) < 1e6:

@@ -1,4 +1,4 @@
-"""What arguments and results are called that are a state."""
+"""Names of arguments and results that are a state."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _NAME = re.compile(
 
 
 def part_called(name: str) -> Literal["h", "c", ""]:
-    """Which part of a state something is by its name: the hidden state (or all of it), the cell state, or none.
+    """Classify a name: the hidden state (or the whole state), the cell state, or neither.
 
     >>> [part_called(name) for name in ("h_0", "prev_state", "hx", "C_prev", "cell_state", "context", "x_t")]
     ['h', 'h', 'h', 'c', 'c', '', '']
     """
-    found = _NAME.fullmatch(name)
-    return "" if found is None else "h" if found["h"] else "c"
+    match = _NAME.fullmatch(name)
+    return "" if match is None else "h" if match["h"] else "c"
 
 
 def states_called(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The arguments that are a state by their names; a hidden and a cell state beside each other are one.
+    """Select arguments with names of a state; a hidden and a cell state side by side are one state.
 
     >>> states_called(["x", "h", "c", "mask", "hidden"])
     [('h', 'c'), ('hidden',)]
     """
-    found: list[dict[str, str]] = [{}]
+    states: list[dict[str, str]] = [{}]
     for name in names:
         part = part_called(name)
-        if not part or part in found[-1]:
-            found.append({})
+        if not part or part in states[-1]:
+            states.append({})
         if part:
-            found[-1][part] = name
-    return [tuple(run.values()) for run in found if run]
+            states[-1][part] = name
+    return [tuple(state.values()) for state in states if state]

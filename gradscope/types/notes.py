@@ -1,15 +1,15 @@
-"""Notes that findings rest on: how a recorder writes them, and how a reader knows them again."""
+"""Notes behind findings: `observe` writes these texts, and rules recognise them. Saved runs contain them."""
 
 from __future__ import annotations
 
 NO_GRADIENT = "it was called with gradients enabled, and no gradient came back to it"
-"""In a recorded step, at the module: what it returned does not lead to the loss."""
+"""In a recorded step, at the module: its results do not lead to the loss."""
 
 STALE = "gradients of an earlier step were still in .grad when the first backward pass of this step began"
 """In a recorded step, at the whole model; followed by `: norm {before:.3g}, {after:.3g} after the pass`."""
 
 UNOPTIMIZED = "parameters lie below the loss, and no optimizer steps them: "
-"""At the whole model, once a run; followed by names of parameters, or by shapes of those that the model has not."""
+"""At the whole model, once a run; followed by names of parameters, or by shapes of parameters without a module."""
 
 DECAY = "weight decay takes away at every step "
 """At the whole model, once a run; followed by `{share:.2%} of the recurrent weights ({optimizer}, lr=..., ...)`."""

@@ -1,4 +1,4 @@
-"""Where the first value that is not finite was born, and how a note says it."""
+"""The origin of non-finite values, and its text in a note."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ Phase = Literal["forward", "backward"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The birth of NaN or infinity in one layer: what is named is the first that is not finite, in causal order.
+    """The origin of NaN or infinity in one layer: the first non-finite value in causal order.
 
     Attributes:
-        phase: the pass in which it was born.
-        what: in the forward pass the name of a weight, `"initial state"`, `"state between calls"` (the loop made it
-            so), `"input"` or `"state"` (all that the step was given is finite, and what it made of it is not); in the
-            backward pass `"gradient from above"` (it enters the layer like that) or `"recurrence"`. Of a module that is
-            observed by position: the name of a parameter, a buffer or an argument, `"input"`, `"output"`, `"gradient
-            from above"` or `"way back"`.
-        gate: the gates in which it shows first, joined by `+`; empty where it is not a gate's.
-        t: timestep in the order of the input; None where it is in all of them.
-        sequence: number in the batch of the sequence, in a pack from the longest on; None where it is in all of them.
-        sequences: how many of those looked at have such values.
-        analysed: how many were looked at.
-        entire: whether that is the whole batch.
+        phase: the pass of the origin.
+        what: in the forward pass the name of a weight, `"initial state"`, `"state between calls"` (the loop computed
+            it), `"input"` or `"state"` (the inputs of the step are finite, its result is not); in the backward pass
+            `"gradient from above"` (the entering gradient is not finite) or `"recurrence"`. For a module observed by
+            position: the name of a parameter, a buffer or an argument, `"input"`, `"output"`, `"gradient from above"`
+            or `"way back"`.
+        gate: the first non-finite gates, joined by `+`; empty if the origin is no gate.
+        t: timestep in the order of the input; None for all timesteps.
+        sequence: number of the sequence in the batch, in a pack from the longest on; None for all sequences.
+        sequences: number of analysed sequences with such values.
+        analysed: number of analysed sequences.
+        entire: whether these are the whole batch.
     """
 
     phase: Phase
@@ -39,7 +39,7 @@ class Origin:
 
     @property
     def reason(self) -> str:
-        """What the note says; `read` reads it."""
+        """The text of the note; `read` parses it."""
         gate = f", gate {self.gate}" if self.gate else ""
         when = "" if self.t is None else f", at t = {self.t}"
         which = "" if self.sequence is None else f", sequence {self.sequence}"
@@ -48,7 +48,7 @@ class Origin:
 
     @classmethod
     def read(cls, reason: str) -> Origin | None:
-        """What a note says; None where it speaks of something else."""
+        """Parse a note; None if it is no note of an origin."""
         match = _REASON.fullmatch(reason)
         if match is None:
             return None

@@ -1,4 +1,4 @@
-"""What comes out: analyses, and rows."""
+"""Results: analyses, and rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Gate:
         low: fraction of units below the lower limit, [T, B].
         high: fraction of units above the upper limit, [T, B].
         mean: mean activation over the units, [T, B].
-        unit_low: fraction of the valid (t, sequence) at which a unit is below, [H].
+        unit_low: fraction of the valid (t, sequence) with the unit below, [H].
         unit_high: the same above, [H].
     """
 
@@ -33,9 +33,9 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One gate's block of `weight_hh`: 0-dim tensors, and the complex eigenvalues where asked for.
+    """One gate's block of `weight_hh`: 0-dim tensors, and the complex eigenvalues on request.
 
-    `update` is the norm of the change by the step's optimizer over the norm of the block; None where that is not known.
+    `update` is the norm of the change by the step's optimizer over the norm of the block; None if unknown.
     """
 
     spectral_radius: Tensor
@@ -47,28 +47,28 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What one layer in one direction did in one call, on the device, in the order of the input.
+    """Measurements of one layer in one direction and one call, on the device, in the order of the input.
 
     Attributes:
         layer: index in the stack.
-        direction: of the recurrence.
+        direction: direction of the recurrence.
         lengths: valid timesteps of each sequence, [B].
-        values: quantity -> [T, B]; NaN where it was not measured, inf and NaN also where the training had them.
-        measured: quantity -> [T, B] booleans, for those that are measured at some (t, b) only.
-        errors: quantity -> [T, B] standard errors, for those that rest on probes.
+        values: quantity -> [T, B]; NaN if not measured; inf and NaN of the training stay.
+        measured: quantity -> [T, B] booleans, for quantities measured at some (t, b) only.
+        errors: quantity -> [T, B] standard errors, for quantities estimated with probes.
         reach: [lags, B], the median over anchors.
         reached: [lags, B] booleans: some anchor reaches back that far.
         gates: gate -> saturation.
         blocks: gate -> block of `weight_hh`.
-        lyapunov: [B], NaN where there is but one timestep; None if not asked for.
+        lyapunov: [B], NaN for a single timestep; None unless requested.
         residual: relative difference between the rebuilt states and the kernel's, 0-dim.
         tolerance: largest relative difference that the kernel's arithmetic explains.
-        sketch: the rebuilt dL/dU times a fixed matrix, [G * H, 8]; None unless it was asked for.
-        gradient_residual: relative difference between the rebuilt dL/dU and the one that was accumulated, 0-dim;
-            None where they cannot be compared.
-        reason: why the values cannot be given; empty if they can.
-        starts: timestep at which each sequence begins, [B]; None where all begin at 0. Everything above is from there.
-        witnessed: those of `values` that were not rebuilt but seen, and hold whatever else cannot be given.
+        sketch: the rebuilt dL/dU times a fixed matrix, [G * H, 8]; None unless requested.
+        gradient_residual: relative difference between the rebuilt and the accumulated dL/dU, 0-dim; None if they
+            cannot be compared.
+        reason: why the values are missing; empty if they are not.
+        starts: timestep at which each sequence begins, [B]; None if all begin at 0. All values count from there.
+        witnessed: names of observed `values`, not rebuilt; they stay valid if the others are not.
     """
 
     layer: int
@@ -108,7 +108,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """All rows of one optimizer step: what a sink is given."""
+    """All rows of one optimizer step, the input of a sink."""
 
     step: int
     rows: tuple[Rows, ...]

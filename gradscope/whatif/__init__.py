@@ -1,7 +1,6 @@
-"""What if: each remedy on a copy of the model, and how far its gradients would reach on one batch.
+"""What if: each remedy on a copy of the model, and the reach of its gradients on one batch.
 
-The model itself, its gradients, its buffers and the random streams stay as they are, and nothing is recorded of the
-copies.
+The model itself, its gradients, its buffers and the random streams stay unchanged, and no run records the copies.
 """
 
 from gradscope.whatif.frames import UNCHANGED, WhatIf

@@ -1,4 +1,4 @@
-"""Copies to try things on, and a training that does not notice."""
+"""Copies for trials, without effects on the training."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from gradscope.errors import GradscopeError
 
 
 def copied(value: Any, what: str) -> Any:
-    """A deep copy; tensors that were computed, such as a state that is carried on, are copied without their past."""
+    """Make a deep copy; computed tensors, such as a state of an earlier batch, lose their graph."""
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in _computed(value)}
     try:
         return copy.deepcopy(value, memo)
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        raise GradscopeError(f"whatif works on copies, and {what} cannot be copied: {error}") from error
+        raise GradscopeError(f"whatif needs a copy of {what}, and copying fails: {error}") from error
 
 
 def _computed(value: Any) -> Iterator[Tensor]:
-    """Tensors with a `grad_fn` in a module's attributes, or in tuples, lists and dicts."""
+    """Yield tensors with a `grad_fn` in a module's attributes, or in tuples, lists and dicts."""
     if isinstance(value, Tensor):
         if value.grad_fn is not None:
             yield value
     elif isinstance(value, nn.Module):
         for module in value.modules():
-            for held in vars(module).values():
-                if not isinstance(held, nn.Module):
-                    yield from _computed(held)
+            for item in vars(module).values():
+                if not isinstance(item, nn.Module):
+                    yield from _computed(item)
     elif isinstance(value, dict):
-        for held in value.values():
-            if not isinstance(held, nn.Module):
-                yield from _computed(held)
+        for item in value.values():
+            if not isinstance(item, nn.Module):
+                yield from _computed(item)
     elif isinstance(value, (tuple, list)):
-        for held in value:
-            yield from _computed(held)
+        for item in value:
+            yield from _computed(item)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Generator[Callable[[], None]]:
-    """Put random streams and gradients back in the end; gives what rewinds the streams in between."""
+    """Restore random streams and gradients in the end; yields a function that rewinds the streams."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     rewind = _streams({parameter.device for parameter, _ in gradients})
     hidden = any(isinstance(m, nn.RNNBase) and m.dropout and m.training for m in model.modules())
-    cudnn = not hidden and torch.backends.cudnn.enabled  # its dropout has a stream that cannot be put back
+    cudnn = not hidden and torch.backends.cudnn.enabled  # the stream of its dropout cannot be restored
     try:
         for parameter, _ in gradients:
             parameter.grad = None
@@ -61,7 +61,7 @@ def undisturbed(model: nn.Module) -> Generator[Callable[[], None]]:
 
 
 def _streams(devices: set[torch.device]) -> Callable[[], None]:
-    """What sets the random streams of Python, numpy and torch to where they stand now."""
+    """Return a function that restores the present random streams of Python, numpy and torch."""
     import numpy as np
 
     python, numpys, host = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002

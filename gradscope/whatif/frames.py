@@ -1,4 +1,4 @@
-"""What remedies would do, as frames: one row for each of them and each recurrence, and `reach` lag by lag."""
+"""Predicted effects of remedies, as frames: one row for each remedy and recurrence, and `reach` lag by lag."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 UNCHANGED = "as it is"
 KEY = list(LayerKey._fields)
-TRIED = ["remedy", "code", "changed"]
+REMEDY = ["remedy", "code", "changed"]
 MEASURED = ["timesteps", "horizon", "horizon_censored", "decay"]
-LAYERS = [*TRIED, *KEY, *MEASURED, "peak", "left", "enters", "loss", "note"]
-REACH = [*TRIED, *KEY, "lag", "p10", "p50", "p90", "mean", "sequences", "nonfinite"]
+LAYERS = [*REMEDY, *KEY, *MEASURED, "peak", "left", "enters", "loss", "note"]
+REACH = [*REMEDY, *KEY, "lag", "p10", "p50", "p90", "mean", "sequences", "nonfinite"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WhatIf:
-    """How far gradients would reach with each remedy, on one batch, at the start of a training with it.
+    """The reach of gradients with each remedy, on one batch, at the start of a training with the remedy.
 
-    In both frames, `remedy` is what was done (`"as it is"` for the model without any), `code` how it is typed,
-    `changed` the module it was done to; rows are of the recurrences that are, or are within, that module.
+    In both frames, `remedy` is the remedy (`"as it is"` for the unchanged model), `code` its code, and `changed` the
+    changed module; the rows are of recurrences that are, or are within, this module.
 
     Attributes:
         layers: one row per remedy and recurrence: `timesteps`, `horizon`, `horizon_censored` and `decay` as in a run's
-            table `layers`; `peak` the largest median reach and `left` that at the longest lag; `enters` the size of the
-            loss gradient that enters the states from above, the mean of its norm, summed over the timesteps; the
-            batch's `loss`; and a `note` that says why a remedy could not be tried.
+            table `layers`; `peak` the largest median reach and `left` the median reach at the longest lag; `enters` the
+            size of the loss gradient that enters the states from above, the mean of its norm, summed over the
+            timesteps; the batch's `loss`; and a `note` with the reason of a failed trial.
         reach: one row per remedy, recurrence and lag, with the columns of a run's table `reach`.
     """
 
@@ -40,7 +40,7 @@ class WhatIf:
     reach: Frame
 
     def __repr__(self) -> str:
-        """A line for each remedy and recurrence."""
+        """Write a line for each remedy and recurrence."""
         return self._shown().to_string(index=False)
 
     def _repr_html_(self) -> str:
@@ -54,19 +54,19 @@ class WhatIf:
 
 def _line(row: dict[str, Any]) -> dict[str, str]:
     where = f"{row['module'] or 'model'}, layer {row['layer']}, {row['direction']}"
-    told = {"remedy": row["remedy"], "where": row["changed"] or "model" if row["note"] else where}
+    head = {"remedy": row["remedy"], "where": row["changed"] or "model" if row["note"] else where}
     if row["note"]:
-        return {**told, "horizon": "cannot be tried", "decay": "", "left": "", "peak": "", "enters": ""}
-    more = "all" if row["horizon_censored"] else f"{row['horizon']:g}"
+        return {**head, "horizon": "the trial failed", "decay": "", "left": "", "peak": "", "enters": ""}
+    lags = "all" if row["horizon_censored"] else f"{row['horizon']:g}"
     numbers = {name: f"{row[name]:.2g}" for name in ("decay", "left", "peak", "enters")}
-    return {**told, "horizon": f"{more} of {row['timesteps'] - 1:g}", **numbers}
+    return {**head, "horizon": f"{lags} of {row['timesteps'] - 1:g}", **numbers}
 
 
 def as_frames(trials: Sequence[tuple[Candidate | None, float, Recorded | None, str]]) -> WhatIf:
-    """Put the trials into two frames, the model as it is first.
+    """Put the trials into two frames, the unchanged model first.
 
     Args:
-        trials: the remedy (None for none), the loss, what was recorded (None where it could not be tried), and why not.
+        trials: remedy (None for none), loss, records (None for a failed trial), and reason of the failure.
     """
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
@@ -91,7 +91,7 @@ def _head(candidate: Candidate | None) -> dict[str, str]:
 
 
 def _within(frame: Frame, candidate: Candidate | None) -> Frame:
-    """The rows of the changed module, or of cells that are part of it now."""
+    """Select the rows of the changed module, or of cells within it."""
     if candidate is None or not candidate.module:
         return frame
     names = frame["module"].astype(str)

@@ -1,4 +1,4 @@
-"""Each remedy on a copy of the model: forward and backward on one batch, watched."""
+"""Trials: each remedy on a copy of the model, with a recorded forward and backward pass on one batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.diagnose.candidates import Candidate, candidates
-from gradscope.diagnose.frames import Recorded, look_at
+from gradscope.diagnose.frames import Recorded, read_tables
 from gradscope.errors import GradscopeError
 from gradscope.types import Finding
 from gradscope.whatif.copies import copied, undisturbed
@@ -23,23 +23,23 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Watch(Protocol):
-    """An attached scope, as far as it is needed here."""
+    """The part of a scope that trials need."""
 
     @property
     def run(self) -> Recorded:
-        """What it has recorded."""
+        """The records."""
         ...
 
 
 Attach = Callable[[nn.Module], "AbstractContextManager[Watch]"]
 
 UNFIT = (TypeError, AttributeError, RuntimeError, ValueError, LookupError, AssertionError, GradscopeError)
-"""How a model says that it cannot use what has been put in a module's place."""
+"""Exceptions of a model that cannot use the replacement of a module."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One copy: with which remedy, its loss, what was recorded, and why nothing was."""
+    """One copy: its remedy, its loss, and its records or the reason of a failure."""
 
     candidate: Candidate | None
     loss: float
@@ -48,27 +48,27 @@ class Trial:
 
 
 def what_if(model: nn.Module, batch: Any, loss: Loss, findings: Sequence[Finding], attach: Attach) -> WhatIf:
-    """Try the remedies of findings, and the usual ones, each on a copy of its own.
+    """Try the remedies of findings, and the usual remedies, each on its own copy.
 
     Args:
-        model: copied for every trial.
-        batch: given to `loss`, copied as well.
+        model: the model; every trial copies it.
+        batch: argument of `loss`; every trial copies it.
         loss: (copy of the model, batch) -> scalar.
-        findings: whose remedies come first.
-        attach: watches a copy.
+        findings: findings; their remedies come first.
+        attach: attaches a scope to a copy.
 
     Raises:
-        GradscopeError: the model cannot be copied; the loss is no scalar with a gradient, or is not made by the copy.
+        GradscopeError: the model cannot be copied; the loss is no scalar with a gradient, or does not use the copy.
     """
     with undisturbed(model) as rewind:
         first = _trial(model, batch, loss, attach, rewind, None)
         if first.run is None or not len(first.run.frame("layers")):
             raise GradscopeError(
-                "whatif: no recurrent layer of the copy was called. `loss(model, batch)` has to call the model that it "
-                "is given, which is a copy, and not the one that is attached."
+                "whatif: `loss(model, batch)` called no recurrent layer of the copy. It has to call its argument "
+                "`model`, which is a copy, and not the attached model."
             )
         trials = [first]
-        for candidate in candidates(look_at(first.run), findings):
+        for candidate in candidates(read_tables(first.run), findings):
             try:
                 trials.append(_trial(model, batch, loss, attach, rewind, candidate))
             except UNFIT as error:
@@ -79,31 +79,31 @@ def what_if(model: nn.Module, batch: Any, loss: Loss, findings: Sequence[Finding
 def _trial(
     model: nn.Module, batch: Any, loss: Loss, attach: Attach, rewind: Callable[[], None], candidate: Candidate | None
 ) -> Trial:
-    """Forward and backward of a copy; remedy and forward pass both begin where the random streams stand."""
-    tried, given = copied(model, "the model"), copied(batch, "the batch")
+    """Run forward and backward of a copy; remedy and forward pass both begin at the present random streams."""
+    twin, data = copied(model, "the model"), copied(batch, "the batch")
     rewind()
     if candidate is not None:
-        tried = _changed(tried, candidate)
+        twin = _apply(twin, candidate)
     rewind()
-    with torch.inference_mode(False), torch.enable_grad(), attach(tried) as scope:
-        value = loss(tried, given)
+    with torch.inference_mode(False), torch.enable_grad(), attach(twin) as scope:
+        value = loss(twin, data)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise GradscopeError(f"whatif: `loss` has to give a scalar with a gradient, and gave {_described(value)}.")
+            raise GradscopeError(f"whatif: `loss` has to return a scalar with a gradient, not {_described(value)}.")
         value.backward()
         return Trial(candidate, float(value.detach()), scope.run)
 
 
-def _changed(model: nn.Module, candidate: Candidate) -> nn.Module:
-    """The copy with the remedy; another module where it is the model itself that was replaced."""
+def _apply(model: nn.Module, candidate: Candidate) -> nn.Module:
+    """Apply a remedy; returns another module if the remedy replaces the model itself."""
     apply, (parent, _, name) = candidate.remedy.apply, candidate.module.rpartition(".")
     if apply is None:
         return model
-    made = apply(model.get_submodule(candidate.module))
-    if made is None:
+    replacement = apply(model.get_submodule(candidate.module))
+    if replacement is None:
         return model
     if not candidate.module:
-        return made
-    setattr(model.get_submodule(parent), name, made)
+        return replacement
+    setattr(model.get_submodule(parent), name, replacement)
     return model
 
 

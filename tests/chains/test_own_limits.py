@@ -65,7 +65,7 @@ class Hides(Normed):
 
 
 UNTREATABLE = {
-    Normed: "differ from those of autograd",
+    Normed: "differ from autograd's",
     Random: "it draws random numbers",
     Hides: "a call of Hides was not recorded: its state has to be a tensor",
 }
@@ -273,5 +273,5 @@ def test_a_transition_that_is_not_the_cells():
     with gradscope.attach(cell, every=1, cells={MinGRU: wrong}) as scope:
         run_loop(cell, "last")[0].backward()
     reasons = scope.run.frame("notes")["reason"].tolist()
-    assert len(reasons) == 1 and "the transition given is not that of the cell" in reasons[0], reasons
+    assert len(reasons) == 1 and "the spec's transition is not the cell's" in reasons[0], reasons
     assert scope.run.frame("reach")["mean"].isna().all()

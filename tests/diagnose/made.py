@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.diagnose import Seen
+from gradscope.diagnose import Tables
 
 T = 21
 GATES = {
@@ -71,11 +71,11 @@ class Training:
         self.longest_lag = T - 1  # that anything could reach back
         self.chains = 1
 
-    def seen(self) -> Seen:
+    def seen(self) -> Tables:
         modules = {
             self.where["module"]: {"class": "RNN", "mode": self.family.upper(), "input_size": 3, "hidden_size": 4}
         }
-        return Seen(self.tables(), modules)
+        return Tables(self.tables(), modules)
 
     def tables(self) -> Mapping[str, pd.DataFrame]:
         heads = [{"step": step, **self.where} for step in self.records]

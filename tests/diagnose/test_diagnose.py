@@ -14,7 +14,7 @@ from torch import nn
 
 import gradscope
 from gradscope.diagnose import RULES, diagnose, root_causes_first
-from gradscope.diagnose.frames import RECORDS, look_at
+from gradscope.diagnose.frames import RECORDS, read_tables
 from gradscope.diagnose.order import CAUSES
 from gradscope.diagnose.words import number, parameter, percent, typed
 from gradscope.types import Finding, LayerKey
@@ -97,7 +97,7 @@ def test_nothing_recorded_is_no_failure() -> None:
     made = Training(records=0)
     made.grad_norm, made.nonfinite, made.skipped = [], [], []
     (finding,) = diagnose(Recorded(made))
-    assert (finding.code, finding.title) == ("too_few_records", "nothing was recorded")
+    assert (finding.code, finding.title) == ("too_few_records", "no step is recorded")
 
 
 @pytest.mark.parametrize(("records", "code"), [(1, "too_few_records"), (2, "too_few_records"), (3, "healthy")])
@@ -132,7 +132,7 @@ def test_healthy_says_what_has_been_ruled_out_in_numbers() -> None:
     for told in (
         "has fallen by 98 %, from 0.842 to 0.0128",
         "all 20 steps",
-        "Gates are free: 0 %",
+        "Gates are free: at most 0 %",
         "norms are even: the largest is 1 times",
         "moves the recurrent weights by 0.1 %",
     ):
@@ -154,7 +154,7 @@ def test_healthy_says_what_to_look_at_next_where_the_loss_stalls_all_the_same(up
 
 def test_a_long_run_is_read_in_part() -> None:
     recorded = Recorded(Training(records=500))
-    seen = look_at(recorded)
+    seen = read_tables(recorded)
     assert RECORDS // 2 <= len(seen.records) <= RECORDS
     assert (seen.records[0], seen.records[-1]) == (0, 16 * 499)
     filters = dict(recorded.asked)["timesteps"]
@@ -165,7 +165,7 @@ def test_a_long_run_is_read_in_part() -> None:
 def test_long_sequences_are_read_in_fewer_steps() -> None:
     made = Training(records=100)
     made.timesteps = 20_000
-    assert 8 <= len(look_at(Recorded(made)).records) <= 16
+    assert 8 <= len(read_tables(Recorded(made)).records) <= 16
 
 
 @pytest.mark.parametrize(

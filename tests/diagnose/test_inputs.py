@@ -94,7 +94,7 @@ def test_sequences_of_one_timestep(timesteps: int, found: bool) -> None:
     assert bool(single_timestep(made.seen())) is found
 
 
-@pytest.mark.parametrize(("chains", "first"), [(1, "whole sequences"), (24, "hand the state")])
+@pytest.mark.parametrize(("chains", "first"), [(1, "whole sequences"), (24, "pass the state")])
 def test_calls_that_do_not_go_on_from_each_other(chains: int, first: str) -> None:
     (finding,) = single_timestep(single(chains).seen())
     assert first in finding.remedies[0].title and finding.evidence["chains"] == chains

@@ -79,7 +79,7 @@ def test_of_a_resumed_run_that_stands_nobody_knows_what_it_had_learnt(first: int
     losses = np.ones(120)
     found = read(first + steps(losses), losses)
     assert found.verdict == expected
-    assert ("what was learnt before is not known" in found.sentence) is (expected == "unknown")
+    assert ("earlier learning is unknown" in found.sentence) is (expected == "unknown")
 
 
 def test_a_resumed_run_keeps_the_numbers_of_its_steps() -> None:
@@ -217,11 +217,11 @@ def noise(r: Random, losses: Array) -> Array:
         ([5.0, 2.0] + [1.0] * 118, "The loss stalls: "),
         (
             [5.0, 4.8, 4, 3, 2.5] + [1.0] * 115,
-            "The loss stalls: it fell from 1.75 to 1.00 at first and stands since step",
+            "The loss stalls: it fell from 1.75 to 1.00 at first, and has stood still since step",
         ),
         (LOST, "The loss had fallen from 0.597 to 0.0"),
-        (GROWS, "The loss was 1.00 and is 9"),
-        ([math.nan] * 120, "Whether the training learns is not known"),
+        (GROWS, "The loss was 1.00 and is now 9"),
+        ([math.nan] * 120, "The losses do not show whether the training learns"),
     ],
 )
 def test_the_verdict_in_words(losses: list[float], told: str) -> None:

@@ -10,7 +10,7 @@ from diagnose.made import STALLS, Training
 from torch import nn
 
 import gradscope
-from gradscope.diagnose import Seen
+from gradscope.diagnose import Tables
 from gradscope.diagnose.candidates import candidates
 from gradscope.diagnose.rules.exploding import exploding_gradient
 from gradscope.diagnose.rules.saturated import saturated_gate
@@ -18,8 +18,8 @@ from gradscope.diagnose.rules.vanishing import vanishing_gradient
 from gradscope.types import Finding
 
 
-def seen(made: Training, known: dict[str, Any]) -> Seen:
-    return Seen(made.tables(), {"encoder": known} if known else {})
+def seen(made: Training, known: dict[str, Any]) -> Tables:
+    return Tables(made.tables(), {"encoder": known} if known else {})
 
 
 def faulty(family: str) -> dict[str, Training]:

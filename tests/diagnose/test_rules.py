@@ -65,7 +65,7 @@ def test_states_that_overflow_at_the_start(radius: float, found: bool) -> None:
     made.first_nonfinite = 8
     findings = exploding_gradient(made.seen())
     assert bool(findings) is found
-    assert all("beyond what numbers can hold" in finding.title for finding in findings)
+    assert all("beyond the range of floating-point numbers" in finding.title for finding in findings)
 
 
 # --- saturated
@@ -125,7 +125,7 @@ def test_a_shut_gate_is_no_more_than_a_fact_where_training_goes_well_without_it(
     assert [finding.severity for finding in saturated_gate(made.seen())] == [severity]
     made.loss = FALLS
     (finding,) = saturated_gate(made.seen())
-    assert finding.severity == "info" and "all the same" in finding.explanation
+    assert finding.severity == "info" and "Look here only if it stops falling too early" in finding.explanation
 
 
 def test_what_a_network_saturates_while_its_loss_falls_far_is_a_fact() -> None:
@@ -147,7 +147,7 @@ def test_a_gate_that_opens_is_no_fault() -> None:
 
 def test_what_a_saturated_gate_says() -> None:
     (finding,) = saturated_gate(gated("lstm", "forget", 1.0, 0.0, 0.0003).seen())
-    assert "the cell state is forgotten" in finding.explanation
+    assert "the layer forgets its cell state" in finding.explanation
     assert "gradscope.cells.forget_bias_(model.encoder, 2.0)" in finding.remedies[0].code
     assert "LayerNormLSTMCell" in finding.remedies[1].code
     assert finding.evidence["from_start"] is True

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from diagnose.made import FALLS, LOST, STALLS, Training, course, key
 
-from gradscope.diagnose import Seen
+from gradscope.diagnose import Tables
 from gradscope.diagnose.rules.vanishing import vanishing_gradient
 
 
@@ -68,7 +68,9 @@ def test_what_a_vanishing_finding_says() -> None:
     assert finding.evidence["loss_enters"] == 1 / 21
     assert finding.evidence["learning"] == "stalls"
     assert "7 of 20 steps" in finding.title
-    assert "Nothing older than 7 steps can be learnt: that is the matter if the answer needs it." in finding.explanation
+    assert "cannot learn from anything older than 7 steps: this matters only if the answer needs it." in (
+        finding.explanation
+    )
     assert "keep the last 7 timesteps" in finding.remedies[0].title
     assert finding.remedies[1].code == "print(scope.whatif(batch, loss))"
     assert finding.remedies[2].code == "torch.nn.init.orthogonal_(model.encoder.weight_hh_l0)"
@@ -126,7 +128,7 @@ def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
     assert not vanishing_gradient(vanishing(7, 7, [scale * x for x in FALLS]).seen())
 
 
-def stack(comes_down: float, layers: int = 2, horizon: float = 7.0) -> Seen:
+def stack(comes_down: float, layers: int = 2, horizon: float = 7.0) -> Tables:
     """A stack whose gradient vanishes in time in every layer, and of which so much enters the lowest one."""
     parts: list[Training] = []
     for layer in range(layers):
@@ -140,7 +142,7 @@ def stack(comes_down: float, layers: int = 2, horizon: float = 7.0) -> Seen:
         name: frame if name in whole else pd.concat([t[name] for t in tables]) for name, frame in tables[0].items()
     }
     known = {"class": "RNN", "mode": "RNN_TANH", "input_size": 3, "hidden_size": 4, "num_layers": layers}
-    return Seen(joined, {"encoder": known})
+    return Tables(joined, {"encoder": known})
 
 
 @pytest.mark.parametrize(("comes_down", "bridged"), [(0.09, True), (0.11, False), (2.0, False)])

@@ -363,7 +363,9 @@ def test_steps_at_which_the_loss_is_not_finite_are_marked() -> None:
     ax = plot.loss(training([2.0, 1.0, math.inf, math.nan, math.nan], {2: 1, 3: 1}))
     lines = {str(line.get_label()): line for line in ax.get_lines()}
     assert list(lines["NaN or inf"].get_xdata()) == [2, 3]  # at the last step nobody saw it
-    assert "no loss was seen" in plot.loss(training([math.nan] * 9), ax=plt.figure().add_subplot()).texts[0].get_text()
+    assert (
+        "the run has no loss" in plot.loss(training([math.nan] * 9), ax=plt.figure().add_subplot()).texts[0].get_text()
+    )
 
 
 def test_several_losses_share_axes() -> None:

@@ -90,7 +90,7 @@ def _order(table: str) -> list[str]:
         ("timesteps", {"quantity": 3}, "quantity=3: 3 is no text"),
         ("timesteps", {"step": "6"}, "step='6': '6' is no number"),
         ("timesteps", {"step": None}, "None is no number"),
-        ("timesteps", {"step": slice(0, 10, 2)}, "takes no step; give a range"),
+        ("timesteps", {"step": slice(0, 10, 2)}, "without a step; pass a range"),
         ("timesteps", {"step": slice(0, "x")}, "'x' is no number"),
         ("timesteps", {"step": slice(np.nan, 3)}, "NaN is no bound"),
         ("timesteps", {"quantity": slice("a", "b")}, "a slice needs a column of numbers"),

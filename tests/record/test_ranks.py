@@ -28,7 +28,7 @@ STEP = {
     "overhead_s": 0.01,
     "step_s": 1.0,
 }
-HEALTHY = Finding("healthy", "info", None, "nothing was found", "No rule has found a fault.", {})
+HEALTHY = Finding("healthy", "info", None, "no rule finds a fault", "No rule finds a fault.", {})
 NONFINITE = Finding("nonfinite_gradient", "critical", None, "NaN from step 4 on", "All later.", {"steps": (4, 5)})
 
 

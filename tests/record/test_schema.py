@@ -70,7 +70,7 @@ def test_rows_are_counted() -> None:
         ({"spectral_norm": "big"}, "'spectral_norm' takes float64, not 'big'"),
         ({"spectral_norm": np.ones((2, 2))}, "2 dimension"),
         ({"spectral_norm": np.ones(2), "orthogonality": np.ones(3)}, r"differ in length: \[2, 3\]"),
-        ({"step": 8}, "rows of step 8 came in the batch of step 7"),
+        ({"step": 8}, "the batch of step 7 has rows of step 8"),
         ({"spectral_nrom": 1.0}, "no column 'spectral_nrom'; did you mean 'spectral_norm'"),
     ],
 )

@@ -305,7 +305,7 @@ def can_mount(folder: Path) -> bool:
 
 
 NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-CANNOT = r"RecordError: rows up to step \d+ cannot be written"
+CANNOT = r"RecordError: gradscope cannot write rows up to step \d+"
 
 ANY_ROOT: tuple[Fault, ...] = (
     Fault("an exception in the loop", before(AT, raises(RuntimeError)), ends=RuntimeError, kept=AT),

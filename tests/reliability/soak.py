@@ -30,7 +30,7 @@ from reliability.test_faults import holds
 from torch import nn
 
 import gradscope
-from gradscope.record import ParquetStore, apart, existing, recent
+from gradscope.record import ParquetStore, existing, recent, sink_thread
 
 MEMORY_LIMIT, DISK_LIMIT = "2M", "512K"
 FLUSH_STEPS, RECENT_STEPS = 50, 1024
@@ -219,7 +219,7 @@ def slope(samples: list[Sample], what: str) -> float:
 def _tell(figures: Figures, name: str, samples: list[Sample], run: Any) -> None:
     first, middle, last = samples[0], samples[len(samples) // 2], samples[-1]
     kept, records = len(run.frame("steps")), run.frame("layers")["step"].nunique()
-    said = run.frame("notes")["reason"].str.contains("is reached").sum()
+    said = run.frame("notes")["reason"].str.contains("at its limit").sum()
     at = ", ".join(f"{one.resident / 1024:.1f} MiB after {one.step:,}" for one in (first, middle, last))
     grows = [slope(samples, what) for what in ("resident", "native", "blocks")]
     figures.say(
@@ -290,8 +290,8 @@ class _Hurried:
 
     def __enter__(self) -> pytest.MonkeyPatch:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(apart, "PATIENCE_S", 0.02)
-        self.patch.setattr(apart.Apart.__init__, "__kwdefaults__", {"close_s": 0.2})
+        self.patch.setattr(sink_thread, "PATIENCE_S", 0.02)
+        self.patch.setattr(sink_thread.SinkThread.__init__, "__kwdefaults__", {"close_s": 0.2})
         return self.patch
 
     def __exit__(self, *_: object) -> None:

@@ -11,15 +11,15 @@ from reliability.faults import ANY_ROOT, MOUNTED, Fault, can_mount
 from reliability.stage import EVERY, Outcome, bare, scoped
 
 from gradscope.errors import AnalysisError
-from gradscope.record import apart
+from gradscope.record import sink_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "PATIENCE_S", 0.02)
-    monkeypatch.setattr(apart.Apart.__init__, "__kwdefaults__", {"close_s": 0.2})
+    monkeypatch.setattr(sink_thread, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(sink_thread.SinkThread.__init__, "__kwdefaults__", {"close_s": 0.2})
 
 
 @pytest.mark.parametrize("fault", ANY_ROOT, ids=lambda fault: fault.name)

@@ -52,7 +52,7 @@ def grown(monkeypatch: pytest.MonkeyPatch) -> Use:
             window, look = divmod(step, STEPS)
             if look % (STEPS // LOOKS) == 0:
                 found[window, look // (STEPS // LOOKS)] = in_use()
-    assert scope.run.frame("notes")["reason"].str.contains("is reached").sum() > 10
+    assert scope.run.frame("notes")["reason"].str.contains("at its limit").sum() > 10
     _, second, third = found.min(1)
     return Use(*map(int, third - second))
 

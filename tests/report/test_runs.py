@@ -85,7 +85,7 @@ def test_the_table_of_a_comparison() -> None:
     assert table["separates"][0].startswith("The run that learns has hidden_size at most 8; the run that does not")
     report = comparison(runs, {"small": [HEALTHY], "large": [VANISHING]})
     screen, full = (report.text(120, full=full) for full in (False, True))
-    assert screen.index("hidden_size") < screen.index("WHAT SEPARATES") < screen.index("FINDINGS")
+    assert screen.index("hidden_size") < screen.index("SETTINGS that separate") < screen.index("FINDINGS")
     assert "residual" in full and "residual" not in screen and "vanishing_gradient" in screen
 
 
@@ -94,7 +94,7 @@ def test_pages_and_markdown_begin_with_the_table() -> None:
     report = comparison(runs, {"small": [HEALTHY], "large": [VANISHING]})
     html, markdown = report.html(), report.markdown()
     for written in (html, markdown):
-        first = [written.index(what) for what in ("hidden", "What separates the runs that learn", "encoder")]
+        first = [written.index(what) for what in ("hidden", "Settings that separate runs that learn", "encoder")]
         assert first == sorted(first) and "The run that learns has hidden" in written
     assert '<span class="setting" style="--share: 25%">8</span>' in html and '"--share: 50%">64</span>' in html
     assert html.count('<svg class="spark"') == 2

@@ -45,7 +45,7 @@ def test_of_one_record_nothing_is_told_over_training() -> None:
     for written in (html, found.text(), found.markdown()):
         assert not any(title in written for title in OVER_TRAINING)
         assert "Between step" not in written and "7 → 7" not in written and f"The loss is {first} at step 0." in written
-    assert "One step is recorded; figures over training take two." in html
+    assert "One step is recorded; figures over training need two." in html
     assert html.count("<svg") == 7 and "Updates of the recurrent weights" in html
     assert f"not known yet: loss {first}, 1 step, 1 recorded." in found.text()
     assert "1 measured clipping call changed the gradients in 100%" in found.text()
@@ -62,7 +62,7 @@ def test_beginning_and_end_are_told_apart_where_they_are_apart(count: int) -> No
 
 def test_records_of_the_beginning_alone_are_told_to_be_that() -> None:
     early = report(made(recorded=[0, 1, 13], steps=400), [])
-    said = "The last record is of step 13, and the training goes on to 399: this is its beginning."
+    said = "The last record is of step 13 of 399: the report shows the beginning of the training."
     for written in (early.html(), early.text(), early.markdown()):
         assert said in " ".join(written.split()) and "end of training" not in written
     assert "median of steps 0, 1, 13" in early.html() and "Units at step 13:" in " ".join(early.text().split())

@@ -1,1 +1,1 @@
-"""One rule a file: what was seen goes in, findings come out."""
+"""The rules, one a file: tables in, findings out."""

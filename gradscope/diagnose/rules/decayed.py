@@ -1,4 +1,4 @@
-"""Weight decay that has eaten the recurrence."""
+"""Weight decay that has shrunk the recurrent weights away."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnose import loops, remedies
-from gradscope.diagnose.frames import Frame, Seen
+from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, Array, by_step, rests_on, span
 from gradscope.diagnose.words import number, percent, place, plural
@@ -15,63 +15,64 @@ from gradscope.types import Finding, LayerKey
 from gradscope.types.notes import DECAY
 
 LEFT = 0.35
-"""Share of its norm that is left of every block of a recurrence, or of one:"""
+"""No block has more than this share of its norm left,"""
 GONE = 0.1
+"""or one block has no more than this share left."""
 STEADY = 0.8
-"""Share of the way of its norm that goes down."""
+"""Share of the movement of a norm that goes down."""
 
 
-def decayed_weights(seen: Seen) -> list[Finding]:
-    """Find recurrences whose weights have shrunk, steadily, to a fraction of their size at the beginning.
+def decayed_weights(tables: Tables) -> list[Finding]:
+    """Find recurrences whose weights have shrunk steadily to a fraction of their first size.
 
-    All of them to a third, or those of one gate to next to nothing. Where a decay is far too strong, the gradient may
-    hold weights at a size all the same: there the optimizer's own numbers tell.
+    All blocks have shrunk to a third, or the block of one gate to next to nothing. The gradient may hold the weights
+    even against a decay that is far too strong: then the optimizer's own numbers decide.
     """
-    if len(seen.records) < ENOUGH or learning(seen).learns:
+    if len(tables.records) < ENOUGH or learning(tables).learns:
         return []
-    found: list[Finding] = []
-    for _, keys in seen.modules_seen:
-        shrunk = {key: course for key in keys if (course := _course(seen, key)) is not None}
+    findings: list[Finding] = []
+    for _, keys in tables.by_module:
+        shrunk = {key: course for key in keys if (course := _course(tables, key)) is not None}
         if shrunk:
-            key = min(shrunk, key=lambda one: _left(shrunk[one]))
-            found.append(_finding(seen, key, shrunk[key], len(keys)))
-    return found or list(_by_the_optimizer(seen))
+            key = min(shrunk, key=lambda key: _left(shrunk[key]))
+            findings.append(_finding(tables, key, shrunk[key], len(keys)))
+    return findings or list(_by_settings(tables))
 
 
-def _by_the_optimizer(seen: Seen) -> Iterator[Finding]:
-    """Where the optimizer is told to take so much away at every step that weights are what the last steps made them."""
-    notes = seen["notes"]
-    told = notes.loc[notes["reason"].str.startswith(DECAY), "reason"]
-    if not len(told) or not learning(seen).fails:
+def _by_settings(tables: Tables) -> Iterator[Finding]:
+    """Find an optimizer whose weight decay leaves the weights no more than the last steps."""
+    notes = tables["notes"]
+    reasons = notes.loc[notes["reason"].str.startswith(DECAY), "reason"]
+    if not len(reasons) or not learning(tables).fails:
         return
-    share, _, how = str(told.iloc[0]).removeprefix(DECAY).partition(" of the recurrent weights ")
+    share, _, how = str(reasons.iloc[0]).removeprefix(DECAY).partition(" of the recurrent weights ")
     rate = float(share.rstrip("%")) / 100
     share = percent(rate)
     lasting = plural(max(1, round(1 / rate)), "step")
     yield Finding(
         code="decayed_weights",
-        severity=severity(seen),
+        severity=severity(tables),
         layer_key=None,
-        title=f"weight decay takes {share} of the recurrent weights away at every step",
+        title=f"weight decay removes {share} of the recurrent weights at every step",
         explanation=(
-            f"The optimizer takes {share} of the recurrent weights away at every step {how}. So the weights forget "
-            f"within some {lasting} what the gradient has made of them, and noise is most of what is left; usual is "
-            f"less than a thousandth of a percent. {learning(seen).sentence}"
+            f"The optimizer removes {share} of the recurrent weights at every step {how}; less than a thousandth of a "
+            f"percent is usual. So within some {lasting} the weights lose what they have learnt, and mostly noise is "
+            f"left. {learning(tables).sentence}"
         ),
-        evidence={"steps": span(seen), "rate": rate, **learning(seen).evidence},
+        evidence={"steps": span(tables), "rate": rate, **learning(tables).evidence},
         remedies=(loops.no_decay(),),
     )
 
 
-def _course(seen: Seen, key: LayerKey) -> Array | None:
-    """Norms by record of the block that has lost most; None where too much is left."""
-    blocks = [by_step(rows, "spectral_norm").to_numpy(dtype=np.float64) for rows in _blocks(seen, key)]
+def _course(tables: Tables, key: LayerKey) -> Array | None:
+    """Return the norms by record of the block that has lost most; None if too much is left."""
+    blocks = [by_step(rows, "spectral_norm").to_numpy(dtype=np.float64) for rows in _blocks(tables, key)]
     known = [norms for norms in blocks if len(norms) >= ENOUGH and np.isfinite(norms).all() and norms[0] > 0]
     if not known or len(known) < len(blocks):
         return None
     least = min(known, key=_left)
-    eaten = _left(least) <= GONE or all(_left(norms) <= LEFT for norms in known)
-    return least if eaten and _steady(least) else None
+    shrunk = _left(least) <= GONE or all(_left(norms) <= LEFT for norms in known)
+    return least if shrunk and _steady(least) else None
 
 
 def _left(norms: Array) -> float:
@@ -83,25 +84,27 @@ def _steady(norms: Array) -> bool:
     return float(-moves[moves < 0].sum()) >= STEADY * float(np.abs(moves).sum())
 
 
-def _blocks(seen: Seen, key: LayerKey) -> Iterator[Frame]:
-    weights = seen.of("weights", key)
+def _blocks(tables: Tables, key: LayerKey) -> Iterator[Frame]:
+    weights = tables.of("weights", key)
     yield from (rows for _, rows in weights.groupby("gate", sort=False))
 
 
-def _finding(seen: Seen, key: LayerKey, norms: Array, count: int) -> Finding:
+def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding:
     where, left = place(key, count == 1), _left(norms)
-    again = remedies.start_again(key, seen.family(key.module), 2) if remedies.can_be_initialised(seen, key) else None
+    again = (
+        remedies.start_again(key, tables.family(key.module), 2) if remedies.can_be_initialised(tables, key) else None
+    )
     return Finding(
         code="decayed_weights",
-        severity=severity(seen, critical=left <= GONE),
+        severity=severity(tables, critical=left <= GONE),
         layer_key=key,
         title=f"{where}: {percent(left)} of the recurrent weights is left",
         explanation=(
             f"The recurrent weights of {where} have shrunk steadily: the spectral norm of a gate's block went from "
             f"{number(norms[0])} to {number(norms[-1])}. Learning makes them grow. Weight decay pulls them to zero "
-            f"faster than the gradient holds them, and with them goes the memory. {learning(seen).sentence}"
-            + rests_on(seen, key)
+            f"faster than the gradient rebuilds them, and the memory fades with them. {learning(tables).sentence}"
+            + rests_on(tables, key)
         ),
-        evidence={"steps": span(seen), "left": left, "norm": (norms[0], norms[-1]), **learning(seen).evidence},
+        evidence={"steps": span(tables), "left": left, "norm": (norms[0], norms[-1]), **learning(tables).evidence},
         remedies=(loops.no_decay(), *((again,) if again else ())),
     )

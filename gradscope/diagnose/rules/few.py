@@ -1,36 +1,35 @@
-"""Too little was recorded for a verdict."""
+"""Too few records for a verdict."""
 
 from __future__ import annotations
 
 from gradscope.diagnose import loops
-from gradscope.diagnose.frames import Seen
+from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import learning
 from gradscope.diagnose.trend import ENOUGH
 from gradscope.diagnose.words import plural
 from gradscope.types import Finding
 
 
-def too_few_records(seen: Seen) -> list[Finding]:
-    """That fewer than three steps were recorded, so that no course of anything can be seen."""
-    records, steps = len(seen.records), len(seen["steps"])
+def too_few_records(tables: Tables) -> list[Finding]:
+    """Report runs with fewer than three records, which show no trend."""
+    records, steps = len(tables.records), len(tables["steps"])
     if records >= ENOUGH:
         return []
-    reasons = list(dict.fromkeys(str(reason) for reason in seen["notes"]["reason"]))[:3] if not records else []
+    reasons = list(dict.fromkeys(str(reason) for reason in tables["notes"]["reason"]))[:3] if not records else []
     notes = f" The notes say: {'; '.join(reasons)}." if reasons else ""
-    are = "record is" if records == 1 else "records are"
+    do = "record does" if records == 1 else "records do"
     longer = " Train for more steps." if steps < ENOUGH else ""
     return [
         Finding(
             code="too_few_records",
             severity="info",
             layer_key=None,
-            title=f"{records} {are} no basis for a verdict" if records else "nothing was recorded",
+            title=f"{records} {do} not allow a verdict" if records else "no step is recorded",
             explanation=(
-                f"Of {plural(steps, 'step')} {records or 'none'} {'was' if records < 2 else 'were'} recorded. What is "
-                f"said of a course of things rests on {ENOUGH} records or more, so nothing is said.{notes}{longer} "
-                f"{learning(seen).sentence}"
+                f"gradscope has recorded {records or 'none'} of {plural(steps, 'step')}. Findings about a trend need "
+                f"{ENOUGH} records or more.{notes}{longer} {learning(tables).sentence}"
             ),
-            evidence={"records": records, "of": steps, **learning(seen).evidence},
+            evidence={"records": records, "of": steps, **learning(tables).evidence},
             remedies=(loops.record_more(),),
         )
     ]

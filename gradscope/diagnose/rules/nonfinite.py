@@ -1,55 +1,55 @@
-"""Gradients that are NaN or infinite when the optimizer gets them: where they were born, and what was before."""
+"""Gradients that are NaN or infinite at the optimizer: their onset, and the records before it."""
 
 from __future__ import annotations
 
 import math
 
 from gradscope.diagnose import loops, remedies
-from gradscope.diagnose.births import Birth, birth, evidence, story
-from gradscope.diagnose.frames import BEFORE, Frame, Seen
+from gradscope.diagnose.frames import BEFORE, Frame, Tables
+from gradscope.diagnose.onset import Onset, evidence, explain, find_onset
 from gradscope.diagnose.words import number, percent, plural
 from gradscope.types import Finding, LayerKey, Remedy
 
 LASTING = 0.01
-"""A larger share of the steps is no single accident."""
+"""A larger share of the steps is no accident."""
 SKIPPED, STEPS = 0.25, 20
-"""A GradScaler that skips so many of so many steps finds no scale at which gradients are finite."""
+"""A GradScaler that skips this share of so many steps finds no scale with finite gradients."""
 
 
-def nonfinite_gradient(seen: Seen) -> list[Finding]:
-    """Find steps taken with gradients that are not finite, and a GradScaler that has to skip too many."""
-    steps = seen["steps"]
+def nonfinite_gradient(tables: Tables) -> list[Finding]:
+    """Find optimizer steps with non-finite gradients, and a GradScaler that skips too many steps."""
+    steps = tables["steps"]
     bad = steps[(steps["nonfinite"] > 0) & ~steps["skipped"].astype(bool)]
     if not len(bad):
-        return _always_skipped(seen)
+        return _always_skipped(tables)
     first, share = int(bad["step"].min()), len(bad) / len(steps)
     forever = len(bad) == int((steps["step"] >= first).sum())
-    born = birth(seen, first)
-    before = _before(seen, first, born.key)
+    onset = find_onset(tables, first)
+    before = _before(tables, first, onset.key)
     return [
         Finding(
             code="nonfinite_gradient",
             severity="critical" if forever or share > LASTING else "warning",
-            layer_key=born.key,
-            title=f"NaN or infinite gradients from step {first} on{born.where}",
+            layer_key=onset.key,
+            title=f"NaN or infinite gradients from step {first} on{onset.where}",
             explanation=" ".join(
-                part for part in (_how_many(bad, len(steps), forever), story(seen, born), _course(before)) if part
+                part for part in (_how_many(bad, len(steps), forever), explain(tables, onset), _course(before)) if part
             ),
             evidence={
                 "steps": (first, int(bad["step"].max())),
                 "count": len(bad),
                 "share": share,
                 "lasting": forever,
-                **evidence(born),
+                **evidence(onset),
                 **({"before": before} if before else {}),
             },
-            remedies=_remedies(seen, born),
+            remedies=_remedies(tables, onset),
         )
     ]
 
 
-def _always_skipped(seen: Seen) -> list[Finding]:
-    steps = seen["steps"]
+def _always_skipped(tables: Tables) -> list[Finding]:
+    steps = tables["steps"]
     count, share = int(steps["skipped"].astype(bool).sum()), float(steps["skipped"].astype(bool).mean())
     if share < SKIPPED or len(steps) < STEPS:
         return []
@@ -61,9 +61,10 @@ def _always_skipped(seen: Seen) -> list[Finding]:
             layer_key=None,
             title=f"the GradScaler skips {percent(share)} of the steps",
             explanation=(
-                f"In {plural(count, 'step')} of {len(steps):,} the gradients were not finite, and the GradScaler left "
-                "the step out. A few at the beginning are usual, while it looks for a scale. So many mean that there "
-                "is none: the model makes infinity or NaN in 16-bit numbers, or the loss is not finite."
+                f"In {plural(count, 'step')} of {len(steps):,} the gradients were not finite, and the GradScaler "
+                "skipped the step. A few such steps at the beginning are usual, while the GradScaler searches for a "
+                "scale. So many mean that there is no such scale: the model computes infinity or NaN in 16-bit "
+                "numbers, or the loss is not finite."
             ),
             evidence={"steps": (int(steps["step"].min()), last), "count": count, "share": share, "skipped": True},
             remedies=(_bfloat16(), loops.find_nonfinite()),
@@ -73,7 +74,7 @@ def _always_skipped(seen: Seen) -> list[Finding]:
 
 def _bfloat16() -> Remedy:
     code = 'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = loss_of(model, batch)'
-    return loops.read("use bfloat16, whose range is that of float32, and no GradScaler", code)
+    return Remedy("use bfloat16, with the range of float32, and no GradScaler", code)
 
 
 def _how_many(bad: Frame, steps: int, forever: bool) -> str:
@@ -83,23 +84,23 @@ def _how_many(bad: Frame, steps: int, forever: bool) -> str:
         f"recurrent layers ({percent(len(bad) / steps)})."
     )
     if forever and len(bad) > 1:
-        return f"{why} No later step was finite: the weights are lost, for an optimizer that is given NaN keeps it."
+        return f"{why} No later step was finite: the weights are lost, as an optimizer never recovers from NaN."
     return f"{why} Each such step can make the weights NaN as well."
 
 
-def _before(seen: Seen, first: int, key: LayerKey | None) -> tuple[tuple[int, float, float, float], ...]:
-    """Step, gradient norm, largest mean state and total gradient over t, of the last recorded steps before."""
-    steps, frame = seen["steps"].drop_duplicates("step").set_index("step"), seen["timesteps"]
+def _before(tables: Tables, first: int, key: LayerKey | None) -> tuple[tuple[int, float, float, float], ...]:
+    """Return step, gradient norm, and largest mean state and total gradient over t, of the last records before."""
+    steps, frame = tables["steps"].drop_duplicates("step").set_index("step"), tables["timesteps"]
     if key is not None:
         same = (frame["module"] == key.module) & (frame["layer"] == key.layer) & (frame["direction"] == key.direction)
         frame = frame[same]
-    found: list[tuple[int, float, float, float]] = []
-    for step in [step for step in seen.records if step < first][-BEFORE:]:
+    course: list[tuple[int, float, float, float]] = []
+    for step in [step for step in tables.records if step < first][-BEFORE:]:
         rows = frame[frame["step"] == step]
         sizes = [float(rows.loc[rows["quantity"] == quantity, "mean"].max()) for quantity in ("state", "grad_h")]
         norm = float(steps["grad_norm"].get(step, math.nan))
-        found.append((step, norm, sizes[0], sizes[1]))
-    return tuple(found)
+        course.append((step, norm, sizes[0], sizes[1]))
+    return tuple(course)
 
 
 def _course(before: tuple[tuple[int, float, float, float], ...]) -> str:
@@ -112,23 +113,23 @@ def _course(before: tuple[tuple[int, float, float, float], ...]) -> str:
 OVERFLOWS = ("state", "recurrence")
 
 
-def _remedies(seen: Seen, born: Birth) -> tuple[Remedy, ...]:
-    """What follows from the birth. Clipping helps where gradients grew; a norm of NaN clips to NaN."""
-    again = () if born.step == born.first else (loops.record_again(born.first),)
-    what = "" if born.origin is None else born.origin.what
-    if born.grew or what in OVERFLOWS:
-        key = born.key if born.key is not None and remedies.can_be_initialised(seen, born.key) else None
-        start = () if key is None or born.grew else (remedies.orthogonal(seen, key, 2),)
+def _remedies(tables: Tables, onset: Onset) -> tuple[Remedy, ...]:
+    """Choose remedies by the onset. Clipping helps if gradients grew; a norm of NaN clips to NaN."""
+    again = () if onset.step == onset.first else (loops.record_again(onset.first),)
+    what = "" if onset.origin is None else onset.origin.what
+    if onset.grew or what in OVERFLOWS:
+        key = onset.key if onset.key is not None and remedies.can_be_initialised(tables, onset.key) else None
+        start = () if key is None or onset.grew else (remedies.orthogonal(tables, key, 2),)
         return (*start, loops.clip(1.0), loops.rate(0.1), *again)
-    if born.in_loss and math.isnan(born.loss):
-        return (loops.look_at_batch(born.first), loops.leave_out(), loops.find_nonfinite(), *again)
-    if born.in_loss:
-        return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(born.first), *again)
+    if onset.in_loss and math.isnan(onset.loss):
+        return (loops.look_at_batch(onset.first), loops.leave_out(), loops.find_nonfinite(), *again)
+    if onset.in_loss:
+        return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(onset.first), *again)
     if what == "input" or what.startswith("argument "):
-        return (loops.look_at_batch(born.step or born.first), loops.find_nonfinite())
+        return (loops.look_at_batch(onset.step or onset.first), loops.find_nonfinite())
     return (_safe(), loops.find_nonfinite(), *again)
 
 
 def _safe() -> Remedy:
-    title = "keep roots, logarithms and divisions away from zero: their gradient there is infinite, even times zero"
-    return loops.read(title, "y = torch.sqrt(x.clamp(min=1e-8))  # log, norm and division alike")
+    title = "keep roots, logarithms and divisions away from zero: there their gradient is infinite, and times zero NaN"
+    return Remedy(title, "y = torch.sqrt(x.clamp(min=1e-8))  # log, norm and division alike")

@@ -1,4 +1,4 @@
-"""Steps so small that the weights stay where they are, from the beginning or since the learning rate has run out."""
+"""Steps too small to move the weights, from the beginning or since the learning rate has run out."""
 
 from __future__ import annotations
 
@@ -8,107 +8,109 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnose import loops
-from gradscope.diagnose.frames import Frame, Seen
+from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import broken, learning, severity
 from gradscope.diagnose.trend import ENOUGH, Array, by_step, early_and_late, span
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding, Remedy, Severity
 
 STILL = 0.05
-"""All steps together move weights by less than this share of their norm, if they went the same way."""
+"""All steps together, in one direction, would move weights by less than this share of their norm."""
 SMALL = 1e-3
-"""Median share of its norm by which a step moves a block."""
+"""A step moves a block by less than this share of its norm, median."""
 STEPS = 50
-"""In fewer steps little can have moved."""
+"""Fewer steps cannot have moved the weights far."""
 RUN_OUT = 1e-3
-"""Late steps over early ones, where the learning rate has run out; at the end of a schedule they are not so small."""
+"""Late over early steps if the learning rate has run out; the end of a schedule does not make them so small."""
 
 
-def small_updates(seen: Seen) -> list[Finding]:
+def small_updates(tables: Tables) -> list[Finding]:
     """Find trainings that stall, or have stopped, because the optimizer hardly moves the weights."""
-    steps = int(seen["steps"]["step"].nunique())
-    if len(seen.records) < ENOUGH or steps < STEPS or broken(seen):
+    steps = int(tables["steps"]["step"].nunique())
+    if len(tables.records) < ENOUGH or steps < STEPS or broken(tables):
         return []
-    return list(_cases(seen, steps))
+    return list(_cases(tables, steps))
 
 
-def _cases(seen: Seen, steps: int) -> Iterator[Finding]:
-    update, path, (early, late) = typical_update(seen), _path(seen), early_and_late(largest_updates(seen))
-    found = learning(seen)
-    if update == 0 and not found.learns:
-        yield _none(seen)
-    elif early > 0 and late <= RUN_OUT * early and (found.fails or found.stopped is not None):
-        yield _run_out(seen, early, late)
-    elif 0 < update < SMALL and path < STILL and not found.learns:
-        yield _small(seen, update, path, steps)
+def _cases(tables: Tables, steps: int) -> Iterator[Finding]:
+    update, path, (early, late) = typical_update(tables), _path(tables), early_and_late(largest_updates(tables))
+    training = learning(tables)
+    if update == 0 and not training.learns:
+        yield _none(tables)
+    elif early > 0 and late <= RUN_OUT * early and (training.fails or training.stopped is not None):
+        yield _run_out(tables, early, late)
+    elif 0 < update < SMALL and path < STILL and not training.learns:
+        yield _small(tables, update, path, steps)
 
 
-def _none(seen: Seen) -> Finding:
+def _none(tables: Tables) -> Finding:
     why = (
-        f"In {len(seen.records)} records no step has changed a single recurrent weight, though gradients come back to "
-        "their states. Either they are cleared between backward() and step(), or the learning rate is 0. "
-        f"{learning(seen).sentence}"
+        f"In {len(tables.records)} records no step has changed any recurrent weight, although the states receive "
+        "gradient. Either the loop clears the gradients between backward() and step(), or the learning rate is 0. "
+        f"{learning(tables).sentence}"
     )
     order = "optimizer.zero_grad()\nloss.backward()\noptimizer.step()"
-    remedies = (loops.read("clear gradients before backward(), not behind it", order), loops.look_at_optimizer())
-    level = severity(seen, critical=True)
-    return _finding(seen, "the optimizer does not move the weights at all", why, level, {"update": 0.0}, remedies)
+    remedies = (Remedy("clear gradients before backward(), not behind it", order), loops.look_at_optimizer())
+    level = severity(tables, critical=True)
+    return _finding(tables, "the optimizer does not move the weights at all", why, level, {"update": 0.0}, remedies)
 
 
-def _run_out(seen: Seen, early: float, late: float) -> Finding:
+def _run_out(tables: Tables, early: float, late: float) -> Finding:
     why = (
         f"A step changed the recurrent weights by {number(early)} of their norm early in the training, and changes "
-        f"them by {number(late)} now: the learning rate has run out. A scheduler that counts epochs and is stepped "
-        f"with every batch does this. {learning(seen).sentence}"
+        f"them by {number(late)} now: the learning rate has run out. A scheduler for epochs does this if the loop "
+        f"steps it with every batch. {learning(tables).sentence}"
     )
     code = "scheduler.step()  # once an epoch, or with a schedule that is as long as the training has batches"
-    remedies = (loops.read("step the scheduler as often as it is meant to be", code), loops.look_at_optimizer())
-    told = {"update_early": early, "update_late": late}
-    return _finding(seen, "the steps have become too small to move the weights", why, severity(seen), told, remedies)
-
-
-def _small(seen: Seen, update: float, path: float, steps: int) -> Finding:
-    why = (
-        f"A step changes the recurrent weights by {number(update)} of their norm (median over {len(seen.records)} "
-        f"records; usual is about a hundredth). If all {steps:,} steps had gone the same way, that would be "
-        f"{percent(path)}: the weights are still those of the beginning. {learning(seen).sentence}"
+    remedies = (Remedy("step the scheduler in its own unit, epochs or batches", code), loops.look_at_optimizer())
+    numbers = {"update_early": early, "update_late": late}
+    return _finding(
+        tables, "the steps have become too small to move the weights", why, severity(tables), numbers, remedies
     )
-    level = severity(seen, critical=path < STILL / 10)
+
+
+def _small(tables: Tables, update: float, path: float, steps: int) -> Finding:
+    why = (
+        f"A step changes the recurrent weights by {number(update)} of their norm (median over {len(tables.records)} "
+        f"records; about a hundredth is usual). All {steps:,} steps together, in one direction, would change them by "
+        f"{percent(path)}: the weights are nearly those of the beginning. {learning(tables).sentence}"
+    )
+    level = severity(tables, critical=path < STILL / 10)
     title = f"the optimizer moves the weights by {percent(update)} of their norm a step"
     remedies = (loops.rate_for(update), loops.look_at_optimizer())
-    return _finding(seen, title, why, level, {"update": update, "path": path}, remedies)
+    return _finding(tables, title, why, level, {"update": update, "path": path}, remedies)
 
 
 def _finding(
-    seen: Seen, title: str, why: str, level: Severity, told: dict[str, float], remedies: tuple[Remedy, ...]
+    tables: Tables, title: str, why: str, level: Severity, numbers: dict[str, float], remedies: tuple[Remedy, ...]
 ) -> Finding:
-    evidence = {"steps": span(seen), **told, **learning(seen).evidence}
+    evidence = {"steps": span(tables), **numbers, **learning(tables).evidence}
     return Finding("small_updates", level, None, title, why, evidence, remedies)
 
 
-def largest_updates(seen: Seen) -> Frame:
-    """By which share of its norm each recorded step changed the block that it changed most, a series by step.
+def largest_updates(tables: Tables) -> Frame:
+    """Return the largest relative change of a block by each recorded step, a series by step.
 
-    Steps of other optimizers, which change nothing here, are left out; zeros to the end are none of these.
+    The series lacks steps of other optimizers, which change nothing here; zeros up to the end are not such steps.
     """
-    updates = by_step(seen["weights"], "update", "max")
+    updates = by_step(tables["weights"], "update", "max")
     known = updates[np.isfinite(updates.to_numpy(dtype=np.float64))]
     moved = known.index[known > 0]
     return known[(known > 0) | (known.index > moved[-1])] if len(moved) else known
 
 
-def typical_update(seen: Seen) -> float:
-    """The median of these; NaN where they are not known."""
-    known: Array = largest_updates(seen).to_numpy(dtype=np.float64)
+def typical_update(tables: Tables) -> float:
+    """Return the median of the largest updates; NaN if unknown."""
+    known: Array = largest_updates(tables).to_numpy(dtype=np.float64)
     return float(np.median(known)) if len(known) else math.nan
 
 
-def _path(seen: Seen) -> float:
-    """How far weights would have come if all steps had gone the same way, each record standing for those around it."""
-    known = largest_updates(seen)
+def _path(tables: Tables) -> float:
+    """Sum the updates of all steps as if in one direction; each record counts for the steps around it."""
+    known = largest_updates(tables)
     steps, sizes = known.index.to_numpy(dtype=np.float64), known.to_numpy(dtype=np.float64)
     if len(sizes) < ENOUGH:
         return math.nan
-    every = seen["steps"]["step"]
+    every = tables["steps"]["step"]
     until = np.append((steps[1:] + steps[:-1]) / 2, every.max() + 1)
     return float((sizes * np.diff(until, prepend=every.min())).sum())

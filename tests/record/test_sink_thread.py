@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gradscope.errors import RecordError
-from gradscope.record import apart
-from gradscope.record.apart import Apart
+from gradscope.record import sink_thread
 from gradscope.record.recorder import Recorder
+from gradscope.record.sink_thread import SinkThread
 from gradscope.types import Batch
 
 
@@ -40,7 +40,7 @@ def raises(*_: Any) -> None:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a sink hangs at, until the test is over."""
-    monkeypatch.setattr(apart, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(sink_thread, "PATIENCE_S", 0.02)
     event = threading.Event()
     yield event
     event.set()
@@ -54,7 +54,7 @@ def add(recorder: Recorder, *steps: int) -> None:
 
 def test_a_quick_sink_has_it_at_once_and_in_order() -> None:
     sink = Kept()
-    recorder = Recorder((), [Apart(sink)])
+    recorder = Recorder((), [SinkThread(sink)])
     for step in range(50):
         add(recorder, step)
         assert sink.steps == list(range(step + 1))
@@ -65,7 +65,7 @@ def test_a_quick_sink_has_it_at_once_and_in_order() -> None:
 
 def test_a_hanging_sink_costs_one_wait(gate: threading.Event) -> None:
     sink, other = Kept(lambda batch: gate.wait()), Kept()
-    hanging = Apart(sink, close_s=0.05)
+    hanging = SinkThread(sink, close_s=0.05)
     waits: list[float] = []
     wait_for = hanging._progress.wait_for
     hanging._progress.wait_for = lambda met, timeout: waits.append(timeout) or wait_for(met, timeout)
@@ -78,7 +78,7 @@ def test_a_hanging_sink_costs_one_wait(gate: threading.Event) -> None:
 
 def test_a_sink_that_wakes_up_has_everything(gate: threading.Event) -> None:
     sink = Kept(lambda batch: gate.wait())
-    recorder = Recorder((), [Apart(sink)])
+    recorder = Recorder((), [SinkThread(sink)])
     add(recorder, *range(20))
     gate.set()
     recorder.close()
@@ -86,11 +86,11 @@ def test_a_sink_that_wakes_up_has_everything(gate: threading.Event) -> None:
 
 
 def test_what_waits_is_bounded(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "WAITING", 5)
+    monkeypatch.setattr(sink_thread, "WAITING", 5)
     sink = Kept(lambda batch: gate.wait())
-    recorder = Recorder((), [Apart(sink)])
+    recorder = Recorder((), [SinkThread(sink)])
     add(recorder, *range(5))
-    with pytest.raises(RecordError, match="the sink Kept does not keep up: 1 steps were left out for it"):
+    with pytest.raises(RecordError, match="the sink Kept does not keep up: it missed 1 steps"):
         add(recorder, 5)
     gate.set()
     recorder.close()
@@ -99,7 +99,7 @@ def test_what_waits_is_bounded(gate: threading.Event, monkeypatch: pytest.Monkey
 
 def test_a_sink_that_raises_is_given_the_next_batch_and_costs_the_others_nothing() -> None:
     sink, before, after = Kept(raises), Kept(), Kept()
-    recorder = Recorder((before,), [Apart(sink), Apart(after)])
+    recorder = Recorder((before,), [SinkThread(sink), SinkThread(after)])
     for step in range(3):
         with pytest.raises(RecordError, match="the sink Kept failed: OSError: no route to host") as raised:
             add(recorder, step)
@@ -126,7 +126,7 @@ def test_a_sink_that_would_end_the_process_does_not(error: type[BaseException]) 
     def interrupts(batch: Batch) -> None:
         raise error
 
-    recorder = Recorder((), [Apart(Kept(interrupts))])
+    recorder = Recorder((), [SinkThread(Kept(interrupts))])
     with pytest.raises(RecordError, match=f"the sink Kept failed: {error.__name__}"):
         add(recorder, 0)
     recorder.close()
@@ -134,7 +134,7 @@ def test_a_sink_that_would_end_the_process_does_not(error: type[BaseException]) 
 
 def test_a_close_that_fails_is_told_when_all_are_closed() -> None:
     bad, good = Kept(closing=raises), Kept()
-    recorder = Recorder((), [Apart(bad), Apart(good)])
+    recorder = Recorder((), [SinkThread(bad), SinkThread(good)])
     with pytest.raises(RecordError, match="the sink Kept failed: OSError"):
         recorder.close()
     assert good.closed == 1
@@ -142,5 +142,5 @@ def test_a_close_that_fails_is_told_when_all_are_closed() -> None:
 
 def test_a_sink_that_was_never_given_anything_is_closed() -> None:
     sink = Kept()
-    Recorder((), [Apart(sink)]).close()
+    Recorder((), [SinkThread(sink)]).close()
     assert sink.closed == 1

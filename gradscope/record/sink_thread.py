@@ -1,4 +1,4 @@
-"""A sink of the user's, in a thread of its own: neither its failures nor its hanging reach the training."""
+"""A thread for each user sink: neither failures nor hanging of a sink reach the training."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from gradscope.errors import RecordError
 from gradscope.types import Batch
 
 PATIENCE_S = 0.1
-"""How long the training waits for a sink that had nothing else to do."""
+"""How long the training waits for a sink that was idle before."""
 WAITING, RECORDED = 4096, 16
-"""Steps that may wait for a sink, a recorded one counting as many; those that come then are left out."""
+"""Steps that may wait for a sink, and the steps that one recorded step counts for; the sink misses later steps."""
 FEW = 32
-"""Steps, counted like that, which a sink is waited for: of trainings with quick steps many come at once."""
+"""The training waits for up to this many new steps, counted likewise: quick steps arrive many at once."""
 CLOSE_S = 10.0
-"""How long `close` waits for it."""
+"""How long `close` waits for the sink."""
 
 
 class Sink(Protocol):
-    """Something that is given every step's rows."""
+    """Receives the rows of every step."""
 
     def write(self, batch: Batch) -> None:
-        """Take the rows of one optimizer step."""
+        """Write the rows of one optimizer step."""
         ...
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write the remaining rows."""
         ...
 
 
-class Apart:
-    """Hands batches to a sink in its thread, in order; all calls of the sink, `close` too, are made there.
+class SinkThread:
+    """Calls a sink in a thread, batch after batch; the thread makes all calls of the sink, `close` too.
 
-    A sink that is quick has taken what it was given when `settle` returns, as if it had been called at once. One that
-    hangs costs the training `PATIENCE_S`, once. What it raises is raised by the next `settle` or `close`, and it is
-    given the next batch all the same. A forked process does not call it.
+    A quick sink is done when `catch_up` returns, as after a direct call. A hanging sink costs the training
+    `PATIENCE_S`, once. The next `catch_up` or `close` raises the sink's exceptions, and the sink still receives the
+    next batch. A forked process does not call the sink.
 
     Args:
-        sink: the user's.
+        sink: the user's sink.
         close_s: see `CLOSE_S`; by default the sink's own `close_s`, if it has one.
     """
 
@@ -49,7 +49,7 @@ class Apart:
         self._sink = sink
         self._close_s: float = getattr(sink, "close_s", CLOSE_S) if close_s is None else close_s
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._given = self._taken = self._lost = self._settled = 0  # each changed by one thread only
+        self._queued = self._written = self._missed = self._caught_up = 0  # each changed by one thread only
         self._progress = threading.Condition()
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -57,44 +57,44 @@ class Apart:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The sink's name in messages."""
         return type(self._sink).__name__
 
     def write(self, batch: Batch) -> None:
         """Put a batch into the queue, if there is room."""
         if self._closed or os.getpid() != self._owner:
             return
-        if self._given - self._taken >= WAITING:
-            self._lost += 1
+        if self._queued - self._written >= WAITING:
+            self._missed += 1
             return
-        self._given += _weight(batch)
+        self._queued += _weight(batch)
         self._put(batch)
 
-    def settle(self, *, was_idle: bool) -> None:
-        """Wait a little for the sink, unless it was still busy before; raise what it raised.
+    def catch_up(self, *, was_idle: bool) -> None:
+        """Wait a little for the sink, unless it was busy before, and raise its exception.
 
         Raises:
-            RecordError: it has failed, or steps had to be left out.
+            RecordError: the sink has failed, or has missed steps.
         """
-        few, self._settled = self._given - self._settled <= FEW, self._given
+        few, self._caught_up = self._queued - self._caught_up <= FEW, self._queued
         if was_idle and few and self._thread is not None and os.getpid() == self._owner:
             with self._progress:
                 self._progress.wait_for(lambda: self.idle, PATIENCE_S)
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            raise RecordError(f"the sink {self.name} does not keep up: {lost} steps were left out for it")
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            raise RecordError(f"the sink {self.name} does not keep up: it missed {missed} steps")
         self._raise()
 
     @property
     def idle(self) -> bool:
-        """Whether it has taken all that it was given."""
-        return self._given == self._taken
+        """True if the sink has written every batch of the queue."""
+        return self._queued == self._written
 
     def close(self) -> None:
-        """Let the sink take what is left and close it, and wait for that.
+        """Let the sink write the remaining batches, close it, and wait.
 
         Raises:
-            RecordError: it has failed, or is not ready in time; it is left to itself then.
+            RecordError: the sink has failed, or is not done in time; the thread then runs on alone.
         """
         if self._closed or os.getpid() != self._owner:
             return
@@ -105,8 +105,8 @@ class Apart:
         if self._thread.is_alive():
             left = self._queue.qsize()
             raise RecordError(
-                f"the sink {self.name} has not finished within {self._close_s:.3g} s; {left} steps wait for it, and "
-                "the process does not wait any longer"
+                f"the sink {self.name} has not finished within {self._close_s:.3g} s; {left} steps wait for it, but "
+                "the process waits no longer"
             )
         self._raise()
 
@@ -121,18 +121,18 @@ class Apart:
             return
         error = self._errors.get()
         while not self._errors.empty():
-            self._errors.get()  # later ones are of the same kind, or will come again
+            self._errors.get()  # later errors are of the same kind, or will come again
         raise RecordError(f"the sink {self.name} failed: {type(error).__name__}: {error}") from error
 
     def _run(self) -> None:
-        """The thread: calls the sink until there is None in the queue."""
+        """Call the sink until the queue returns None; runs in the thread."""
         while (batch := self._queue.get()) is not None:
             try:
                 self._sink.write(batch)
-            except BaseException as error:  # whatever it is, it must not end the thread
+            except BaseException as error:  # no exception may end the thread
                 self._errors.put(error)
             with self._progress:
-                self._taken += _weight(batch)
+                self._written += _weight(batch)
                 self._progress.notify_all()
         try:
             self._sink.close()

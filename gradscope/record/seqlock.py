@@ -1,4 +1,4 @@
-"""Reading from one thread what another rearranges now and then, without ever holding that one up."""
+"""A lock that never blocks the writer: readers retry if the writer has moved rows meanwhile."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 PAUSE_S = 0.002
 
 
-class Settled:
-    """Counts the rearrangements of one writer, so that readers can tell that none fell into their reading.
+class Seqlock:
+    """Counts the changes of one writer; a reader reads again if the count has changed.
 
-    >>> settled = Settled()
-    >>> with settled.changing():
+    >>> seqlock = Seqlock()
+    >>> with seqlock.changing():
     ...     pass
-    >>> settled.read(lambda: 7)
+    >>> seqlock.read(lambda: 7)
     7
     """
 
@@ -28,7 +28,7 @@ class Settled:
 
     @contextmanager
     def changing(self) -> Generator[None, None, None]:
-        """While rows move from one place to another."""
+        """Mark a change: the block moves rows from one place to another."""
         self._writer = threading.get_ident()
         self._changes += 1
         try:
@@ -36,13 +36,13 @@ class Settled:
         finally:
             self._changes += 1
 
-    def read(self, look: Callable[[], Found]) -> Found:
-        """What `look` finds while nothing moves; it is called again where something has moved meanwhile."""
+    def read(self, function: Callable[[], Result]) -> Result:
+        """Call `function` until no change has overlapped the call, and return its result."""
         while True:
             before = self._changes
             if before % 2 and self._writer != threading.get_ident():
                 time.sleep(PAUSE_S)
                 continue
-            found = look()
+            result = function()
             if before == self._changes:
-                return found
+                return result
