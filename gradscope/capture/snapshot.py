@@ -149,11 +149,11 @@ class Snapshot:
         def unscaled(x: Tensor | None, like: Tensor) -> Tensor:
             return torch.zeros_like(like, dtype=kind) if x is None else x.to(kind) / factor
 
-        no_cell = len(self.final) < 2 or grad_final[1] is None
+        grad_c = grad_final[1] if len(self.state) == 2 else None
         return {
             "grad_output": unscaled(grad_output, self.output),
             "grad_h_n": unscaled(grad_final[0], self.final[0]),
-            "grad_c_n": None if no_cell else unscaled(grad_final[1], self.final[1]),
+            "grad_c_n": None if grad_c is None else unscaled(grad_c, self.final[1]),
         }
 
 
