@@ -1,20 +1,20 @@
-// Which layer: three lists at most for runs with the same layers, which stay small however many layers there are.
+// The choice of a layer: at most three lists for runs with the same layers, short for any number of layers.
 import {select} from "./controls.js";
 import {fill, h} from "./dom.js";
 import {count} from "./format.js";
 import {capital, layerTitle} from "./words.js";
 
-// All layers of some runs, each once, in the order in which they appeared.
+// All layers of several runs, each once, in order of appearance.
 export function union(runs) {
-  const found = new Map();
-  for (const run of runs) for (const layer of run.layers) if (!found.has(layer.key)) found.set(layer.key, layer);
-  const layers = [...found.values()];
+  const byKey = new Map();
+  for (const run of runs) for (const layer of run.layers) if (!byKey.has(layer.key)) byKey.set(layer.key, layer);
+  const layers = [...byKey.values()];
   const stacked = new Set(layers.filter((layer) => layer.layer > 0).map((layer) => layer.module));
   return layers.map((layer) => ({...layer, title: layerTitle(layer, stacked.has(layer.module))}));
 }
 
-// The layer of every run: of the chosen keys the first that it has; else the layer at the same place, counted from the
-// input, as the first of them has in its own run.
+// The layer of every run: the first of the chosen keys that it has; else the layer at the same place, counted from the
+// input, as the first chosen key in its own run.
 export function chosen(runs, known, keys = []) {
   const owner = [...runs, ...known].find((run) => own(run, keys[0])) ?? runs.find((run) => run.layers.length);
   const model = owner && (own(owner, keys[0]) ?? owner.layers[0]);
@@ -34,19 +34,19 @@ function atPlaceOf(run, owner, model) {
   );
 }
 
-// Of the directions and calls of a layer the one most like another.
+// The direction and call of a layer that are most similar to another.
 function closest(layers, wanted) {
   const score = (layer) => (layer.direction === wanted.direction) * 2 + (layer.chain === wanted.chain);
   return layers.reduce((a, b) => (score(b) > score(a) ? b : a), layers[0]);
 }
 
-// What is drawn of several runs, in words.
+// The drawn layers of several runs, in words.
 export function called({runs, layer, title}) {
   const names = [...new Set(runs.filter(layer).map((run) => title(layer(run).key)))];
   return `Layer${names.length > 1 ? "s" : ""} ${names.join(" and ")}, one line per run.`;
 }
 
-// The chosen keys after one was chosen for a run, and for all that have the same layers; the others keep theirs.
+// The chosen keys after a choice for one run and all runs with the same layers; other runs keep theirs.
 export const choose = (run, key, keys = []) => [key, ...keys.filter((each) => !own(run, each))];
 
 // Lists for each set of runs whose layers have the same names.
@@ -75,7 +75,7 @@ export function layerPickers(onchange) {
   };
 }
 
-// Title with direction and chain where that is needed to tell layers apart.
+// The title, with direction and chain if these distinguish layers.
 export function fullTitle(layer, layers) {
   const twins = layers.filter((each) => each.title === layer.title);
   const parts = [layer.title];

@@ -1,9 +1,9 @@
-// One column per run, side by side; columns stay while their runs do.
+// One column per run, side by side; a column stays as long as its run.
 import {fill, h} from "./dom.js";
 import {colour} from "./theme.js";
 
-// make(column, run) fills a new column and gives what the view wants back for it; it may have drop(). Where there is but
-// one run, paired columns have two figures in a row. What says(run) says stands beside the name of a run.
+// make(column, run) fills a new column and returns its object for the view, with an optional drop(). With a single run,
+// paired columns have two figures in a row. The text of says(run) is beside the name of a run.
 export function columns(parent, make, {paired = false} = {}) {
   const kept = new Map();
   const root = h("div", {class: paired ? "columns paired" : "columns"});

@@ -16,11 +16,11 @@ export function drawNorms(it, found) {
     found.clips ? "Gradient norm before and after clipping" : "Gradient norm (nothing clips)",
     found.clips
       ? `Where the lines part, ${found.how} shortened the gradient.`
-      : "The norm of the recurrent layers' gradients, as the optimizer got them.",
+      : "The norm of the recurrent layers' gradients at the optimizer.",
   );
   const usable = found.before.filter((norm) => norm > 0 && Number.isFinite(norm));
   if (!usable.length)
-    return say(it, found.steps.length ? "No positive finite norm was seen." : "No norm has been measured yet.");
+    return say(it, found.steps.length ? "No norm is positive and finite." : "No norms yet.");
   if (found.steps.length < 2) {
     const after = found.clips ? ` before, ${number(found.after[0])} after` : "";
     return say(it, onlyStep(found.steps[0], `norm ${number(usable[0])}${after}`));
@@ -40,18 +40,18 @@ export function drawNorms(it, found) {
   return draw(it, traces, shape, () => listed(found.columns), leftOut(found, chosen, broken));
 }
 
-const taken = (chosen, values) => chosen.map((place) => values[place]);
+const select = (chosen, values) => chosen.map((place) => values[place]);
 const hover = (name) => ({hovertemplate: `step %{x}: ${name} %{y:.4~g}<extra></extra>`});
 
-// The norm before and, where something clips, after.
+// The norm before and, with clipping, after.
 function courses(found, chosen) {
   const course = (name, label, values, tint) =>
-    overSteps(label, taken(chosen, found.steps), taken(chosen, values), tint, {...hover(name), line: {width: 1.3}});
+    overSteps(label, select(chosen, found.steps), select(chosen, values), tint, {...hover(name), line: {width: 1.3}});
   const before = course("before", found.clips ? "before" : "norm", found.before, colour(0));
   return found.clips ? [before, course("after", "after", found.after, colour(1))] : [before];
 }
 
-// A line across where it stayed the same, a course where it did not; limits of values are no norms.
+// A straight line for a constant threshold, else a curve; limits on values are not norms.
 function threshold(found, chosen) {
   const limits = found.kind === "norm" && found.clips ? found.columns.threshold : [];
   if (!limits.length) return {traces: [], shapes: []};
@@ -60,7 +60,7 @@ function threshold(found, chosen) {
     return {traces: [meaning(text, tones())], shapes: [reference(found.threshold, tones())]};
   }
   const look = {line: {width: 1, dash: "dash"}, ...hover("threshold")};
-  const course = line("threshold", taken(chosen, found.steps), taken(chosen, limits), tones().soft, look);
+  const course = line("threshold", select(chosen, found.steps), select(chosen, limits), tones().soft, look);
   return {traces: [course], shapes: []};
 }
 
@@ -83,7 +83,7 @@ function leftOut(found, chosen, broken) {
       `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`,
     found.unmeasured &&
       `Measured at ${count(found.before.length)} of ${plural(found.before.length + found.unmeasured, "step")}.`,
-    broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`,
+    broken.length && `${plural(broken.length, "step")} with a norm that is NaN or infinite: crosses at the top.`,
   ].filter(Boolean);
 }
 
@@ -97,13 +97,13 @@ export function drawRate(it, found) {
   describe(
     it,
     "Clip rate",
-    `Share of ${recentSteps(found, recent)} that were clipped. A brake for rare spikes stays low; near 100 % the learning rate is set by the threshold.`,
+    `Share of ${recentSteps(found, recent)} that were clipped. A brake for rare spikes stays low; near 100 % the threshold sets the length of a step.`,
   );
   it.root.hidden = !found.clips;
   if (!found.clips) return say(it, "Nothing clips in this run.");
-  if (!found.steps.length) return say(it, "No norm has been measured yet.");
+  if (!found.steps.length) return say(it, "No norms yet.");
   if (found.steps.length < 2)
-    return say(it, onlyStep(found.steps[0], found.columns.clipped[0] ? "clipped" : "left alone"));
+    return say(it, onlyStep(found.steps[0], found.columns.clipped[0] ? "clipped" : "not clipped"));
   const rate = [];
   let sum = 0;
   found.columns.clipped.forEach((clipped, place) => {
@@ -137,16 +137,16 @@ export function drawCoefficients(it, found) {
   if (!found.clips) return say(it, "Nothing clips in this run.");
   const {coefficient, clipped, step} = found.columns;
   const factors = coefficient.filter((factor, place) => clipped[place] && factor > 0 && Number.isFinite(factor));
-  if (!step.length) return say(it, "No norm has been measured yet.");
+  if (!step.length) return say(it, "No norms yet.");
   if (!factors.length)
     return say(
       it,
-      step.length > 1 ? `All ${plural(step.length, "step")} were left alone.` : "The only step was left alone.",
+      step.length > 1 ? `None of ${plural(step.length, "step")} was clipped.` : "The only step was not clipped.",
     );
   describe(
     it,
     it.parts.title.textContent,
-    `Factors by which gradients were multiplied; ${percent(1 - factors.length / step.length)} of the steps were left alone.`,
+    `Clipping's factors on the gradients; ${percent(1 - factors.length / step.length)} of the steps were not clipped.`,
   );
   const low = Math.min(0, Math.floor(Math.log10(Math.min(...factors)) * 2) / 2) || -0.5;
   const edges = Array.from({length: BINS + 1}, (_, place) => low - (low * place) / BINS);
@@ -177,13 +177,13 @@ export function drawCoefficients(it, found) {
 export function drawShare(it, found, level) {
   describe(
     it,
-    "What any threshold would have clipped",
-    "Share of these steps whose norm is above a threshold. Move the slider above to read it.",
+    "Share clipped by any threshold",
+    "The share of these steps whose norm is above a threshold. The slider above reads it.",
   );
   const norms = found.before.filter((norm) => norm > 0 && Number.isFinite(norm)).sort((a, b) => a - b);
   it.root.hidden = found.kind !== "norm";
-  if (found.kind !== "norm") return say(it, "Norms do not tell what another limit on values would do.");
-  if (!norms.length) return say(it, "No positive finite norm was seen.");
+  if (found.kind !== "norm") return say(it, "Norms cannot predict the effect of another limit on values.");
+  if (!norms.length) return say(it, "No norm is positive and finite.");
   const every = Math.max(1, Math.ceil(norms.length / DRAWN));
   const at = [...norms.keys()].filter((place) => place % every === 0 || place === norms.length - 1);
   const x = [norms[0] * 0.8, ...at.map((place) => norms[place])];

@@ -89,7 +89,7 @@ async function chosen(context) {
   };
 }
 
-// What is drawn: the chosen layer of every run, or every layer of a single run.
+// The lines: the chosen layer of every run, or every layer of a single run.
 function lines(context, view) {
   if (context.runs.length > 1 || view.table === "steps") {
     return context.runs
@@ -171,7 +171,7 @@ function drawSteps(it, members, found, view, context) {
       it,
       view.table === "layers" && view.column === "lyapunov"
         ? 'Not recorded: attach with quantities="full".'
-        : "Nothing of this was recorded, or nothing of it is finite.",
+        : "No record of this, or no finite value.",
     );
   const steps = [...new Set(found.flatMap((each) => [...each.steps]))].sort((a, b) => a - b);
   if (steps.length < 2) return say(it, onlyStep(steps[0], lastValues(members, found)));
@@ -198,7 +198,7 @@ function course(member, x, y, over, members) {
   });
 }
 
-// A layout; where 1 is a landmark there is a line for it, and its meaning among the traces.
+// A layout; if 1 is a landmark, with a line for it, and its meaning among the traces.
 function framed(view, traces, more) {
   if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
   return layout({margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, tones())] : [], ...more});
@@ -235,20 +235,20 @@ function missing(values, logarithmic) {
     logarithmic ? values.filter((value) => value === 0).length : 0,
   ];
   return [
-    nan && `${count(nan)} values are NaN or infinite, and leave gaps.`,
-    zero && `${count(zero)} values are exactly 0, which a logarithmic axis cannot show.`,
+    nan && `${count(nan)} values are NaN or infinite: gaps.`,
+    zero && `${count(zero)} values are exactly 0: a logarithmic axis cannot show them.`,
   ].filter(Boolean);
 }
 
 function drawProfile(it, members, profiles, view, context) {
   it.root.hidden = !view.curve;
   const seen = profiles.filter(Boolean);
-  if (!seen.length) return say(it, "Nothing was recorded here.");
+  if (!seen.length) return say(it, "No records here.");
   const {axis: position, step} = seen[0].head;
   describe(
     it,
     `${view.title} over ${position}, at step ${count(step)}`,
-    `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. The step is the one chosen in Gradient flow.`,
+    `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. Gradient flow chooses the step.`,
   );
   const ends = extent(profiles.map((each) => each?.arrays[view.row]));
   const logarithmic = view.logarithmic && ends !== null;

@@ -1,26 +1,26 @@
-// What a person wants to know first of a run, in words.
+// The headline of a run: whether it learns, and the most probable cause.
 import {count, rounded} from "../format.js";
 import {capital} from "../words.js";
 
 const VERDICTS = {
   learns: "The training learns",
   stalls: "The training does not learn",
-  lost: "The training has lost what it had learnt",
+  lost: "The training has lost what it learnt",
 };
 const GUESSED = {
   learns: "By the loss gradient the training seems to learn",
   stalls: "By the loss gradient the training may stall",
 };
-const STANDS = 0.9; // a loss that fell to less than this share of its beginning had fallen
+const STANDS = 0.9; // a loss below this share of its beginning has fallen
 
-// What the findings say of the training; undefined where they do not.
+// The verdict of the findings on the training; undefined without one.
 export const verdictOf = (findings) => findings?.find(({evidence}) => evidence.learning)?.evidence;
 
 export function headline({findings, loss}) {
-  const said = `${verdict(loss, verdictOf(findings))}.`;
-  if (!findings?.length) return said;
+  const sentence = `${verdict(loss, verdictOf(findings))}.`;
+  if (!findings?.length) return sentence;
   const [{layer, title}] = findings;
-  return `${said} ${layer ? title : capital(title)}.`; // the name of a layer stays as it is
+  return `${sentence} ${layer ? title : capital(title)}.`; // the name of a layer stays as it is
 }
 
 function verdict(loss, evidence) {

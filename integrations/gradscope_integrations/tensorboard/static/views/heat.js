@@ -1,5 +1,5 @@
 // The heatmap: one row of the picture per recorded step, one column per timestep. Rows are equally high, however far
-// apart the steps are: recorded steps are dense where training begins, and on an axis of steps most would not be seen.
+// apart the steps are: recorded steps are dense where training begins, and on an axis of steps most would be invisible.
 import {describe, draw, say} from "../charts.js";
 import {plain} from "../dom.js";
 import {brief, count, power} from "../format.js";
@@ -33,12 +33,12 @@ export function drawHeat(it, run, heat, scale, view, context) {
   describe(
     it,
     `${about.title}, ${rowTitle(row)}`,
-    `${capital(about.unit)} by training step, a row for each recorded one, and ${heat?.head.axis === "lag" ? "lag" : "timestep"}. ${about.hint}`,
+    `${capital(about.unit)} by training step, one row per recorded step, and ${heat?.head.axis === "lag" ? "lag" : "timestep"}. ${about.hint}`,
   );
   if (!heat) return say(it, lacking(run, about, context));
   const {steps, positions, values} = heat.arrays;
   it.zoomButton.hidden = !view.zoom;
-  if (!values.length) return say(it, "No recorded step lies within this zoom.", true);
+  if (!values.length) return say(it, "This zoom contains no recorded step.", true);
   const notes = [...leftOut(run, heat.head, steps.length, Boolean(view.zoom)), ...invalid(heat.head)];
   const key = [heat, scale.low, scale.high, tones().page, about.title, row, view.rows];
   if (it.drawn && it.drawn.every((each, place) => each === key[place])) return undefined;
@@ -94,7 +94,7 @@ function logarithms(values, {low}) {
   return values.map((value) => (value > 0 && value < Infinity ? Math.log10(value) : value === 0 ? low - 1 : NaN));
 }
 
-// Where a step stands among the rows, between two of them if it is none of theirs.
+// The place of a step among the rows, between two rows if it has none.
 function rowAt(steps, step) {
   if (!(step >= steps[0] && step <= steps[steps.length - 1])) return undefined;
   const after = steps.findIndex((each) => each >= step);
@@ -159,7 +159,7 @@ function shape({head, arrays}, {zoom, rows}) {
   });
 }
 
-// Lines through the chosen step and timestep, dark on light so that they are seen on any colour.
+// Lines through the chosen step and timestep, dark on light, visible on any colour.
 export function cursor(steps, step, t) {
   const [light, dark] = [
     {color: "rgba(255,255,255,0.7)", width: 3},

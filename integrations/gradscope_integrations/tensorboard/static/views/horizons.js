@@ -4,7 +4,7 @@ import {line, overSteps} from "../lines.js";
 import {tones} from "../theme.js";
 import {look, named, strength} from "./look.js";
 
-// The row of every layer of the table `layers` that is nearest to a step; without one the last.
+// The row of every layer in the table `layers` nearest to a step; by default the last.
 export function lastOfEach({columns: table, length}, step = Infinity) {
   const found = new Map();
   const far = (row) => Math.abs(table.step[row] - step);

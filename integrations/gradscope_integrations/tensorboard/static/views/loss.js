@@ -1,4 +1,4 @@
-// The loss of every step, and which steps were recorded: parts of the picture over time.
+// The loss of every step, and the recorded steps: parts of the picture over time.
 import {plain} from "../dom.js";
 import {count, plural, rounded} from "../format.js";
 import {extremes, line, median, overSteps} from "../lines.js";
@@ -11,7 +11,7 @@ const RISEN = 0.1;
 
 export const named = ({run, told}) => `${run.label}: ${told}`;
 
-// The loss of a run from its table `steps`; null where it is not known.
+// The loss of a run from its table `steps`; null if unknown.
 export function course(run, steps) {
   const {step, loss, nonfinite} = steps.columns;
   const seen = [...step.keys()].filter((row) => isMeasured(loss[row], nonfinite[row]));
@@ -39,14 +39,14 @@ export function course(run, steps) {
   };
 }
 
-// Where a loss was lowest that has risen again by a tenth of its fall; null where it has not.
+// The lowest point of a loss that has risen again by a tenth of its fall; else null.
 function turn(steps, smooth) {
   const lowest = smooth.reduce((best, value, at) => (value < smooth[best] ? at : best), 0);
   const [first, low, last] = [smooth[0], smooth[lowest], smooth.at(-1)];
   return low < first && last - low > RISEN * (first - low) ? {step: steps[lowest], loss: low} : null;
 }
 
-// From what to what it went, as everywhere in gradscope: the medians of the first and of the last tenth of the steps.
+// The two ends of a loss, as everywhere in gradscope: the medians of the first and of the last tenth of the steps.
 function ends(seen) {
   const [begin, end] = [seen[0][0], seen[seen.length - 1][0]];
   const part = (most) => Math.min(most, Math.max(1, Math.floor((end - begin + 1) / 10)));
@@ -62,14 +62,14 @@ function middle(values) {
 
 const inWords = (value) => (Number.isFinite(value) ? rounded(value) : "not finite");
 
-// How to read it.
+// A hint on how to read the picture.
 export function hint(found) {
   const smooth = found.some(({width}) => width > 1);
   const widest = Math.max(...found.map(({width}) => width));
-  return smooth ? `The line is the running median of ${widest} steps; faint, every step. ` : "";
+  return smooth ? `The line is the running median of ${widest} steps, the faint line every step. ` : "";
 }
 
-// Every value, faint where there is a median to look at.
+// Every value, faint behind a median.
 export function curves({run, steps, values, smooth, width, told}, lone) {
   const tint = colour(run.tint);
   const name = lone ? "loss" : named({run, told});
@@ -84,7 +84,7 @@ export function curves({run, steps, values, smooth, width, told}, lone) {
   ];
 }
 
-// Where it turned.
+// The mark at the turning point.
 export function turning({run, turn}) {
   if (!turn) return [];
   const marker = {symbol: "circle-open", size: 9, color: colour(run.tint), line: {width: 2}};
@@ -153,7 +153,7 @@ export function notes(found, {low, high}) {
     return [
       thinned && `${name}${count(thinned.length)} of ${plural(thinned.head.rows_kept, "step")} drawn, evenly spaced.`,
       outside && `${name}${plural(outside, "value")} outside the picture.`,
-      broken.length && `${name}the loss of ${plural(broken.length, "step")} was NaN or infinite: marked at the top.`,
+      broken.length && `${name}the loss of ${plural(broken.length, "step")} was NaN or infinite: crosses at the top.`,
     ].filter(Boolean);
   });
 }

@@ -1,4 +1,4 @@
-// What is wrong, how far back learning reaches at a step, and what could not be observed.
+// Findings, the reach at a step, and notes.
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {gathered} from "../csv.js";
@@ -40,7 +40,7 @@ export function mount(parent) {
   };
 }
 
-// Cards stay as they are, opened or not, while there is nothing new to say.
+// Cards stay as they are, open or not, until their content changes.
 function tell(made, run, {findings}, context) {
   const told = JSON.stringify([findings, run.live, context.state.layer, context.runs.map((each) => each.run)]);
   if (told !== made.told) showFindings(made.cards, run, findings, context);
@@ -49,15 +49,15 @@ function tell(made, run, {findings}, context) {
 
 async function read(run, context) {
   const {step} = context.state;
-  const asked = {run: run.run, step};
+  const query = {run: run.run, step};
   const hasReach = run.layers.some((layer) => layer.curves.includes("reach"));
   const [findings, notes, layers, curves, spread] = await Promise.all([
     api.stamped("findings", {run: run.run}, run.stamp),
     api.stamped("notes", {run: run.run}, run.stamp),
     api.table("layers", {run: run.run, points: 400}, run.stamp),
-    hasReach ? api.block("curves", {...asked, curve: "reach"}, run.stamp) : null,
+    hasReach ? api.block("curves", {...query, curve: "reach"}, run.stamp) : null,
     context.has(run, "reach")
-      ? api.block("profile", {...asked, tag: `reach/${context.layer(run).key}`}, run.stamp)
+      ? api.block("profile", {...query, tag: `reach/${context.layer(run).key}`}, run.stamp)
       : null,
   ]);
   return {findings, notes, curves, spread, now: lastOfEach(layers, step)};
@@ -67,10 +67,10 @@ function drawReach(it, seen, context) {
   describe(
     it,
     `Reach by lag${at(seen.flatMap(({curves}) => curves?.head.layers ?? []))}`,
-    `How much of the loss gradient is left so many steps further back. The higher, the longer the memory that can be learnt.${which(context)}`,
+    `The share of the loss gradient at each lag. The higher the curve, the longer the memory that the network can learn.${which(context)}`,
   );
   const traces = context.runs.flatMap((run, place) => reaches(run, seen[place], context));
-  if (!traces.length) return say(it, 'No reach was recorded: leave quantities as they are, or add "reach".');
+  if (!traces.length) return say(it, 'No records of reach: add "reach" to quantities.');
   const [low, high] = extent([[FLOOR, 1], ...traces.map((trace) => trace.y)]);
   const ends = [Math.max(low, high * LOWEST), high];
   traces.push(meaning("a thousandth left: the horizon", tones()));
@@ -113,9 +113,9 @@ function drawNow(it, seen, context) {
   describe(
     it,
     `Horizon of every layer${at(rows)}`,
-    "Steps back until a thousandth of the gradient is left. The pale bar is the length of the sequence; ≥ where it never falls so far.",
+    "Steps back until a thousandth of the gradient is left. The pale bar is the length of the sequence; ≥ means that the gradient never falls so far.",
   );
-  if (!rows.length) return say(it, "No layer has been recorded yet.");
+  if (!rows.length) return say(it, "No records of layers yet.");
   const several = context.runs.length > 1;
   const layers = new Set(rows.map((row) => row.key)).size;
   const height = Math.max(200, 90 + layers * (14 + 12 * context.runs.length));
@@ -170,7 +170,7 @@ function bars(run, found, offsetgroup, context) {
   ];
 }
 
-// Pale bars behind the bars they belong to.
+// Pale bars behind their bars.
 function overlaid(traces) {
   return traces.map((trace, place) => ({
     ...trace,
@@ -183,7 +183,7 @@ function overlaid(traces) {
   }));
 }
 
-// The steps of some rows, as a title says them.
+// The steps of rows, for a title.
 const at = (rows) => {
   const steps = [...new Set(rows.map(({step}) => step))];
   return steps.length ? `, at step ${steps.map(count).join(" and ")}` : "";

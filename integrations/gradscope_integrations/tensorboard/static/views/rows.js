@@ -1,4 +1,4 @@
-// What the table of runs says of each of them.
+// The content of the table of runs.
 import * as api from "../api.js";
 import {percent} from "../format.js";
 import {isMeasured} from "../words.js";
@@ -15,7 +15,7 @@ const RANKS = ["critical", "warning", "info", "healthy"];
 
 const kept = new Map();
 
-// One row for each run, read again only where there is more of the run.
+// One row for each run, read again only if the run has new data.
 export const rowsOf = (runs) => Promise.all(runs.map((run) => rowOf(run)));
 
 async function rowOf(run) {
@@ -46,7 +46,7 @@ async function read(run) {
   };
 }
 
-// What a run's name says, as lr=0.1, and what its layers are.
+// Settings in a run's name, as lr=0.1, and its layers.
 function settingsOf(run) {
   const cells = new Set(run.layers.map(({curves}) => CELLS[curves.find((curve) => curve in CELLS)] ?? "RNN"));
   return {
@@ -56,7 +56,7 @@ function settingsOf(run) {
   };
 }
 
-// Those settings that all runs have and that are not the same in all, with their values in order.
+// The settings that all runs have and that differ, with their values in order.
 export function differing(rows) {
   const names = Object.keys(rows[0]?.settings ?? {}).filter((name) => rows.every(({settings}) => name in settings));
   const values = (name) => [...new Set(rows.map(({settings}) => settings[name]))].sort(inOrder);
@@ -78,7 +78,7 @@ export function inOrder(a, b) {
   return Number(a) - Number(b) || String(a).localeCompare(String(b), "en", {numeric: true});
 }
 
-// The last horizon of the layer where that is soonest, and its course.
+// The last horizon of the layer with the shortest one, and its curve.
 function soonest(layers) {
   const [found] = lastOfEach(layers).sort(
     (a, b) => a.horizon_censored - b.horizon_censored || a.horizon - b.horizon || (Number.isNaN(a.horizon) ? 1 : -1),
@@ -96,8 +96,8 @@ function worst(findings) {
   return found && {...found, tone: tone(found), rank: RANKS.indexOf(tone(found))};
 }
 
-// The share of the steps at which gradients were clipped, of those of which that is known; what is scaled by hand was not
-// clipped, and a call whose threshold is infinite only measures.
+// The share of clipped steps among the steps of which this is known. Scaling by hand is not clipping, and a call with an
+// infinite threshold only measures.
 function clipShare(steps, clips) {
   const {step, kind, how, threshold, clipped, norm_before: norm, nonfinite} = clips.columns;
   const limits = (row) => threshold[row] !== Infinity && (kind[row] !== "modified" || how[row] === "clamped");

@@ -1,4 +1,4 @@
-// Many runs: one row each, in any order, from which a few are opened side by side.
+// Many runs: a row each, in any order, with a choice of a few to open side by side.
 import {fill, h} from "../dom.js";
 import {count, number, plural} from "../format.js";
 import {runName} from "../panels.js";
@@ -9,7 +9,7 @@ import {differing, inOrder, rowsOf, scales} from "./rows.js";
 
 const MOST = 3;
 
-// title, what a row says in words and pictures, what it is sorted by
+// title, content of a cell, sort key
 const COLUMNS = {
   run: ["Run", nameOf, ({run}) => run.place],
   loss: ["Loss", lossOf, ({loss}) => loss?.last],
@@ -42,7 +42,7 @@ export function mount(parent) {
       const columns = all(settings);
       const {sort} = context.state;
       for (const run of chosen) if (!context.runs.some((each) => each.run === run)) chosen.delete(run);
-      say.textContent = `${plural(rows.length, "run")}. Tick two or three to see them side by side; a name opens its run.`;
+      say.textContent = `${plural(rows.length, "run")}. Tick two or three to open them side by side; a name opens its run.`;
       fill(
         head,
         h("th"),
@@ -59,7 +59,7 @@ export function mount(parent) {
 
 const show = (runs) => change({runs, zoom: undefined});
 
-// The settings that differ stand behind the name, shaded by the order of their values.
+// The differing settings follow the name, shaded by the order of their values.
 function all(settings) {
   const {run, ...rest} = COLUMNS;
   const found = [...settings].map(([name, values]) => [
@@ -83,7 +83,7 @@ function heading(id, title, sort = "run") {
   return h("th", {scope: "col", "aria-sort": order}, button);
 }
 
-// What is not known comes last, in either order.
+// Unknown values come last, in either order.
 function sorted(rows, columns, sort = "run") {
   const [, , by] = columns[sort.replace(/^-/, "")] ?? columns.run;
   const known = (row) => by(row) !== undefined && by(row) !== null && !Number.isNaN(by(row));

@@ -22,7 +22,7 @@ export async function drawSpectra(it, run, {step}, context) {
   describe(
     it,
     `Eigenvalues of the recurrent weights, at step ${count(found.head.step)}`,
-    "Inside the circle a direction fades from step to step, outside it grows; on it, memory lasts.",
+    "A direction inside the circle fades from step to step, one outside grows; on the circle, memory lasts.",
   );
   const blocks = found.head.gates.map((gate) => ({
     gate,

@@ -1,4 +1,4 @@
-// Loss, horizon and findings over one axis of steps, on top of the views of one step: who moves along it moves them.
+// Loss, horizon and findings over one axis of steps, on top of the views of one step: the pointer on it moves them.
 import * as api from "../api.js";
 import {adjust, describe, draw, figure, say} from "../charts.js";
 import {nearest} from "../controls.js";
@@ -17,11 +17,11 @@ import {course, curves, hint, levels, marks, named, notes, ticks, turning} from 
 const MOST_STEPS = 20_000;
 const MOST_FINDINGS = 4; // of a run
 const TICKS = 3;
-const POINTS = 65; // at which the line of a finding is read
+const POINTS = 65; // hover points on the line of a finding
 const HIGH = {loss: 124, horizon: 84, finding: 21, tick: 8, gap: 12};
-const LOW = {...HIGH, loss: 72, horizon: 52}; // above pictures that are looked at beside it
+const LOW = {...HIGH, loss: 72, horizon: 52}; // above the pictures of a view
 
-// point(step) is called with the step under the pointer, and without one when the pointer has left.
+// Calls point(step) with the step under the pointer, and point(undefined) when the pointer leaves.
 export function mount(parent, point) {
   const words = h("div", {class: "headlines", "data-testid": "headline"});
   parent.append(words);
@@ -97,11 +97,11 @@ function drawTimeline(it, seen, context) {
 }
 
 function how(found, context) {
-  const moves = "Move along it, and what is below follows; a click stays at a step.";
+  const moves = "Move along it, and the pictures below follow; a click stays at a step.";
   return `${hint(found)}The ticks are recorded steps. ${moves}${which(context)}`;
 }
 
-// With several runs the line of a loss tells the run already.
+// With several runs the line of a loss names the run already.
 function backwards(run, layers, context) {
   const lines = horizons(run, layers, context, {yaxis: "y3"});
   return context.runs.length > 1 ? lines.map((each) => ({...each, showlegend: false, legendgroup: run.run})) : lines;
@@ -110,7 +110,7 @@ function backwards(run, layers, context) {
 const faults = ({findings}) =>
   (findings ?? []).filter(({code, evidence}) => code !== "healthy" && evidence.steps?.length);
 
-// The steps of which each finding speaks, a strip for each.
+// The steps of each finding, a strip for each.
 function spans(seen) {
   const found = seen.flatMap((each) =>
     faults(each)
@@ -132,7 +132,7 @@ function spans(seen) {
   });
 }
 
-// How high every part is, from the top.
+// The heights of the parts, from the top.
 function stacked(seen, found, high) {
   const findings = seen.reduce((sum, each) => sum + Math.min(MOST_FINDINGS, faults(each).length), 0);
   const horizon = seen.some(({recorded}) => recorded.length) ? high.horizon : 0;

@@ -1,4 +1,4 @@
-// The blocks of the recurrent weights over training: how much they stretch, and how much each step changes them.
+// The blocks of the recurrent weights over training: their spectral radius, and their change per step.
 import {describe, draw, say} from "../charts.js";
 import {gathered} from "../csv.js";
 import {plain} from "../dom.js";
@@ -17,7 +17,7 @@ const RADIUS = {
 const UPDATE = {
   column: "update",
   title: "Change of the recurrent weights by a step",
-  hint: "Norm of the change that the optimizer made at a recorded step, over the norm of the block. About a thousandth is common.",
+  hint: "The norm of the optimizer's change in a recorded step, over the norm of the block. About a thousandth is common.",
   unit: "relative change",
   logarithmic: true,
 };
@@ -62,7 +62,7 @@ function told(all, column, context) {
   return all.map((row) => `${whose(row)} ${number(row[column], 3)}`).join("; ");
 }
 
-// One axis for all blocks, so that they can be compared.
+// One axis for all blocks, for comparison.
 function upright({column, unit, logarithmic}, all) {
   const values = all.map((row) => row[column]);
   if (logarithmic) {
