@@ -11,7 +11,7 @@ from gradscope_integrations.scalars import Scalars, layer_name, recorded
 from gradscope_integrations.tensorboard import tables
 from gradscope_integrations.tensorboard.curves import curves
 from gradscope_integrations.tensorboard.events import EventFile, Point, SharedWriter
-from gradscope_integrations.tensorboard.found import as_json
+from gradscope_integrations.tensorboard.findings import as_json
 from gradscope_integrations.tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
 from gradscope_integrations.tensorboard.pace import Beat, Looks, Thinner
 from gradscope_integrations.tensorboard.state import State

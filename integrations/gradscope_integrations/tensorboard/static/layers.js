@@ -18,8 +18,8 @@ export function union(runs) {
 export function chosen(runs, known, keys = []) {
   const owner = [...runs, ...known].find((run) => own(run, keys[0])) ?? runs.find((run) => run.layers.length);
   const model = owner && (own(owner, keys[0]) ?? owner.layers[0]);
-  const found = (run) => keys.map((key) => own(run, key)).find(Boolean) ?? (model && atPlaceOf(run, owner, model));
-  return new Map(runs.map((run) => [run.run, found(run)]));
+  const pick = (run) => keys.map((key) => own(run, key)).find(Boolean) ?? (model && atPlaceOf(run, owner, model));
+  return new Map(runs.map((run) => [run.run, pick(run)]));
 }
 
 const own = (run, key) => run.layers.find((layer) => layer.key === key);
@@ -52,7 +52,7 @@ export const choose = (run, key, keys = []) => [key, ...keys.filter((each) => !o
 // Lists for each set of runs whose layers have the same names.
 export function layerPickers(onchange) {
   const root = h("div", {class: "row"});
-  const kept = new Map();
+  const pickers = new Map();
   return {
     root,
     set(runs, layers, layerOf) {
@@ -63,13 +63,13 @@ export function layerPickers(onchange) {
       const names = [...groups.values()].map((group) =>
         groups.size > 1 ? `Layer of ${group.map((run) => run.label).join(", ")}` : "Layer",
       );
-      names.filter((name) => !kept.has(name)).forEach((name) => kept.set(name, layerPicker(name)));
-      const roots = names.map((name) => kept.get(name).root);
+      names.filter((name) => !pickers.has(name)).forEach((name) => pickers.set(name, layerPicker(name)));
+      const roots = names.map((name) => pickers.get(name).root);
       if (roots.some((each, place) => root.children[place] !== each) || root.children.length > roots.length)
         fill(root, roots);
       [...groups.values()].forEach((group, place) => {
         const titled = group[0].layers.map(({key}) => layers.find((layer) => layer.key === key));
-        kept.get(names[place]).set(titled, layerOf(group[0]), (key) => onchange(group[0], key));
+        pickers.get(names[place]).set(titled, layerOf(group[0]), (key) => onchange(group[0], key));
       });
     },
   };

@@ -51,14 +51,14 @@ function read() {
       .map((each) => each.split("=").map(decoded)),
   );
   const text = (name) => words.get(PREFIX + name);
-  const found = {};
-  for (const name of TEXTS) found[name] = text(name);
-  for (const name of NUMBERS) found[name] = finite(text(name));
-  for (const name of LISTS) found[name] = text(name)?.split(",").map(decoded);
+  const values = {};
+  for (const name of TEXTS) values[name] = text(name);
+  for (const name of NUMBERS) values[name] = finite(text(name));
+  for (const name of LISTS) values[name] = text(name)?.split(",").map(decoded);
   const zoom = text("zoom")?.split(",").map(Number);
-  found.zoom = zoom?.length === 4 && zoom.every(Number.isFinite) ? zoom : undefined;
-  if (!(found.view in VIEWS)) found.view = "overview";
-  return found;
+  values.zoom = zoom?.length === 4 && zoom.every(Number.isFinite) ? zoom : undefined;
+  if (!(values.view in VIEWS)) values.view = "overview";
+  return values;
 }
 
 function hash() {

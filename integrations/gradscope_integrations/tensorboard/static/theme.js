@@ -122,10 +122,10 @@ export function rungs([low, high]) {
   const decades = Math.log10(high / low);
   if (decades > 3 || decades < 0.2) return [];
   const leading = decades > 0.9 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 3, 4, 5, 7];
-  const found = [];
+  const numbers = [];
   for (let tens = Math.floor(Math.log10(low)); tens <= Math.log10(high); tens++)
-    for (const each of leading) found.push(Number((each * 10 ** tens).toPrecision(2)));
-  return found.filter((each) => each >= low * 0.999 && each <= high * 1.001);
+    for (const each of leading) numbers.push(Number((each * 10 ** tens).toPrecision(2)));
+  return numbers.filter((each) => each >= low * 0.999 && each <= high * 1.001);
 }
 
 // An axis of ascending whole numbers, such as steps: it ends a little beyond them, without ticks in between.

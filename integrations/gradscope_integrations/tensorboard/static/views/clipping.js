@@ -41,11 +41,11 @@ export function mount(parent) {
       const now = calls.has(context.state.call) ? context.state.call : calls.keys().next().value;
       call.set([...calls], now ?? "");
       call.show(calls.size > 1);
-      const found = tables.map((table) => series(table, table.has(now) ? now : table.calls[0]?.[0]));
-      const levels = thresholds(found);
+      const data = tables.map((table) => series(table, table.has(now) ? now : table.calls[0]?.[0]));
+      const levels = thresholds(data);
       const level =
         context.state.threshold ??
-        found.find((each) => each.threshold)?.threshold ??
+        data.find((each) => each.threshold)?.threshold ??
         levels[Math.floor(levels.length / 2)];
       threshold.set(
         [...new Set([...levels, level])].sort((a, b) => a - b),
@@ -53,14 +53,14 @@ export function mount(parent) {
       );
       threshold.show(levels.length > 0);
       answer.replaceChildren(
-        ...found.map((each, place) => answered(each, level, context.runs[place], context.runs.length > 1)),
+        ...data.map((each, place) => answered(each, level, context.runs[place], context.runs.length > 1)),
       );
       await Promise.all(
         perRun(context.runs).flatMap((made, place) => [
-          drawNorms(made.norms, found[place]),
-          drawRate(made.rate, found[place]),
-          drawShare(made.share, found[place], level),
-          drawCoefficients(made.coefficients, found[place]),
+          drawNorms(made.norms, data[place]),
+          drawRate(made.rate, data[place]),
+          drawShare(made.share, data[place], level),
+          drawCoefficients(made.coefficients, data[place]),
         ]),
       );
     },
@@ -111,8 +111,8 @@ function series({clips, steps}, call) {
 }
 
 // The places of the slider: evenly spaced in decades over the observed norms, and the thresholds in use.
-function thresholds(found) {
-  const usable = found.filter((each) => each.kind === "norm");
+function thresholds(data) {
+  const usable = data.filter((each) => each.kind === "norm");
   const norms = usable.flatMap((each) => each.before).filter((norm) => norm > 0 && Number.isFinite(norm));
   if (!norms.length) return [];
   const [low, high] = norms
@@ -132,16 +132,16 @@ export function wouldClip(norms, threshold) {
   return finite.filter((norm) => threshold / (norm + 1e-6) < 1).length / finite.length;
 }
 
-function answered(found, level, run, several) {
+function answered(data, level, run, several) {
   const name = several ? h("b", {class: "name"}, run.label) : null;
-  if (!found.steps.length) return h("span", {}, name, "No norms yet.");
-  if (found.kind !== "norm")
+  if (!data.steps.length) return h("span", {}, name, "No norms yet.");
+  if (data.kind !== "norm")
     return h("span", {}, name, "This run clips by value: norms cannot predict the effect of another limit.");
-  if (!found.before.some(Number.isFinite)) return h("span", {}, name, "No norm is finite.");
-  const share = found.clips ? found.columns.clipped.filter(Boolean).length / found.steps.length : 0;
-  const now = found.clips
+  if (!data.before.some(Number.isFinite)) return h("span", {}, name, "No norm is finite.");
+  const share = data.clips ? data.columns.clipped.filter(Boolean).length / data.steps.length : 0;
+  const now = data.clips
     ? [
-        `; the present threshold, ${number(found.threshold, 3)}, has clipped `,
+        `; the present threshold, ${number(data.threshold, 3)}, has clipped `,
         h("b", {"data-testid": "clipped-now"}, percent(share)),
         ".",
       ]
@@ -151,8 +151,8 @@ function answered(found, level, run, several) {
     {},
     name,
     `A threshold of ${number(level, 3)} would have clipped `,
-    h("b", {"data-testid": "would-clip"}, percent(wouldClip(found.before, level))),
-    ` of ${plural(found.before.length, found.unmeasured ? "measured step" : "step")}`,
+    h("b", {"data-testid": "would-clip"}, percent(wouldClip(data.before, level))),
+    ` of ${plural(data.before.length, data.unmeasured ? "measured step" : "step")}`,
     now,
   );
 }

@@ -21,11 +21,11 @@ const SEE = {
 export function showFindings(parent, run, {step, findings}, context) {
   const words = waiting(run, findings);
   if (words) return fill(parent, h("p", {class: "card soft"}, words));
-  const seen = h("p", {class: "soft small"}, `As of step ${count(step)}`);
+  const data = h("p", {class: "soft small"}, `As of step ${count(step)}`);
   fill(
     parent,
     findings.map((finding) => card(finding, run, context)),
-    run.live ? seen : null,
+    run.live ? data : null,
   );
 }
 
@@ -106,9 +106,9 @@ function shown(value) {
 }
 
 // One list for each run with notes; open lists stay open.
-export function showNotes(parent, seen, context) {
+export function showNotes(parent, data, context) {
   const opened = new Set([...parent.querySelectorAll("details[open]")].map((each) => each.dataset.run));
-  const lists = context.runs.map((run, place) => notesOf(run, seen[place], opened.has(run.run), context));
+  const lists = context.runs.map((run, place) => notesOf(run, data[place], opened.has(run.run), context));
   fill(parent, lists);
 }
 

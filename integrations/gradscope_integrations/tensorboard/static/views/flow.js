@@ -100,11 +100,11 @@ function profile(run, {curve, step}, context) {
 }
 
 async function drawPanel(made, run, heats, profiles, place, view, context) {
-  const [found, line] = [heats[place], profiles[place]];
+  const [result, line] = [heats[place], profiles[place]];
   const scale = scaleOf(heats, view);
-  made.steps = found ? [...found.arrays.steps] : [];
+  made.steps = result ? [...result.arrays.steps] : [];
   made.walk = (event) => walk(event, made.steps, line ? [...line.arrays.positions] : [], view.step);
-  await drawHeat(made.heat, run, found, scale, view, context);
+  await drawHeat(made.heat, run, result, scale, view, context);
   await drawProfile(made.profile, line, profiles, view, context);
   await drawSpectra(made.spectra, run, view, context);
   await adjust(made.heat, {shapes: cursor(made.steps, line?.head.step, context.state.t)});
@@ -136,16 +136,16 @@ function zoomed(event, made) {
 function readOut(readout, context, {curve, row}, profiles) {
   const {t} = context.state;
   const parts = context.runs.flatMap((run, place) => {
-    const found = profiles[place];
-    if (!found) return [];
-    const {positions, ...values} = found.arrays;
+    const result = profiles[place];
+    if (!result) return [];
+    const {positions, ...values} = result.arrays;
     const at = t === undefined ? -1 : positions.indexOf(t);
     const name = context.runs.length > 1 ? `${run.label}: ` : "";
-    const where = `${name}step ${count(found.head.step)}`;
+    const where = `${name}step ${count(result.head.step)}`;
     if (at < 0)
       return t === undefined
         ? [h("b", {}, `${where}. `)]
-        : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(found.head.axis)} ${t}`))];
+        : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(result.head.axis)} ${t}`))];
     const rows = rowsOf(curve).map((each) =>
       h(
         "span",
@@ -157,8 +157,8 @@ function readOut(readout, context, {curve, row}, profiles) {
     return [
       h(
         "span",
-        {"data-run": run.run, "data-step": found.head.step, "data-t": t},
-        h("b", {class: "name"}, `${where}, ${found.head.axis} ${t}`),
+        {"data-run": run.run, "data-step": result.head.step, "data-t": t},
+        h("b", {class: "name"}, `${where}, ${result.head.axis} ${t}`),
         rows,
       ),
     ];

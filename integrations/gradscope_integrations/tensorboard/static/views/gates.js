@@ -103,8 +103,8 @@ function chosenStep(step, place) {
 function courses(run, columns, gates, context) {
   const own = gates.filter((gate) => columns.gate.includes(gate));
   return own.flatMap((gate) => {
-    const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
-    const take = (name) => found.map((row) => columns[name][row]);
+    const places = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
+    const take = (name) => places.map((row) => columns[name][row]);
     return styles(context, run).map(([side, name, tint, dash]) =>
       overSteps(name, take("step"), take(side), tint, {
         ...inTile(gates.indexOf(gate)),

@@ -27,8 +27,8 @@ function verdict(loss, evidence) {
   if (loss && !Number.isFinite(loss.last)) return `The training diverges: loss ${rounded(loss.first)} → not finite`;
   const known = evidence && (evidence.loss ? VERDICTS : GUESSED)[evidence.learning];
   if (!loss) return known ?? "Whether the training learns is not known yet";
-  if (!known) return `The loss ${loss.told.includes("→") ? "goes" : "is"} ${loss.told}`;
+  if (!known) return `The loss ${loss.summary.includes("→") ? "goes" : "is"} ${loss.summary}`;
   const stopped = evidence.learning === "stalls" && loss.last < STANDS * loss.first;
   const lowest = loss.turn ? `, lowest ${rounded(loss.turn.loss)} at step ${count(loss.turn.step)}` : "";
-  return `${stopped ? "The loss has stopped falling" : known}: loss ${loss.told}${lowest}`;
+  return `${stopped ? "The loss has stopped falling" : known}: loss ${loss.summary}${lowest}`;
 }

@@ -128,8 +128,8 @@ function bar(scale, about) {
 }
 
 function ticksOf({low, high}) {
-  const found = rungs([10 ** low, 10 ** high]).map(Math.log10);
-  if (found.length > 1) return found;
+  const marks = rungs([10 ** low, 10 ** high]).map(Math.log10);
+  if (marks.length > 1) return marks;
   const span = high - low;
   if (span < 1.5) return [low, (low + high) / 2, high];
   const every = Math.ceil(span / 6);
@@ -176,15 +176,15 @@ export function cursor(steps, step, t) {
 
 function long({head, arrays}, row) {
   const {steps, positions, values, padded} = arrays;
-  const found = {step: [], [head.axis]: [], [row]: []};
+  const columns = {step: [], [head.axis]: [], [row]: []};
   steps.forEach((step, at) =>
     positions.forEach((position, column) => {
       const value = values[at * positions.length + column];
       if (Number.isNaN(value) && column >= positions.length - padded[at]) return;
-      found.step.push(step);
-      found[head.axis].push(position);
-      found[row].push(value);
+      columns.step.push(step);
+      columns[head.axis].push(position);
+      columns[row].push(value);
     }),
   );
-  return Object.entries(found).map(([name, each]) => ({name, values: each}));
+  return Object.entries(columns).map(([name, each]) => ({name, values: each}));
 }

@@ -5,15 +5,15 @@ import {band, extent, line, meaning, reference} from "../lines.js";
 import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, rowTitle} from "../words.js";
 
-export function drawProfile(it, found, profiles, view, context) {
+export function drawProfile(it, result, profiles, view, context) {
   const {about} = view;
   const hint = about.share
     ? "Shares of units at the limits, and the mean activation."
     : "Median over the analysed sequences; the band holds the middle 80 % of them.";
-  const where = found ? ` over ${found.head.axis}, at step ${count(found.head.step)}` : "";
+  const where = result ? ` over ${result.head.axis}, at step ${count(result.head.step)}` : "";
   describe(it, `${about.title}${where}`, hint);
-  if (!found) return say(it, "No records here.");
-  const {positions, ...values} = found.arrays;
+  if (!result) return say(it, "No records here.");
+  const {positions, ...values} = result.arrays;
   const range = about.share
     ? [profiles.some((each) => each?.arrays.mean.some((value) => value < 0)) ? -1.05 : -0.03, 1.03]
     : together(profiles);
@@ -30,10 +30,10 @@ export function drawProfile(it, found, profiles, view, context) {
   return draw(
     it,
     traces,
-    shape(found, range, view, context),
+    shape(result, range, view, context),
     () => [
-      {name: "step", values: Array(positions.length).fill(found.head.step)},
-      {name: found.head.axis, values: [...positions]},
+      {name: "step", values: Array(positions.length).fill(result.head.step)},
+      {name: result.head.axis, values: [...positions]},
       ...names.map((name) => ({name, values: [...values[name]]})),
     ],
     notes,

@@ -62,11 +62,11 @@ const show = (runs) => change({runs, zoom: undefined});
 // The differing settings follow the name, shaded by the order of their values.
 function all(settings) {
   const {run, ...rest} = COLUMNS;
-  const found = [...settings].map(([name, values]) => [
+  const columns = [...settings].map(([name, values]) => [
     `setting ${name}`,
     [name, (row) => [shaded(row.settings[name], values)], (row) => values.indexOf(row.settings[name])],
   ]);
-  return {run, ...Object.fromEntries(found), ...rest};
+  return {run, ...Object.fromEntries(columns), ...rest};
 }
 
 function shaded(value, values) {
@@ -87,12 +87,12 @@ function heading(id, title, sort = "run") {
 function sorted(rows, columns, sort = "run") {
   const [, , by] = columns[sort.replace(/^-/, "")] ?? columns.run;
   const known = (row) => by(row) !== undefined && by(row) !== null && !Number.isNaN(by(row));
-  const found = rows.filter(known).sort((a, b) => inOrder(by(a), by(b)));
-  return [...(sort.startsWith("-") ? found.reverse() : found), ...rows.filter((row) => !known(row))];
+  const ordered = rows.filter(known).sort((a, b) => inOrder(by(a), by(b)));
+  return [...(sort.startsWith("-") ? ordered.reverse() : ordered), ...rows.filter((row) => !known(row))];
 }
 
 function line(row, columns, ticked) {
-  const cells = Object.entries(columns).map(([id, [, told]]) => h("td", {"data-column": id}, told(row)));
+  const cells = Object.entries(columns).map(([id, [, content]]) => h("td", {"data-column": id}, content(row)));
   return h("tr", {"data-testid": "runs-row", "data-run": row.run.run}, h("td", {}, ticked), cells);
 }
 
@@ -124,7 +124,7 @@ function picture(run, {steps, values}, scale, label) {
 
 function lossOf({run, loss, scale}) {
   if (!loss) return ["–"];
-  return [picture(run, {...loss, values: loss.smooth}, scale.loss, "loss"), h("span", {}, loss.told)];
+  return [picture(run, {...loss, values: loss.smooth}, scale.loss, "loss"), h("span", {}, loss.summary)];
 }
 
 function horizonOf({run, horizon, scale}) {
@@ -133,13 +133,13 @@ function horizonOf({run, horizon, scale}) {
   return [picture(run, horizon, scale.horizon, "horizon"), h("span", {}, words)];
 }
 
-function findingOf({finding, said}) {
-  return [finding ? h("span", {class: `badge ${finding.tone}`, title: finding.title}, said.finding) : said.finding];
+function findingOf({finding, texts}) {
+  return [finding ? h("span", {class: `badge ${finding.tone}`, title: finding.title}, texts.finding) : texts.finding];
 }
 
-function clippedOf({clipped, said}) {
+function clippedOf({clipped, texts}) {
   const bar = h("i", {class: "share", style: {"--share": `${100 * clipped}%`}});
-  return [Number.isFinite(clipped) ? bar : null, h("span", {}, said.clipped)];
+  return [Number.isFinite(clipped) ? bar : null, h("span", {}, texts.clipped)];
 }
 
 function recordedOf({run: {state}}) {

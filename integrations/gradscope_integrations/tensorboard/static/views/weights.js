@@ -35,10 +35,10 @@ function drawBlocks(it, about, tables, context) {
     return undefined;
   }
   describe(it, about.title, about.hint);
-  const found = context.runs.map((run, place) => rows(run, tables[place].columns, column));
-  const all = found.flat();
+  const series = context.runs.map((run, place) => rows(run, tables[place].columns, column));
+  const all = series.flat();
   const steps = [...new Set(all.map(({step}) => step))].sort((a, b) => a - b);
-  if (steps.length < 2) return say(it, onlyStep(steps[0], told(all, column, context)));
+  if (steps.length < 2) return say(it, onlyStep(steps[0], inWords(all, column, context)));
   const grid = frame(
     it,
     gates,
@@ -48,7 +48,7 @@ function drawBlocks(it, about, tables, context) {
   );
   grid.showlegend = context.runs.length > 1;
   if (!about.logarithmic) grid.shapes = gates.map((_, place) => one(place));
-  const traces = context.runs.flatMap((run, place) => courses(run, found[place], gates, column));
+  const traces = context.runs.flatMap((run, place) => courses(run, series[place], gates, column));
   return draw(it, traces, grid, () => gathered(all));
 }
 
@@ -57,7 +57,7 @@ function rows(run, {step, gate, ...columns}, column) {
   return known.map((row) => ({run: run.label, step: step[row], gate: gate[row], [column]: columns[column][row]}));
 }
 
-function told(all, column, context) {
+function inWords(all, column, context) {
   const whose = (row) => (context.runs.length > 1 ? `${row.run}, ${row.gate}` : row.gate);
   return all.map((row) => `${whose(row)} ${number(row[column], 3)}`).join("; ");
 }
@@ -84,10 +84,10 @@ function one(place) {
   return reference(1, tones(), {xref: x.short, yref: y.short});
 }
 
-function courses(run, found, gates, column) {
-  const own = gates.filter((gate) => found.some((row) => row.gate === gate));
+function courses(run, series, gates, column) {
+  const own = gates.filter((gate) => series.some((row) => row.gate === gate));
   return own.map((gate) => {
-    const mine = found.filter((row) => row.gate === gate);
+    const mine = series.filter((row) => row.gate === gate);
     const [steps, values] = [mine.map(({step}) => step), mine.map((row) => row[column])];
     return overSteps(run.label, steps, values, colour(run.tint), {
       ...inTile(gates.indexOf(gate)),
