@@ -113,11 +113,11 @@ class TensorBoardSink:
                 self._hurry.wait(GATHER_S)
                 self._hurry.clear()
                 self._bell.clear()
-            self._empty()
-        self._empty()
+            self._drain()
+        self._drain()
         self._writing.close()
 
-    def _empty(self) -> None:
+    def _drain(self) -> None:
         """Write the present queue."""
         for _ in range(len(self._waiting)):
             batch = self._waiting.popleft()
