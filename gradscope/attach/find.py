@@ -80,7 +80,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     what = f"{name or 'the model'!s} ({type(module).__name__})"
     if _scripted_name(module) is not None:
         raise AttachError(
-            f"{what} is compiled by TorchScript, which runs without Python: nothing of it can be observed. Attach to "
+            f"{what} is compiled by TorchScript, which runs without Python: gradscope cannot observe it. Attach to "
             "the model before torch.jit.script or torch.jit.trace, set PYTORCH_JIT=0 in the environment, or leave it "
             f"out with exclude={name!r}."
         )
