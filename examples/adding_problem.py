@@ -1,8 +1,8 @@
 """The adding problem (Hochreiter & Schmidhuber 1997): add two marked numbers of a long sequence of random ones.
 
-Every step brings a number in [0, 1] and a mark. One step of each half is marked, and the sum of their two numbers is
-asked for at the end. Who cannot remember predicts 1 and has the mean squared error 1/6. The textbook says: what lies
-beyond the gradient's horizon is not learnt, and an orthogonal U, or the gates of LSTM and GRU, move the horizon out.
+Every step brings a number in [0, 1] and a mark. One step of each half has a mark, and the task asks for the sum of
+their two numbers at the end. A network without memory predicts 1 and has the mean squared error 1/6. The textbook says:
+a network learns nothing beyond the gradient's horizon, and an orthogonal U, or the gates of LSTM and GRU, extend it.
 
     python examples/adding_problem.py --length 100 --updates 3000 --out pictures
 """
@@ -31,7 +31,7 @@ NETWORKS: dict[str, Callable[[int], nn.RNNBase]] = {
 
 
 def batch(size: int, length: int) -> tuple[Tensor, Tensor]:
-    """Sequences [size, length, 2] and the sums asked for, [size]."""
+    """Sequences [size, length, 2] and their sums, [size]."""
     numbers, marks, rows = torch.rand(size, length), torch.zeros(size, length), torch.arange(size)
     half = length // 2
     marks[rows, torch.randint(0, half, (size,))] = 1
@@ -40,7 +40,7 @@ def batch(size: int, length: int) -> tuple[Tensor, Tensor]:
 
 
 class Adder(nn.Module):
-    """A recurrent layer, and the sum read from its last output."""
+    """A recurrent layer, and a linear read-out of its last output."""
 
     def __init__(self, rnn: nn.RNNBase) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Adder(nn.Module):
 
 
 def train(model: Adder, length: int, updates: int) -> tuple[gradscope.Run, float]:
-    """Ten recorded steps, evenly spaced, and the mean squared error on new sequences."""
+    """Train with ten recorded steps, evenly spaced; return the run and the mean squared error on new sequences."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
     with gradscope.attach(model, every=max(1, updates // 9)) as scope:
         for _ in range(updates):
@@ -67,18 +67,18 @@ def train(model: Adder, length: int, updates: int) -> tuple[gradscope.Run, float
 
 
 def describe(name: str, run: gradscope.Run, loss: float) -> tuple[bool, bool]:
-    """Print one row; whether the horizon ever spanned the sequence, and whether the task was learnt."""
+    """Print one row; return whether the horizon ever spanned the sequence, and whether the network learnt the task."""
     layers = run.frame("layers")
     horizons = [f"{row.horizon:.0f}{'+' if row.horizon_censored else ''}" for row in layers.itertuples()]
     spans, learnt = bool(layers["horizon_censored"].any()), loss < LEARNT * BASELINE
-    said = "yes" if learnt else "no"
+    verdict = "yes" if learnt else "no"
     decays = f"{layers['decay'].iloc[0]:>10.3f}{layers['decay'].iloc[-1]:>10.3f}"
-    print(f"{name:<16}{horizons[0]:>9}{horizons[-1]:>9}{decays}{loss:>9.4f}{loss / BASELINE:>10.2f}{said:>8}")
+    print(f"{name:<16}{horizons[0]:>9}{horizons[-1]:>9}{decays}{loss:>9.4f}{loss / BASELINE:>10.2f}{verdict:>8}")
     return spans, learnt
 
 
 def draw(runs: dict[str, gradscope.Run], path: Path) -> None:
-    """The horizon of every network over training."""
+    """Draw the horizon of every network over training."""
     from matplotlib.figure import Figure
 
     from gradscope import plot

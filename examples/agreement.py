@@ -1,8 +1,8 @@
 """The verb must agree with a subject k words back, with other nouns in between: error by k against the horizon.
 
 Sentences begin like "near the door the keys behind the cabinet below the ships"; the next word is "is" or "are", and
-only the noun without a preposition says which. An RNN and an LSTM learn it, and gradscope measures how far back their
-gradients reach: they must reach the subject to learn from it, which is not to say that they will.
+only the noun without a preposition decides. An RNN and an LSTM learn it, and gradscope measures how far back their
+gradients reach: reaching the subject is necessary for learning from it, and not sufficient.
 
     python examples/agreement.py
     python examples/agreement.py --data english.tab.gz
@@ -32,7 +32,7 @@ PLACES = ["near", "behind", "above", "below", "beside"]
 
 
 class Sentence(NamedTuple):
-    """What comes before the verb, whether the verb is plural, and how many words back its subject is."""
+    """The words before the verb, the number of the verb, and the distance of its subject in words."""
 
     words: list[str]
     plural: bool
@@ -44,13 +44,13 @@ def places(count: int) -> list[str]:
 
 
 def generate(count: int, longest: int) -> list[Sentence]:
-    """Nouns of either number stand between subject and verb, 3 words each, and before the subject as well."""
-    found: list[Sentence] = []
+    """Generate sentences with nouns of either number between subject and verb, 3 words each, and before the subject."""
+    sentences: list[Sentence] = []
     for _ in range(count):
         plural, between = random.random() < 0.5, random.randrange((longest - 1) // 3 + 1)
         words = [*places(random.randrange(2)), "the", random.choice(MANY if plural else NOUNS), *places(between)]
-        found.append(Sentence(words, plural, 3 * between + 1))
-    return found
+        sentences.append(Sentence(words, plural, 3 * between + 1))
+    return sentences
 
 
 def read(path: str) -> list[Sentence]:

@@ -1,7 +1,7 @@
 """Attention beside an LSTM: how far back the gradient reaches, by one definition for both.
 
-The first symbol of a sequence has to be named at its end, behind random ones. Both encoders are observed by their
-positions: the gradient that enters the output at the end, and what it leaves at the input so many positions earlier.
+The task is to name the first symbol of a sequence at its end, after random ones. gradscope observes both encoders by
+their positions: the gradient that enters the output at the end, and its share at the input at each lag.
 
     python examples/attention.py
 """
@@ -20,7 +20,7 @@ SYMBOLS = 4
 
 
 class Attention(nn.Module):
-    """A Transformer encoder whose every position sees itself and all before it."""
+    """A Transformer encoder with a causal mask."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Copy memory (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016): say some symbols again after a pause.
+"""Copy memory (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016): repeat some symbols after a pause.
 
-Some symbols come first, then `lag` blanks, the last of them a signal; then the symbols are to be named in their order.
-Who cannot remember guesses, with a loss of ln 8 for 8 symbols. The loss is on the recall alone, so that all gradient
-enters there, and has to pass the pause to be of use. The textbook says: an orthogonal U, and gates that start open
-(chrono: with memories of up to two pauses), carry it across, and then the task is learnt.
+Some symbols come first, then `lag` blanks, the last of them a signal; then the network has to name the symbols in
+order. A network without memory guesses, with a loss of ln 8 for 8 symbols. The loss is on the recall alone, so that all
+gradient enters there, and has to cross the pause. The textbook says: an orthogonal U, and gates that start open
+(chrono: with memories of up to two pauses), carry it across, and the network learns the task.
 
     python examples/copy_memory.py --lag 40 --updates 3000 --out pictures
 """
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import gradscope
 from gradscope.cells import chrono_, forget_bias_, orthogonal_
 
-SYMBOLS, LENGTH = 8, 2  # kinds of symbols, and how many are to be remembered
+SYMBOLS, LENGTH = 8, 2  # kinds of symbols, and number to remember
 BLANK, SIGNAL = SYMBOLS, SYMBOLS + 1
 LEARNT = 0.25  # of the loss of guessing, at most
 
@@ -36,7 +36,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.RNNBase]] = {
 
 
 def batch(size: int, lag: int) -> tuple[Tensor, Tensor]:
-    """Sequences [size, lag + 2 LENGTH, SYMBOLS + 2], one-hot, and the symbols to be recalled, [size, LENGTH]."""
+    """Sequences [size, lag + 2 LENGTH, SYMBOLS + 2], one-hot, and the symbols to recall, [size, LENGTH]."""
     symbols = torch.randint(0, SYMBOLS, (size, LENGTH))
     x = torch.full((size, lag + 2 * LENGTH), BLANK)
     x[:, :LENGTH] = symbols
@@ -45,7 +45,7 @@ def batch(size: int, lag: int) -> tuple[Tensor, Tensor]:
 
 
 class Copier(nn.Module):
-    """A recurrent layer, and the scores of the symbols, [size, SYMBOLS, LENGTH], read at the last steps."""
+    """A recurrent layer, and scores of the symbols, [size, SYMBOLS, LENGTH], at the last steps."""
 
     def __init__(self, rnn: nn.RNNBase) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Copier(nn.Module):
 
 
 def train(model: Copier, lag: int, updates: int) -> tuple[gradscope.Run, float, float]:
-    """Ten recorded steps, evenly spaced, and the loss and the share of symbols recalled on new sequences."""
+    """Train with ten recorded steps, evenly spaced; return the run, and loss and recall on new sequences."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     with gradscope.attach(model, every=max(1, updates // 9)) as scope:
         for _ in range(updates):
@@ -73,7 +73,7 @@ def train(model: Copier, lag: int, updates: int) -> tuple[gradscope.Run, float, 
 
 
 def draw(runs: dict[str, gradscope.Run], path: Path) -> None:
-    """The reach of every network before training."""
+    """Draw the reach of every network before training."""
     from matplotlib.figure import Figure
 
     from gradscope import plot

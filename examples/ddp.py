@@ -1,9 +1,9 @@
-"""A distributed training in which one process has bad data, and the run that all of them write together.
+"""A distributed training with bad data in one process, and the common run of all processes.
 
     torchrun --nproc_per_node 2 examples/ddp.py [--steps N] [--logdir DIR]
 
-Every process attaches to its own replica and writes its own part of one folder; nothing is exchanged for it. Gradients
-are averaged before the optimizer sees them, so all processes end up with NaN. The run says where it began.
+Every process attaches to its own replica and writes its own part of one folder, without communication. DDP averages
+gradients before the optimizer steps, so all processes end up with NaN. The run names the process where NaN began.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import gradscope
 
 
 class Tagger(nn.Module):
-    """Says for each timestep whether the sum of the input so far is positive."""
+    """Predicts for each timestep whether the sum of the input so far is positive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ def train(steps: int, logdir: str, spoil_at: int) -> None:
             optimizer.zero_grad()
             nn.functional.binary_cross_entropy_with_logits(parallel(x), target).backward()
             optimizer.step()
-    dist.barrier()  # after the training: every part is written now
+    dist.barrier()  # after the training: every part is complete now
 
 
-def tell(logdir: str) -> None:
+def report(logdir: str) -> None:
     run = gradscope.load(logdir)
     steps = run.frame("steps")
     print(steps.loc[steps["step"] == steps["step"].max(), ["rank", "grad_norm", "nonfinite"]].to_string(index=False))
@@ -73,7 +73,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     train(options.steps, options.logdir, spoil_at=options.steps * 3 // 4)
     if dist.get_rank() == 0:
-        tell(options.logdir)
+        report(options.logdir)
     dist.destroy_process_group()
 
 

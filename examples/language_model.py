@@ -1,8 +1,8 @@
 """A language model of characters by truncated backpropagation, clipped by norm, by value, and not at all.
 
-Clipping by norm makes a gradient shorter and keeps its direction; clipping by value bends it. The table has the norms
-as gradscope saw them at every step, and the cosine between the gradient before and after, measured here. The recurrent
-part, the norm of the gradient of the recurrent layer, is as the optimizer was given it.
+Clipping by norm makes a gradient shorter and keeps its direction; clipping by value bends it. The table has
+gradscope's norms of every step, and the cosine between the gradient before and after, measured here. The recurrent part
+is the norm of the recurrent layer's gradient at the optimizer.
 
     python examples/language_model.py
     python examples/language_model.py --data text.txt
@@ -27,7 +27,7 @@ Parameters = list[nn.Parameter]
 
 
 class LanguageModel(nn.Module):
-    """Scores of the next character at every step, and the state to go on from."""
+    """Scores of the next character at every step, and the state for the next chunk."""
 
     def __init__(self, characters: int, hidden: int) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class LanguageModel(nn.Module):
 
 
 def vector(parameters: Parameters) -> Tensor:
-    """All gradients in one."""
+    """All gradients as one vector."""
     return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
 def train(text: Tensor, characters: int, steps: int, hidden: int, clip: Callable[[Parameters], object]) -> pd.Series:
-    """Train along parallel streams of the text; the state is carried on and the gradient is not."""
+    """Train along parallel streams of the text, carrying on the state without its gradient."""
     torch.manual_seed(0)
     model = LanguageModel(characters, hidden)
     parameters = list(model.parameters())
@@ -91,7 +91,7 @@ def summary(run: gradscope.Run, cosines: list[float], loss: float) -> pd.Series:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="text file; by default what Python's help() has to say")
+    parser.add_argument("--data", type=Path, help="text file; by default the texts of Python's help()")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--norm", type=float, default=0.5, help="largest norm of all gradients together")
@@ -105,9 +105,9 @@ def main() -> None:
         "by norm": lambda parameters: nn.utils.clip_grad_norm_(parameters, options.norm),
         "by value": lambda parameters: nn.utils.clip_grad_value_(parameters, options.value),
     }
-    found = {name: train(encoded, len(numbers), options.steps, options.hidden, clip) for name, clip in ways.items()}
+    columns = {name: train(encoded, len(numbers), options.steps, options.hidden, clip) for name, clip in ways.items()}
     print(f"{options.steps} steps over {len(text)} characters, {CHUNK} at a time; clipping:\n")
-    print(pd.DataFrame(found).to_string(na_rep="-", float_format="{:.3f}".format))
+    print(pd.DataFrame(columns).to_string(na_rep="-", float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

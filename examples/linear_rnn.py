@@ -1,4 +1,4 @@
-"""Linear RNN: gradients are multiplied by |lambda| at every step, and training moves the eigenvalues.
+"""Linear RNN: every step multiplies gradients by |lambda|, and training moves the eigenvalues.
 
     h_t = U h_{t-1} + W x_t,    so that dh_{t+k}/dh_t = U^k
 
@@ -27,7 +27,7 @@ RADIUS, FREQUENCY = 0.95, 0.6  # r and w of the bell
 
 
 def watch_once(u: Tensor, steps: int) -> gradscope.Run:
-    """One backward pass through a linear RNN with this U; the loss is on the last state."""
+    """Run one backward pass through a linear RNN with this U; the loss is on the last state."""
     rnn = Recurrent(LinearCell, 2, len(u), dtype=torch.float64)
     rnn.cells[0].weight_hh.data = u
     with gradscope.attach(rnn, every=1, quantities="full") as scope:
@@ -37,12 +37,12 @@ def watch_once(u: Tensor, steps: int) -> gradscope.Run:
 
 
 def compare(size: int, steps: int) -> None:
-    """|lambda|^k beside the measured gain and reach, and ln |lambda| beside the rates at which they grow."""
+    """Print |lambda|^k beside the measured gain and reach, and ln |lambda| beside their growth rates."""
     print(f"{'U':<10}{'|lambda|':>9}{'k':>5}{'|lambda|^k':>14}{'gain':>14}{'reach':>14}")
-    found = {"lambda Q": orthogonal_(LinearCell(0, size, dtype=torch.float64)).weight_hh.data}
-    found["random"] = torch.randn(size, size, dtype=torch.float64)
+    matrices = {"lambda Q": orthogonal_(LinearCell(0, size, dtype=torch.float64)).weight_hh.data}
+    matrices["random"] = torch.randn(size, size, dtype=torch.float64)
     rates = []
-    for kind, u in found.items():
+    for kind, u in matrices.items():
         for modulus in (0.8, 1.0, 1.1):
             run = watch_once(u * modulus / torch.linalg.eigvals(u).abs().max(), steps)
             gain = run.frame("timesteps", quantity="gain")["p50"].to_numpy()[::-1]  # now by k, as t = T - 1 - k
@@ -59,7 +59,7 @@ def compare(size: int, steps: int) -> None:
 
 
 def train(updates: int, steps: int) -> gradscope.Run:
-    """A linear RNN with two units learns to ring like the bell."""
+    """Train a linear RNN with two units to ring like the bell."""
     torch.manual_seed(1)
     k = torch.arange(steps)
     response = RADIUS**k * torch.cos(FREQUENCY * k)
@@ -77,7 +77,7 @@ def train(updates: int, steps: int) -> gradscope.Run:
 
 
 def show(run: gradscope.Run) -> None:
-    """The eigenvalues at every recorded step."""
+    """Print the eigenvalues at every recorded step."""
     print(f"\n{'step':>5}{'eigenvalues of U':>36}{'largest |lambda|':>18}{'from target':>13}")
     target = RADIUS * exp(1j * FREQUENCY)
     for step, rows in run.frame("spectra").groupby("step"):
@@ -89,7 +89,7 @@ def show(run: gradscope.Run) -> None:
 
 
 def draw(run: gradscope.Run, path: Path) -> None:
-    """The paths of the eigenvalues in the complex plane."""
+    """Draw the paths of the eigenvalues in the complex plane."""
     from matplotlib.figure import Figure
 
     from gradscope import plot

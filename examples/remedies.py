@@ -1,8 +1,8 @@
 """The remedies for vanishing gradients, one by one, on the same failing network.
 
-The task is that of Bengio, Simard & Frasconi (1994): name after the last step which of four classes the first step was,
-behind noise. A tanh RNN fails, as its gradient vanishes on the way. Each row changes one thing and trains again. Skips
-around the layer shorten the path through depth, not through time; in one row the skip runs through time.
+The task is that of Bengio, Simard & Frasconi (1994): name after the last step the class of the first step, one of
+four, across noise. A tanh RNN fails, as its gradient vanishes on the way. Each row changes one thing and trains again.
+Skips around the layer shorten the path through depth, not through time; in one row the skip runs through time.
 
     python examples/remedies.py --lag 100 --updates 800 --out pictures
 """
@@ -38,7 +38,7 @@ def rnn(cell: type[cells.Cell] = cells.RNNCell, **options: str) -> Callable[[int
 
 REMEDIES = {
     "none: tanh RNN": rnn(),
-    "clipping by norm": rnn(),  # see where it is trained
+    "clipping by norm": rnn(),  # see the call of `train`
     "residual layer": rnn(skip="residual"),
     "highway layer": rnn(skip="highway"),
     "ReLU": rnn(nonlinearity="relu"),
@@ -60,7 +60,7 @@ def batch(size: int, lag: int) -> tuple[Tensor, Tensor]:
 
 
 def classify(model: nn.ModuleDict, x: Tensor) -> Tensor:
-    """Scores [size, CLASSES], from the last output; inputs are made as wide as the layer, so that skips fit."""
+    """Scores [size, CLASSES], from the last output; inputs become as wide as the layer, so that skips fit."""
     return model["read"](model["rnn"](model["widen"](x))[0][-1])
 
 

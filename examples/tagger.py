@@ -1,7 +1,7 @@
-"""A tagger that reads in both directions: every character of Python source gets the type of its token.
+"""A bidirectional tagger: every character of Python source gets the type of its token.
 
-The source is that of the standard library, the tags are those of its `tokenize`; sequences differ in length and are
-packed. gradscope measures how far back the gradient reaches in each direction, and how its gates are set.
+The source is the standard library, the tags come from its `tokenize`; sequences differ in length and are packed.
+gradscope measures how far back the gradient reaches in each direction, and the state of the gates.
 
     python examples/tagger.py
     python examples/tagger.py --data en_ewt-ud-train.conllu
@@ -30,8 +30,8 @@ Tagged = tuple[list[str], list[str]]
 
 
 def characters() -> list[Tagged]:
-    """Stretches of a few lines of source, and the type of the token that each character is part of."""
-    found: list[Tagged] = []
+    """Sequences of a few lines of source, and the token type of each character."""
+    sequences: list[Tagged] = []
     for name in MODULES:
         text = Path(tokenize.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         lines = text.splitlines(keepends=True)
@@ -42,21 +42,21 @@ def characters() -> list[Tagged]:
                 left, right = begin if r == row else 0, end if r == last_row else len(lines[r - 1])
                 tags[r - 1][left:right] = [tokenize.tok_name[token.type]] * len(tags[r - 1][left:right])
         for i in range(0, len(lines), LINES):
-            found.append((list("".join(lines[i : i + LINES])), sum(tags[i : i + LINES], [])))
-    return found
+            sequences.append((list("".join(lines[i : i + LINES])), sum(tags[i : i + LINES], [])))
+    return sequences
 
 
 def conllu(path: Path) -> list[Tagged]:
-    found: list[Tagged] = []
+    sequences: list[Tagged] = []
     for block in path.read_text(encoding="utf-8").strip().split("\n\n"):
         rows = [line.split("\t") for line in block.splitlines() if not line.startswith("#")]
         rows = [row for row in rows if row[0].isdecimal()]  # not 3-4 or 5.1: several words in one, or an empty one
-        found.append(([row[1] for row in rows], [row[3] for row in rows]))
-    return found
+        sequences.append(([row[1] for row in rows], [row[3] for row in rows]))
+    return sequences
 
 
 class Tagger(nn.Module):
-    """Scores of the tags of every symbol, packed as the symbols are."""
+    """Scores of the tags of every symbol, packed like the symbols."""
 
     def __init__(self, symbols: int, tags: int, hidden: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def main() -> None:
         truth = packed(wanted, tags).data
         right = pd.Series((model(packed(words, symbols)).argmax(1) == truth).float().numpy())
     by_tag = right.groupby(pd.Series([list(tags)[i] for i in truth]))
-    print(f"{right.mean():.0%} right of {len(right)} that were kept apart; by tag:\n")
+    print(f"{right.mean():.0%} right of {len(right)} held-out characters or words; by tag:\n")
     print(pd.DataFrame({"right": by_tag.mean().round(2), "count": by_tag.size()}).rename_axis("tag").to_string())
     layers = scope.run.frame("layers").set_index(["step", "direction"])
     gates = scope.run.frame("gates").groupby(["step", "direction", "gate"])["mean"].mean().unstack()

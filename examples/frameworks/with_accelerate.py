@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: a loop of one's own, accumulating over two batches.
+"""Hugging Face Accelerate: your own loop, accumulating over two batches.
 
 python examples/frameworks/with_accelerate.py
 """

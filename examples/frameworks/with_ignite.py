@@ -1,4 +1,4 @@
-"""PyTorch-Ignite: the handler follows a trainer.
+"""PyTorch-Ignite: a handler on a trainer.
 
 python examples/frameworks/with_ignite.py
 """

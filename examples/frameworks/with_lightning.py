@@ -1,4 +1,4 @@
-"""Lightning: clipping is the Trainer's, the callback watches.
+"""Lightning: the Trainer clips, the callback records.
 
 python examples/frameworks/with_lightning.py
 """

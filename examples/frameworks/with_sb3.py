@@ -1,4 +1,4 @@
-"""Stable-Baselines3: RecurrentPPO of sb3-contrib on a pole that wants to fall.
+"""Stable-Baselines3: RecurrentPPO of sb3-contrib on CartPole.
 
 python examples/frameworks/with_sb3.py
 """

@@ -1,4 +1,4 @@
-"""skorch: a classifier of scikit-learn's kind, and the callback.
+"""skorch: a scikit-learn classifier, and the callback.
 
 python examples/frameworks/with_skorch.py
 """

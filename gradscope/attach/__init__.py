@@ -1,1 +1,1 @@
-"""Finding recurrent layers, and seeing what training does: kernel calls, gradients, optimizer steps, clipping."""
+"""Finds recurrent layers, and observes kernel calls, gradients, optimizer steps and clipping."""

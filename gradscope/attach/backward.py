@@ -1,8 +1,8 @@
 """Backward passes that accumulate into `.grad`, whoever starts them.
 
-`Tensor.backward` and `torch.autograd.backward` reach the engine through one function of `torch.autograd`, which
-`torch.autograd.grad` calls as well, with another flag. When it returns, everything that belongs to the pass is done: a
-reduction over processes, gradients that are sharded afterwards.
+`Tensor.backward` and `torch.autograd.backward` enter the engine through one function of `torch.autograd`;
+`torch.autograd.grad` calls the same function with another flag. The function returns when all parts of the pass are
+done, including a reduction over processes and the sharding of gradients.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ class BackwardListener(Protocol):
     """Receives backward passes."""
 
     def before_backward(self, roots: Sequence[Any]) -> Any:
-        """A pass begins with these tensors, or edges of the graph; the result is handed to `after_backward`."""
+        """A pass begins at these tensors or graph edges. `after_backward` receives the result as its token."""
         ...
 
     def after_backward(self, token: Any) -> None:
-        """The pass that `token` stands for is over."""
+        """The pass of this token has ended."""
         ...
 
     def broken_backward(self, token: Any) -> None:
-        """It has raised."""
+        """The pass of this token has raised."""
         ...
 
 
 def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-    # A pass within a pass, as activation checkpointing runs it, is part of it.
+    # A nested pass, as in activation checkpointing, is part of the outer one.
     if not kwargs.get("accumulate_grad") or backward_pass() != -1:
         return original(roots, *args, **kwargs)
     tokens = [(each, one.before_backward(roots)) for each in BACKWARD.handles if (one := each.listener) is not None]

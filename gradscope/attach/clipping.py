@@ -1,7 +1,7 @@
-"""Calls of torch's gradient clipping, however and whenever its functions were imported.
+"""Calls of torch's gradient clipping, however and whenever a program has imported its functions.
 
 `clip_grad_norm_`, `clip_grads_with_norm_` and `clip_grad_value_` are closures over the functions that do the work.
-What the closures hold is exchanged: every reference to them, old or new, stays what it was and is observed.
+The seam replaces the functions inside the closures: every reference to a closure stays valid, and is observed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Report = Callable[["Clip"], None]
 
 
 class Outcome(NamedTuple):
-    """What a clipping call did, in numbers.
+    """The effect of a clipping call, in numbers.
 
     Attributes:
         threshold: `max_norm` or `clip_value`.
-        norm_before: of all gradients together: the one torch used, for `value` the 2-norm; NaN if it was not measured.
-        norm_after: the same after the call.
-        coefficient: what torch multiplied the gradients by; for `value` the ratio of the norms.
-        clipped: whether anything was limited; False if that was not measured.
-        nonfinite: whether the norm before was infinite or NaN.
+        norm_before: norm of all gradients together: torch's own, for `value` the 2-norm; NaN if not measured.
+        norm_after: the same norm after the call.
+        coefficient: torch's factor on the gradients; for `value` the ratio of the norms.
+        clipped: True if the call limited anything; False if not measured.
+        nonfinite: True if the norm before was infinite or NaN.
     """
 
     threshold: float
@@ -52,12 +52,12 @@ class Clip:
     Attributes:
         how: name of the function.
         kind: `norm` limits the norm of all gradients together, `value` the size of each element.
-        parameters: as passed, with and without gradient; not to be kept.
+        parameters: the argument, with and without gradient; listeners must not retain it.
         threshold: `max_norm` or `clip_value`.
         norm_type: order of the norms; NaN if the caller measured the norm.
-        measured: for `norm` the norm that torch used; for `value` the 2-norm before and after and the largest absolute
-            element before, or nothing where no listener looks at gradients.
-        refused: gradients were left alone, because `error_if_nonfinite` made the call raise.
+        measured: for `norm` torch's norm; for `value` the 2-norm before and after and the largest absolute element
+            before, or nothing if no listener looks at gradients.
+        refused: True if `error_if_nonfinite` made the call raise, with the gradients unchanged.
     """
 
     how: str
@@ -70,17 +70,17 @@ class Clip:
 
     @property
     def factor(self) -> Tensor | None:
-        """What torch multiplied all gradients by; None where it did something else."""
+        """Torch's factor on all gradients; None if the call did something else."""
         if self.refused or self.kind == "value":
             return None
         return torch.clamp(self.threshold / (self.measured[0] + 1e-6), max=1.0)
 
     def outcome(self, threshold: float, *measured: float) -> Outcome:
-        """What the call did.
+        """The effect of the call.
 
         Args:
-            threshold: the number in `threshold`.
-            measured: the numbers in `measured`.
+            threshold: the value of `threshold`.
+            measured: the values of `measured`.
         """
         if not measured:
             return Outcome(threshold, math.nan, math.nan, math.nan, False, False)
@@ -94,18 +94,18 @@ class Clip:
 
 
 def _coefficient(threshold: float, norm: float, kind: torch.dtype) -> float:
-    """As torch computes it, in the precision of the norm: that decides whether a norm near the threshold is clipped."""
+    """Torch's coefficient, in the precision of the norm: rounding decides for norms near the threshold."""
     number = np.float64 if kind == torch.float64 else np.float32
     with np.errstate(all="ignore"):
-        found = number(1) / (number(norm) + number(1e-6)) * number(threshold)
-    return float(found) if not found > 1 else 1.0
+        coefficient = number(1) / (number(norm) + number(1e-6)) * number(threshold)
+    return float(coefficient) if not coefficient > 1 else 1.0
 
 
 class ClippingListener(Protocol):
     """Receives the clipping calls that concern it.
 
     Attributes:
-        looking: whether gradients are looked at in this step: only then are more norms computed than torch computes.
+        looking: True if gradscope looks at gradients in this step, and may compute norms besides torch's own.
     """
 
     @property
@@ -114,11 +114,11 @@ class ClippingListener(Protocol):
         ...
 
     def wants_clip(self, parameters: Sequence[Tensor]) -> bool:
-        """A call over these parameters begins, their gradients being as they were: does it concern the listener?"""
+        """True to receive a call over these parameters, before it changes their gradients."""
         ...
 
     def after_clip(self, clip: Clip) -> None:
-        """A call that was wanted has returned, or raised because of `error_if_nonfinite`."""
+        """A call that the listener wants has returned, or raised because of `error_if_nonfinite`."""
         ...
 
 
@@ -168,14 +168,14 @@ def _clip_grad_value_(
     gradients = present_gradients(parameters)
     before, bound = _together(two_norms(gradients), 2), _together(largest(gradients), math.inf)
     run()
-    # On the host it is known for nothing whether anything was changed.
+    # On the CPU the bound shows for free whether the call changes anything.
     unchanged = bound.device.type == "cpu" and bool(bound <= clip_value)
     after = before if unchanged else _together(two_norms(gradients), 2)
     report(clip((before, after, bound)))
 
 
 def _reference(value: Any) -> Any:
-    """A tensor without its graph, and what this process has of it; anything else as a number."""
+    """The local part of a tensor, detached; anything else as a number."""
     if isinstance(value, Tensor):
         return value.detach() if type(value) is Tensor else local(value.detach())
     return float(value)
@@ -189,7 +189,7 @@ _running = threading.local()
 
 
 def _observed(observe: Callable[..., Any]) -> Callable[..., Any]:
-    """Around a clipping function: those who want the call receive it, and a call within a call is part of it."""
+    """Wrap a clipping function: listeners receive its outermost calls."""
 
     def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if getattr(_running, "now", False):
@@ -226,13 +226,13 @@ def _observe(
 
 
 def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:
-    """What torch is to be given, as good as new, and what we may iterate over as often as we like."""
+    """The argument for torch, not yet iterated over, and the same parameters as a sequence."""
     if isinstance(parameters, Tensor):
         return parameters, [parameters]
     readable = list(parameters)
     if not hasattr(parameters, "__next__"):
         return parameters, readable
-    return readable or parameters, readable  # torch warns of a generator that has nothing
+    return readable or parameters, readable  # torch warns of an empty generator
 
 
 def _install() -> Restore:

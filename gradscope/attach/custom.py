@@ -1,7 +1,7 @@
-"""Cells that are not torch's: found by their class or by their signature, and seen at a method of their class.
+"""Users' cells: found by their class or their signature, and observed at a method of their class.
 
-The class is patched, not the module: calls by `cell(...)` and by `cell.forward(...)` are seen, and copies and pickles
-of the user's modules stay clean.
+The seam replaces the method of the class, not of the module: it receives `cell(...)` and `cell.forward(...)`, and
+copies and pickles of the user's modules stay clean.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from gradscope.types import CellSpec, GateKind
 
 
 class CallListener(Protocol):
-    """Hears of the calls of some modules."""
+    """Receives calls of modules."""
 
     def before_call(self, module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of a method begins; what is returned, if not None, is handed to `after_call`."""
+        """A call of a method begins. `after_call` receives the result as its token, unless it is None."""
         ...
 
     def after_call(self, token: Any, result: Any) -> None:
-        """The call that `token` stands for returned."""
+        """The call of this token has returned."""
         ...
 
 
 def find_cells(model: nn.Module, cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[str, CellSpec]:
-    """Cells in a model by qualified name: those of the given classes, and those that are known by their signature.
+    """Find the cells of a model by qualified name: modules of these classes, and modules with the signature of a cell.
 
     Raises:
-        AttachError: something else than classes of modules is given, there is no module of a class, or it is scripted.
+        AttachError: an entry is no class of modules, the model has no module of a class, or it is scripted.
     """
     specs = _checked(cells)
     named = dict(model.named_modules())
-    asked = {name: specs[kind] for name, m in named.items() for kind in type(m).__mro__[:-1] if kind in specs}
-    for name in asked:
+    explicit = {name: specs[kind] for name, m in named.items() for kind in type(m).__mro__[:-1] if kind in specs}
+    for name in explicit:
         if is_scripted(named[name]):
             raise AttachError(SCRIPTED.format(kind=type(named[name]).__name__))
     for kind in specs:
-        if not any(isinstance(named[name], kind) for name in asked):
+        if not any(isinstance(named[name], kind) for name in explicit):
             raise AttachError(f"cells: the model has no module of the class {kind.__name__}. Leave it out of cells=.")
-    alike = {name for name, module in named.items() if name not in asked and _looks_like_cell(module)}
-    alike = {name for name in alike if not any(_within(name, other) or _within(other, name) for other in asked)}
+    alike = {name for name, module in named.items() if name not in explicit and _looks_like_cell(module)}
+    alike = {name for name in alike if not any(_within(name, other) or _within(other, name) for other in explicit)}
     inner = {name: CellSpec() for name in alike if not any(_within(other, name) for other in alike)}
-    return {name: {**asked, **inner}[name] for name in named if name in asked or name in inner}
+    return {name: {**explicit, **inner}[name] for name in named if name in explicit or name in inner}
 
 
 def find_recurrent(model: nn.Module) -> dict[str, nn.Module]:
-    """Torch's recurrent layers and cells in a model, and those that are known by their signature, by qualified name."""
+    """Find torch's recurrent layers and cells in a model, and cells by their signature, by qualified name."""
     named = dict(model.named_modules())
     cells = find_cells(model, None)
     part = inside(named, cells)
@@ -65,7 +65,7 @@ def find_recurrent(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_sequences(model: nn.Module, positions: Mapping[str, int] | None) -> dict[str, int]:
-    """Modules whose output is a sequence, by qualified name, and its time dimension.
+    """Find the modules of `positions=`, by qualified name, with the time dimension of their output.
 
     Raises:
         AttachError: a pattern matches no module, or a dimension is neither 0 nor 1.
@@ -73,7 +73,7 @@ def find_sequences(model: nn.Module, positions: Mapping[str, int] | None) -> dic
     if not isinstance(positions, Mapping | None) or not all(isinstance(pattern, str) for pattern in positions or ()):
         raise AttachError(f"positions={positions!r:.80}: expected pattern -> time dimension, as in {{'encoder': 1}}.")
     names = [name for name, _ in model.named_modules()]
-    found: dict[str, int] = {}
+    sequences: dict[str, int] = {}
     for pattern, dim in (positions or {}).items():
         if dim not in (0, 1):
             raise AttachError(f"positions: {pattern!r} -> {dim!r}: the time dimension of the output is 0 or 1.")
@@ -82,18 +82,18 @@ def find_sequences(model: nn.Module, positions: Mapping[str, int] | None) -> dic
             near = difflib.get_close_matches(pattern, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise AttachError(f"positions: {pattern!r} matches no module of the model.{hint}")
-        found.update(dict.fromkeys(matched, dim))
-    return found
+        sequences.update(dict.fromkeys(matched, dim))
+    return sequences
 
 
 def inside(names: Iterable[str], cells: Iterable[str]) -> set[str]:
-    """Those names of modules that are part of a cell."""
+    """The names of modules that are part of a cell, or a cell."""
     known = list(cells)
     return {name for name in names if any(name == cell or _within(name, cell) for cell in known)}
 
 
 def _within(inner: str, outer: str) -> bool:
-    """Whether a module is part of another."""
+    """True if a module is part of another one."""
     return inner != outer and (outer == "" or inner.startswith(f"{outer}."))
 
 
@@ -105,7 +105,7 @@ def _checked(cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[typ
     pairs = list(cells.items()) if isinstance(cells, Mapping) else [(kind, CellSpec()) for kind in cells]
     for kind, spec in pairs:
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise AttachError(f"cells: {kind!r:.80} is no class of modules. Pass {{MyCell: gradscope.CellSpec()}}.")
+            raise AttachError(f"cells: {kind!r:.80} is not a class of modules. Pass {{MyCell: gradscope.CellSpec()}}.")
         if not isinstance(spec, CellSpec):
             raise AttachError(f"cells: {kind.__name__} needs a gradscope.CellSpec; got {type(spec).__name__}.")
         state_arguments(kind, spec)
@@ -113,12 +113,12 @@ def _checked(cells: Mapping[type, CellSpec] | Sequence[type] | None) -> dict[typ
 
 
 def looks_recurrent(module: nn.Module) -> bool:
-    """Whether a module is one of torch's recurrent layers or cells, or is known for a cell by its signature."""
+    """True for one of torch's recurrent layers or cells, or a module with the signature of a cell."""
     return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or _looks_like_cell(module)
 
 
 def _looks_like_cell(module: nn.Module) -> bool:
-    """Whether a class of somebody's own has `forward(x, state)` or `forward(x, h, c)`, and no recurrent layer in it."""
+    """True for a user's class with `forward(x, state)` or `forward(x, h, c)`, and no recurrent layer in it."""
     kind = type(module)
     if kind.__module__.partition(".")[0] == "torch" or isinstance(module, nn.RNNBase) or is_scripted(module):
         return False
@@ -131,9 +131,9 @@ def _looks_like_cell(module: nn.Module) -> bool:
 
 
 def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
-    """A spec, and where it says nothing of the gates what the cell says of itself, as those of `gradscope.cells` do.
+    """Complete a spec without gates from the cell itself, as with the cells of `gradscope.cells`.
 
-    That is a method `gates(x, state)`, and the tuples `blocks`, of gates, and `recurrent`, of parameters.
+    Reads the method `gates(x, state)`, and the tuples `blocks`, of gates, and `recurrent`, of parameters.
     """
     gates, blocks = getattr(module, "gates", None), getattr(module, "blocks", None)
     if spec.gates is not None or not callable(gates) or isinstance(gates, nn.Module):
@@ -146,13 +146,13 @@ def default_spec(module: nn.Module, spec: CellSpec) -> CellSpec:
 
 
 def listen_to_calls(places: Iterable[tuple[nn.Module, str]], listener: CallListener) -> list[Handle[CallListener]]:
-    """Begin to hear of the calls of methods of these modules' classes."""
+    """Register a listener for calls of these methods of the modules' classes."""
     kinds = dict.fromkeys((type(module), method) for module, method in places)
     return [_seam(kind, method).listen(listener) for kind, method in kinds]
 
 
 def _has_own(kind: type, patched: type) -> bool:
-    """Whether a subclass is listened to by itself; one made of a watched module's class (FSDP does that) is not."""
+    """True if a subclass has a listener of its own. FSDP derives a class from a watched module's; it has none."""
     return kind is not patched and any(seam.busy for seam in _SEAMS.get(kind, {}).values())
 
 

@@ -1,4 +1,4 @@
-"""Which recurrent layers a model has, and whether they can be watched."""
+"""Finds the recurrent layers of a model, and refuses layers that nobody can observe."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def find_layers(
     *,
     optional: bool = False,
 ) -> dict[str, nn.Module]:
-    """Fused recurrent layers and cells by qualified name, in the order of `named_modules`.
+    """Find fused recurrent layers and cells by qualified name, in the order of `named_modules`.
 
     Args:
-        model: searched at any depth; may be a recurrent layer itself, whose name then is `""`.
-        include: `fnmatch` patterns over qualified names; only these.
-        exclude: `fnmatch` patterns over qualified names; not these.
-        cells: names of cells that are not torch's; what is part of them is none of itself.
-        optional: a model without any will do.
+        model: searched at any depth; a model that is a recurrent layer itself has the name `""`.
+        include: `fnmatch` patterns over qualified names of the only layers to find.
+        exclude: `fnmatch` patterns over qualified names of layers to leave out.
+        cells: names of users' cells; modules inside them do not count.
+        optional: True to accept a model without recurrent layers.
 
     Raises:
         AttachError: there is no such layer, a pattern matches nothing, or a layer is quantized or scripted.
@@ -80,7 +80,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     what = f"{name or 'the model'!s} ({type(module).__name__})"
     if _scripted_name(module) is not None:
         raise AttachError(
-            f"{what} is compiled by TorchScript, which runs without Python: nothing of it can be observed. Attach to "
+            f"{what} is compiled by TorchScript, which runs without Python: gradscope cannot observe it. Attach to "
             "the model before torch.jit.script or torch.jit.trace, set PYTORCH_JIT=0 in the environment, or leave it "
             f"out with exclude={name!r}."
         )
@@ -94,10 +94,10 @@ def _refuse(name: str, module: nn.Module) -> None:
 def _patterns(argument: str, patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if patterns is None:
         return None
-    found = (patterns,) if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
-    if not all(isinstance(pattern, str) for pattern in found):
+    several = (patterns,) if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in several):
         raise AttachError(f"{argument}={patterns!r:.80}: expected a pattern such as 'encoder.*', or a list of them.")
-    return found
+    return several
 
 
 def _choose(names: list[str], include: tuple[str, ...] | None, exclude: tuple[str, ...] | None) -> list[str]:
@@ -106,10 +106,10 @@ def _choose(names: list[str], include: tuple[str, ...] | None, exclude: tuple[st
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise AttachError(_no_match(argument, pattern, names))
     chosen = [n for n in names if include is None or _matches(n, include)]
-    kept = [n for n in chosen if not _matches(n, exclude or ())]
-    if chosen and not kept:
+    rest = [n for n in chosen if not _matches(n, exclude or ())]
+    if chosen and not rest:
         raise AttachError(f"exclude={exclude} leaves out every recurrent layer that include={include} chooses.")
-    return kept
+    return rest
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -133,7 +133,7 @@ def _none_found(model: nn.Module, names: list[str]) -> str:
 
 
 def is_call_of(module: nn.Module, call: KernelCall) -> bool:
-    """Whether a kernel call is of this module: with its weights, as they are, or as they are made before each call."""
+    """True if this module made a kernel call: with its weights, or with weights that it computes before each call."""
     if isinstance(module, nn.RNNBase):
         return flat_weights_of(module) is call.weights
     if not call.cell or not isinstance(module, nn.RNNCellBase):

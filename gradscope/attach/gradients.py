@@ -1,4 +1,4 @@
-"""Loss gradients of tensors, as they enter them in `backward()` passes and in no others."""
+"""Loss gradients of tensors, in `backward()` passes only."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ SEARCHED_NODES = 512
 
 
 def leaves_below(tensors: Iterable[Tensor], limit: int = SEARCHED_NODES) -> tuple[Node, ...]:
-    """Nodes that accumulate into some `.grad` below the tensors, the nearest first; those within reach of a search.
+    """Find the nodes below the tensors that accumulate into some `.grad`, nearest first, among `limit` nodes.
 
-    Whether the engine is about to run one of them tells `backward()` from `torch.autograd.grad`.
+    The engine runs them in `backward()` and not in `torch.autograd.grad`.
     """
     queue = deque(get_gradient_edge(tensor).node for tensor in tensors if tensor.requires_grad)
-    seen, found = set[Node](), list[Node]()
+    seen, leaves = set[Node](), list[Node]()
     while queue and len(seen) < limit:
         node = queue.popleft()
         if node in seen:
             continue
         seen.add(node)
         if node.name() == "torch::autograd::AccumulateGrad":
-            found.append(node)
+            leaves.append(node)
         queue.extend(below for below, _ in node.next_functions if below is not None)
-    return tuple(found)
+    return tuple(leaves)
 
 
 @uncompiled
 def accumulates(leaves: tuple[Node, ...]) -> bool:
-    """Within a backward pass: is it one that accumulates into `.grad`, at one of the leaves?"""
+    """True within a backward pass that accumulates into `.grad` at one of the leaves."""
     return not leaves or any(_runs(leaf) for leaf in leaves)
 
 
@@ -49,10 +49,9 @@ def _runs(leaf: Node) -> bool:
 
 @uncompiled
 def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
-    """Hand every accumulated gradient of a tensor to `receive`, until its graph is gone or the handle is removed.
+    """Call `receive` with every accumulated gradient of a tensor, until its graph is gone or the handle is removed.
 
-    In-place changes that the user makes to the tensor afterwards do not matter: the hook stays with the node that
-    computed it.
+    The hook belongs to the node that computed the tensor, so that later in-place changes do not matter.
     """
 
     def hook(gradient: Tensor | None) -> None:
@@ -64,7 +63,7 @@ def watch_gradient(tensor: Tensor, leaves: tuple[Node, ...], receive: Callable[[
 
 @uncompiled
 def watch_input(node: Node, index: int, leaves: tuple[Node, ...], receive: Callable[[Tensor], None]) -> RemovableHandle:
-    """Hand to `receive` every accumulated gradient that a node hands down to where its input `index` came from."""
+    """Call `receive` with every accumulated gradient that a node passes back to its input `index`."""
 
     def hook(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
         gradient = inputs[index]
@@ -76,12 +75,12 @@ def watch_input(node: Node, index: int, leaves: tuple[Node, ...], receive: Calla
 
 @uncompiled
 def watch_parameter(weight: Tensor, receive: Callable[[Tensor], None]) -> tuple[RemovableHandle, Node | None]:
-    """Hand every gradient that is accumulated into a weight to `receive`.
+    """Call `receive` with every gradient that accumulates into a weight.
 
-    Nothing is put on the user's parameter: the hook is the accumulating node's.
+    The hook belongs to the accumulating node, not to the user's parameter.
 
     Returns:
-        A handle that ends it, and the node; without a graph, the hook lasts as long as the node is held.
+        A handle to remove the hook, and the node: for a leaf, the hook lasts as long as a reference to its node.
     """
     if weight.grad_fn is not None:
         return weight.register_hook(lambda gradient: None if gradient is None else receive(gradient.detach())), None

@@ -1,10 +1,10 @@
-"""The nodes of autograd's graph in which vendors' kernels run recurrences, and what they keep.
+"""The nodes of the autograd graph in which vendors' kernels run recurrences, and the values that they save.
 
-On the CPU there is a node for every layer and direction of an LSTM, with what its own backward pass needs: the gates
-and the output of the layer. What is read there need not be computed again. cuDNN has one node for a whole stack, with a
-*reserve* of bytes, at whose end are the dropout masks between the layers, which it gives to nobody. All of it is
-private: where anything looks otherwise, there are no nodes and no masks, and what is read is held against the kernel's
-results before it is believed.
+On the CPU every layer and direction of an LSTM has a node, which saves the gates and the output of the layer for its
+backward pass. Reading them spares computing them again. cuDNN has one node for a whole stack, with a *reserve* of
+bytes; the dropout masks between the layers are at its end. All of this is private: if anything looks otherwise, these
+functions return no nodes and no masks, and gradscope compares the values with the kernel's results before it trusts
+them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gradscope.types import KernelCall
 
 KERNEL, CUDNN = "MkldnnRnnLayerBackward0", "CudnnRnnBackward0"
 RESERVE_ALIGNED, RESERVE_TAIL = 32, 256
-"""Bytes: what a mask is filled up to, and what comes behind the last (cuDNN 9)."""
+"""In bytes: the alignment of a mask, and the tail after the last mask (cuDNN 9)."""
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LEAST_STEPS = 8
-"""Calls of fewer timesteps are mostly parts of a longer sequence, which is analysed as one."""
+"""Shorter calls are mostly parts of a longer sequence, which gradscope analyses as one."""
 
 
 def kernel_nodes(call: KernelCall, output: Tensor) -> tuple[Node, ...]:
-    """One node for each layer and direction, in torch's order of parameters; none where it was another kernel."""
+    """The node of each layer and direction, in torch's order of parameters; none for another kernel."""
     plain = call.family == "lstm" and call.batch_sizes is None and not call.cell and call.masks is None
     if not plain or output.dtype != torch.float32 or output.device.type != "cpu" or output.dim() != 3:
         return ()
@@ -52,9 +52,9 @@ def kernel_nodes(call: KernelCall, output: Tensor) -> tuple[Node, ...]:
 def watch_node(
     node: Node, leaves: tuple[Node, ...], receive: Callable[[tuple[Any, Tensor | None]], None]
 ) -> RemovableHandle:
-    """Before a node runs in a backward pass: hand it to `receive`, with the gradient of its first result.
+    """Before a node runs in a backward pass, call `receive` with the node and the gradient of its first result.
 
-    The hook holds nothing of the graph, which would keep itself alive.
+    The hook has no reference to the graph, which would keep itself alive.
     """
 
     def hook(gradients: tuple[Tensor | None, ...]) -> None:
@@ -65,11 +65,11 @@ def watch_node(
 
 
 def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
-    """What cuDNN keeps of the dropout masks between the layers, a copy: [masks, bytes], a bit for every element.
+    """Copy cuDNN's dropout masks between the layers: [masks, bytes], a bit for every element.
 
-    Each direction of a layer has a mask of its own on all that the layer below gives it, forward before reverse. A bit
-    is set where the element was kept, the lowest first, in the order of the elements of that output, time first or
-    packed. None where there is no such node.
+    Each direction of a layer has its own mask on the whole output of the layer below, forward before reverse. A bit is
+    1 for a retained element, the lowest bit first, in the order of the elements of that output, time first or packed.
+    None without such a node.
     """
     if output.device.type != "cuda" or output.dtype not in FLOATING or hooks_on_saved(True) is not None:
         return None
@@ -82,22 +82,22 @@ def dropout_bits(call: KernelCall, output: Tensor) -> Tensor | None:
     last = reserve.numel() * reserve.element_size() - RESERVE_TAIL
     if last < count * block:
         return None
-    kept = reserve.detach().contiguous().view(torch.uint8)[last - count * block : last]
-    return kept.reshape(count, block)[:, :length].clone()
+    masks = reserve.detach().contiguous().view(torch.uint8)[last - count * block : last]
+    return masks.reshape(count, block)[:, :length].clone()
 
 
 def _directions(node: Node | None, directions: int) -> list[Node]:
-    """The nodes of one layer, from the one that made its output or what is made of that for the layer above."""
+    """The nodes of one layer, from the node of its output or of the input of the layer above."""
     node = _past(node, "Transpose", "Mul")  # batch first; dropout
     if node is None:
         return []
-    found = [below for below, _ in node.next_functions] if directions == 2 and node.name() == "CatBackward0" else [node]
-    nodes = [each for each in found if each is not None and each.name() == KERNEL]
-    return nodes if len(nodes) == len(found) == directions else []
+    below = [node for node, _ in node.next_functions] if directions == 2 and node.name() == "CatBackward0" else [node]
+    nodes = [each for each in below if each is not None and each.name() == KERNEL]
+    return nodes if len(nodes) == len(below) == directions else []
 
 
 def _past(node: Node | None, *names: str) -> Node | None:
-    """The first node below, or this one, whose name does not begin like that."""
+    """The first node, from this one downwards, whose name does not begin with one of these."""
     while node is not None and node.name().startswith(names):
         node = node.next_functions[0][0]
     return node

@@ -1,9 +1,9 @@
-"""Where torch's recurrent layers and cells enter their kernels: every call is seen there, whoever made it.
+"""The kernels of torch's recurrent layers and cells: this seam receives every call, whoever makes it.
 
-`nn.RNN`, `nn.LSTM` and `nn.GRU` call `torch._VF.rnn_tanh`, `.rnn_relu`, `.lstm` and `.gru` with the flat list of
-weights as they stand at that moment, and the cells `torch._VF.lstm_cell` and its like. Watching these functions sees
-keyword calls, `module.forward(...)`, packed input and weights that were replaced before the call, and puts nothing on
-the user's modules: copies and pickles stay clean.
+`nn.RNN`, `nn.LSTM` and `nn.GRU` call `torch._VF.rnn_tanh`, `.rnn_relu`, `.lstm` and `.gru` with the flat list of their
+current weights; the cells call `torch._VF.lstm_cell` and its like. A seam on these functions receives keyword calls,
+`module.forward(...)`, packed input and replaced weights, and leaves the user's modules alone: copies and pickles stay
+clean.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FAMILIES = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 
 
 class KernelListener(Protocol):
-    """Hears of the calls.
+    """Receives kernel calls.
 
     Attributes:
-        listening: whether it wants to hear of any now; a loop around a cell makes many calls.
+        listening: True to receive calls now. A loop around a cell makes many calls; idle steps pay only for this check.
     """
 
     @property
@@ -35,11 +35,11 @@ class KernelListener(Protocol):
         ...
 
     def before_kernel(self, call: KernelCall) -> Any:
-        """A call begins; what is returned, if not None, is handed to `after_kernel`."""
+        """A call begins. `after_kernel` receives the result as its token, unless it is None."""
         ...
 
     def after_kernel(self, token: Any, result: tuple[Tensor, ...]) -> None:
-        """The call that `token` stands for returned output, h_n and, for an LSTM, c_n; a cell h and c."""
+        """The call of this token has returned output, h_n and, for an LSTM, c_n; a cell returns h and c."""
         ...
 
 
@@ -59,9 +59,8 @@ def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) ->
         if not (listeners or SPLITS.busy) or is_tracing():
             return original(*args)
         call = parse(family, args)
-        if any(
-            [one.splits(call) for handle in SPLITS.handles if (one := handle.listener) is not None]
-        ):  # every one of them says what it does
+        splits = [one.splits(call) for handle in SPLITS.handles if (one := handle.listener) is not None]
+        if any(splits):  # a list: every listener has to warn
             call = replace_fields(call, masks=[])
         tokens = [(listener, listener.before_kernel(call)) for listener in listeners]
         returned = original(*args) if call.masks is None else split(original, call)
@@ -75,7 +74,7 @@ def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) ->
 
 
 def _parse(family: str, args: tuple[Any, ...]) -> KernelCall:
-    """Packed calls carry `batch_sizes` in second place, padded ones `batch_first` in last."""
+    """Parse a call of a layer: packed calls have `batch_sizes` in second place, padded calls `batch_first` in last."""
     packed = isinstance(args[3], (list, tuple))
     data, *rest = args
     batch_sizes = rest.pop(0) if packed else None

@@ -1,9 +1,9 @@
-"""Where a state comes from: followed through the autograd graph to a marked result, whatever the loop did to it.
+"""Follows a state through the autograd graph to the marked results that it comes from.
 
-A loop may hand a state on as it is, mask it (`h * (1 - done)`), keep some of its rows, write it into a buffer, or
-choose between new and old ones (`torch.where`). All these are elementwise but for a choice of rows, and so is their
-derivative: a row of the later state is a row of an earlier result times a factor. Both are read off by handing a few
-cotangents back through the nodes in between.
+A loop may pass on a state unchanged, mask it (`h * (1 - done)`), select rows, write it into a buffer, or choose between
+new and old states (`torch.where`). All these operations are elementwise up to a choice of rows, and so is their
+derivative: a row of the later state is a row of an earlier result times a factor. A few cotangents, passed back through
+the nodes in between, reveal both.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ AsState = Callable[[Mark, Tensor], "tuple[int, Tensor] | None"]
 
 
 def find_link(state: Sequence[Tensor], owner: Hashable, as_state: AsState, rows: int) -> Link | None:
-    """Where a state comes from; None if from no marked result.
+    """Find the results that a state comes from; None without any marked result.
 
     Args:
-        state: its parts, with the rows (the sequences) in dimension `rows`.
-        owner: whose marks.
-        as_state: which part of the state a marked result is, and a cotangent of the result as one of that part; None
-            where it is none.
+        state: parts of the state, with the rows (the sequences) in dimension `rows`.
+        owner: owner of the marks.
+        as_state: maps a marked result and its cotangent to the part of the state and that part's cotangent; None if the
+            result is no part.
         rows: 0 or 1.
     """
     parts = [_trace(part, owner, _only(as_state, index), rows) for index, part in enumerate(state)]
     calls = list({id(call): call for part in parts for call, _, _ in part.sources}.values())
     strands = [_strand(call, parts) for call in calls]
     mixed = any(part.mixed for part in parts) or any(strand is None for strand in strands)
-    found = tuple(strand for strand in strands if strand is not None)
-    if found:
-        mixed |= bool((torch.stack([s.rows >= 0 for s in found]).sum(0) > 1).any())
-    return Link(found, mixed) if found or mixed else None
+    clear = tuple(strand for strand in strands if strand is not None)
+    if clear:
+        mixed |= bool((torch.stack([s.rows >= 0 for s in clear]).sum(0) > 1).any())
+    return Link(clear, mixed) if clear or mixed else None
 
 
 def _only(as_state: AsState, index: int) -> Callable[[Mark, Tensor], Tensor | None]:
-    def view(found: Mark, cotangent: Tensor) -> Tensor | None:
-        known = as_state(found, cotangent)
+    def view(mark: Mark, cotangent: Tensor) -> Tensor | None:
+        known = as_state(mark, cotangent)
         return None if known is None or known[0] != index else known[1]
 
     return view
 
 
 class _Part(NamedTuple):
-    """One part of a state: the calls that it comes from, rows and factors of each."""
+    """The origin of one part of a state: calls, with rows and factors of each."""
 
     sources: list[tuple[Any, Tensor, Tensor | None]]
     mixed: bool
 
 
 def _strand(call: Any, parts: Sequence[_Part]) -> Strand | None:
-    """What comes from one call; None if its parts come from different rows, or from several results."""
-    found = [[s[1:] for s in part.sources if s[0] is call] for part in parts]
-    if any(len(sources) > 1 for sources in found):
+    """The share of a state from one call; None if its parts come from different rows, or from several results."""
+    by_part = [[s[1:] for s in part.sources if s[0] is call] for part in parts]
+    if any(len(sources) > 1 for sources in by_part):
         return None
-    rows = torch.stack([sources[0][0] for sources in found if sources]).amax(0)
+    rows = torch.stack([sources[0][0] for sources in by_part if sources]).amax(0)
     factors: list[Tensor | None] = []
-    for sources in found:
+    for sources in by_part:
         if not sources:
             factors.append(torch.zeros(len(rows), 1, device=rows.device))
             continue
@@ -88,17 +88,17 @@ def _trace(state: Tensor, owner: Hashable, view: Callable[[Mark, Tensor], Tensor
     ones = torch.ones_like(state)
     first = carry(edge, ones, owner)
     probes = [_numbered(ones, rows), _noise(ones)]
-    rest = [carry(edge, probe, owner).found for probe in probes] if first.found else []
+    rest = [carry(edge, probe, owner).arrived for probe in probes] if first.arrived else []
     sources: list[tuple[Any, Tensor, Tensor | None]] = []
-    for found, plain in first.found.items():
-        parts = [_by_row(view(found, x), state, rows) for x in (plain, *(r[found] for r in rest if found in r))]
+    for mark, plain in first.arrived.items():
+        parts = [_by_row(view(mark, x), state, rows) for x in (plain, *(r[mark] for r in rest if mark in r))]
         known = [p for p in parts if p is not None]
         one = _rows_of(known[0], known[1], known[2], by_row(probes[1], rows)) if len(known) == 3 else None
         if one is None and known:
-            one = _row_by_row(edge, owner, found, view, state, rows)
+            one = _row_by_row(edge, owner, mark, view, state, rows)
         if one is None:
             return _Part(sources, True)
-        sources.append((found.call, one[0], one[1]))
+        sources.append((mark.call, one[0], one[1]))
     return _Part(sources, first.blocked)
 
 
@@ -109,18 +109,18 @@ def _numbered(ones: Tensor, rows: int) -> Tensor:
 
 
 def _noise(ones: Tensor) -> Tensor:
-    """Between 0.5 and 1.5, from a generator of its own."""
+    """Uniform noise between 0.5 and 1.5, from a separate generator."""
     generator = torch.Generator("cpu").manual_seed(ones.numel())
     return torch.rand(ones.shape, generator=generator, device="cpu").to(ones) + 0.5
 
 
 def by_row(x: Tensor, rows: int) -> Tensor:
-    """[B, ...] flattened to [B, F]."""
+    """Flatten [B, ...] to [B, F]."""
     return x.transpose(0, rows).flatten(1)
 
 
 def _by_row(x: Tensor | None, state: Tensor, rows: int) -> Tensor | None:
-    """A cotangent of a result, [B', F], if it has the form of the state."""
+    """A cotangent of a result as [B', F]; None unless it has the form of the state."""
     if x is None or x.dim() != state.dim():
         return None
     same = x.shape[:rows] == state.shape[:rows] and x.shape[rows + 1 :] == state.shape[rows + 1 :]
@@ -128,7 +128,7 @@ def _by_row(x: Tensor | None, state: Tensor, rows: int) -> Tensor | None:
 
 
 def _rows_of(plain: Tensor, weighted: Tensor, check: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None] | None:
-    """Which row of the state each row of a result went to, if to one only, and the factor: all [B', F]."""
+    """Source row and factor of each row of the state, from cotangents [B', F]; None if a row went to several places."""
     count = noise.shape[0]
     moved = plain != 0
     place = torch.where(moved, weighted / plain, 0)
@@ -150,14 +150,14 @@ def _rows_of(plain: Tensor, weighted: Tensor, check: Tensor, noise: Tensor) -> t
 
 
 def _row_by_row(
-    edge: Edge, owner: Hashable, found: Mark, view: Callable[[Mark, Tensor], Tensor | None], state: Tensor, rows: int
+    edge: Edge, owner: Hashable, mark: Mark, view: Callable[[Mark, Tensor], Tensor | None], state: Tensor, rows: int
 ) -> tuple[Tensor, Tensor | None] | None:
-    """The same where a row of the result went to several of the state's: each row's cotangent by itself."""
+    """Source row and factor of each row of the state, one cotangent per row: rows of the result may repeat."""
     sources, factors = list[int](), list[Tensor]()
 
     def back(cotangent: Tensor) -> Tensor:
-        known = carry(edge, cotangent, owner).found.get(found)
-        flat = None if known is None else _by_row(view(found, known), state, rows)
+        known = carry(edge, cotangent, owner).arrived.get(mark)
+        flat = None if known is None else _by_row(view(mark, known), state, rows)
         return by_row(torch.zeros_like(state), rows)[:1] if flat is None else flat
 
     for r in range(state.shape[rows]):
@@ -169,7 +169,7 @@ def _row_by_row(
             return None
         sources.append(used[0] if used else -1)
         factors.append(flat[used[0]] if used else torch.zeros_like(flat[0]))
-    noise = _noise(torch.ones_like(state))  # whether units were mixed on the way shows in the sum of all rows
+    noise = _noise(torch.ones_like(state))  # the sum of all rows shows whether the loop mixed units
     total, source, factor = back(noise), torch.tensor(sources, device=state.device), torch.stack(factors)
     parts = torch.where((source >= 0).unsqueeze(1), factor * by_row(noise, rows), 0)
     expected = torch.zeros_like(total).index_add_(0, source.clamp(min=0), parts)

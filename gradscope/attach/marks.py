@@ -1,4 +1,4 @@
-"""Marks on results of observed calls: kept in the nodes' own metadata, they live and die with the user's graph."""
+"""Marks on results of observed calls, in the metadata of the nodes: they live and die with the user's graph."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ Edge = tuple[Node, int]
 
 
 class Mark(NamedTuple):
-    """A result of an observed call: which call, and which of its results."""
+    """A result of an observed call: the call, and the index of the result."""
 
     call: Any
     slot: int
 
 
 def mark(tensor: Tensor, owner: Hashable, call: Any, slot: int) -> None:
-    """Say that this result is that of a call; for whoever asks with the same owner."""
+    """Mark a tensor as a result of a call, visible to this owner only."""
     node, number = edge_of(tensor)
     metadata(node).setdefault(KEY, {})[owner, number] = Mark(call, slot)
 
 
 def metadata(node: Node) -> dict[str, Any]:
-    """What is kept with a node; torch's stubs take it for a method."""
+    """The metadata of a node, which torch's stubs declare as a method."""
     return node.metadata  # type: ignore[return-value]
 
 
 def marked(tensor: Tensor, owner: Hashable) -> Mark | None:
-    """The result that a tensor is, as it was."""
+    """The mark of a tensor that is an unchanged result."""
     return mark_at(*edge_of(tensor), owner) if tensor.requires_grad else None
 
 
 def edge_of(tensor: Tensor) -> Edge:
-    """Where the gradient of a tensor goes: a node, and which of its outputs."""
+    """The destination of a tensor's gradient: a node, and the index of its output."""
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
 

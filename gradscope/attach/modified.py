@@ -1,12 +1,12 @@
-"""Gradients that change between backward and optimizer by something other than a known clipping call.
+"""Changes of gradients between backward and optimizer by anything but a known clipping call.
 
     end of backward:     reference = snapshot(weights)
     known clip, unscale: reference = reference.times(factor)
     optimizer step:      comparison = compare(reference, weights)
     flush, on the host:  change = comparison.read(comparison.values.cpu())
 
-A write through `.data` leaves no trace in torch, so the gradients themselves are looked at: the 2-norm of each and a
-few hundred of their elements.
+A write through `.data` leaves no trace in torch. So this module compares the gradients themselves: the 2-norm of each
+and a few hundred of their elements.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Change(NamedTuple):
     Attributes:
         how: `scaled` (all by one factor), `clamped` (elements limited to one bound) or `changed` (otherwise).
         threshold: the bound of `clamped`, else NaN.
-        norm_before: 2-norm of all gradients together, as they should have been.
-        norm_after: as they were.
+        norm_before: expected 2-norm of all gradients together.
+        norm_after: observed 2-norm.
         coefficient: the factor of `scaled`, else the ratio of the norms.
     """
 
@@ -46,15 +46,15 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What some gradients look like.
+    """A fingerprint of gradients.
 
     Attributes:
-        present: which of the parameters have a gradient.
+        present: for each parameter, True if it has a gradient.
         norms: the 2-norm of each gradient.
         sample: elements at fixed places of all gradients.
-        each: about how many of every gradient.
-        lengths: exactly how many.
-        rounding: relative and absolute difference that rounding explains.
+        each: approximate number of elements per gradient.
+        lengths: exact number of elements of each gradient.
+        rounding: relative and absolute difference due to rounding.
     """
 
     present: tuple[bool, ...]
@@ -70,32 +70,32 @@ class Reference:
         return torch.linalg.vector_norm(self.norms)
 
     def times(self, factor: Tensor | float) -> Reference:
-        """What they look like after multiplication by a positive factor."""
+        """The fingerprint after multiplication by a positive factor."""
         return dataclasses.replace(self, norms=self.norms * factor, sample=self.sample * factor)
 
     def only(self, chosen: Sequence[bool]) -> Reference:
-        """What those of some of the parameters look like."""
+        """The fingerprint of the gradients of some of the parameters."""
         if all(chosen):
             return self
-        kept = [choice for choice, present in zip(chosen, self.present, strict=True) if present]
+        keeps = [choice for choice, present in zip(chosen, self.present, strict=True) if present]
         norms, samples = self.norms.unbind(), self.sample.split(self.lengths)
         return dataclasses.replace(
             self,
             present=tuple(present for choice, present in zip(chosen, self.present, strict=True) if choice),
-            norms=vector(torch.stack, [norm for norm, keep in zip(norms, kept, strict=True) if keep]),
-            sample=vector(torch.cat, [sample for sample, keep in zip(samples, kept, strict=True) if keep]),
-            lengths=tuple(length for length, keep in zip(self.lengths, kept, strict=True) if keep),
+            norms=vector(torch.stack, [norm for norm, keep in zip(norms, keeps, strict=True) if keep]),
+            sample=vector(torch.cat, [sample for sample, keep in zip(samples, keeps, strict=True) if keep]),
+            lengths=tuple(length for length, keep in zip(self.lengths, keeps, strict=True) if keep),
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Gradients and what they should have been, not yet looked at: nothing waits for the device.
+    """Observed against expected gradients, still on the device: making it does not synchronise.
 
     Attributes:
-        before: what they should have been.
-        now: what they are.
-        values: what `read` needs, one-dimensional on the device; empty where the outcome is known already.
+        before: the expected gradients.
+        now: the observed gradients.
+        values: input of `read`, one-dimensional on the device; empty if the outcome is known already.
     """
 
     before: Reference
@@ -104,14 +104,14 @@ class Comparison:
 
     @property
     def known_unchanged(self) -> bool:
-        """Whether it is certain already that nothing happened."""
+        """True if the gradients certainly did not change."""
         return not len(self.values) and self.before.present == self.now.present
 
     def read(self, values: Tensor) -> Change | None:
-        """What happened, if anything.
+        """The change, if any.
 
         Args:
-            values: the comparison's own, brought to the host.
+            values: `self.values` on the host.
         """
         if self.before.present != self.now.present:
             return Change("changed", math.nan, math.nan, math.nan, math.nan)
@@ -122,7 +122,7 @@ class Comparison:
 
 
 def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference:
-    """Look at the gradients of parameters, some of which may have none."""
+    """Take the fingerprint of the gradients of parameters; some parameters may have none."""
     gradients = present_gradients(parameters)
     each = each or SAMPLED // max(1, len(gradients)) + 1
     samples = [_every(gradient, gradient.numel() // each | 1) for gradient in gradients]
@@ -137,7 +137,7 @@ def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference
 
 
 def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
-    """Look at the gradients again, where they should still be as in `reference`."""
+    """Compare the present gradients with a reference."""
     now = snapshot(parameters, reference.each)
     values = torch.empty(0, device="cpu")
     if now.present == reference.present and not _known_identical(reference, now):
@@ -146,26 +146,8 @@ def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     return Comparison(reference, now, values)
 
 
-def glance(parameters: Sequence[Tensor]) -> Tensor:
-    """A copy of a few elements of the gradients: much less than `snapshot`, and blind to what spares just these."""
-    gradients = present_gradients(parameters)
-    each = SAMPLED // max(1, len(gradients)) + 1
-    return vector(torch.cat, [_every(gradient, gradient.numel() // each | 1) for gradient in gradients])
-
-
-def explain(glanced: Tensor, now: Tensor, norm_now: float) -> Change | None:
-    """What happened between two glances, as far as they tell: `scaled` or `changed`."""
-    if glanced.shape == now.shape and torch.allclose(glanced, now, rtol=0, atol=0, equal_nan=True):
-        return None  # what is not a number is not even equal to itself
-    if glanced.shape == now.shape and glanced.any():
-        factor = float(glanced.double() @ now.double() / glanced.double().square().sum())
-        if math.isfinite(factor) and factor and torch.allclose(now, glanced * factor, rtol=1e-5, atol=0):
-            return Change("scaled", math.nan, norm_now / abs(factor), norm_now, factor)
-    return Change("changed", math.nan, math.nan, norm_now, math.nan)
-
-
 def present_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients that are there, less those without elements: complex ones as pairs, of sharded ones this part."""
+    """The non-empty gradients: complex ones as pairs, sharded ones as the local part."""
     return [gradient for gradient in map(_gradient, parameters) if gradient is not None]
 
 
@@ -179,12 +161,12 @@ def _gradient(parameter: Tensor) -> Tensor | None:
 
 
 def local(x: Tensor) -> Tensor:
-    """What this process has of a tensor that is spread over several (a `DTensor`); nobody is asked for the rest."""
+    """The local part of a tensor that is spread over processes (a `DTensor`), without communication."""
     return x if type(x) is Tensor or not hasattr(x, "to_local") else x.to_local()  # type: ignore[attr-defined]
 
 
 def two_norms(gradients: list[Tensor]) -> list[Tensor]:
-    """2-norm of each; of 16-bit numbers in 32 bits, where it does not overflow."""
+    """The 2-norm of each; of 16-bit numbers in 32 bits, which do not overflow."""
     if all(gradient.dtype is torch.float32 for gradient in gradients):
         return list(foreach_norm(gradients, 2)) if gradients else []
     dtype = functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}, torch.float32)
@@ -192,7 +174,7 @@ def two_norms(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def largest(gradients: list[Tensor]) -> list[Tensor]:
-    """Largest absolute element of each."""
+    """The largest absolute element of each."""
     if not gradients or gradients[0].device.type != "cpu":
         return list(foreach_norm(gradients, math.inf)) if gradients else []
     bounds = [torch.aminmax(gradient) for gradient in gradients]  # 20 times faster than the infinity norm there
@@ -207,12 +189,12 @@ def vector(join: Callable[[list[Tensor]], Tensor], parts: list[Tensor]) -> Tenso
 
 
 def _every(gradient: Tensor, stride: int) -> Tensor:
-    """Elements `stride` apart: an odd stride, so that every column of a matrix of even width is met."""
+    """Every `stride`-th element. An odd stride meets every column of a matrix of even width."""
     return gradient.contiguous().as_strided((-(-gradient.numel() // stride),), (stride,))
 
 
 def _known_identical(before: Reference, now: Reference) -> bool:
-    """On the host it can be said at once, at no cost, which saves the rest in most steps."""
+    """True if nothing changed; on the CPU only, where this check is free and spares the rest in most steps."""
     host = now.norms.device.type == "cpu"
     return host and torch.equal(before.norms, now.norms) and torch.equal(before.sample, now.sample)
 
@@ -225,7 +207,7 @@ def _rounding(types: frozenset[torch.dtype]) -> tuple[float, float]:
 
 
 def _classify(values: Sequence[Tensor], rtol: float, atol: float) -> Change | None:
-    """The first kind of change that explains every norm and every sampled element; what is not finite must stay so."""
+    """The first kind of change that explains every norm and every sampled element; non-finite values must stay so."""
     norms, norms_now, bounds, sample, sample_now = values
     before, now = torch.linalg.vector_norm(norms), torch.linalg.vector_norm(norms_now)
     change = functools.partial(Change, norm_before=float(before), norm_after=float(now))

@@ -1,7 +1,7 @@
-"""Optimizer steps, whatever the optimizer is called and wherever it was made.
+"""Steps of any optimizer.
 
-A step is the outermost call: a subclass that calls `super().step()`, or an optimizer that steps another one over the
-same parameters (SAM, Lookahead, a wrapper around several), is one step.
+A step is the outermost call. A subclass that calls `super().step()`, or an optimizer that steps another one over the
+same parameters (SAM, Lookahead, a wrapper around several), makes one step.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from gradscope.private import STEP
 
 
 class OptimizerListener(Protocol):
-    """Hears of optimizer steps. A `step` that raises is begun and not ended."""
+    """Receives optimizer steps. A `step` that raises begins and does not end."""
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
-        """`optimizer.step()` begins. Gradients are final, but for a closure and for pre-hooks of the optimizer's own.
+        """`optimizer.step()` begins. Gradients are final, except for a closure and the optimizer's own pre-hooks.
 
         Args:
-            optimizer: the one whose `step` the training loop called.
-            has_closure: backward passes may run inside this step, and parameters change between them.
+            optimizer: the optimizer whose `step` the training loop called.
+            has_closure: True if backward passes may run inside this step, and parameters change between them.
         """
         ...
 
@@ -46,10 +46,10 @@ def _install() -> Restore:
 
 
 class _Thread(threading.local):
-    """Of each thread.
+    """The open steps of each thread.
 
     Attributes:
-        begun: the optimizers whose `step` has begun, by identity, and whether within one that shares its parameters.
+        begun: the optimizer's identity, and True if the step is nested in a step over its parameters.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ _thread = _Thread()
 @uncompiled
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     steps, inside = _thread.begun, False
-    if steps:  # a step around this one, or one that has raised: for that there is no post hook
+    if steps:  # an outer step, or a step that has raised: torch calls no post hook then
         frames = {id(each): each for each in [frame.f_locals["self"] for frame in _steps_under_way()][1:]}
         steps[:] = [each for each in steps if each[0] in frames]
         inside = any(_same_parameters(each, optimizer) for each in frames.values())
@@ -82,7 +82,7 @@ def _after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if identity == id(optimizer):
             break
     else:
-        return  # it began before anybody listened
+        return  # it began before any listener came
     if not inside:
         for handle in OPTIMIZERS.handles:
             if (listener := handle.listener) is not None:

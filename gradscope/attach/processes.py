@@ -1,4 +1,4 @@
-"""Which of several processes this one is; asked without a word to the others."""
+"""The rank of this process, found without communication."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def processes() -> tuple[int, int]:
-    """Rank of this process, and how many there are.
+    """The rank of this process, and the number of processes.
 
-    From the process group where one has been made, else from what a launcher such as `torchrun` has put into the
-    environment; a process on its own has rank 0 of 1.
+    Reads the process group if there is one, else the environment variables of a launcher such as `torchrun`. A single
+    process has rank 0 of 1.
     """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Loss scaling: `torch.amp.GradScaler` and what derives from it."""
+"""Loss scaling: `torch.amp.GradScaler` and its subclasses."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gradscope.private import scale_of
 
 
 class ScalerListener(Protocol):
-    """Hears of loss scaling. A call that raises is not reported, save its `before_scaler_step`."""
+    """Receives loss scaling. A call that raises only reports its `before_scaler_step`."""
 
     def scaled(self, scaler: GradScaler, given: Any, result: Any) -> None:
         """`scaler.scale(given)` has returned `result`."""
         ...
 
     def unscaled(self, scaler: GradScaler, optimizer: Optimizer) -> None:
-        """The optimizer's gradients were divided by that factor, by the user or at the beginning of `scaler.step`."""
+        """The user or the beginning of `scaler.step` has divided the optimizer's gradients by the factor."""
         ...
 
     def before_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
-        """`scaler.step(optimizer)` begins; for all but fused optimizers, it unscales if that has not been done."""
+        """`scaler.step(optimizer)` begins. Except for fused optimizers, it unscales gradients that are still scaled."""
         ...
 
     def after_scaler_step(self, scaler: GradScaler, optimizer: Optimizer) -> None:
-        """`scaler.step(optimizer)` has ended; unless the optimizer is fused, its own `step` ran only if not skipped."""
+        """`scaler.step(optimizer)` has ended. Unless the optimizer is fused, its own `step` ran only if not skipped."""
         ...
 
 
 def factor_of(scaler: GradScaler) -> Tensor | float:
-    """What a scaler multiplies losses by: a 0-dim tensor of our own, or 1.0 if it is disabled."""
+    """A scaler's factor on losses: a 0-dim copy, or 1.0 if the scaler is disabled."""
     scale = scale_of(scaler) if scaler.is_enabled() else None
     if isinstance(scale, Tensor):
         return scale.detach().clone()  # update() writes into the scaler's own
@@ -81,7 +81,7 @@ _running = threading.local()
 
 
 def _outermost(around: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a subclass's method that calls `super()` be one call."""
+    """Count a subclass's method that calls `super()` as one call."""
 
     def once(original: Callable[..., Any], scaler: GradScaler, *args: Any, **kwargs: Any) -> Any:
         running: set[tuple[str, int]] = _running.__dict__.setdefault("calls", set())
@@ -105,7 +105,7 @@ def _install() -> Restore:
 
 
 def _kinds(kind: type) -> Iterator[type]:
-    """The class and all that derive from it: FSDP's `ShardedGradScaler.scale` does not call `super()`."""
+    """The class and all its subclasses: FSDP's `ShardedGradScaler.scale` does not call `super()`."""
     yield kind
     for derived in kind.__subclasses__():
         yield from _kinds(derived)
@@ -115,34 +115,34 @@ SCALER: Seam[ScalerListener] = Seam(_install)
 
 
 class Scaling:
-    """Which loss scaling is that of some optimizers, told from the events of all scalers, also other trainings'.
+    """The loss scaling of our optimizers, from the events of all scalers, also those of other trainings.
 
     Attributes:
-        used: there has been any.
+        used: True once any scaler has been used.
     """
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Start without any scaler."""
         self._factors: weakref.WeakKeyDictionary[GradScaler, Tensor | float] = weakref.WeakKeyDictionary()
         self._ours: weakref.WeakKeyDictionary[GradScaler, bool] = weakref.WeakKeyDictionary()
         self._unscaled: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._stepping: tuple[GradScaler, Optimizer] | None = None
         self.used = False
-        self._found: Tensor | bool = True
-        self._scaler: GradScaler | None = None  # of this step's losses; a guess until it meets an optimizer
+        self._skipped: Tensor | bool = True
+        self._scaler: GradScaler | None = None  # the scaler of this step's losses; a guess until it meets an optimizer
 
     @property
     def factor(self) -> Tensor | float:
-        """What the losses of this step were multiplied by; 1.0 without a scaler."""
+        """The factor on the losses of this step; 1.0 without a scaler."""
         return 1.0 if self._scaler is None else self._factors.get(self._scaler, 1.0)
 
     def remaining(self, optimizer: Optimizer | None) -> Tensor | float:
-        """What the gradients are still multiplied by: an optimizer's, or those of a loop that has none."""
+        """The factor that is still on the gradients of an optimizer, or of a loop without one."""
         unscaled = optimizer in self._unscaled if optimizer else len(self._unscaled) > 0
         return 1.0 if unscaled else self.factor
 
     def scaled(self, scaler: GradScaler, *, looking: bool) -> None:
-        """A scaler has scaled a loss; its factor is of interest where gradients are looked at."""
+        """A scaler has scaled a loss. `looking`: gradscope looks at gradients in this step and needs the factor."""
         self.used = True
         self._factors[scaler] = factor_of(scaler) if looking else 1.0
         if self._stepping and self._stepping[0] is scaler:
@@ -151,7 +151,7 @@ class Scaling:
             self._scaler = scaler
 
     def meets(self, scaler: GradScaler, ours: bool) -> None:
-        """A scaler unscales or steps an optimizer, one of ours or another."""
+        """A scaler unscales or steps an optimizer; `ours` if it is one of ours."""
         self.used = True
         self._ours[scaler] = ours or self._ours.get(scaler, False)
         if ours:
@@ -160,38 +160,38 @@ class Scaling:
             self._scaler = None
 
     def unscaled(self, optimizer: Optimizer) -> None:
-        """The gradients of one of ours have been divided by the factor."""
+        """A scaler has unscaled the gradients of one of our optimizers."""
         self._unscaled.add(optimizer)
 
     def is_unscaled(self, optimizer: Optimizer) -> bool:
-        """Whether that has happened since its last step."""
+        """True if a scaler has unscaled its gradients since its last step."""
         return optimizer in self._unscaled
 
     def begin(self, scaler: GradScaler, optimizer: Optimizer) -> None:
-        """A scaler's step of one of ours begins: skipped, unless the optimizer's own follows."""
-        self._stepping, self._found = (scaler, optimizer), True
+        """A scaler's step of one of our optimizers begins. It is skipped unless the optimizer's own step follows."""
+        self._stepping, self._skipped = (scaler, optimizer), True
 
     def steps(self, optimizer: Optimizer) -> bool:
-        """Whether it is a scaler that makes this optimizer step."""
+        """True if a scaler makes this optimizer step."""
         return self._stepping is not None and self._stepping[1] is optimizer
 
     def stepped(self, optimizer: Optimizer) -> None:
-        """The optimizer's own step begins. A fused one decides by itself whether to skip, by a tensor of its own."""
+        """The optimizer's own step begins. A fused optimizer decides by its own tensor whether to skip."""
         if self.steps(optimizer):
-            self._found = getattr(optimizer, "found_inf", False)
+            self._skipped = getattr(optimizer, "found_inf", False)
 
     @property
     def skipped(self) -> Tensor | bool:
-        """Whether the scaler's step that has ended left the parameters as they were; a tensor that is 0 if not."""
-        return self._found
+        """True, or a non-zero tensor, if the scaler's last step left the parameters unchanged."""
+        return self._skipped
 
     def without(self, optimizer: Optimizer) -> None:
-        """One of ours steps: what was scaled was no loss of ours, unless a scaler has to do with this optimizer."""
+        """One of our optimizers steps: unless a scaler takes part, scaled losses belong to another training."""
         if not self.steps(optimizer) and optimizer not in self._unscaled:
             self._scaler = None
 
     def over(self, optimizer: Optimizer | None) -> None:
-        """The step is over."""
+        """The step has ended."""
         self._scaler = self._stepping = None
         if optimizer is None:
             self._unscaled.clear()

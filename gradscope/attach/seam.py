@@ -1,4 +1,4 @@
-"""Places in torch that are replaced while somebody listens, and exactly as before while nobody does."""
+"""Places in torch that gradscope replaces while a listener is armed, and restores exactly afterwards."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ class Handle(Generic[Listener]):
     armed: bool = True
 
     def arm(self, wanted: bool) -> None:
-        """Receive events, or none until further notice; torch is as it was while no handle of a seam is armed."""
+        """Start or stop receiving events. Torch is unchanged while no handle of a seam is armed."""
         if wanted != self.armed and self.listener is not None:
             self.armed = wanted
             self.seam.settle()
 
     def remove(self) -> None:
-        """Stop listening; at once, also in the middle of an event, and harmlessly if done already."""
+        """Stop listening at once, even in the middle of an event. Idempotent."""
         self.armed, self.listener = False, None
         self.seam.leave(self)
 
 
 @dataclass(eq=False)
 class Seam(Generic[Listener]):
-    """A place in torch that is replaced while some listener is armed; they come and leave in whatever order."""
+    """A place in torch that is replaced while any listener is armed. Listeners come and leave in any order."""
 
     install: Callable[[], Restore]  # see `replace`
     restore: Restore | None = None
     handles: tuple[Handle[Listener], ...] = ()
-    """In the order of their coming. Events go to the armed ones; asking each when its turn comes heeds removals."""
+    """In order of arrival. Events go to armed handles; a caller reads each at its turn, and so heeds removals."""
     _lock: Any = field(default_factory=threading.RLock)  # re-entrant: the garbage collector may close a scope in here
 
     def listen(self, listener: Listener, *, armed: bool = True) -> Handle[Listener]:
-        """Add a listener behind those already there."""
+        """Add a listener after the present ones."""
         handle = Handle(self, listener, armed)
         with self._lock:
             self.handles = (*self.handles, handle)
@@ -61,13 +61,13 @@ class Seam(Generic[Listener]):
         return handle
 
     def leave(self, handle: Handle[Listener]) -> None:
-        """Behind `Handle.remove`."""
+        """Remove a handle; called by `Handle.remove`."""
         with self._lock:
             self.handles = tuple(other for other in self.handles if other is not handle)
             self.settle()
 
     def settle(self) -> None:
-        """Replace the place, or restore it. Code that torch.compile has seen would be compiled anew each time."""
+        """Replace or restore the place. After any `torch.compile` it stays replaced: a change would recompile code."""
         with self._lock:
             if any(handle.armed for handle in self.handles):
                 self.restore = self.restore or self.install()
@@ -77,16 +77,16 @@ class Seam(Generic[Listener]):
 
     @property
     def busy(self) -> bool:
-        """Whether anybody is armed."""
+        """True if any handle is armed."""
         return any(handle.armed for handle in self.handles)
 
 
 def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
-    """Put `around(original, *args, **kwargs)` in the place of each `(owner, name, around)`; all of them or none.
+    """Replace each `(owner, name)` by `around(original, *args, **kwargs)`: all of them or none.
 
     An owner is anything with attributes: a module, a class (the name is a method), a closure cell (`"cell_contents"`).
-    Under `torch.compile` and `torch.jit.script` the original is compiled, as if nothing were there; where they leave a
-    call to Python, `around` sees it.
+    `torch.compile` and `torch.jit.script` compile the original, as without the seam; `around` receives the calls that
+    they leave to Python.
     """
     with ExitStack() as undo:
         for place in places:
@@ -98,7 +98,7 @@ def replace(*places: tuple[Any, str, Callable[..., Any]]) -> Restore:
 def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
     inherited = hasattr(owner, "__dict__") and name not in owner.__dict__
     original = getattr(owner, name)
-    scripted = operators()  # what TorchScript takes for an operator: it cannot read builtins
+    scripted = operators()  # TorchScript's table of operators: it cannot read builtins
     live = True
 
     @functools.wraps(original)
@@ -115,7 +115,7 @@ def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
         live = False
         scripted.pop(id(replacement), None)
         if getattr(owner, name, None) is not replacement:
-            return  # somebody has put theirs on top: it stays, and ours beneath it only hands on from now on
+            return  # another program has patched on top: its patch stays, and ours beneath it only passes calls on
         delattr(owner, name) if inherited else setattr(owner, name, original)
 
     if operator := scripted.get(id(original)):

@@ -1,4 +1,4 @@
-"""Which arguments of a cell are its state, and what to type where its signature does not tell."""
+"""Finds the state among the arguments of a cell, and suggests a `CellSpec` where its signature does not tell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradscope.types import CellSpec
 from gradscope.types.names import part_called, states_called
 
 SCRIPTED = (
-    "{kind} is compiled by TorchScript, which runs without Python: nothing of it can be observed. Set PYTORCH_JIT=0 in "
+    "{kind} is compiled by TorchScript, which runs without Python: gradscope cannot observe it. Set PYTORCH_JIT=0 in "
     "the environment of the training, and torch runs the same class as plain Python."
 )
 LOOP = (
@@ -24,11 +24,11 @@ LOOP = (
 )
 
 NUMBERED = re.compile(r"\d$|^[hc]_?n$", re.IGNORECASE)
-"""What the first or last state of a whole layer is called."""
+"""Names of the first or last state of a whole layer."""
 
 
 def arguments_of(kind: type, method: str = "forward") -> list[str]:
-    """Names of the arguments that a method takes by their place."""
+    """Names of the positional arguments of a method."""
     try:
         parameters = list(inspect.signature(getattr(kind, method)).parameters.values())[1:]
     except (TypeError, ValueError):
@@ -37,9 +37,9 @@ def arguments_of(kind: type, method: str = "forward") -> list[str]:
 
 
 def is_cell(kind: type) -> bool:
-    """Whether a class is a cell by its signature: its second argument is a state, with or without the third.
+    """True if a class has the signature of a cell: its second argument is a state, with or without the third.
 
-    Whole layers take their first state as `h_0`: that is a cell's where `c_0` stands beside it and both are needed.
+    Whole layers take their first state as `h_0`. With `c_0` beside it, and both required, the class is a cell.
     """
     names = arguments_of(kind)
     state = _second(names) if len(names) > 1 else ()
@@ -54,20 +54,20 @@ def _second(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def state_arguments(kind: type, spec: CellSpec) -> tuple[str, ...]:
-    """Names of the arguments that are the state of a cell; what its spec does not say is guessed from the names.
+    """Names of the state's arguments, from the spec of a cell, else guessed from their names.
 
     Raises:
-        AttachError: there are none.
+        AttachError: the method is missing, or has no such argument.
     """
     if not callable(getattr(kind, spec.method, None)):
         raise AttachError(f"cells: {kind.__name__} has no method {spec.method!r}.{_hint(kind)}")
     names = list(inspect.signature(getattr(kind, spec.method)).parameters)[1:]
-    said = (spec.state,) if isinstance(spec.state, str) else tuple(spec.state or ())
-    for name in said:
+    stated = (spec.state,) if isinstance(spec.state, str) else tuple(spec.state or ())
+    for name in stated:
         if name not in names:
             has = f"it has {', '.join(names) or 'none'}"
             raise AttachError(f"cells: {kind.__name__}.{spec.method} has no argument {name!r}; {has}.{_hint(kind)}")
-    return said or _guessed(kind, spec.method, names)
+    return stated or _guessed(kind, spec.method, names)
 
 
 def _guessed(kind: type, method: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -83,12 +83,12 @@ def _guessed(kind: type, method: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _runs(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """States among the arguments, each with a hidden state: a `c` alone may be a context."""
+    """The runs of arguments that may be a state, each with a hidden state: a `c` alone may be a context."""
     return [run for run in states_called(names) if any(part_called(name) == "h" for name in run)]
 
 
 def suggestion(kind: type) -> str:
-    """What to type in `cells=` for a class, by the signatures of its methods; empty where none takes a state."""
+    """A line for `cells=` for a class, from the signatures of its methods; empty if none takes a state."""
     own = [name for base in kind.__mro__ if base.__module__.partition(".")[0] != "torch" for name in vars(base)]
     methods = [name for name in own if inspect.isfunction(getattr(kind, name, None)) and not name.startswith("__")]
     for method in sorted(dict.fromkeys(methods), key=lambda name: (name != "forward", "step" not in name)):
@@ -101,11 +101,11 @@ def suggestion(kind: type) -> str:
 
 
 def line_for(kind: type, method: str, states: Sequence[str]) -> str:
-    """`cells={Cell: gradscope.CellSpec(...)}`, ready to be typed."""
-    said = [] if method == "forward" else [f'method="{method}"']
+    """`cells={Cell: gradscope.CellSpec(...)}`, ready to type."""
+    arguments = [] if method == "forward" else [f'method="{method}"']
     quoted = [f'"{name}"' for name in states]
-    said.append(f"state={quoted[0]}" if len(quoted) == 1 else f"state=({', '.join(quoted)})")
-    return f"cells={{{kind.__name__}: gradscope.CellSpec({', '.join(said)})}}"
+    arguments.append(f"state={quoted[0]}" if len(quoted) == 1 else f"state=({', '.join(quoted)})")
+    return f"cells={{{kind.__name__}: gradscope.CellSpec({', '.join(arguments)})}}"
 
 
 def _hint(kind: type) -> str:
@@ -114,12 +114,12 @@ def _hint(kind: type) -> str:
 
 
 def is_scripted(module: nn.Module) -> bool:
-    """Whether TorchScript compiled a module; under PYTORCH_JIT=0 its class is a plain one."""
+    """True if TorchScript compiled a module. Under PYTORCH_JIT=0 its class is a plain one."""
     return isinstance(module, torch.jit.ScriptModule) and hasattr(module, "original_name")
 
 
 def advice(model: nn.Module) -> str:
-    """What to type or to edit where no cell was recognised in a model."""
+    """Advice for a model without a recognised cell: what to type or edit."""
     kinds = dict.fromkeys(type(m) for m in model.modules() if type(m).__module__.partition(".")[0] != "torch")
     scripted = next((m.original_name for m in model.modules() if is_scripted(m)), None)
     if scripted is not None:

@@ -1,7 +1,7 @@
-"""A stack run layer by layer, where its inside is otherwise hidden: on request, for it changes the random stream.
+"""Runs a stack layer by layer to reveal its dropout masks: on request only, as this changes the random stream.
 
-cuDNN draws the dropout masks between the layers of a stack inside its kernel and keeps them. Called once for each
-layer, with `torch.nn.functional.dropout` in between, it computes the same function under masks that can be seen.
+cuDNN draws the dropout masks between the layers of a stack inside its kernel. One call per layer, with
+`torch.nn.functional.dropout` in between, computes the same function under visible masks.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from gradscope.attach.seam import Seam
 from gradscope.types import KernelCall
 
 SPLIT = (
-    "split_layers=True: {name!r} is run layer by layer, with dropout drawn by torch between the layers and not inside "
-    "the kernel. It trains the same function, but with other random numbers than without this scope, and more slowly"
+    "split_layers=True: gradscope runs {name!r} layer by layer, and torch draws the dropout between the layers, "
+    "not the kernel. This trains the same function, but with other random numbers than without this scope, and slower"
 )
 
 
 class SplitListener(Protocol):
-    """Says which calls are to be split."""
+    """Decides which calls to split."""
 
     def splits(self, call: KernelCall) -> bool:
-        """Whether to run this call layer by layer."""
+        """True to run this call layer by layer."""
         ...
 
 
-SPLITS: Seam[SplitListener] = Seam(lambda: lambda: None)  # the kernels' seam asks here: nothing more is replaced
+SPLITS: Seam[SplitListener] = Seam(
+    lambda: lambda: None
+)  # the seam of the kernels reads these handles; this one replaces nothing
 
 
 class Splitter:
     """Splits the calls of some layers whose dropout is hidden.
 
     Args:
-        layers: by qualified name.
-        say: told once for each layer that its calls are split.
+        layers: layers by qualified name.
+        say: receives a message once for each layer whose calls are split.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], say: Callable[[str], None]) -> None:
@@ -62,12 +64,12 @@ class Splitter:
 
 
 def hides(call: KernelCall) -> bool:
-    """Whether the kernel keeps its dropout masks to itself; on the CPU they can be drawn again."""
+    """True if the kernel hides its dropout masks; those of the CPU can be drawn again."""
     return call.input.device.type != "cpu"
 
 
 def split(kernel: Callable[..., Any], call: KernelCall) -> tuple[Tensor, ...]:
-    """What the kernel returns, from one call for each layer; the masks between them go to `call.masks`."""
+    """The kernel's result, from one call per layer. Appends the masks between them to `call.masks`."""
     assert call.masks is not None
     x = call.input.transpose(0, 1) if call.batch_first else call.input
     count, finals = len(call.weights) // call.num_layers, list[tuple[Tensor, ...]]()
@@ -86,9 +88,9 @@ def split(kernel: Callable[..., Any], call: KernelCall) -> tuple[Tensor, ...]:
 def _run(
     kernel: Callable[..., Any], call: KernelCall, x: Tensor, state: list[Tensor], weights: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    """One layer, without dropout."""
+    """Run one layer, without dropout."""
     hx = state if call.family == "lstm" else state[0]
     single = (hx, weights, call.has_biases, 1, 0.0, True, call.bidirectional)
-    with warnings.catch_warnings():  # the weights of one layer of a stack are no stretch of memory of their own
+    with warnings.catch_warnings():  # the weights of one layer of a stack are not contiguous in memory
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk", UserWarning)
         return kernel(x, *single, False) if call.batch_sizes is None else kernel(x, call.batch_sizes, *single)

@@ -1,4 +1,4 @@
-"""Where `torch.compile` has its hand in Python's calls, ours are not to be compiled, and the user's as ever."""
+"""Keeps `torch.compile` from compiling our functions, and leaves the user's functions to it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def uncompiled(function: F) -> F:
-    """Have a function of ours, and those defined in it, run as they are where Python calls them.
+    """Mark one of our functions, and the functions defined in it, as not to be compiled when Python calls them.
 
-    Code that is being traced and calls them is traced through them as before.
+    Tracing of code that calls them still traces through them.
     """
     pending = [function.__code__]
     while pending:
@@ -26,14 +26,14 @@ def uncompiled(function: F) -> F:
 
 @uncompiled
 def as_written(compiler: Any, around: Callable[..., Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """`around(original, *args, **kwargs)`, of which nothing but what `original` does may be compiled.
+    """Call `around(original, *args, **kwargs)`, and let the compiler compile nothing but `original`.
 
     Args:
-        compiler: what `set_eval_frame(None)` has put out of action.
-        around: ours.
-        original: the user's, or torch's.
-        args: of the call.
-        kwargs: of the call.
+        compiler: the compiler that `set_eval_frame(None)` has disabled.
+        around: our function.
+        original: the user's function, or torch's.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
     """
 
     def compiled(*args: Any, **kwargs: Any) -> Any:

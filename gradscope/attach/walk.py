@@ -1,4 +1,4 @@
-"""Cotangents handed back through the autograd graph by hand: no hook fires, and nothing that was saved is freed."""
+"""Passes cotangents back through the autograd graph without the engine: fires no hook, frees no saved tensor."""
 
 from __future__ import annotations
 
@@ -23,30 +23,38 @@ ELEMENTWISE = frozenset(
     Silu Sin Slice SliceScatter Softplus Split SplitWithSizes Sqrt Squeeze Stack Sub T Tanh Threshold ToCopy
     Transpose Unbind UnsafeSplit UnsafeView Unsqueeze View Where Zero""".split()
 )
-"""Operations whose derivative mixes no units: what a loop does to a state between two calls."""
+"""Operations whose derivative mixes no units: what loops do to a state between two calls."""
 
 HANDED_ON = frozenset(("RegisterPostBackwardFunction", "_DDPSink"))
-"""Torch's own functions that hand each input on as it is, and do other things in backward (FSDP, DDP): never called."""
+"""Torch's own functions (FSDP, DDP) that pass on each input unchanged, with side effects in backward: never called."""
 
 
 @dataclass(slots=True)
 class Walk:
-    """Cotangents on their way back, the latest node first."""
+    """Cotangents on their way back, the latest node first.
+
+    Attributes:
+        owner: owner of the marks.
+        pending: cotangents at the outputs of nodes still to visit.
+        order: these nodes, as a heap.
+        arrived: sum of the cotangents at each marked result.
+        blocked: True if a path to a marked result could not be followed.
+    """
 
     owner: Hashable
     pending: dict[Node, dict[int, Tensor]] = field(default_factory=dict[Node, "dict[int, Tensor]"])
     order: list[tuple[int, int, Node]] = field(default_factory=list["tuple[int, int, Node]"])
-    found: dict[Mark, Tensor] = field(default_factory=dict[Mark, Tensor])
+    arrived: dict[Mark, Tensor] = field(default_factory=dict[Mark, Tensor])
     blocked: bool = False
 
     def add(self, node: Node, number: int, cotangent: Tensor) -> None:
-        """A cotangent arrives at an output of a node; zeros go nowhere."""
+        """Add a cotangent at an output of a node; zeros go nowhere."""
         if not bool(cotangent.any()):
             return
         marked = mark_at(node, number, self.owner)
         if marked is not None:
-            known = self.found.get(marked)
-            self.found[marked] = cotangent if known is None else known + cotangent
+            known = self.arrived.get(marked)
+            self.arrived[marked] = cotangent if known is None else known + cotangent
             return
         if node not in self.pending:
             self.pending[node] = {}
@@ -55,24 +63,24 @@ class Walk:
         here[number] = here[number] + cotangent if number in here else cotangent
 
     def step(self) -> None:
-        """Hand on what has arrived at the latest node."""
+        """Pass on the cotangents at the latest node."""
         _, _, node = heapq.heappop(self.order)
-        arrived = self.pending.pop(node)
+        cotangents = self.pending.pop(node)
         if not node.next_functions:
             return
         outputs = outputs_of(node)
         if outputs and _hands_on(node):
             for i, (target, number) in enumerate(node.next_functions[-outputs:]):
-                if target is not None and i in arrived:
-                    self.add(target, number, arrived[i])
+                if target is not None and i in cotangents:
+                    self.add(target, number, cotangents[i])
             return
         if outputs is None or not _elementwise(node):
             self.blocked |= any(_leads_to_mark(below, self.owner) for below, _ in node.next_functions if below)
             return
         run: Any = node  # calling a node computes, and fires no hook
         try:
-            result = run(*(arrived.get(i) for i in range(outputs)))
-        except RuntimeError:  # what it had saved is gone after a backward pass: no gradient goes this way any more
+            result = run(*(cotangents.get(i) for i in range(outputs)))
+        except RuntimeError:  # a backward pass has freed its saved tensors: no gradient goes this way any more
             self.blocked |= _leads_to_mark(node, self.owner)
             return
         below = result if isinstance(result, tuple) else (result,)
@@ -82,7 +90,7 @@ class Walk:
 
 
 def carry(edge: Edge, cotangent: Tensor, owner: Hashable) -> Walk:
-    """Hand a cotangent of a state back to the marked results that it came from."""
+    """Pass a cotangent of a state back to the marked results that the state comes from."""
     walk, kind = Walk(owner), cotangent.device.type
     with torch.no_grad(), torch.autocast(kind, enabled=False):
         walk.add(edge[0], edge[1], cotangent)
@@ -95,7 +103,7 @@ def carry(edge: Edge, cotangent: Tensor, owner: Hashable) -> Walk:
 
 
 def _elementwise(node: Node) -> bool:
-    if isinstance(node, BackwardCFunction):  # somebody's own Python: not ours to run
+    if isinstance(node, BackwardCFunction):  # user code: not ours to run
         return False
     return node.name().rpartition(":")[2].rstrip("0123456789").removesuffix("Backward") in ELEMENTWISE
 
@@ -106,5 +114,5 @@ def _hands_on(node: Node) -> bool:
 
 
 def _leads_to_mark(node: Node, owner: Hashable) -> bool:
-    """Whether some marked result is among the nodes below, within reach of a search."""
+    """True if a limited search below this node meets a marked result."""
     return any(owner == key[0] for below in nodes_below([node]) for key in metadata(below).get(KEY, ()))

@@ -1,1 +1,1 @@
-"""From kernel calls to one canonical layout."""
+"""Snapshots of calls, joined into chains, in one canonical layout."""

@@ -1,4 +1,4 @@
-"""A cell that is not torch's, and how to run its calls again."""
+"""A user's cell, and a copy of it that runs its calls again."""
 
 from __future__ import annotations
 
@@ -28,21 +28,19 @@ from gradscope.private import pytree
 from gradscope.types import CellSpec
 from gradscope.types.names import part_called
 
-RANDOM = (
-    "it draws random numbers (dropout, zoneout) on which its new state depends, so that a call of it cannot be repeated"
-)
+RANDOM = "it draws random numbers (dropout, zoneout), and its new state depends on them: its calls cannot run again"
 
 
 @dataclass(eq=False)
 class Cell(Doubled):
-    """A user's cell, and a double of it that can be run without touching the original.
+    """A user's cell, and a double that runs without touching it.
 
     Attributes:
         name: qualified name.
-        original: the user's.
-        spec: how to observe it.
-        states: names of the arguments that are the state.
-        asked: it was named in `cells=`.
+        original: the user's module.
+        spec: how to observe the cell.
+        states: names of the state's arguments.
+        asked: True for a cell named in `cells=`.
     """
 
     name: str
@@ -59,27 +57,29 @@ class Cell(Doubled):
 
     @property
     def method(self) -> str:
-        """The method whose calls are observed."""
+        """The observed method."""
         return self.spec.method
 
     @property
     def signature(self) -> inspect.Signature:
-        """Of that method, without the module itself."""
+        """The signature of the observed method, without `self`."""
         whole = inspect.signature(getattr(type(self.module), self.method))
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """The arguments by name, and the state; what the cell keeps at the moment is remembered for the snapshot."""
-        found = dict(self.signature.bind(*args, **kwargs).arguments)
+        """The arguments by name, and the state. Remembers the cell's attributes for the snapshot."""
+        arguments = dict(self.signature.bind(*args, **kwargs).arguments)
         now = attributes_of(self.module)
         self._attributes = self._attributes if self._attributes == now else now
-        parts = [found.pop(name, None) for name in self.states]
-        return found, parts[0] if len(parts) == 1 else tuple(parts) if any(part is not None for part in parts) else None
+        parts = [arguments.pop(name, None) for name in self.states]
+        if len(parts) == 1:
+            return arguments, parts[0]
+        return arguments, tuple(parts) if any(part is not None for part in parts) else None
 
     def settle(self, arguments: dict[str, Any], state: Any, result: Any) -> tuple[dict[str, Any], Any]:
-        """Where one tensor comes back the state is one: what was taken for its other part by its name is a context."""
-        said = self.spec.state is not None or self.spec.result is not None
-        if said or len(self.states) == 1 or len(tensors_in(result)) > 1:
+        """If a single tensor comes back, the state is one tensor: its supposed second part is an argument."""
+        explicit = self.spec.state is not None or self.spec.result is not None
+        if explicit or len(self.states) == 1 or len(tensors_in(result)) > 1:
             return arguments, state
         parts = {name: part for name, part in zip(self.states, state or (), strict=False) if part is not None}
         self.states = tuple(name for name in self.states if part_called(name) == "h")
@@ -88,17 +88,17 @@ class Cell(Doubled):
         return arguments | parts, hidden
 
     def results_of(self, result: Any, state: Any) -> Results | None:
-        """What a call returned, with the new state found in it; None if there is none."""
-        found = self.finder.find(result, state)
-        return None if found is None else found._replace(attributes=self._attributes)
+        """The result of a call, with the new state in it; None if it holds no state."""
+        results = self.finder.find(result, state)
+        return None if results is None else results._replace(attributes=self._attributes)
 
     def renew(self) -> None:
-        """Have the double made again, from what the cell keeps now."""
+        """Discard the double: the next run copies the cell as it is then."""
         if self.original() is not None:
             self._double = None
 
     def run(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> list[Tensor]:
-        """The parts of the new state, real, from these rows of arguments and state.
+        """Compute the parts of the new state, real, from these rows of arguments and state.
 
         Raises:
             TypeError: the cell cannot be copied.
@@ -118,7 +118,7 @@ class Cell(Doubled):
         return parts
 
     def gates(self, snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Activations of the gates, [n, H] each."""
+        """The activations of the gates, [n, H] each."""
         gates = self.spec.gates
         with ExitStack() as quiet:
             quietly(quiet, state[0].device)
@@ -136,20 +136,20 @@ class Cell(Doubled):
     def _outputs_of(
         self, places: Mapping[str, str], snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        found = dict[str, Tensor]()
+        outputs = dict[str, Tensor]()
 
         def forward(cell: nn.Module, *args: Any, **kwargs: Any) -> None:
             with ExitStack() as undo:
                 for gate, place in places.items():
 
                     def keep(module: nn.Module, args: Any, output: Tensor, gate: str = gate) -> None:
-                        found[gate] = output
+                        outputs[gate] = output
 
                     undo.callback(cell.get_submodule(place).register_forward_hook(keep).remove)
                 getattr(type(cell), self.method)(cell, *args, **kwargs)
 
         self._call(forward, snapshot, rows, state)
-        return found
+        return outputs
 
     def _parts(self, snapshot: CellSnapshot, result: Any) -> list[Tensor]:
         tensors = self.finder.tensors(result)
@@ -158,10 +158,10 @@ class Cell(Doubled):
     def _call(
         self, function: Callable[..., Any], snapshot: CellSnapshot, rows: Sequence[Tensor], state: Sequence[Tensor]
     ) -> Any:
-        """A function of the cell and of the arguments of its method, in float32 or better."""
+        """Call a function with the cell's double and the arguments of the observed method, in float32 or better."""
         double = self.double()
         put_attributes(double, snapshot.attributes)
-        arguments = snapshot.arguments.put_together(rows)
+        arguments = snapshot.arguments.assemble(rows)
         whole = self._state(snapshot, state)
         arguments |= {self.states[0]: whole} if len(self.states) == 1 else dict(zip(self.states, whole, strict=True))
         order = [name for name in self.signature.parameters if name in arguments]
@@ -180,13 +180,13 @@ class Cell(Doubled):
 
 
 class _Within(nn.Module):
-    """Runs a function of a cell where its parameters are replaced."""
+    """Runs a function of a cell whose parameters are replaced."""
 
     def __init__(self, cell: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.cell, self.function = cell, function
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for hook in self.cell._forward_pre_hooks.values():  # torch's own, that make a weight
+        for hook in self.cell._forward_pre_hooks.values():  # torch's own: they compute a weight
             hook(self.cell, args)
         return self.function(self.cell, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""A call of a cell that is not torch's, frozen: its arguments by rows of the batch, its state and its results."""
+"""A frozen call of a user's cell: its arguments by rows of the batch, its state and its results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gradscope.private import pytree
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """The arguments of a call but for its state, taken apart.
+    """The arguments of a call without its state, flattened.
 
     Attributes:
         rows: tensors with a row for each sequence, [n, ...] each.
-        constants: everything else, in order.
-        form: how to put them together.
-        is_row: which of all leaves are rows.
-        names: of the arguments.
+        constants: all other leaves, in order.
+        form: structure of the arguments.
+        is_row: for each leaf, True if it is in `rows`.
+        names: names of the arguments.
     """
 
     rows: list[Tensor]
@@ -35,14 +35,14 @@ class Arguments:
     is_row: tuple[bool, ...]
     names: tuple[str, ...]
 
-    def put_together(self, rows: Sequence[Tensor]) -> dict[str, Any]:
-        """The arguments by name, with these rows; the others are copies, that a cell may write to."""
-        taken, kept = iter(rows), map(_copied, self.constants)
-        leaves = [next(taken) if row else next(kept) for row in self.is_row]
+    def assemble(self, rows: Sequence[Tensor]) -> dict[str, Any]:
+        """The arguments by name, with these rows and copies of the constants: a cell may write to them."""
+        new, constants = iter(rows), map(_copied, self.constants)
+        leaves = [next(new) if row else next(constants) for row in self.is_row]
         return dict(zip(self.names, pytree.tree_unflatten(leaves, self.form), strict=True))
 
     def alike(self, other: Arguments) -> bool:
-        """Whether all but the rows is the same."""
+        """True if only the rows differ."""
         pairs = zip(self.constants, other.constants, strict=False)
         same_form = (self.form, self.is_row, self.names) == (other.form, other.is_row, other.names)
         return same_form and all(_same(a, b) for a, b in pairs)
@@ -50,19 +50,19 @@ class Arguments:
 
 @dataclass(slots=True)
 class CellSnapshot:
-    """What a call was given and gave, for the sequences that are analysed.
+    """Inputs and results of a call, for the analysed sequences.
 
     Attributes:
-        layout: which sequences.
-        arguments: but for the state.
-        state: parts of the state as they were given, real, [n, ...]; None where none was given.
-        results: all tensors that came back, real, [n, ...].
-        parts: which of the results are the new state.
-        form: how the state is put together.
+        layout: the analysed sequences.
+        arguments: the arguments without the state.
+        state: parts of the initial state, real, [n, ...]; None for a call without one.
+        results: all tensors of the result, real, [n, ...].
+        parts: indices of the results that are the new state.
+        form: structure of the state.
         weights: parameters and buffers by name, shared between the calls of a step.
-        attributes: plain values that the cell kept when it was called.
-        precision: the coarsest type that took part.
-        complex: which of the results are complex, and given as pairs.
+        attributes: the cell's plain attributes at the call.
+        precision: the coarsest type of the computation.
+        complex: for each result, True if it is complex; it is stored as pairs then.
     """
 
     layout: Single
@@ -78,7 +78,7 @@ class CellSnapshot:
 
     @property
     def given(self) -> list[Tensor]:
-        """The state that the call began with: zeros where none was given."""
+        """The initial state: zeros for a call without one."""
         return [torch.zeros_like(r) for r in self.returned] if self.state is None else self.state
 
     @property
@@ -88,18 +88,18 @@ class CellSnapshot:
 
     @property
     def final(self) -> tuple[Tensor, ...]:
-        """The same as [1, n, ...]."""
+        """The parts of the new state as [1, n, ...]."""
         return tuple(r.unsqueeze(0) for r in self.returned)
 
     def alike(self, other: CellSnapshot) -> bool:
-        """Whether both calls can be run again as one."""
+        """True if both calls can run again as one."""
         shapes = [[x.shape[1:] for x in (*s.given, *s.returned)] for s in (self, other)]
         same = self.weights is other.weights and self.attributes == other.attributes and shapes[0] == shapes[1]
         return same and self.arguments.alike(other.arguments)
 
 
 def real(x: Tensor) -> Tensor:
-    """A complex tensor as pairs; others as they are."""
+    """A complex tensor as pairs; any other unchanged."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
@@ -113,10 +113,10 @@ def take_call(
     """Copy a call.
 
     Args:
-        arguments: by name, without the state.
-        given: the parts of the state; empty where none was given.
-        results: what the call returned.
-        rows: which sequences to take; None for all.
+        arguments: the arguments by name, without the state.
+        given: the parts of the initial state; empty for a call without one.
+        results: the result of the call.
+        rows: indices of the sequences to copy; None for all.
         weights: copies of the cell's parameters and buffers.
     """
     batch, device = len(results.state[0]), results.state[0].device
@@ -142,7 +142,7 @@ def take_call(
 
 
 def take_arguments(arguments: dict[str, Any], batch: int, layout: Single) -> Arguments:
-    """Copies of the analysed rows of a call's arguments."""
+    """Copy the analysed rows of a call's arguments."""
     leaves, form = pytree.tree_flatten(list(arguments.values()))
     is_row = tuple(isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch for x in leaves)
     rows = [layout.select(x.detach()).squeeze(0) for x, row in zip(leaves, is_row, strict=True) if row]
@@ -151,7 +151,7 @@ def take_arguments(arguments: dict[str, Any], batch: int, layout: Single) -> Arg
 
 
 def take_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's parameters and buffers."""
+    """Copy a module's parameters and buffers."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
 
@@ -164,7 +164,7 @@ def precision(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 def frozen(x: Any) -> Any:
-    """A copy of a tensor; anything else as it is."""
+    """A copy of a tensor; anything else unchanged."""
     return x.detach().clone() if isinstance(x, Tensor) else x
 
 
@@ -180,5 +180,5 @@ def _same(a: Any, b: Any) -> bool:
         return a.shape == b.shape and torch.equal(a, b)
     try:
         return bool(a is b or a == b)
-    except Exception:  # what cannot be compared is not the same
+    except Exception:  # values without a comparison differ
         return False

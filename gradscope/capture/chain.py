@@ -1,8 +1,8 @@
-"""Calls linked by their states: which call goes on from which, and each sequence's way through them.
+"""Joins calls by the links between their states, and follows each sequence through them.
 
-A chain is a series of calls. Its sequences are followed row by row, for a loop may drop rows that have ended, reorder
-them, reset some of them (`h * (1 - done)`) or go on from one state twice: a row that begins anew begins a sequence of
-its own, at that timestep of the chain.
+A chain is a series of calls. The joining follows its sequences row by row: a loop may drop rows that have ended,
+reorder rows, reset some of them (`h * (1 - done)`) or go on from one state twice. A row that begins anew begins a
+sequence of its own, at that timestep of the chain.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from gradscope.types import Link
 Place = tuple[int, int]
 """A call's position in its chain, and a row of its snapshot."""
 Source = tuple[int, int]
-"""The number of a call, and a row of its snapshot."""
+"""The index of a call, and a row of its snapshot."""
 
 
 class Linked(Protocol):
-    """What has to be known of a call to join it to others."""
+    """A call, as far as joining needs it."""
 
     link: Link | None
     rows: list[int]
-    """Number in the batch of each row of the snapshot."""
+    """Index in the batch of each row of the snapshot."""
 
     @property
     def lengths(self) -> list[int]:
@@ -32,7 +32,7 @@ class Linked(Protocol):
         ...
 
     def idle(self) -> list[bool]:
-        """For each row: no gradient arrived at any of its results."""
+        """For each row, True if none of its results received a gradient."""
         ...
 
 
@@ -42,8 +42,8 @@ class Track:
 
     Attributes:
         start: timestep of the chain at which it begins.
-        places: calls and rows that it went through.
-        cut: the loop has dropped results of it and gone on from earlier ones.
+        places: its calls and rows, in order.
+        cut: True if the loop has discarded results of it and gone on from earlier ones.
     """
 
     start: int
@@ -56,8 +56,8 @@ class Chain:
     """A series of calls of one module.
 
     Attributes:
-        calls: numbers of the calls, in their order.
-        tracks: the sequences that went through them.
+        calls: indices of the calls, in their order.
+        tracks: the sequences of these calls.
         begins: timestep of the chain at which each call begins.
     """
 
@@ -67,7 +67,7 @@ class Chain:
 
 
 def join_calls(calls: Sequence[Linked]) -> list[Chain]:
-    """The chains that some calls of one module make, in the order of their first calls."""
+    """Join calls of one module into chains, in the order of the first calls."""
     return _Joining(calls).run()
 
 
@@ -94,9 +94,9 @@ class _Joining:
         """Give a call its chain, and each of its rows its track.
 
         Args:
-            number: of the call.
-            sources: of its rows.
-            before: the calls that any sequence goes on from, also one that is not analysed.
+            number: index of the call.
+            sources: origins of its rows.
+            before: the calls that any sequence goes on from, analysed or not.
         """
         tracks = [None if source is None else self._track_after(source) for source in sources]
         homes = [self.home[source[0]][0] for source, track in zip(sources, tracks, strict=True) if source and track]
@@ -114,10 +114,10 @@ class _Joining:
         for row, track in enumerate(tracks):
             here = track if track in chain.tracks else None
             grown = self.current[number, row] = self._grow(chain, here, begin, (place, row))
-            grown.cut |= self._thrown_away(sources[row])
+            grown.cut |= self._discarded(sources[row])
 
     def _grow(self, chain: Chain, track: Track | None, begin: int, place: Place) -> Track:
-        """Add a place to a track, unless it has one in this call already; to a new one without."""
+        """Add a place to a track, or to a new one if there is none or it has a place in this call already."""
         if track is None or (track.places and track.places[-1][0] == place[0]):
             track = Track(begin)
             chain.tracks.append(track)
@@ -125,15 +125,15 @@ class _Joining:
         return track
 
     def _end(self, number: int) -> int:
-        """Timestep of its chain after the last of a call."""
+        """The timestep of its chain after the last timestep of a call."""
         chain, place = self.home[number]
         return chain.begins[place] + max(self.calls[number].lengths, default=0)
 
     def _track_after(self, source: Source) -> Track | None:
-        """The sequence that goes on from a result; None if it went on from there already, on another branch."""
+        """The sequence that goes on from a result; None if another branch went on from there already."""
         track = self.current[source]
         chain, place = self.home[source[0]]
-        if self._thrown_away(source):
+        if self._discarded(source):
             return None
         if track.places[-1] == (place, source[1]):
             return track
@@ -141,12 +141,12 @@ class _Joining:
         later = track.places[index + 1 :]
         if later and not all(self._idle(chain, p) for p in later):
             return None
-        del track.places[index + 1 :]  # computed and thrown away: `torch.where(running, new, old)`
+        del track.places[index + 1 :]  # the loop has discarded them: `torch.where(running, new, old)`
         track.cut = True
         return track
 
-    def _thrown_away(self, source: Source | None) -> bool:
-        """Whether the loop has gone on from an earlier result in place of this one."""
+    def _discarded(self, source: Source | None) -> bool:
+        """True if the loop has gone on from an earlier result in place of this one."""
         return source is not None and (self.home[source[0]][1], source[1]) not in self.current[source].places
 
     def _idle(self, chain: Chain, place: Place) -> bool:
@@ -156,14 +156,14 @@ class _Joining:
         return self.dead[number][place[1]]
 
     def _trim(self, chain: Chain, track: Track) -> None:
-        """Where results of a sequence were thrown away, the last ones were as well if no gradient reached them."""
+        """If the loop has discarded results of a sequence, drop its last ones without gradient as well."""
         while track.cut and track.places and self._idle(chain, track.places[-1]):
             track.places.pop()
 
 
 def _sources(call: Linked, calls: Sequence[Linked], numbers: dict[int, int]) -> list[Source | None]:
-    """For each row of a call the earlier call and row whose state it goes on from."""
-    found: list[Source | None] = [None] * len(call.rows)
+    """For each row of a call, the earlier call and row whose state it goes on from."""
+    sources: list[Source | None] = [None] * len(call.rows)
     for strand in call.link.strands if call.link is not None else ():
         number = numbers.get(id(strand.call))
         if number is None:
@@ -171,6 +171,6 @@ def _sources(call: Linked, calls: Sequence[Linked], numbers: dict[int, int]) -> 
         local = {row: index for index, row in enumerate(calls[number].rows)}
         origin = strand.rows.tolist()
         for index, row in enumerate(call.rows):
-            if origin[row] in local and (found[index] is None or found[index][0] < number):  # type: ignore[index]
-                found[index] = number, local[origin[row]]
-    return found
+            if origin[row] in local and (sources[index] is None or sources[index][0] < number):  # type: ignore[index]
+                sources[index] = number, local[origin[row]]
+    return sources

@@ -1,4 +1,4 @@
-"""A double of a module, to be run again beside it: nothing of the user's changes, not even a generator's state."""
+"""A copy of a module that runs again beside it, and leaves all of the user's as it is: random generators, too."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from gradscope.private import global_hooks, pytree
 
 Attributes = Mapping[tuple[str, str], Any]
-"""Plain values that a module and what is in it keep as attributes, by submodule and name."""
+"""Plain attributes of a module and its submodules, by submodule and name."""
 PLAIN = frozenset({bool, int, float, str})
 
 
 class Doubled:
-    """A user's module, held weakly, and a double of it that outlives it.
+    """A weak reference to a user's module, and a double that outlives the module.
 
     Attributes:
-        original: the user's.
+        original: the user's module.
     """
 
     original: weakref.ref[nn.Module]
@@ -34,57 +34,57 @@ class Doubled:
     def module(self) -> nn.Module:
         """The user's module, or its double once the user's is gone."""
         original = self.original()
-        found = self._double if original is None else original
-        if found is None:
-            raise TypeError("it is gone, and was never copied")
-        return found
+        module = self._double if original is None else original
+        if module is None:
+            raise TypeError("the module is gone, and gradscope has no copy of it")
+        return module
 
     def double(self) -> nn.Module:
-        """The module without its hooks, beside the original; made when it is first needed."""
+        """The copy of the module, without its hooks. The first call makes it."""
         if self._double is None:
             self._double = double_of(self.module)
         return self._double
 
 
 def double_of(original: nn.Module) -> nn.Module:
-    """A module beside another, with its parameters, but without its hooks, and with copies of all that it keeps.
+    """Copy a module: with the same parameters, copies of its attributes, and without its hooks.
 
-    Of the hooks only those stay with which torch makes a weight before each call (`weight_norm`). Parameters that it
-    keeps in a second place, such as a dictionary of its own, are copies: see `put_weights`.
+    The double retains only hooks with which torch computes a weight before each call (`weight_norm`). Parameters that
+    the module also holds elsewhere, such as in a dictionary of its own, are copies: see `put_weights`.
 
     Raises:
-        TypeError: it keeps something that cannot be copied.
+        TypeError: the module holds something that cannot be copied.
     """
-    twice = _kept_twice(original)
+    twice = _shared_parameters(original)
     memo: dict[int, Any] = {id(p): _copy_of(p) if id(p) in twice else p for p in original.parameters()}
     hooks = {path: _take_hooks(module) for path, module in original.named_modules()}
     for module in original.modules():
-        for kept in pytree.tree_leaves(list(module.__dict__.values())):
-            if isinstance(kept, Tensor) and id(kept) not in memo:
-                memo[id(kept)] = kept.detach().clone()
-    for _, taken in hooks.values():
-        memo.update({id(hook): type(hook)() for hook in taken})
+        for leaf in pytree.tree_leaves(list(module.__dict__.values())):
+            if isinstance(leaf, Tensor) and id(leaf) not in memo:
+                memo[id(leaf)] = leaf.detach().clone()
+    for _, dictionaries in hooks.values():
+        memo.update({id(hooks): type(hooks)() for hooks in dictionaries})
     try:
         double = copy.deepcopy(original, memo)
     except Exception as error:
-        raise TypeError(f"it keeps something that cannot be copied ({type(error).__name__}: {error})") from error
+        raise TypeError(f"it holds something that cannot be copied ({type(error).__name__}: {error})") from error
     for path, module in double.named_modules():
         module._forward_pre_hooks.update(hooks[path][0])
     return double
 
 
 def put_weights(double: nn.Module, original: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give the parameters of a double that are copies these values; the others are replaced for each call."""
+    """Set the copied parameters of a double to these values; `functional_call` replaces the others."""
     theirs = dict(original.named_parameters())
     for name, parameter in double.named_parameters():
         if parameter is not theirs[name]:
-            parameter.data = weights[name]  # a new storage: graphs that were made with the old one still hold
+            parameter.data = weights[name]  # a new storage: graphs over the old one stay valid
 
 
-def _kept_twice(module: nn.Module) -> set[int]:
-    """Parameters that a module or one in it keeps elsewhere than where torch does."""
+def _shared_parameters(module: nn.Module) -> set[int]:
+    """Parameters that a module or a submodule also holds outside `_parameters`."""
     places = [value for m in module.modules() for name, value in m.__dict__.items() if name != "_parameters"]
-    return {id(kept) for kept in pytree.tree_leaves(places) if isinstance(kept, nn.Parameter)}
+    return {id(leaf) for leaf in pytree.tree_leaves(places) if isinstance(leaf, nn.Parameter)}
 
 
 def _copy_of(parameter: nn.Parameter) -> nn.Parameter:
@@ -92,18 +92,18 @@ def _copy_of(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def widened(x: Any) -> Any:
-    """16-bit numbers as float32: a call is run again without autocast."""
+    """16-bit numbers as float32: calls run again without autocast."""
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _take_hooks(module: nn.Module) -> tuple[dict[int, Callable[..., Any]], list[Any]]:
-    """Those of a module's hooks that torch makes a weight with, and all dictionaries of hooks."""
+    """The hooks with which torch computes a weight, and all dictionaries of hooks."""
     own = {n: hook for n, hook in module._forward_pre_hooks.items() if type(hook).__module__.startswith("torch.")}
-    return own, [kept for name, kept in module.__dict__.items() if "_hooks" in name and isinstance(kept, dict)]
+    return own, [value for name, value in module.__dict__.items() if "_hooks" in name and isinstance(value, dict)]
 
 
 def attributes_of(module: nn.Module) -> Attributes:
-    """The plain attributes of a module and of all in it, its mode among them."""
+    """The plain attributes of a module and its submodules, including the training mode."""
     return {
         (path, name): value
         for path, part in module.named_modules()
@@ -113,7 +113,7 @@ def attributes_of(module: nn.Module) -> Attributes:
 
 
 def put_attributes(module: nn.Module, attributes: Attributes) -> None:
-    """Give a double the attributes that the original had; what torch updates in training mode is left as it is."""
+    """Set the attributes of a double; parametrizations that update in training mode stay as they are."""
     parts = dict(module.named_modules())
     for (path, name), value in attributes.items():
         if path in parts:
@@ -124,10 +124,10 @@ def put_attributes(module: nn.Module, attributes: Attributes) -> None:
 
 
 def quietly(quiet: ExitStack, device: torch.device) -> Callable[[], bool]:
-    """Random numbers that are drawn from now on are not the user's, and nobody's hooks on all modules fire.
+    """From now on restore the user's random generators on exit, and disable global module hooks.
 
     Returns:
-        Whether any have been drawn.
+        A function that returns True once random numbers have been drawn.
     """
     devices = [device] if device.type == "cuda" else []
     quiet.enter_context(torch.random.fork_rng(devices=devices))
@@ -149,9 +149,9 @@ def quietly(quiet: ExitStack, device: torch.device) -> Callable[[], bool]:
 
 def _set_aside(quiet: ExitStack, hooks: dict[int, Any]) -> None:
     if hooks:
-        kept = dict(hooks)
+        saved = dict(hooks)
         hooks.clear()
-        quiet.callback(hooks.update, kept)
+        quiet.callback(hooks.update, saved)
 
 
 def _generators(device: torch.device) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
-"""References to what a call of many sequences was given and gave: for those left out, should they be needed after all.
+"""References to the inputs and results of a call: for the sequences outside the snapshot, should a step need them.
 
-Nothing is copied, and nothing is kept longer than the step. Autograd keeps most of it for the backward pass anyway.
+Holding copies nothing and lasts no longer than the step. Autograd holds most of these tensors for the backward pass
+anyway.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from gradscope.types import KernelCall
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A gradient as it came by.
+    """A gradient during the backward pass.
 
     Attributes:
-        into: which sums it is part of: `gradients`, `inside` or `back`.
-        place: its place among these.
-        slot: the result that it is a gradient of, or of a later form of.
-        gradient: of the whole batch.
-        turned: it is time first, whatever the layout.
+        into: the sums that it adds to: `gradients`, `inside` or `back`.
+        place: index among these.
+        slot: index of the result that it belongs to, directly or through a later form of that result.
+        gradient: the gradient of the whole batch.
+        turned: True if it is time first, whatever the layout.
     """
 
     into: str
@@ -41,13 +42,13 @@ class Arrived:
 
 @dataclass(slots=True)
 class Held:
-    """What a call was given and gave, whole.
+    """Inputs and results of a call, of the whole batch.
 
     Attributes:
-        batch: how many sequences.
-        take: makes the snapshot of all of them, given that of some.
-        tensors: all that it is made of, each with the number of writes to it so far.
-        arrived: the gradients.
+        batch: number of sequences.
+        take: makes the snapshot of all sequences from the snapshot of some.
+        tensors: all tensors of the call, each with its version.
+        arrived: the gradients so far.
     """
 
     batch: int
@@ -56,30 +57,30 @@ class Held:
     arrived: list[Arrived] = field(default_factory=list[Arrived])
 
     def keep(self, arrived: Arrived) -> None:
-        """A gradient comes by."""
+        """Hold a gradient."""
         self.arrived.append(replace(arrived, gradient=(gradient := arrived.gradient.detach())))
         self.tensors.append((gradient, gradient._version))
 
     @property
     def unchanged(self) -> bool:
-        """Whether nobody has written to any of it since."""
+        """True if nobody has written to any of these tensors since."""
         return all(tensor._version == version for tensor, version in self.tensors)
 
 
 def hold_kernel(call: KernelCall, result: Sequence[Tensor], dropout: Dropout | None) -> Held:
-    """Hold a call of a layer or cell of torch's; weights are copied with the snapshot."""
-    given, state, results = call.input.detach(), _detached(call.state), _detached(result)
-    held = replace(call, input=given, state=state, weights=_detached(call.weights[:1]))
+    """Hold a call of one of torch's layers or cells; the snapshot has copies of the weights."""
+    inputs, state, results = call.input.detach(), _detached(call.state), _detached(result)
+    held = replace(call, input=inputs, state=state, weights=_detached(call.weights[:1]))
 
     def take(some: Any) -> Any:
         whole = snapshot(held, results, some.weights, dropout, layout_of(held, None))
         return replace(whole, precision=some.precision)
 
-    return Held(call.batch, take, _counted((given, *state, *results)))
+    return Held(call.batch, take, _counted((inputs, *state, *results)))
 
 
 def hold_cell(arguments: dict[str, Any], given: Sequence[Tensor], results: Results) -> Held:
-    """Hold a call of a cell that is not torch's."""
+    """Hold a call of a user's cell."""
     arguments = pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, arguments)
     given, held = _detached(given), results._replace(results=_detached(results.results))
 

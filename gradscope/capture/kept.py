@@ -1,4 +1,4 @@
-"""What torch's CPU kernel for LSTMs (oneDNN) keeps of a layer for its own backward pass."""
+"""Values that torch's CPU kernel for LSTMs (oneDNN) saves of a layer for its own backward pass."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ LINE, ALIASED = 16, 256
 
 
 def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
-    """Copy the analysed sequences.
+    """Copy the saved values of the analysed sequences.
 
     Args:
         node: a `MkldnnRnnLayerBackward0` that has not run yet.
-        layout: of the call's tensors, with the sequences to take.
-        lower: a layer below others, whose output the call did not return.
+        layout: layout of the call's tensors, with the sequences to copy.
+        lower: True for a layer below others: the call does not return its output.
 
     Returns:
-        None where the workspace does not look as expected.
+        None if the workspace does not look as expected.
     """
     with torch.no_grad():
-        given, output, space, reverse = (saved(node, name) for name in ("input", "result0", "result3", "reverse"))
-        if given is None or output is None or space is None or reverse is None:
+        inputs, output, space, reverse = (saved(node, name) for name in ("input", "result0", "result3", "reverse"))
+        if inputs is None or output is None or space is None or reverse is None:
             return None
         gates = _gates(space, output, layout.columns)
         if gates is None:
@@ -42,7 +42,7 @@ def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
             gates=gates,
             output=layout.time_first(output.detach()) if lower else None,
             places=(t, b),
-            input=given.detach()[time, column],
+            input=inputs.detach()[time, column],
         )
 
 
@@ -60,7 +60,7 @@ def _gates(space: Tensor, output: Tensor, columns: Tensor | None) -> Tensor | No
 
 
 def _sample(steps: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Timesteps and sequences of some places, evenly spaced."""
+    """Timesteps and sequences of up to `SAMPLE` evenly spaced places."""
     count = steps * batch
     places = torch.linspace(0, count - 1, min(SAMPLE, count), dtype=torch.float64, device=device).long()
     return places // batch, places % batch

@@ -1,4 +1,4 @@
-"""One canonical layout: the chosen sequences, time first, padded with zeros at the end."""
+"""The canonical layout: the chosen sequences, time first, padded with zeros at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Dense:
     Attributes:
         columns: indices of the chosen sequences, [n]; None for all.
         lengths: [n].
-        batch_first: which of the two.
+        batch_first: True for [B, T, .].
     """
 
     columns: Tensor | None
@@ -30,13 +30,13 @@ class Dense:
         return self.time_first(x.transpose(0, 1) if self.batch_first else x)
 
     def time_first(self, x: Tensor) -> Tensor:
-        """The same of a tensor that is time first already."""
+        """The chosen sequences of a tensor that is time first already, a copy."""
         return x.clone(memory_format=torch.contiguous_format) if self.columns is None else x[:, self.columns]
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The data of a `PackedSequence`, [N, .]: never unpacked, only looked up.
+    """The data of a `PackedSequence`, [N, .], read by row and never unpacked.
 
     Attributes:
         columns: indices of the chosen sequences in the order of the pack, [n]; None for all.
@@ -88,8 +88,8 @@ def layout_of(call: KernelCall, chosen: Sequence[int] | None) -> Layout:
     """The layout of a call's tensors and the sequences to analyse.
 
     Args:
-        call: what the kernel was given.
-        chosen: numbers of the sequences; None for all.
+        call: the arguments of the kernel.
+        chosen: indices of the sequences; None for all.
     """
     device = call.input.device
     columns = None if chosen is None else torch.tensor(chosen, device=device, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""A frozen copy of one call of a module that turns a sequence into a sequence, and how to run it again."""
+"""A frozen copy of one call of a sequence module, and a way to run the call again."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SequenceModule(Doubled):
 
     Attributes:
         name: qualified name.
-        original: the user's.
-        dim: which dimension of the output is time, 0 or 1; the other of the two is the batch.
+        original: the user's module.
+        dim: the time dimension of the output, 0 or 1; the other one is the batch.
     """
 
     name: str
@@ -38,42 +38,42 @@ class SequenceModule(Doubled):
 
     @property
     def method(self) -> str:
-        """The method whose calls are observed."""
+        """The observed method."""
         return "forward"
 
     @property
     def seal(self) -> str:
-        """Its name among those whose micro-batch is over: a layer may be observed under the same name."""
+        """Its key among the modules whose micro-batch is over: an observed layer may have the same name."""
         return f"{self.name} (positions)"
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
-        """Before the call: copies of its arguments, and where the random numbers stood."""
+        """Before the call: copy its arguments and the states of the random generators."""
         leaves, form = pytree.tree_flatten((args, kwargs))
         tensors = {id(x): x.detach().clone() for x in leaves if isinstance(x, Tensor)}
-        copies = [tensors.get(id(x), x) for x in leaves]  # one tensor given twice, as in attention(x, x, x), stays one
+        copies = [tensors.get(id(x), x) for x in leaves]  # one tensor passed twice, as in attention(x, x, x), stays one
         weights = take_weights(self.module)
         for name, parameter in self.module.named_parameters():
-            weights[name].requires_grad_(parameter.requires_grad)  # torch chooses its kernels by that
+            weights[name].requires_grad_(parameter.requires_grad)  # torch chooses its kernels by this flag
         modes = [module.training for module in self.module.modules()]
         states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
         return Given(self, copies, form, weights, states, modes)
 
     def by_time(self, x: Tensor) -> Tensor:
-        """[T, B, F] of an output."""
+        """An output as [T, B, F]."""
         return x.transpose(0, self.dim).flatten(2)
 
 
 @dataclass(slots=True)
 class Given:
-    """What a call was given.
+    """The inputs of a call.
 
     Attributes:
-        module: whose call it is.
-        leaves: the arguments taken apart.
-        form: how to put them together.
+        module: the called module.
+        leaves: the arguments, flattened.
+        form: structure of the arguments.
         weights: parameters and buffers.
-        generators: states of the generators, of the CPU and of CUDA.
-        training: modes of the module and of all in it.
+        generators: states of the random generators of the CPU and of CUDA.
+        training: training modes of the module and its submodules.
     """
 
     module: SequenceModule
@@ -84,7 +84,7 @@ class Given:
     training: list[bool]
 
     def source(self, steps: int) -> int | None:
-        """Which leaf is the sequence that comes in: the first with as many timesteps."""
+        """The index of the input sequence: the first leaf with as many timesteps."""
         dim = self.module.dim
         for index, leaf in enumerate(self.leaves):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 2 and leaf.shape[dim] == steps:
@@ -92,13 +92,13 @@ class Given:
         return None
 
     def names(self) -> list[str]:
-        """What each leaf is called."""
+        """The name of each leaf."""
         numbered = pytree.tree_unflatten(list(range(len(self.leaves))), self.form)
         paths = [path for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
         return [f"argument {pytree.keystr(path[1:])}" for path in paths]
 
     def run(self, index: int) -> tuple[Tensor, Tensor]:
-        """Run the module again: what came in, with a graph to what comes out."""
+        """Run the module again: its input sequence, and its output with a graph to it."""
         source = self.leaves[index].detach().requires_grad_()
         double = self.module.double()
         for module, training in zip(double.modules(), self.training, strict=False):
@@ -119,13 +119,13 @@ class Given:
 
 @dataclass(eq=False)
 class SequenceCall:
-    """One call, and the loss gradient that arrives at its output.
+    """One call, and the loss gradient of its output.
 
     Attributes:
-        given: what it was given.
+        given: the inputs.
         index: number of the call within the step.
-        output: what came out, [T, B, F].
-        gradient: summed up, [T, B, F]; None where none has arrived.
+        output: the output, [T, B, F].
+        gradient: the accumulated gradient, [T, B, F]; None without any.
     """
 
     given: Given
@@ -134,7 +134,7 @@ class SequenceCall:
     gradient: Tensor | None = None
 
     def positions(self, limit: int | None, factor: Tensor | float) -> Positions:
-        """What is measured: see `Positions`."""
+        """The call as `Positions`, for measuring."""
         assert self.gradient is not None
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
         index = self.given.source(len(self.output))
@@ -150,7 +150,7 @@ class SequenceCall:
         )
 
     def whole(self, factor: Tensor | float) -> WholeCall:
-        """With all that it was given, to see where something began."""
+        """The call with all its inputs, for finding the origin of a value that is not finite."""
         positions, given = self.positions(None, factor), self.given
         index = given.source(len(self.output))
         names = given.names()

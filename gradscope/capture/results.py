@@ -1,4 +1,4 @@
-"""Which part of what a cell returned is its new state."""
+"""Finds the new state in a cell's result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ REMEMBERED = 8
 
 
 class Results(NamedTuple):
-    """What a call returned.
+    """The result of a call.
 
     Attributes:
         results: its tensors, each once.
-        parts: which of them are the new state.
-        form: how the state is put together.
-        certain: whether that is known.
-        attributes: what the cell kept when it was called.
+        parts: indices of the parts of the new state.
+        form: structure of the state.
+        certain: False if `parts` is a guess.
+        attributes: the cell's plain attributes at the call.
     """
 
     results: list[Tensor]
@@ -41,7 +41,7 @@ class Results(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """An earlier result: its tensors, what it was with their numbers in their place, and the choice that was made."""
+    """An earlier result: its tensors, its structure with their indices as leaves, and the chosen parts."""
 
     tensors: list[weakref.ref[Tensor]]
     shapes: list[torch.Size]
@@ -51,15 +51,15 @@ class _Known(NamedTuple):
 
 @dataclass
 class StateFinder:
-    """Finds the new state in what `forward` returns.
+    """Finds the new state in the result of `forward`.
 
-    What comes back to a call as its state tells which part of the earlier result that was; until then the part of the
-    same form and shapes as the state is taken, the last of several.
+    A state that the loop passes back shows which part of the earlier result it is. Until then the finder chooses the
+    part with the form and shapes of the state, the last of several.
 
     Attributes:
-        result: what the user said.
-        names: of the arguments that are the state.
-        form: of the state, once one was given.
+        result: `CellSpec.result`.
+        names: names of the state's arguments.
+        form: structure of the state, once a call had one.
     """
 
     result: Callable[[Any], Any] | str | int | Sequence[str | int] | None
@@ -73,11 +73,11 @@ class StateFinder:
             self.form = pytree.tree_flatten(tuple(self.names))[1]
 
     def tensors(self, result: Any) -> list[Tensor]:
-        """The tensors of a result, each once; where the user said which, those of the state alone."""
-        return _each_once(self._taken(result))
+        """The tensors of a result, each once; with `result`, those of the state alone."""
+        return _each_once(self._select(result))
 
-    def _taken(self, result: Any) -> Any:
-        """What the user said is the state; all if nothing was said."""
+    def _select(self, result: Any) -> Any:
+        """The part of a result that `self.result` names; all of it without."""
         if self.result is None or callable(self.result):
             return result if self.result is None else self.result(result)
         keys = (self.result,) if isinstance(self.result, str | int) else self.result
@@ -85,47 +85,47 @@ class StateFinder:
         return parts[0] if isinstance(self.result, str | int) else tuple(parts)
 
     def find(self, result: Any, state: Any) -> Results | None:
-        """What a call returned for this state; None if there is no new state in it."""
+        """The result of a call with this state; None if it holds no new state."""
         try:
             with torch.no_grad():
-                chosen = self._taken(result)
+                chosen = self._select(result)
         except (LookupError, TypeError):
             if callable(self.result):
                 raise
             return None
         tensors = _each_once(chosen)
-        given = tensors_in(state)
-        if _computed(tensors, tensors_in(result)) or (state is not None and len(given) < _leaves(state)):
+        inputs = tensors_in(state)
+        if _computed(tensors, tensors_in(result)) or (state is not None and len(inputs) < _leaves(state)):
             return None
         numbers = {id(x): number for number, x in enumerate(tensors)}
         tree = pytree.tree_map(lambda x: numbers.get(id(x)), chosen)
-        if given:
+        if inputs:
             self.form = pytree.tree_flatten(state)[1]
-            self._learn(given)
-        found, certain = self._choose(tree, [x.shape for x in tensors], [x.shape for x in given])
-        if found is None or not all(_is_state(tensors[p], tensors[found[0]]) for p in found):
+            self._learn(inputs)
+        parts, certain = self._choose(tree, [x.shape for x in tensors], [x.shape for x in inputs])
+        if parts is None or not all(_is_state(tensors[p], tensors[parts[0]]) for p in parts):
             return None
-        self._earlier.append(_Known([weakref.ref(x) for x in tensors], [x.shape for x in tensors], tree, found))
+        self._earlier.append(_Known([weakref.ref(x) for x in tensors], [x.shape for x in tensors], tree, parts))
         form = self.form
-        if form is None or form.num_leaves != len(found):
-            form = _form(tree, found, self.names)
-        return Results(tensors, found, form, certain)
+        if form is None or form.num_leaves != len(parts):
+            form = _form(tree, parts, self.names)
+        return Results(tensors, parts, form, certain)
 
-    def _learn(self, given: Sequence[Tensor]) -> None:
-        """A state that came back is what it is; earlier guesses are mended."""
+    def _learn(self, state: Sequence[Tensor]) -> None:
+        """Learn from a state that the loop passed back, and correct earlier guesses."""
         for known in self._earlier:
             tensors = [reference() for reference in known.tensors]
-            slots = [next((n for n, t in enumerate(tensors) if t is x), -1) for x in given]
+            slots = [next((n for n, t in enumerate(tensors) if t is x), -1) for x in state]
             if min(slots) >= 0:
                 self._slots = slots
         for known in self._earlier:
-            found, _ = self._choose(known.tree, known.shapes, [x.shape for x in given])
-            known.parts[:] = found or known.parts
+            parts, _ = self._choose(known.tree, known.shapes, [x.shape for x in state])
+            known.parts[:] = parts or known.parts
 
     def _choose(
-        self, tree: Any, shapes: Sequence[torch.Size], given: Sequence[torch.Size]
+        self, tree: Any, shapes: Sequence[torch.Size], state: Sequence[torch.Size]
     ) -> tuple[list[int] | None, bool]:
-        """The numbers of the tensors that are the state, and whether that is certain."""
+        """The indices of the state's tensors, and whether they are certain."""
         leaves = pytree.tree_leaves(tree)
         if self.result is not None:
             fits = leaves and None not in leaves and (self.form is None or len(leaves) == self.form.num_leaves)
@@ -138,11 +138,11 @@ class StateFinder:
         fitting = [leaves for leaves, form in candidates if form == self.form]
         fitting = [c for c in fitting if None not in c]
         same = [
-            c for c in fitting if len(given) == len(c) and all(shapes[p] == g for p, g in zip(c, given, strict=True))
+            c for c in fitting if len(state) == len(c) and all(shapes[p] == s for p, s in zip(c, state, strict=True))
         ]
-        found = same or fitting
-        if found:
-            return found[0], all(c == found[0] for c in found)
+        best = same or fitting
+        if best:
+            return best[0], all(c == best[0] for c in best)
         numbers = [p for p in leaves if p is not None]
         count = self.form.num_leaves
         return (numbers[-count:], len(numbers) == count) if 0 < count <= len(numbers) else (None, True)
@@ -162,13 +162,13 @@ def _leaves(x: Any) -> int:
 
 
 def _computed(chosen: Sequence[Tensor], whole: Sequence[Tensor]) -> bool:
-    """Whether a part was computed from the result just now, and is nothing that the training goes on with."""
+    """True if `CellSpec.result` computed a part anew: the training does not go on with such a tensor."""
     known = {id(x) for x in whole}
     return any(x.requires_grad for x in whole) and any(id(x) not in known and not x.requires_grad for x in chosen)
 
 
 def _first_guess(tree: Any) -> tuple[list[int] | None, bool]:
-    """Without any state known yet: `(output, (h, c))` shows it; else all that came back may be the state."""
+    """A guess before any known state: the second part of `(output, (h, c))`, else the whole result."""
     if isinstance(tree, Mapping):
         tree = next(iter(_by_name(tree, ())), tree)
     if isinstance(tree, (tuple, list)) and len(tree) == 2 and isinstance(tree[1], (tuple, list)):
@@ -178,7 +178,7 @@ def _first_guess(tree: Any) -> tuple[list[int] | None, bool]:
 
 
 def _candidates(tree: Any, names: Sequence[str]) -> list[Any]:
-    """Parts of a result that may be the state, the likeliest first."""
+    """Candidates for the state in a result, the likeliest first."""
     if isinstance(tree, Mapping):
         return [tree, *_by_name(tree, names), *[*tree.values()][::-1]]
     if not isinstance(tree, (tuple, list)):
@@ -188,7 +188,7 @@ def _candidates(tree: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _by_name(tree: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
-    """What is called like a state, or like its parts, in a dict."""
+    """Entries of a dict with the name of a state, or of its parts."""
     called = {part: value for key, value in tree.items() if isinstance(key, str) and (part := part_called(key))}
     parts = [part_called(name) for name in names] if len(names) > 1 else ["h", "c"]
     whole = [tuple(called[part] for part in parts)] if all(part in called for part in parts) else []
@@ -196,7 +196,7 @@ def _by_name(tree: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
 
 
 def _form(tree: Any, parts: Sequence[int], names: Sequence[str]) -> pytree.TreeSpec:
-    """How a state is put together that was never given."""
+    """The structure of a state that no call has had as an argument."""
     for candidate in _candidates(tree, names):
         leaves, form = pytree.tree_flatten(candidate)
         if leaves == list(parts):

@@ -1,4 +1,4 @@
-"""A frozen copy of one fused call: what the analysis needs, and nothing of the user's graph."""
+"""A frozen copy of one fused call, detached from the user's graph."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,19 +15,19 @@ from gradscope.capture.layout import Dense, Layout, Single
 from gradscope.types import Kept, KernelCall, Stack, Weights
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-TENSOR_CORES = 5e-3  # which cuDNN's recurrences use by default: TF32, float32 with the ten binary digits of float16
+TENSOR_CORES = 5e-3  # cuDNN's recurrences use them by default: TF32, float32 with the ten binary digits of float16
 
 
 @dataclass(frozen=True, slots=True)
 class Dropout:
-    """Dropout between the layers, to be drawn again, or read.
+    """Dropout between the layers, for masks drawn again or read.
 
     Attributes:
-        probability: of a zero.
-        generator_state: of the CPU generator as the kernel found it; None where the kernel drew elsewhere.
-        shape: of what it was applied to, the whole batch.
-        drawn: the factors of the analysed sequences, where they were seen.
-        bits: what the kernel has kept of them, for the whole batch: [masks, bytes], the lowest bit first.
+        probability: probability of a zero.
+        generator_state: state of the CPU generator before the call; None if the kernel used another generator.
+        shape: shape of the masks of the whole batch.
+        drawn: the factors of the analysed sequences, where gradscope drew them.
+        bits: the kernel's masks of the whole batch: [masks, bytes], the lowest bit first.
     """
 
     probability: float
@@ -37,13 +38,13 @@ class Dropout:
 
     @property
     def hidden(self) -> bool:
-        """Whether the factors cannot be known."""
+        """True if the factors are unknown."""
         return self.generator_state is None and not self.drawn and self.bits is None
 
     def masks(self, count: int, layout: Layout, like: Tensor) -> tuple[Tensor, ...]:
         """The factors on the inputs of layers 1, 2, ..., [T, n, .] each; see `Stack`.
 
-        Drawn as `torch.dropout` draws them, from a generator of our own: the user's stream is not touched.
+        Draws as `torch.dropout` does, from a generator of its own: the user's stream stays as it is.
         """
         if self.bits is not None:
             return _selected(self._read(self.bits, torch.promote_types(like.dtype, torch.float32)), layout)
@@ -62,24 +63,25 @@ class Dropout:
     def _read(self, bits: Tensor, kind: torch.dtype) -> list[Tensor]:
         places, count = torch.arange(8, dtype=torch.uint8, device=bits.device), math.prod(self.shape)
         flat = (bits.unsqueeze(-1) >> places & 1).flatten(1)[:, :count]
-        keep = 1 - struct.unpack("f", struct.pack("f", self.probability))[0]  # cuDNN is given it in single precision
+        keep = 1 - struct.unpack("f", struct.pack("f", self.probability))[0]  # cuDNN takes it in single precision
         return [mask.view(self.shape).to(kind).div_(keep or 1) for mask in flat]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a call was given and gave, for the sequences that are analysed; a cell's is one of one timestep.
+    """Inputs and results of a call, for the analysed sequences; a cell's snapshot has one timestep.
 
     Attributes:
-        call: which call, without its tensors.
-        layout: how to select from a tensor of the call's layout.
-        weights: copies, shared between the calls of a step that used the same.
+        family: family of the layer.
+        directions: 1 or 2.
+        layout: selects the analysed sequences from tensors of the call.
+        weights: copies; calls of a step with the same weights share them.
         input: [T, n, D].
         state: h_0 and c_0, [S, n, .] each.
         output: [T, n, directions * P].
         final: h_n and c_n, [S, n, .] each.
-        dropout: between the layers, or None.
-        precision: the coarsest type that the kernel computed in.
+        dropout: dropout between the layers, or None.
+        precision: the coarsest type of the kernel's computation.
     """
 
     family: str
@@ -100,48 +102,63 @@ class Snapshot:
         factor: Tensor | float = 1.0,
         kept: Sequence[Kept] = (),
     ) -> Stack:
-        """The canonical form, in float32 or better, with the loss gradients that have arrived, divided by `factor`.
+        """The canonical form, in float32 or better, with the loss gradients divided by `factor`.
 
-        With what the kernel kept of the layers, dropout need not be drawn again.
+        `kept`, what the kernel saved of its layers, makes new dropout masks unnecessary.
         """
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
-        masks = (
-            self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output)
-            if self.dropout and not kept
-            else ()
-        )
-        cell = len(self.state) == 2
-
-        def cast(x: Tensor) -> Tensor:
-            return x.to(kind)
-
-        def unscaled(x: Tensor | None, like: Tensor) -> Tensor:
-            return torch.zeros_like(like, dtype=kind) if x is None else x.to(kind) / factor
-
+        masks = () if kept else self._masks()
         return Stack(
             family=self.family,
             weights=tuple(_cast(w, kind) for w in self.weights),
             directions=self.directions,
             lengths=self.layout.lengths,
-            input=cast(self.input),
-            h_0=cast(self.state[0]),
-            c_0=cast(self.state[1]) if cell else None,
-            output=cast(self.output),
-            h_n=cast(self.final[0]),
-            c_n=cast(self.final[1]) if cell else None,
-            grad_output=unscaled(grad_output, self.output),
-            grad_h_n=unscaled(grad_final[0], self.final[0]),
-            grad_c_n=None if not cell or grad_final[1] is None else unscaled(grad_final[1], self.final[1]),
-            dropout=tuple(cast(mask) for mask in masks),
+            input=self.input.to(kind),
+            dropout=tuple(mask.to(kind) for mask in masks),
             hidden_dropout=self.dropout is not None and self.dropout.hidden,
             dropout_read=self.dropout is not None and self.dropout.bits is not None,
             tolerance=tolerance(self.precision, self.input.device),
             kept=tuple(k if k.grad_output is None else replace(k, grad_output=k.grad_output / factor) for k in kept),
+            **self._states(kind),
+            **self._gradients(grad_output, grad_final, factor, kind),
         )
+
+    def _masks(self) -> tuple[Tensor, ...]:
+        if self.dropout is None:
+            return ()
+        return self.dropout.masks(len(self.weights) // self.directions - 1, self.layout, self.output)
+
+    def _states(self, kind: torch.dtype) -> dict[str, Any]:
+        """Output, initial and final states, by field of `Stack`."""
+        h_0, *c_0 = (x.to(kind) for x in self.state)
+        h_n, *c_n = (x.to(kind) for x in self.final)
+        output = self.output.to(kind)
+        return {
+            "output": output,
+            "h_0": h_0,
+            "h_n": h_n,
+            "c_0": c_0[0] if c_0 else None,
+            "c_n": c_n[0] if c_n else None,
+        }
+
+    def _gradients(
+        self, grad_output: Tensor | None, grad_final: Sequence[Tensor | None], factor: Tensor | float, kind: torch.dtype
+    ) -> dict[str, Any]:
+        """Loss gradients, by field of `Stack`: zeros for none, but None for none of c_n."""
+
+        def unscaled(x: Tensor | None, like: Tensor) -> Tensor:
+            return torch.zeros_like(like, dtype=kind) if x is None else x.to(kind) / factor
+
+        grad_c = grad_final[1] if len(self.state) == 2 else None
+        return {
+            "grad_output": unscaled(grad_output, self.output),
+            "grad_h_n": unscaled(grad_final[0], self.final[0]),
+            "grad_c_n": None if grad_c is None else unscaled(grad_c, self.final[1]),
+        }
 
 
 def begin_dropout(call: KernelCall) -> Dropout | None:
-    """Before the call: what is needed to draw its masks again."""
+    """Before the call: the generator's state and the shape for drawing its masks again."""
     if call.dropout == 0 or call.num_layers == 1:
         return None
     width = call.state[0].shape[-1] * call.directions
@@ -164,11 +181,11 @@ def snapshot(
     """Copy the analysed sequences of a call.
 
     Args:
-        call: what the kernel was given.
+        call: the arguments of the kernel.
         result: output, h_n and, for an LSTM, c_n; of a cell h and c.
-        weights: copies of its weights, see `copy_weights`.
+        weights: copies of the weights, see `copy_weights`.
         dropout: see `begin_dropout`.
-        layout: of the call's tensors, with the sequences to take.
+        layout: layout of the call's tensors, with the sequences to copy.
     """
     with torch.no_grad():
         return Snapshot(
@@ -186,12 +203,12 @@ def snapshot(
 
 
 def select_final(gradient: Tensor, layout: Layout) -> Tensor:
-    """The analysed sequences of a gradient of h_n or c_n, a copy, [S, n, .]."""
+    """Copy the analysed sequences of a gradient of h_n or c_n, [S, n, .]."""
     return _columns(gradient, layout)
 
 
 def copy_weights(call: KernelCall) -> tuple[Weights, ...]:
-    """Copies of a call's weights by layer and direction: optimizers and others may change them before the analysis."""
+    """Copy a call's weights by layer and direction: optimizers and others may change them before the analysis."""
     slots = call.num_layers * call.directions
     count = len(call.weights) // slots
     copies = [w.detach().clone() for w in call.weights]
@@ -199,7 +216,7 @@ def copy_weights(call: KernelCall) -> tuple[Weights, ...]:
 
 
 def _selected(masks: Sequence[Tensor], layout: Layout) -> tuple[Tensor, ...]:
-    """The analysed sequences of masks that are time first, or packed."""
+    """Copy the analysed sequences of masks that are time first, or packed."""
     select = layout.time_first if isinstance(layout, Dense) else layout.select
     return tuple(select(mask) for mask in masks)
 
@@ -217,14 +234,14 @@ def _columns(x: Tensor, layout: Layout) -> Tensor:
 
 
 def tolerance(precision: torch.dtype, device: torch.device) -> float:
-    """Largest relative difference that arithmetic in this type explains there."""
+    """The largest relative difference due to arithmetic in this type on this device."""
     if precision == torch.float32 and device.type != "cpu":
         return TENSOR_CORES
     return TOLERANCE.get(precision, 0.0)
 
 
 def _precision(call: KernelCall, output: Tensor) -> torch.dtype:
-    """The coarsest type that took part; autocast shows in the output's."""
+    """The coarsest type of the computation; the output's type shows autocast."""
     kinds = {call.input.dtype, call.weights[0].dtype, output.dtype, *(s.dtype for s in call.state)}
     if torch.is_autocast_enabled(call.input.device.type):
         kinds.add(torch.get_autocast_dtype(call.input.device.type))

@@ -1,4 +1,4 @@
-"""What all cells share: their parameters, named and ordered as in torch's cells, and their zero state.
+"""The base class of all cells: parameters, named and ordered as in torch's cells, and the zero state.
 
 Notation, here and in the cells: B sequences, D input, H hidden, G gates; W = `weight_ih`, U = `weight_hh`,
 b = `bias_ih`, b' = `bias_hh`; x_t [B, D] is the input and h_{t-1} [B, H] the state before. Products of gates and states
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 class Cell(nn.Module, ABC):
     """One step of a recurrence: `cell(x, state) -> state`, as torch's cells are called.
 
-    To write one of your own, name its gates in `blocks`, and define `forward` and `gates`. It then works in `Recurrent`
+    For a cell of your own, name its gates in `blocks`, and define `forward` and `gates`. It then works in `Recurrent`
     and with the initialisers. A step writes nothing in place and does not branch on values, so that `torch.func` can
     differentiate it and `vmap` batch it over time.
 
     Args:
         input_size: D.
         hidden_size: H.
-        bias: whether there are `bias_ih` and `bias_hh`.
-        device: of the parameters.
-        dtype: of the parameters.
+        bias: True for `bias_ih` and `bias_hh`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
         blocks: the gates in the order of their blocks of H rows in `weight_ih`, `weight_hh` and the biases.
@@ -65,7 +65,7 @@ class Cell(nn.Module, ABC):
             nn.init.uniform_(parameter, -bound, bound)
 
     def initial_state(self, x: Tensor) -> Any:
-        """The zero state that belongs to an input [B, D]: [B, H], or a tuple of such tensors."""
+        """The zero state for an input [B, D]: [B, H], or a tuple of such tensors."""
         return x.new_zeros(*x.shape[:-1], self.hidden_size)
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Cell(nn.Module, ABC):
         """Every gate of this step after its nonlinearity, and the new `hidden` state, [B, H] each."""
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """The sizes, for `repr`."""
         return f"{self.input_size}, {self.hidden_size}" + ", bias=False" * (not self.bias)
 
 

@@ -1,4 +1,4 @@
-"""Where a recurrent module holds U and its biases, and how they are divided into gates."""
+"""Finds U and the biases of a recurrent module, and their blocks by gate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recurrence(NamedTuple):
     """The recurrent parameters of one layer in one direction.
 
     Attributes:
-        gates: in the order of their blocks of rows.
+        gates: names of the gates, in the order of their blocks of rows.
         weight_hh: U, [G * H, H].
         biases: `bias_ih` and `bias_hh`, [G * H] each, or nothing.
     """
@@ -38,26 +38,26 @@ class Recurrence(NamedTuple):
     biases: tuple[Tensor, ...]
 
 
-def recurrences(module: nn.Module, asked: str) -> list[Recurrence]:
-    """All layers and directions of a recurrent module.
+def recurrences(module: nn.Module, caller: str) -> list[Recurrence]:
+    """The recurrent parameters of all layers and directions of a module.
 
     Args:
         module: one of torch's recurrent modules or of ours.
-        asked: the function that wants them, for the error.
+        caller: name of the calling function, for the error.
 
     Raises:
         GradscopeError: it is none of these, or its weights are not parameters of its own.
     """
     if isinstance(module, Recurrent):
-        return [recurrence for cell in module.cells for recurrence in recurrences(cell, asked)]
+        return [recurrence for cell in module.cells for recurrence in recurrences(cell, caller)]
     gates = module.blocks if isinstance(module, Cell) else gates_of(module)
     if gates is None:
         raise GradscopeError(
-            f"{asked} takes nn.RNN, nn.LSTM, nn.GRU, one of their cells, or a network of gradscope.cells, and got "
+            f"{caller} takes nn.RNN, nn.LSTM, nn.GRU, one of their cells, or a network of gradscope.cells, and got "
             f"{type(module).__name__}: pass the recurrent layer inside it"
         )
     own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    return [_recurrence(own, suffix, gates, module, asked) for suffix in suffixes(module)]
+    return [_recurrence(own, suffix, gates, module, caller) for suffix in suffixes(module)]
 
 
 def gates_of(module: nn.Module) -> tuple[str, ...] | None:
@@ -66,7 +66,7 @@ def gates_of(module: nn.Module) -> tuple[str, ...] | None:
 
 
 def suffixes(module: nn.Module) -> Iterator[str]:
-    """What follows `weight_hh` in the names of the parameters."""
+    """The suffixes of `weight_hh` in the names of the parameters."""
     if not isinstance(module, nn.RNNBase):
         yield ""
         return
@@ -77,7 +77,7 @@ def suffixes(module: nn.Module) -> Iterator[str]:
 
 
 def _recurrence(
-    own: dict[str, nn.Parameter], suffix: str, gates: tuple[str, ...], module: nn.Module, asked: str
+    own: dict[str, nn.Parameter], suffix: str, gates: tuple[str, ...], module: nn.Module, caller: str
 ) -> Recurrence:
     names = ["weight_hh" + suffix]
     if module.bias:
@@ -85,8 +85,8 @@ def _recurrence(
     missing = [name for name in names if name not in own]
     if missing:
         raise GradscopeError(
-            f"{asked}: {', '.join(missing)} of {type(module).__name__} is computed from other parameters "
-            "(a parametrization, or weights dropped in training): initialise before it is set up"
+            f"{caller}: {', '.join(missing)} of {type(module).__name__} is computed from other parameters "
+            "(a parametrization, or weights dropped in training): initialise the module before setting it up"
         )
     weight_hh, *biases = (own[name] for name in names)
     return Recurrence(gates, weight_hh, tuple(biases))

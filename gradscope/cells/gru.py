@@ -22,16 +22,16 @@ class GRUCell(Cell):
         n_t =    tanh(W_n x_t + b_n + U_n (r_t h_{t-1}) + b'_n)      reset="before"
         h_t = z_t h_{t-1} + (1 - z_t) n_t
 
-    The candidate is reset after the product with U_n in torch and cuDNN, before it in the paper. In
-    all of them z = 1 keeps the state.
+    Torch and cuDNN reset the candidate after the product with U_n, the paper before it. In all of them z = 1 keeps the
+    state.
 
     Args:
         input_size: D.
         hidden_size: H.
-        bias: whether there are biases.
+        bias: True for biases.
         reset: `"after"` or `"before"`.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         GradscopeError: `reset` is neither.

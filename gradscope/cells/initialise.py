@@ -43,7 +43,7 @@ def orthogonal_(rnn: Module) -> Module:
 def identity_(rnn: Module, scale: float = 1.0) -> Module:
     """Start a simple RNN from `weight_hh` = scale * I and biases 0, the IRNN of Le, Jaitly & Hinton (2015).
 
-    Meant for ReLU: without input, the state and the gradient are then carried on as they are.
+    Meant for ReLU: without input, the network then carries on the state and the gradient unchanged.
 
     Args:
         rnn: `nn.RNN`, `nn.RNNCell`, `LinearCell`, `RNNCell`, `LayerNormRNNCell`, or a `Recurrent` of these.
@@ -58,13 +58,13 @@ def identity_(rnn: Module, scale: float = 1.0) -> Module:
     >>> identity_(nn.RNNCell(3, 2, nonlinearity="relu"), scale=0.5).weight_hh.tolist()
     [[0.5, 0.0], [0.0, 0.5]]
     """
-    found = recurrences(rnn, "identity_")
-    if any(recurrence.gates != ("hidden",) for recurrence in found):
+    layers = recurrences(rnn, "identity_")
+    if any(recurrence.gates != ("hidden",) for recurrence in layers):
         raise GradscopeError(
             f"identity_ is for RNNs without gates, and {type(rnn).__name__} has gates: "
             "use orthogonal_ for its weights, or chrono_ (for an LSTM also forget_bias_) for its biases"
         )
-    for recurrence in found:
+    for recurrence in layers:
         nn.init.eye_(recurrence.weight_hh).mul_(scale)
         for bias in recurrence.biases:
             bias.zero_()
@@ -75,7 +75,7 @@ def identity_(rnn: Module, scale: float = 1.0) -> Module:
 def forget_bias_(lstm: Module, value: float = 1.0) -> Module:
     """Start the forget gate of an LSTM open, at sigmoid(1) = 0.73 rather than 0.5 (Jozefowicz et al. 2015).
 
-    torch's LSTM adds two biases, so that setting both to `value` gives twice that. Here `value` is their sum.
+    Torch's LSTM adds two biases, so that setting both to `value` gives twice that. Here `value` is their sum.
 
     Args:
         lstm: `nn.LSTM`, `nn.LSTMCell`, `LSTMCell`, `LayerNormLSTMCell` or a `Recurrent` of these: all layers and
@@ -92,14 +92,14 @@ def forget_bias_(lstm: Module, value: float = 1.0) -> Module:
     >>> (cell.bias_ih + cell.bias_hh)[2:4].tolist()
     [1.0, 1.0]
     """
-    found = recurrences(lstm, "forget_bias_")
-    if any("forget" not in recurrence.gates for recurrence in found):
+    layers = recurrences(lstm, "forget_bias_")
+    if any("forget" not in recurrence.gates for recurrence in layers):
         raise GradscopeError(
             f"forget_bias_ is for LSTMs, and {type(lstm).__name__} has no forget gate: "
             "for a GRU use chrono_, for an RNN orthogonal_ or identity_"
         )
-    _require_biases(found, lstm, "forget_bias_")
-    for recurrence in found:
+    _require_biases(layers, lstm, "forget_bias_")
+    for recurrence in layers:
         set_bias(recurrence, "forget", torch.full_like(bias_block(recurrence, 0, "forget"), value))
     return lstm
 
@@ -129,14 +129,14 @@ def chrono_(rnn: Module, t_max: float) -> Module:
     """
     if not t_max >= 2:
         raise GradscopeError(f"chrono_: t_max={t_max}; it is a number of timesteps, at least 2")
-    found = recurrences(rnn, "chrono_")
-    if not all({"forget", "input"} <= {*recurrence.gates} or "update" in recurrence.gates for recurrence in found):
+    layers = recurrences(rnn, "chrono_")
+    if not all({"forget", "input"} <= {*recurrence.gates} or "update" in recurrence.gates for recurrence in layers):
         raise GradscopeError(
             f"chrono_ is for LSTMs and GRUs, and {type(rnn).__name__} has no gate that keeps its state: "
             "for an RNN use orthogonal_ or identity_"
         )
-    _require_biases(found, rnn, "chrono_")
-    for recurrence in found:
+    _require_biases(layers, rnn, "chrono_")
+    for recurrence in layers:
         keep = "forget" if "forget" in recurrence.gates else "update"
         log_u = torch.empty_like(bias_block(recurrence, 0, keep)).uniform_(1, t_max - 1).log_()
         set_bias(recurrence, keep, log_u)
@@ -157,6 +157,6 @@ def set_bias(recurrence: Recurrence, gate: str, total: Tensor) -> None:
     bias_block(recurrence, 0, gate).copy_(total / 2 if tied else total)
 
 
-def _require_biases(found: list[Recurrence], module: nn.Module, asked: str) -> None:
-    if not all(recurrence.biases for recurrence in found):
-        raise GradscopeError(f"{asked} sets biases, and {type(module).__name__} has none: build it with bias=True")
+def _require_biases(layers: list[Recurrence], module: nn.Module, caller: str) -> None:
+    if not all(recurrence.biases for recurrence in layers):
+        raise GradscopeError(f"{caller} sets biases, and {type(module).__name__} has none: build it with bias=True")

@@ -2,8 +2,8 @@
 
     LN(a; g) = g (a - mean(a)) / sqrt(var(a) + 1e-5), over the units of one sequence, var with division by their number
 
-The biases are the shifts of the paper's LN; they act after the normalisation, start at 0, and the gains g start at 1.
-What enters a nonlinearity then has one size at every step, whatever the scale of W and U.
+The biases are the shifts of the paper's LN: they act after the normalisation and start at 0; the gains g start at 1.
+The input of a nonlinearity then has one size at every step, whatever the scale of W and U.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LayerNormLSTMCell(_Normalised, LSTMCell):
         c_t = f_t c_{t-1} + i_t tanh(a_g)
         h_t = o_t tanh(LN(c_t; g_c) + b_c)
 
-    The cell itself is not normalised, so that the carousel stays as it is. See `Cell` for the arguments.
+    Without normalisation of the cell itself, the carousel stays as it is. See `Cell` for the arguments.
 
     Attributes:
         gain_ih: g, [4 * H].
@@ -133,7 +133,7 @@ class LayerNormGRUCell(_Normalised, GRUCell):
         self.gain_hh = self._ones(3 * hidden_size)
 
     def _by_group(self, a: Tensor, gain: Tensor, shift: Tensor | None) -> Tensor:
-        """LN over both gates, and over the candidate, apart."""
+        """LN over both gates together, and over the candidate separately."""
         sizes = (2 * self.hidden_size, self.hidden_size)
         parts = zip(a.split(sizes, -1), gain.split(sizes), strict=True)
         whole = torch.cat([normalised(part, gains) for part, gains in parts], -1)

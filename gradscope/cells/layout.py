@@ -1,4 +1,4 @@
-"""The forms in which torch.nn takes a batch of sequences, and the one that the networks work on: [T, B, D]."""
+"""Converts the forms in which torch.nn takes a batch of sequences to the networks' own: [T, B, D]."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gradscope.errors import GradscopeError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the sequences were given, so that the results go back in the same form.
+    """The form of the input, for results in the same form.
 
     Attributes:
-        packed: the input, if it was packed.
-        lengths: of the sequences, longest first, [B] on the CPU, if packed.
+        packed: the input, if packed.
+        lengths: lengths of the sequences, longest first, [B] on the CPU, if packed.
         batched: False for a single sequence [T, D].
-        batch_first: whether a padded batch is [B, T, D].
+        batch_first: True if a padded batch is [B, T, D].
     """
 
     packed: PackedSequence | None
@@ -30,7 +30,7 @@ class Layout:
     batch_first: bool
 
     def restore_output(self, output: Tensor) -> Tensor | PackedSequence:
-        """[T, B, .] in the form of the input."""
+        """Convert [T, B, .] to the form of the input."""
         if self.packed is not None and self.lengths is not None:
             data, batch_sizes, *_ = pack_padded_sequence(output, self.lengths)
             return PackedSequence(data, batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices)
@@ -39,17 +39,17 @@ class Layout:
         return output.transpose(0, 1) if self.batch_first else output
 
     def sort_state(self, state: Any) -> Any:
-        """A given state, [S, B, .] or a tuple, in the order of the sequences; with a batch dimension."""
+        """Sort an initial state, [S, B, .] or a tuple, in the order of the sequences, with a batch dimension."""
         order = None if self.packed is None else self.packed.sorted_indices
         return each(state, lambda s: _reorder(s if self.batched else s.unsqueeze(1), order))
 
     def restore_state(self, state: Any) -> Any:
-        """Final states, [S, B, .] or a tuple, in the order in which the sequences were given."""
+        """Convert final states, [S, B, .] or a tuple, to the order of the input."""
         order = None if self.packed is None else self.packed.unsorted_indices
         return each(state, lambda s: _reorder(s, order) if self.batched else s.squeeze(1))
 
     def running(self, device: torch.device) -> list[Tensor | None] | None:
-        """For every t which sequences are still running, [B, 1]; None where all are."""
+        """For every t, a mask of the running sequences, [B, 1]; None if all run."""
         if self.lengths is None:
             return None
         shortest, longest = int(self.lengths[-1]), int(self.lengths[0])
@@ -58,7 +58,7 @@ class Layout:
 
 
 def opened(sequences: Any, batch_first: bool) -> tuple[Tensor, Layout]:
-    """The sequences as [T, B, D], and how they were given.
+    """The sequences as [T, B, D], and the form of the input.
 
     Raises:
         GradscopeError: they are neither a tensor of two or three dimensions nor packed, or have no timestep.
@@ -75,12 +75,12 @@ def opened(sequences: Any, batch_first: bool) -> tuple[Tensor, Layout]:
     x = sequences if batched else sequences.unsqueeze(1)
     x = x.transpose(0, 1) if batched and batch_first else x
     if not len(x):
-        raise GradscopeError(f"Recurrent was given no timestep: its input is {list(sequences.shape)}")
+        raise GradscopeError(f"Recurrent needs at least one timestep: its input is {list(sequences.shape)}")
     return x, Layout(None, None, batched, batch_first)
 
 
 def each(state: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A function of every tensor of a state: the tensor itself, or each of a tuple."""
+    """Apply a function to every tensor of a state: to the tensor itself, or to each of a tuple."""
     return function(state) if isinstance(state, Tensor) else tuple(function(s) for s in state)
 
 

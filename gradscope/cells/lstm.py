@@ -20,7 +20,7 @@ class LSTMCell(Cell):
         c_t = f_t c_{t-1} + i_t g_t
         h_t = o_t tanh(c_t)
 
-    Along the cell, dc_t/dc_{t-1} = diag(f_t): with f near 1 the gradient is carried back unchanged, the constant error
+    Along the cell, dc_t/dc_{t-1} = diag(f_t): with f near 1 it carries the gradient back unchanged, the constant error
     carousel. `forget_bias_` and `chrono_` start it there.
 
     See `Cell` for the arguments.
@@ -44,7 +44,7 @@ class LSTMCell(Cell):
         return F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
 
     def _read(self, c: Tensor) -> Tensor:
-        """What the output gate lets through."""
+        """The content of the cell before the output gate, [B, H]."""
         return torch.tanh(c)
 
     def _activations(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Cells stacked into a network that is called as `nn.RNN`, `nn.LSTM` and `nn.GRU` are."""
+"""Stacks cells into a network with the calling convention of `nn.RNN`, `nn.LSTM` and `nn.GRU`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ class Recurrent(nn.Module):
     timestep, scaled by 1 / (1 - p), in training mode only.
 
     Args:
-        cell: class of the cells, or anything that makes one from (input size, hidden size).
+        cell: class of the cells, or any function that makes one from (input size, hidden size).
         input_size: D.
         hidden_size: H.
         num_layers: cells on top of each other.
-        batch_first: whether batches are [B, T, .] rather than [T, B, .].
-        bidirectional: a second cell in every layer runs from the end to the beginning; both outputs are concatenated.
+        batch_first: True for batches [B, T, .] instead of [T, B, .].
+        bidirectional: True for a second cell in every layer, from the end to the beginning; the layer concatenates both
+            outputs.
         dropout: probability between the layers.
         recurrent_dropout: probability on h_{t-1} where it enters U.
         skip: around every layer whose input has the size of its output, `"residual"`: y = x + H(x), or `"highway"`:
-            y = H(x) T(x) + x (1 - T(x)). It changes outputs, and not the states that are handed on in time.
+            y = H(x) T(x) + x (1 - T(x)). It changes outputs, and not the states in time.
         options: further arguments of every cell, such as `bias`, `nonlinearity`, `reset`, `device`, `dtype`.
 
     Raises:
@@ -105,7 +106,7 @@ class Recurrent(nn.Module):
         sequence, layout = opened(x, self.batch_first)
         if sequence.shape[-1] != self.input_size:
             got = f"an input of {sequence.shape[-1]} features"
-            raise GradscopeError(f"Recurrent has input_size={self.input_size}, and was given {got}")
+            raise GradscopeError(f"Recurrent has input_size={self.input_size}, and got {got}")
         starts = self._starts(sequence[0], layout, hx)
         running = layout.running(sequence.device)
         finals: list[Any] = []
@@ -124,23 +125,23 @@ class Recurrent(nn.Module):
         return layout.restore_output(sequence), layout.restore_state(stacked(finals))
 
     def _starts(self, x: Tensor, layout: Layout, hx: Any) -> list[Any]:
-        """The initial state of every cell: what was given, or zeros that belong to an input [B, D]."""
+        """The initial state of every cell: from `hx`, or zeros for an input [B, D]."""
         zeros = [zero_state(cell, x) for cell in self.cells]
         if hx is None:
             return zeros
         expected, got = described(layout.restore_state(stacked(zeros))), described(hx)
         if got != expected:
             raise GradscopeError(f"Recurrent: hx has to be {expected}, and is {got}")
-        given = layout.sort_state(hx)
-        return [each(given, operator.itemgetter(slot)) for slot in range(len(self.cells))]
+        states = layout.sort_state(hx)
+        return [each(states, operator.itemgetter(slot)) for slot in range(len(self.cells))]
 
     def _mask(self, p: float, like: Tensor, size: int) -> Tensor | None:
-        """0 with probability p, else 1 / (1 - p), by sequence and unit, [B, size]; None where nothing is dropped."""
+        """A dropout mask by sequence and unit, [B, size]: 0 with probability p, else 1 / (1 - p); None if p is 0."""
         return F.dropout(like.new_ones(like.shape[1], size), p) if self.training and p else None
 
     @override
     def extra_repr(self) -> str:
-        """What differs from the defaults."""
+        """The arguments that differ from the defaults, for `repr`."""
         shown = ("num_layers", "batch_first", "bidirectional", "dropout", "recurrent_dropout", "skip")
         values = ((name, getattr(self, name)) for name in shown)
         changed = [f"{name}={value!r}" for name, value in values if value and (name, value) != ("num_layers", 1)]
@@ -156,7 +157,7 @@ def zero_state(cell: Any, x: Tensor) -> Any:
 
 
 def stacked(states: list[Any]) -> Any:
-    """States of several cells as one: [S, B, H], or a tuple."""
+    """Stack the states of several cells: [S, B, H], or a tuple."""
     if isinstance(states[0], Tensor):
         return torch.stack(states)
     return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
@@ -186,7 +187,7 @@ def _check_cell(cell: nn.Module, recurrent_dropout: float) -> None:
     name = type(cell).__name__
     if not isinstance(cell, nn.RNNCellBase) and not hasattr(cell, "initial_state"):
         raise GradscopeError(
-            f"Recurrent: {name} does not say what state it starts from: give it a method initial_state(x) "
+            f"Recurrent: {name} has no initial state: give it a method initial_state(x) "
             "that returns zeros for an input [B, D], or derive it from gradscope.cells.Cell"
         )
     if recurrent_dropout and "mask" not in inspect.signature(cell.forward).parameters:

@@ -20,10 +20,10 @@ class LinearCell(Cell):
 
         h_t = U h_{t-1} + W x_t
 
-    Its Jacobian is U at every step: over k steps, gradients are multiplied by U^T k times, and vanish or explode along
-    each eigenvector as |lambda|^k. With `input_size=0`, or x = None, it runs on its own: h_t = U h_{t-1}.
+    Its Jacobian is U at every step: k steps multiply gradients by U^T k times, so they vanish or explode along each
+    eigenvector as |lambda|^k. With `input_size=0`, or x = None, it runs on its own: h_t = U h_{t-1}.
 
-    See `Cell` for the arguments; `bias` is False unless asked for.
+    See `Cell` for the arguments; `bias` is False by default.
 
     Shapes: x [B, D], state and result [B, H].
 
@@ -44,7 +44,7 @@ class LinearCell(Cell):
     def forward(self, x: Tensor | None, state: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if x is None:
             if state is None:
-                raise GradscopeError("LinearCell was given neither input nor state: give a state, [B, H]")
+                raise GradscopeError("LinearCell has neither input nor state: pass a state, [B, H]")
             return F.linear(masked(state, mask), self.weight_hh, self.bias_hh)
         h = self.initial_state(x) if state is None else state
         return F.linear(x, self.weight_ih, self.bias_ih) + F.linear(masked(h, mask), self.weight_hh, self.bias_hh)
@@ -62,10 +62,10 @@ class RNNCell(Cell):
     Args:
         input_size: D.
         hidden_size: H.
-        bias: whether there are biases.
+        bias: True for biases.
         nonlinearity: `"tanh"`, `"relu"` or `"gelu"`.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         GradscopeError: there is no such nonlinearity.

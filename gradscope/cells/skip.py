@@ -1,4 +1,4 @@
-"""What connects a layer's input and output beside the layer itself."""
+"""Connections from a layer's input to its output, around the layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradscope.errors import GradscopeError
 
 
 class Plain(nn.Module):
-    """y = H(x): nothing does."""
+    """y = H(x): no connection."""
 
     @override
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Highway(nn.Module):
 
 
 def skips(kind: str | None, sizes: list[int], output_size: int) -> nn.ModuleList:
-    """One connection for every layer, from its input's size; plain where it differs from that of the output.
+    """Make one connection per layer; a plain one if the layer's input and output differ in size.
 
     Raises:
         GradscopeError: there is no such kind, or there is no layer where it fits.

@@ -1,4 +1,4 @@
-"""A cell along time: the loop that a fused kernel hides."""
+"""Unrolls a cell over time: the loop inside a fused kernel."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def unroll(
     """s_t = cell(x_t, s_{t-1}) for t = 0, ..., T - 1, or from T - 1 back to 0: one call of the cell per timestep.
 
     Args:
-        cell: gives the new state, or (output, new state).
+        cell: returns the new state, or (output, new state).
         x: [T, B, D].
         state: the initial state, [B, H] or a tuple of such tensors.
-        running: by t, the sequences that take this step, [B, 1], None where all do; the others keep their state.
-        reverse: the direction.
-        mask: recurrent dropout, [B, H], handed to the cell at every step.
+        running: by t, a mask of the sequences that take this step, [B, 1], None for all; the others keep their state.
+        reverse: True to run from T - 1 to 0.
+        mask: recurrent dropout, [B, H], for the cell at every step.
 
     Returns:
         The outputs in the order of the input, [T, B, H], and the last state.
@@ -37,13 +37,13 @@ def unroll(
     steps = x.unbind(0)
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         output, new = parted(cell(steps[t], state, **extra), state)
-        state = new if running is None else kept(running[t], new, state)
+        state = new if running is None else where_running(running[t], new, state)
         outputs.append(output)
     return torch.stack(outputs[::-1] if reverse else outputs), state
 
 
 def parted(result: Any, state: Any) -> tuple[Tensor, Any]:
-    """Output and new state from what a cell returned: the new state alone, or both.
+    """Split a cell's result, the new state alone or with an output, into output and new state.
 
     Raises:
         GradscopeError: it is neither.
@@ -53,13 +53,13 @@ def parted(result: Any, state: Any) -> tuple[Tensor, Any]:
     if isinstance(result, tuple) and len(result) == 2 and form(result[1]) == form(state):
         return result
     raise GradscopeError(
-        f"a cell was given a state of {form(state)} and returned {form(result)}: "
+        f"a cell with a state of {form(state)} returned {form(result)}: "
         "it has to return the new state in the same form, or (output, state)"
     )
 
 
 def form(state: Any) -> str:
-    """Tensor, or how many of them."""
+    """The form of a state in words: a tensor, or a tuple of so many."""
     if isinstance(state, Tensor):
         return "a tensor"
     if isinstance(state, tuple) and all(isinstance(s, Tensor) for s in state):
@@ -67,8 +67,8 @@ def form(state: Any) -> str:
     return f"a {type(state).__name__}"
 
 
-def kept(running: Tensor | None, new: Any, old: Any) -> Any:
-    """The new state of the sequences that are running, the old one of those that are not."""
+def where_running(running: Tensor | None, new: Any, old: Any) -> Any:
+    """The new state of running sequences, the old state of the others."""
     if running is None:
         return new
     if isinstance(new, Tensor):

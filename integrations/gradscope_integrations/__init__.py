@@ -1,1 +1,1 @@
-"""gradscope in other people's frameworks: one module for each, loaded only when it is imported."""
+"""Integrations of gradscope with training frameworks and trackers: one module for each."""

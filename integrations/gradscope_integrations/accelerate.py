@@ -1,15 +1,15 @@
-"""Gradscope with Hugging Face Accelerate, in a loop of one's own.
+"""Gradscope with Hugging Face Accelerate, in your own loop.
 
     from gradscope_integrations.accelerate import Gradscope
 
     watching = Gradscope(accelerator, logdir="runs/exp1")
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    accelerator.load_state(...)  # where a training goes on
+    accelerator.load_state(...)  # to resume a training
     with watching.attach(model):
-        ...  # the loop as it is: accelerator.accumulate, .backward, .clip_grad_norm_, .save_state
+        ...  # the unchanged loop: accelerator.accumulate, .backward, .clip_grad_norm_, .save_state
     watching.run.report().save("report.html")
 
-Clipping, accumulation and precision are Accelerate's own; all of them are seen where they reach torch.
+Clipping, accumulation and precision stay Accelerate's own; gradscope observes them where they reach torch.
 """
 
 # pyright: reportMissingImports=false, reportUnknownParameterType=false
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 __all__ = ["Gradscope"]
 
 FILE = "gradscope.json"
-"""What a checkpoint of `save_state` holds of ours."""
+"""Our file in a checkpoint of `save_state`."""
 
 
 class Gradscope(Sessions):
-    """A scope for what an `Accelerator` has prepared.
+    """A scope for a model that an `Accelerator` has prepared.
 
-    `save_state` also saves the number of the next step, and `load_state`, before `attach`, restores it; folders that
-    were saved without one are loaded as ever.
+    `save_state` also saves the number of the next step, and `load_state`, before `attach`, restores it; checkpoints
+    without this number load as usual.
 
     Args:
-        accelerator: the training's.
+        accelerator: the accelerator of the training.
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes.
+        **arguments: further arguments of `gradscope.attach`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Gradscope(Sessions):
         accelerator.register_load_state_pre_hook(self._load)
 
     def attach(self, model: nn.Module) -> gradscope.Scope:
-        """Attach to a model, prepared or not; layers have the names they have without what `prepare` wraps around."""
+        """Attach to a model, prepared or not; layers keep their names without the wrappers of `prepare`."""
         return self.open(self._accelerator.unwrap_model(model))
 
     def _save(self, models: Any, weights: Any, output_dir: str) -> None:

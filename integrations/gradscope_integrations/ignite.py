@@ -7,7 +7,7 @@
         trainer.run(loader, max_epochs=10)
     watching.run.report().save("report.html")
 
-A handler of exceptions would keep Ignite from raising them, so there is none; the `with` closes the scope then.
+A handler of exceptions would keep Ignite from raising them, so there is none; the `with` statement closes the scope.
 """
 
 # pyright: reportMissingImports=false, reportUnknownParameterType=false
@@ -29,14 +29,14 @@ __all__ = ["GradscopeHandler"]
 
 
 class GradscopeHandler(Sessions):
-    """Attaches to the model when the trainer starts, and closes when it has completed or is terminated.
+    """Attaches to the model when the trainer starts, and closes when the trainer completes or terminates.
 
-    Ignite's `Checkpoint` takes it among `to_save`; a training that is resumed with it goes on in the same run folder.
+    Put it into `to_save` of Ignite's `Checkpoint`, and a resumed training continues the same run folder.
 
     Args:
         model: see `gradscope.attach`.
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes.
+        **arguments: further arguments of `gradscope.attach`.
     """
 
     def __init__(self, model: nn.Module, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
@@ -44,15 +44,15 @@ class GradscopeHandler(Sessions):
         self._model = model
 
     def attach(self, trainer: Engine) -> None:
-        """Follow a trainer."""
+        """Register with a trainer."""
         trainer.add_event_handler(Events.STARTED, lambda _: self.open(self._model) and None)
         for over in (Events.COMPLETED, Events.TERMINATE):
             trainer.add_event_handler(over, lambda _: self.close())
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: the number of the next step."""
+        """The state for a checkpoint: the number of the next step."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with that number."""
+        """Resume from the step of a checkpoint."""
         self.resume(int(state_dict["next_step"]))

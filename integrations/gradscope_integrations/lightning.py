@@ -6,8 +6,8 @@
     Trainer(callbacks=[watching], gradient_clip_val=1.0).fit(module)
     watching.run.report().save("report.html")
 
-Automatic and manual optimization, accumulation, clipping and precision are Lightning's own; all of them are seen where
-they reach torch.
+Automatic and manual optimisation, accumulation, clipping and precision stay Lightning's own; gradscope observes them
+where they reach torch.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
@@ -31,18 +31,18 @@ __all__ = ["GradscopeCallback"]
 
 
 class GradscopeCallback(Sessions, Callback):
-    """Attaches to the module when training begins, and closes when it ends, however it ends.
+    """Attaches to the module when training begins, and closes when it ends, also by an exception.
 
-    Checkpoints hold the number of the next step, so that a resumed training goes on in the same run folder. With
-    `fast_dev_run`, as with Lightning's own loggers, nothing is written: the record stays in memory.
+    Checkpoints hold the number of the next step, so that a resumed training continues the same run folder. With
+    `fast_dev_run` it writes nothing, as Lightning's own loggers do: the record stays in memory.
 
     Args:
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes.
+        **arguments: further arguments of `gradscope.attach`.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach; the sanity check of the validation loop is over."""
+        """Attach, after the sanity check of the validation loop."""
         if trainer.fast_dev_run:
             self.open(pl_module, logdir=None)
         else:
@@ -57,9 +57,9 @@ class GradscopeCallback(Sessions, Callback):
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: the number of the next step."""
+        """The state for a checkpoint: the number of the next step."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with that number."""
+        """Resume from the step of a checkpoint."""
         self.resume(int(state_dict["next_step"]))

@@ -26,17 +26,17 @@ __all__ = ["MlflowSink"]
 class MlflowSink(Tracking):
     """Logs the scalars of recorded steps, a heatmap of every layer, and the report as an artifact.
 
-    Scalars are sent in a thread of MLflow's own, so that training does not wait for a server.
+    MLflow's own thread sends the scalars, so that training does not wait for a server.
 
     Args:
-        run_id: of the MLflow run, which may be active or not.
+        run_id: id of an MLflow run, active or not.
         client: an `MlflowClient` for another tracking server than the current one.
     """
 
     def __init__(self, run_id: str, *, client: Any = None) -> None:
         super().__init__()
         self._run_id, self._client = run_id, client or MlflowClient()
-        self._sent: deque[Any] = deque(maxlen=64)  # what was sent before has long arrived, or failed
+        self._sent: deque[Any] = deque(maxlen=64)  # earlier ones have long arrived, or failed
 
     def send(self, step: int, scalars: dict[str, float]) -> None:
         """Log the scalars of a step."""
@@ -53,7 +53,7 @@ class MlflowSink(Tracking):
         self._client.log_artifact(self._run_id, str(path), "gradscope")
 
     def close(self) -> None:
-        """Send what sums the run up, and wait for what is under way."""
+        """Send the summary of the run, and wait for pending scalars."""
         super().close()
         while self._sent:
             self._guarded(self._sent.popleft().wait)

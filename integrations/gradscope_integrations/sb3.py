@@ -6,7 +6,7 @@
         RecurrentPPO("MlpLstmPolicy", "CartPole-v1").learn(100_000, callback=watching)
     watching.run.report().save("report.html")
 
-`learn` tells no callback of an exception; the `with` closes the scope then as well.
+`learn` reports exceptions to no callback; the `with` statement closes the scope after one.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
@@ -25,12 +25,12 @@ __all__ = ["GradscopeCallback"]
 class GradscopeCallback(Sessions, BaseCallback):
     """Attaches to the policy when `learn` begins, and closes when it ends.
 
-    Steps are the optimizer's, not the environment's; those of another call of `learn` are numbered on.
+    Steps are the optimizer's, not the environment's; another call of `learn` continues their numbers.
 
     Args:
         logdir: run folder; None keeps everything in memory.
         verbose: as for other callbacks of Stable-Baselines3.
-        **arguments: what else `gradscope.attach` takes.
+        **arguments: further arguments of `gradscope.attach`.
     """
 
     def __init__(self, logdir: str | os.PathLike[str] | None = None, *, verbose: int = 0, **arguments: Any) -> None:

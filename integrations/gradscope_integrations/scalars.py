@@ -1,4 +1,4 @@
-"""A modest set of scalars of every recorded step, for dashboards that draw a number against the step."""
+"""A few scalars of every recorded step, for dashboards that plot numbers over steps."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from gradscope import Rows
 
 QUANTITIES = ("grad_h", "jacobian")
-"""Of `timesteps`, those whose median over time is given."""
+"""Quantities of `timesteps` whose median over time is a scalar."""
 RECENT = 100
-"""Optimizer steps over which the clip rate is."""
+"""Number of optimizer steps in the clip rate."""
 
 
 class Scalars:
-    """Makes the scalars of recorded steps; chain 0 of every layer.
+    """Computes the scalars of recorded steps, from chain 0 of every layer.
 
     Attributes:
-        loss: of the last step; NaN where none was seen.
+        loss: loss of the last step; NaN if unknown.
     """
 
     def __init__(self) -> None:
         self.loss = math.nan
         self._clipped: deque[bool] = deque(maxlen=RECENT)
 
-    def saw(self, rows: Sequence[Rows]) -> None:
-        """Take note of a step's loss, and of whether its gradients were clipped; of every step, recorded or not."""
+    def count(self, rows: Sequence[Rows]) -> None:
+        """Count a step, recorded or not: its loss, and whether clipping limited its gradients."""
         known, clipped = True, False
         for block in rows:
             if block.table == "steps":
@@ -42,7 +42,7 @@ class Scalars:
             self._clipped.append(clipped)
 
     def scalars(self, rows: Sequence[Rows]) -> Iterator[tuple[str, float]]:
-        """Tags and numbers of a recorded step; the loss is apart."""
+        """Tags and numbers of a recorded step, without the loss."""
         if self._clipped:
             yield "gradscope.clip_rate", sum(self._clipped) / len(self._clipped)
         norms = [float(r.columns["grad_norm"]) for r in rows if r.table == "steps"]
@@ -54,7 +54,7 @@ class Scalars:
 
 
 def recorded(rows: Sequence[Rows]) -> bool:
-    """Whether the rows of a step are those of a recorded one."""
+    """True for the rows of a recorded step."""
     for block in rows:
         if block.table == "layers":
             return True
@@ -62,7 +62,7 @@ def recorded(rows: Sequence[Rows]) -> bool:
 
 
 def layer_name(columns: Mapping[str, Any]) -> str:
-    """Of a layer, as torch ends the names of its weights: `encoder.lstm.l0_reverse`."""
+    """The name of a layer, with the suffix of torch's weights: `encoder.lstm.l0_reverse`."""
     name = f"l{int(columns['layer'])}_reverse" if columns["direction"] == "reverse" else f"l{int(columns['layer'])}"
     return f"{columns['module']}.{name}" if columns["module"] else name
 
@@ -73,7 +73,7 @@ def margin_tags(quantity: str, layer: str) -> list[str]:
 
 
 def _measured(clip: Mapping[str, Any]) -> bool:
-    """Whether the norms of a clipping call are known, if only as not finite."""
+    """True if the norms of a clipping call are known, finite or not."""
     return clip["norm_before"] == clip["norm_before"] or clip["nonfinite"] > 0
 
 
@@ -98,7 +98,7 @@ def _of_timesteps(layer: str, block: Rows) -> Iterator[tuple[str, float]]:
 
 
 def _median(values: np.ndarray[Any, Any]) -> float:
-    """Of what is not NaN."""
+    """The median of the values that are not NaN."""
     known = np.sort(values[~np.isnan(values)])
     return float(known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if len(known) else math.nan
 

@@ -1,4 +1,4 @@
-"""What the integrations of training frameworks share: scopes that open and close with the framework's loop."""
+"""The common base of the framework integrations: scopes that open and close with the framework's loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ if TYPE_CHECKING:
 
 
 class Sessions:
-    """One scope after the other over a training that may stop and go on; steps are numbered through.
+    """A series of scopes over a training that may stop and resume, with consecutive step numbers.
 
-    Use it as a context manager, or call `close`, where the loop may end by an exception of which its framework tells
-    nobody.
+    If the framework does not report exceptions, use it as a context manager, or call `close`.
 
     Args:
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes; `first_step` is the number of the very first step. A training
-            that goes back to a checkpoint has its steps recorded already: `existing="new"`, the default, records it
-            beside the earlier run.
+        **arguments: further arguments of `gradscope.attach`; `first_step` is the number of the very first step. If a
+            training goes back to a checkpoint, its folder already has later steps: `existing="new"`, the default,
+            records beside the earlier run.
     """
 
     def __init__(self, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
@@ -33,13 +32,13 @@ class Sessions:
 
     @property
     def run(self) -> gradscope.Run:
-        """What the latest session has recorded, as it grows; with a logdir, what those before it have as well.
+        """The growing record of the latest session; with a logdir, also of the earlier sessions.
 
         Raises:
             GradscopeError: no training has begun in this process.
         """
         if self._run is None:
-            elsewhere = f"; what other processes have recorded is in gradscope.load({str(self._logdir)!r})"
+            elsewhere = f"; for records of other processes, see gradscope.load({str(self._logdir)!r})"
             raise gradscope.GradscopeError(
                 "nothing is recorded yet: the scope opens when training begins" + (elsewhere if self._logdir else "")
             )
@@ -51,33 +50,33 @@ class Sessions:
         return self._first if self._scope is None else self._scope.next_step
 
     def open(self, model: nn.Module, *, first_step: int | None = None, **arguments: Any) -> gradscope.Scope:
-        """Attach to a model; a session that is still open ends.
+        """Attach to a model, and close any open session.
 
         Args:
             model: see `gradscope.attach`.
-            first_step: where a resumed training goes on; by default where the session before ended.
-            **arguments: what takes the place of the arguments given at first.
+            first_step: first step of a resumed training; by default the step after the previous session.
+            **arguments: replacements for the arguments of the constructor.
         """
         self.close()
         first = first_step or self._first
-        given: dict[str, Any] = {"logdir": self._logdir, **self._arguments, **arguments}
-        self._scope = gradscope.attach(model, first_step=first, **given)
+        options: dict[str, Any] = {"logdir": self._logdir, **self._arguments, **arguments}
+        self._scope = gradscope.attach(model, first_step=first, **options)
         self._run, self._logdir = self._scope.run, self._scope.logdir or self._logdir
         return self._scope
 
     def resume(self, next_step: int) -> None:
-        """Go on with that number when the next session begins; one that is open goes on as it is."""
+        """Start the next session at this step; an open session is unaffected."""
         if self._scope is None:
             self._first = next_step
 
     def close(self) -> None:
-        """End the session; doing so again does nothing."""
+        """End the session. Idempotent."""
         scope, self._first, self._scope = self._scope, self.next_step, None
         if scope is not None:
             scope.close()
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """The object itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -85,5 +84,5 @@ class Sessions:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have no scope, and go on with the same number."""
+        """The state of copies and pickles: without the scope, with the number of the next step."""
         return {**vars(self), "_first": self.next_step, "_scope": None}

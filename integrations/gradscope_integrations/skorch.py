@@ -6,7 +6,7 @@
     NeuralNetClassifier(Model, callbacks=[watching]).fit(X, y)
     watching.run.report().save("report.html")
 
-skorch tells no callback of an exception, unless it is a KeyboardInterrupt; `watching.close()` closes the scope then.
+skorch reports no exception but KeyboardInterrupt to callbacks; after others, `watching.close()` closes the scope.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
@@ -32,12 +32,12 @@ __all__ = ["GradscopeCallback"]
 class GradscopeCallback(Callback):
     """Attaches to the module when training begins, and closes when it ends.
 
-    `fit` begins a run; `partial_fit` goes on with it, in the same folder. All arguments are parameters as scikit-learn
-    means it: copies of the net, such as a grid search makes, have them, and can set them; do not give those a logdir.
+    `fit` begins a run; `partial_fit` continues it, in the same folder. All arguments are parameters in the sense of
+    scikit-learn: copies of the net, as in a grid search, have them and can set them; give such copies no logdir.
 
     Args:
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes.
+        **arguments: further arguments of `gradscope.attach`.
     """
 
     def __init__(self, logdir: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
@@ -46,18 +46,18 @@ class GradscopeCallback(Callback):
             setattr(self, name, value)
 
     def initialize(self) -> Self:
-        """A new net: what is recorded from now on is another run."""
+        """Begin another run, for a new net."""
         self.close()
         self.sessions_ = Sessions(**self.get_params(deep=False))
         return self
 
     @property
     def run(self) -> gradscope.Run:
-        """What the latest training has recorded, as it grows."""
+        """The growing record of the latest training."""
         return self.sessions_.run
 
     def close(self) -> None:
-        """Close, where a training was left by an exception; doing so again does nothing."""
+        """Close, also after an exception. Idempotent."""
         if hasattr(self, "sessions_"):
             self.sessions_.close()
 

@@ -1,4 +1,4 @@
-"""What the sinks of experiment trackers share: scalars while training goes on, pictures and a report at the end."""
+"""The common base of sinks for experiment trackers: scalars during training, pictures and a report at the end."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ P = ParamSpec("P")
 
 
 class Tracking(ABC):
-    """A sink for `attach(sinks=[...])` that hands on what a dashboard can show.
+    """A sink for `attach(sinks=[...])` that sends data to a dashboard.
 
-    Of recorded steps it sends scalars; at `close` a heatmap of every layer and the report, where the scope has said
-    what its run is (`begin`). What is not finite is left out of the scalars, and is in the report. A failure is warned
-    about once, and training goes on.
+    It sends the scalars of recorded steps; at `close` a heatmap of every layer and the report, if `attach` has called
+    `begin`. It leaves non-finite values out of the scalars; the report has them. It warns about the first failure, and
+    training goes on.
     """
 
     close_s = 120.0
-    """How long the end of a training waits for the report to be made and sent."""
+    """Limit, in seconds, for making and sending the report at the end of a training."""
 
     def __init__(self) -> None:
         self._scalars, self._run, self._failed = Scalars(), None, False
@@ -43,19 +43,19 @@ class Tracking(ABC):
         """Send the report, an HTML file."""
 
     def begin(self, run: Run) -> None:
-        """Called by `attach`: what is going to be recorded, as it grows."""
+        """Receive the growing run; called by `attach`."""
         self._run: Run | None = run
 
     def write(self, batch: Batch) -> None:
-        """Take the rows of one optimizer step."""
-        self._scalars.saw(batch.rows)
+        """Receive the rows of one optimizer step."""
+        self._scalars.count(batch.rows)
         if recorded(batch.rows):
-            found = {"gradscope.loss": self._scalars.loss, **dict(self._scalars.scalars(batch.rows))}
-            finite = {tag: number for tag, number in found.items() if math.isfinite(number)}
+            scalars = {"gradscope.loss": self._scalars.loss, **dict(self._scalars.scalars(batch.rows))}
+            finite = {tag: number for tag, number in scalars.items() if math.isfinite(number)}
             self._guarded(self.send, batch.step, finite)
 
     def close(self) -> None:
-        """Send what sums the run up."""
+        """Send the summary of the run."""
         run, self._run = self._run, None
         if run is not None and run.layers:
             self._guarded(self._sum_up, run)
@@ -71,15 +71,15 @@ class Tracking(ABC):
     def _guarded(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             action(*args, **kwargs)
-        except Exception as error:  # whatever it is, training must not hear of it
+        except Exception as error:  # no failure may reach the training
             if not self._failed:
                 self._failed = True
-                said = f"{type(self).__name__}: {type(error).__name__}: {error}; training and other records go on"
-                warnings.warn(said, GradscopeWarning, stacklevel=3)
+                message = f"{type(self).__name__}: {type(error).__name__}: {error}; training and other records go on"
+                warnings.warn(message, GradscopeWarning, stacklevel=3)
 
 
 def draw_heatmap(run: Run, key: LayerKey, path: Path) -> Path:
-    """A picture of the gradient of one layer over timesteps and training."""
+    """Draw the gradient of one layer over timesteps and training."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(7, 4), layout="constrained")

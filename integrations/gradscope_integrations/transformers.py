@@ -6,7 +6,7 @@
         Trainer(model, args, train_dataset=data, callbacks=[watching]).train()
     watching.run.report().save("report.html")
 
-The Trainer tells no callback of an exception; the `with` closes the scope then as well.
+The Trainer reports exceptions to no callback; the `with` statement closes the scope after one.
 """
 
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
@@ -28,11 +28,11 @@ __all__ = ["GradscopeCallback"]
 class GradscopeCallback(Sessions, TrainerCallback):
     """Attaches to the model when training begins, and closes when it ends.
 
-    The numbers of steps are those of the Trainer, which a training that is resumed from a checkpoint goes on with.
+    Steps have the Trainer's numbers, which a training that resumes from a checkpoint continues.
 
     Args:
         logdir: run folder; None keeps everything in memory.
-        **arguments: what else `gradscope.attach` takes.
+        **arguments: further arguments of `gradscope.attach`.
     """
 
     def on_train_begin(

@@ -25,10 +25,10 @@ class WandbSink(Tracking):
     """Logs the scalars of recorded steps, a heatmap of every layer, and the report as an artifact.
 
     Args:
-        run: what `wandb.init` gave; finish it after the scope is closed.
-        commit: what `run.log` takes. False adds our scalars to what your loop logs next, so that its own steps stay as
-            they are; of several recorded steps in between only the last is then seen. True gives each recorded step a
-            row of its own, and is right where your loop does not say `step=` itself.
+        run: the run of `wandb.init`; finish it after closing the scope.
+        commit: the argument of `run.log`. False adds our scalars to the next log of your loop, so that its own steps
+            stay as they are; of several recorded steps in between, W&B then shows only the last. True gives each
+            recorded step a row of its own, for loops that do not pass `step=`.
     """
 
     def __init__(self, run: Any, *, commit: bool = False) -> None:

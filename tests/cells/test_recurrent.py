@@ -348,7 +348,7 @@ def test_unusable_arguments_are_refused(make: Any, message: str) -> None:
     [
         (lambda rnn: rnn(torch.ones(4)), r"\[T, B, D\].*got \[4\]"),
         (lambda rnn: rnn([1.0]), "got list"),
-        (lambda rnn: rnn(torch.ones(0, 1, 2)), "no timestep"),
+        (lambda rnn: rnn(torch.ones(0, 1, 2)), "at least one timestep"),
         (lambda rnn: rnn(torch.ones(4, 1, 3)), "input_size=2.*3 features"),
         (
             lambda rnn: rnn(torch.ones(4, 1, 2), torch.ones(2, 1, 3)),
@@ -364,7 +364,7 @@ def test_unusable_inputs_are_refused(call: Any, message: str) -> None:
 
 
 def test_a_cell_that_loses_its_state_is_refused() -> None:
-    with pytest.raises(GradscopeError, match="a tuple of 3 tensors and returned a tensor"):
+    with pytest.raises(GradscopeError, match="a tuple of 3 tensors returned a tensor"):
         Recurrent(Wrong, 2, 3)(torch.ones(4, 1, 2))
 
 

@@ -153,7 +153,7 @@ class Stateless(nn.Module):
         ({MinGRU: CellSpec(method="one")}, "MinGRU has no method 'one'. Its signature suggests cells={MinGRU: "),
         ([PeepholeLSTM], "no module of the class PeepholeLSTM"),
         ({MinGRU: "state"}, "MinGRU needs a gradscope.CellSpec; got str"),
-        ([torch.tanh], "is no class of modules"),
+        ([torch.tanh], "is not a class of modules"),
     ],
 )
 def test_refused_at_attach(cells, message):

@@ -264,7 +264,7 @@ def test_nothing_can_be_changed(tmp_path: Path) -> None:
 def test_view(address: str, tmp_path: Path) -> None:
     with urllib.request.urlopen(address) as answer:
         assert answer.status == 200
-    with pytest.raises(GradscopeError, match="is no folder"):
+    with pytest.raises(GradscopeError, match="is not a folder"):
         serve(tmp_path / "missing")
     port = int(address.rsplit(":", 1)[1].strip("/"))
     with pytest.raises(GradscopeError, match=f"TensorBoard did not start: .*{port}"):

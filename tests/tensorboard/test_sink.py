@@ -103,8 +103,8 @@ def test_write_only_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_idle_steps_do_not_wake_the_thread_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    take = sink.TensorBoardSink._take
-    monkeypatch.setattr(sink.TensorBoardSink, "_take", lambda this: (sizes.append(len(this._waiting)), take(this)))
+    take = sink.TensorBoardSink._drain
+    monkeypatch.setattr(sink.TensorBoardSink, "_drain", lambda this: (sizes.append(len(this._waiting)), take(this)))
     one = make_sink(tmp_path)
     assert one is not None
     for step in range(500):

@@ -6,7 +6,7 @@
 >>> with gradscope.attach(model, sinks=[make_sink("runs/exp1")]):  # doctest: +SKIP
 ...     ...
 
-Nothing is imported here: TensorBoard looks at this package whenever it starts, with or without torch.
+This module imports nothing heavy: TensorBoard imports it at every start, with or without torch.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["make_sink", "serve"]
 def make_sink(
     logdir: str | os.PathLike[str] | None = None, writer: Any = None, findings: Findings | None = None
 ) -> TensorBoardSink | None:
-    """A sink for `attach(sinks=...)`, or None where TensorBoard is not installed and nobody asked for it.
+    """Make a sink for `attach(sinks=...)`; None without TensorBoard, unless there is a writer.
 
     Args:
         logdir: run folder; the events go to `<logdir>/gradscope`, a run of their own.
-        writer: the user's own `SummaryWriter`, which is then given everything instead.
-        findings: says what the run shows so far; called in the sink's thread, seldom.
+        writer: the user's own `SummaryWriter`, which receives everything instead.
+        findings: returns the findings of the run so far; the sink's thread calls it, seldom.
 
     Raises:
         RecordError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What each route answers: parameters in, JSON or arrays out; nothing here knows of WSGI."""
+"""The answer of each route: parameters in, JSON or arrays out, independent of WSGI."""
 
 from __future__ import annotations
 
@@ -16,53 +16,54 @@ from gradscope_integrations.tensorboard.reading import Reader, unreadable
 from gradscope_integrations.tensorboard.views import Range, View
 
 MOST = 4096
-"""Rows, columns or points of one picture."""
+"""Limit on the rows, columns or points of one picture."""
 MOST_ROWS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The parameters of a request; a wrong one raises InvalidArgumentError, which TensorBoard answers with 400."""
+    """The parameters of a request. An invalid one raises InvalidArgumentError, which TensorBoard answers with 400."""
 
-    given: Mapping[str, str]
+    parameters: Mapping[str, str]
 
     def text(self, name: str) -> str:
-        """One that must be there."""
-        if name not in self.given:
+        """A required parameter."""
+        if name not in self.parameters:
             raise errors.InvalidArgumentError(f"the parameter {name!r} is missing")
-        return self.given[name]
+        return self.parameters[name]
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of several words."""
-        found = self.given.get(name, default)
-        if found not in choices:
-            raise errors.InvalidArgumentError(f"{name}={found!r}: expected one of {', '.join(choices)}")
-        return found
+        """A parameter with a fixed set of values."""
+        value = self.parameters.get(name, default)
+        if value not in choices:
+            raise errors.InvalidArgumentError(f"{name}={value!r}: expected one of {', '.join(choices)}")
+        return value
 
     def number(self, name: str, default: float) -> float:
-        """Any number but NaN."""
+        """A number that is not NaN."""
         try:
-            found = float(self.given.get(name, default))
+            value = float(self.parameters.get(name, default))
         except ValueError:
-            found = math.nan
-        if math.isnan(found):
-            raise errors.InvalidArgumentError(f"{name}={self.given[name]!r}: expected a number")
-        return found
+            value = math.nan
+        if math.isnan(value):
+            raise errors.InvalidArgumentError(f"{name}={self.parameters[name]!r}: expected a number")
+        return value
 
     def count(self, name: str, default: int, most: int = MOST) -> int:
         """A whole number from 1 to a limit."""
-        found = self.number(name, default)
-        if not 1 <= found <= most or found != int(found):
-            raise errors.InvalidArgumentError(f"{name}={self.given[name]!r}: expected a whole number from 1 to {most}")
-        return int(found)
+        value = self.number(name, default)
+        if not 1 <= value <= most or value != int(value):
+            got = f"{name}={self.parameters[name]!r}"
+            raise errors.InvalidArgumentError(f"{got}: expected a whole number from 1 to {most}")
+        return int(value)
 
     def range(self, prefix: str = "") -> Range:
-        """`from` and `to`."""
+        """The range of `from` and `to`."""
         return Range(self.number(f"{prefix}from", -math.inf), self.number(f"{prefix}to", math.inf))
 
     def step(self) -> float:
         """A step, infinite for the last."""
-        return math.inf if self.given.get("step", "last") == "last" else self.number("step", 0)
+        return math.inf if self.parameters.get("step", "last") == "last" else self.number("step", 0)
 
     def row(self, family: Family) -> str:
         """A row of a curve."""
@@ -70,36 +71,36 @@ class Query:
 
 
 def runs(reader: Reader, query: Query) -> dict[str, Any]:
-    """All runs with data of ours."""
+    """All runs with gradscope data."""
     states = reader.states()
     labels = {run: run.removesuffix("/gradscope") for run in states}
-    taken = list(labels.values())
-    unique = {run: label if taken.count(label) == 1 else run for run, label in labels.items()}
-    found = [{"run": run, "label": unique[run], **_described(states[run])} for run in states]
-    found.sort(key=lambda about: (_natural(about["label"]), about["run"]))
-    return {"version": VERSION, "plotly": assets.plotly_version(), "runs": found}
+    names = list(labels.values())
+    unique = {run: label if names.count(label) == 1 else run for run, label in labels.items()}
+    described = [{"run": run, "label": unique[run], **_described(states[run])} for run in states]
+    described.sort(key=lambda about: (_natural(about["label"]), about["run"]))
+    return {"version": VERSION, "plotly": assets.plotly_version(), "runs": described}
 
 
 def _described(state: Any) -> dict[str, Any]:
     if problem := unreadable(state):
-        return {"error": f"This run cannot be shown: {problem}."}
+        return {"error": f"The tab cannot show this run: {problem}."}
     kinds = state["curves"]
     layers = [{**layer, "curves": kinds[layer["curves"]]} for layer in state["layers"]]
     return {"layers": layers, "state": state["state"]}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A name such that numbers in it sort by value."""
+    """A sort key by which numbers in a name sort by value."""
     return [(int(word) if word.isdecimal() else -1, word) for word in re.split(r"(\d+)", name)]
 
 
 def findings(reader: Reader, query: Query) -> dict[str, Any]:
-    """What the run shows."""
+    """The findings of a run."""
     return reader.last_json(query.text("run"), FINDINGS) or {"step": None, "findings": None}
 
 
 def notes(reader: Reader, query: Query) -> dict[str, Any]:
-    """What could not be observed."""
+    """The notes of a run."""
     return reader.last_json(query.text("run"), NOTES) or {"notes": [], "left_out": 0}
 
 
@@ -118,21 +119,21 @@ def profile(reader: Reader, query: Query) -> View:
 def series(reader: Reader, query: Query) -> View:
     """One number per step."""
     curve = reader.curve(query.text("run"), query.text("tag"))
-    over = query.given.get("over", "median")
+    over = query.parameters.get("over", "median")
     reduced = over if over in (*views.REDUCED, "first", "last") else query.number("over", 0)
     return views.series(curve, query.row(curve.family), reduced, query.count("points", 2000), query.range())
 
 
 def curves(reader: Reader, query: Query) -> View:
-    """A curve of every layer, at the recorded step of each that is nearest to one."""
+    """A curve of every layer, each at its recorded step nearest to the requested one."""
     run, name = query.text("run"), query.text("curve")
     family, step = family_of(name), query.step()
     row = query.row(family)
     tags = {f"{name}/{layer['key']}": layer["key"] for layer in _layers(reader, run) if name in layer["curves"]}
     last = step == math.inf
-    found = reader.last_curves(run, list(tags)) if last else {tag: reader.curve(run, tag) for tag in tags}
+    by_tag = reader.last_curves(run, list(tags)) if last else {tag: reader.curve(run, tag) for tag in tags}
     layers, arrays = list[dict[str, Any]](), {}
-    for number, (tag, curve) in enumerate(found.items()):
+    for number, (tag, curve) in enumerate(by_tag.items()):
         place = views.nearest(curve, step)
         layers.append({"key": tags[tag], "step": float(curve.steps[place]), "array": str(number)})
         arrays[str(number)] = views.pair(curve, row, place)
@@ -172,7 +173,7 @@ def layers(reader: Reader, query: Query) -> View:
 def blocks(reader: Reader, query: Query) -> View:
     """The table `blocks`, of one layer or of all."""
     table, points = reader.table(query.text("run"), "blocks"), query.count("points", 1000)
-    return views.steps(table, points, query.range(), query.given.get("key"))
+    return views.steps(table, points, query.range(), query.parameters.get("key"))
 
 
 def clips(reader: Reader, query: Query) -> View:

@@ -1,4 +1,4 @@
-"""What the page is made of: our own modules, and Plotly as it is installed."""
+"""The files of the page: our own modules, and the installed Plotly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def own(name: str) -> tuple[bytes, str] | None:
-    """A file of ours with its media type, or None. Only what a listing of the folder has can be asked for."""
+    """A file of ours with its media type, or None. Only files that a listing of the folder contains."""
     for path in STATIC.rglob("*"):
         if path.relative_to(STATIC).as_posix() == name and path.suffix in KINDS and path.is_file():
             return path.read_bytes(), KINDS[path.suffix]
@@ -27,21 +27,21 @@ def own(name: str) -> tuple[bytes, str] | None:
 
 
 def plotly_version() -> str | None:
-    """Of the installed package, or None."""
+    """The version of the installed package, or None."""
     return importlib.metadata.version("plotly") if _plotly() else None
 
 
 @functools.cache
 def plotly() -> bytes | None:
-    """Plotly's script, compressed with gzip, or None where the package is missing."""
+    """Plotly's script, compressed with gzip; None without the package."""
     path = _plotly()
     return gzip.compress(path.read_bytes(), 6, mtime=0) if path else None
 
 
 @functools.cache
 def _plotly() -> Path | None:
-    found = importlib.util.find_spec("plotly")
-    for folder in found.submodule_search_locations or () if found else ():
+    spec = importlib.util.find_spec("plotly")
+    for folder in spec.submodule_search_locations or () if spec else ():
         path = Path(folder) / "package_data" / "plotly.min.js"
         if path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""From rows of a table to the curves that are drawn: thinned to what a screen can show, float32."""
+"""Converts rows of a table to curves for the tab: thinned to the resolution of a screen, float32."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def key_of(columns: Mapping[str, Any]) -> Key:
 
 
 def curves(rows: tuple[Rows, ...]) -> Iterator[tuple[Key, str, Array]]:
-    """Layer, name and numbers of every curve among some rows; of many chains the first few."""
+    """Layer, name and numbers of every curve among some rows, for the first `CHAINS` chains."""
     for block in rows:
         family = FAMILIES.get(block.table)
         if family is None or int(block.columns["chain"]) >= CHAINS:
@@ -30,7 +30,7 @@ def curves(rows: tuple[Rows, ...]) -> Iterator[tuple[Key, str, Array]]:
 
 
 def chains_left_out(rows: tuple[Rows, ...]) -> int:
-    """How many chains of the layer with the most of them have no curves."""
+    """Number of chains without curves, of the layer with the most chains."""
     return max((int(r.columns["chain"]) - CHAINS + 1 for r in rows if r.table == "layers"), default=0)
 
 
@@ -41,7 +41,7 @@ def _name(block: Rows) -> str:
 
 
 def _packed(block: Rows, family: Family) -> Array:
-    """Float32 [rows, positions], as `Family` says."""
+    """Float32 [rows, positions], in the format of `Family`."""
     columns = block.columns
     positions = np.atleast_1d(columns[family.axis])
     chosen = _largest(columns, family.limit) if block.table == "spectra" else _every(len(positions), family.limit)
@@ -50,7 +50,7 @@ def _packed(block: Rows, family: Family) -> Array:
     if not whole:
         names = [*family.rows, family.axis]
     packed = np.empty((len(names), len(chosen)), np.float32)
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         for row, name in zip(packed, names, strict=True):
             column = columns[name]
             row[:] = column[chosen] if isinstance(column, np.ndarray) else column
@@ -58,7 +58,7 @@ def _packed(block: Rows, family: Family) -> Array:
 
 
 def _every(count: int, limit: int) -> Array:
-    """Every 2^k-th of some positions, and the last: sequences of any length then share most of them."""
+    """Every 2^k-th position, and the last one: sequences of any length then share most positions."""
     stride = 1
     while -(-count // stride) > limit:
         stride *= 2
@@ -67,6 +67,6 @@ def _every(count: int, limit: int) -> Array:
 
 
 def _largest(columns: Mapping[str, Any], limit: int) -> Array:
-    """The eigenvalues of largest size, in their order."""
+    """The places of the largest eigenvalues, in order."""
     size = np.hypot(columns["real"], columns["imag"])
     return np.sort(np.argsort(-size, kind="stable")[:limit])

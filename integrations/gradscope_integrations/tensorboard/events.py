@@ -1,7 +1,7 @@
-"""Event files: records are framed and appended, one or many in one write."""
+"""Event files: appends framed records, one or many in one write."""
 
 # pyright: reportAttributeAccessIssue=false
-# The classes of protocol buffers are made at run time.
+# Protocol buffers make their classes at run time.
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ try:
     from crc32c import crc32c
 
     def masked_crc(data: bytes) -> int:
-        """CRC-32C as the record format wants it: rotated right by 15 bits, plus a constant."""
+        """CRC-32C in the record format: rotated right by 15 bits, plus a constant."""
         crc = crc32c(data)
         return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -34,11 +34,11 @@ _serial = itertools.count()
 _STATE_BYTES = 2**20  # no JSON record is larger
 
 Point = tuple[float, int, float]
-"""Of a scalar: time, step and number."""
+"""A point of a scalar: time, step and number."""
 
 
 class EventFile:
-    """A file of our own; what is written together is one write, so that a killed process leaves whole records.
+    """A file of our own. Each call is a single write, so that a killed process leaves whole records.
 
     Raises:
         OSError: the folder cannot be written.
@@ -52,18 +52,18 @@ class EventFile:
         self._append([event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2")])
 
     def write(self, step: int, values: Sequence[Value]) -> int:
-        """Append one event; gives its size in bytes.
+        """Append one event, and return its size in bytes.
 
         Raises:
-            OSError: it cannot be written; the file is as before.
+            OSError: the write failed; the file is unchanged.
         """
         return self._append([_event(step, values)])
 
     def write_scalars(self, tag: str, points: Iterable[Point]) -> None:
-        """Append one event for each.
+        """Append one event per point.
 
         Raises:
-            OSError: they cannot be written; the file is as before.
+            OSError: the write failed; the file is unchanged.
         """
         self._append(_scalars(tag, points))
 
@@ -85,10 +85,10 @@ class EventFile:
 
 
 class SharedWriter:
-    """The user's own `SummaryWriter`; closing it is theirs to do.
+    """The user's own `SummaryWriter`, which the user closes.
 
     Raises:
-        GradscopeError: it is none of torch's.
+        GradscopeError: it is not torch's `SummaryWriter`.
     """
 
     def __init__(self, writer: Any) -> None:
@@ -96,19 +96,19 @@ class SharedWriter:
         if not callable(getattr(getattr(writer, "file_writer", None), "add_event", None)):
             raise GradscopeError(
                 f"writer={writer!r:.80}: expected an open torch.utils.tensorboard.SummaryWriter; "
-                "with any other leave it out, and TensorBoard finds our run beside yours"
+                "with another writer, leave it out: TensorBoard finds our run beside yours"
             )
 
     def write(self, step: int, values: Sequence[Value]) -> int:
-        """Hand one event on; gives its size in bytes.
+        """Pass on one event, and return its size in bytes.
 
         Raises:
-            RuntimeError: the writer has been closed, and another file must not be begun in its folder.
+            RuntimeError: the writer is closed; we must not begin another file in its folder.
         """
         return self._add([_event(step, values)])
 
     def write_scalars(self, tag: str, points: Iterable[Point]) -> None:
-        """Hand one event on for each.
+        """Pass on one event per point.
 
         Raises:
             RuntimeError: as `write`.
@@ -120,12 +120,12 @@ class SharedWriter:
         if file_writer is None:
             raise RuntimeError("the SummaryWriter was closed before the scope: close the scope first")
         for event in events:
-            file_writer.add_event(event, event.step, event.wall_time)  # which turns it into bytes at once
+            file_writer.add_event(event, event.step, event.wall_time)  # serialises it at once
             size += event.ByteSize()
         return size
 
     def close(self) -> None:
-        """See that what was handed on is in the file."""
+        """Flush the writer."""
         if self._writer.file_writer is not None:
             self._writer.flush()
 
@@ -139,12 +139,12 @@ def framed(data: bytes) -> bytes:
 def last_json(folder: Path, tag: str) -> bytes | None:
     """The last JSON record of a tag in the event files of a folder, or None."""
     for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
-        found = None
+        last = None
         for data in _small_records(path):
             for value in event_pb2.Event.FromString(data).summary.value if tag.encode() in data else ():
-                found = value.tensor.string_val[0] if value.tag == tag else found
-        if found is not None:
-            return found
+                last = value.tensor.string_val[0] if value.tag == tag else last
+        if last is not None:
+            return last
     return None
 
 
@@ -163,7 +163,7 @@ def _event(step: int, values: Sequence[Value]) -> Any:
 
 
 def _scalars(tag: str, points: Iterable[Point]) -> Iterator[Any]:
-    """The same event over and over, because filling one takes a tenth of the time that making one takes."""
+    """Yield the same event, refilled: filling one takes a tenth of the time of making one."""
     event = event_pb2.Event(summary=summary_pb2.Summary(value=[scalar_value(tag, 0.0)]))
     number = event.summary.value[0].tensor.float_val
     for point in points:

@@ -1,4 +1,4 @@
-"""What TensorBoard imports at its start; a failure here would end all of TensorBoard, so it imports nothing of ours."""
+"""TensorBoard imports this module at its start. A failure here would end TensorBoard: it imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tensorboard.plugins import base_plugin
 
 
 class GradscopeLoader(base_plugin.TBLoader):
-    """Loads the tab, or nothing where something it needs is missing."""
+    """Loads the tab, or nothing if a requirement is missing."""
 
     def fix_flags(self, flags: Any) -> None:
-        """Ask the data loaders to keep all steps; the user's own `--samples_per_plugin gradscope=...` wins."""
+        """Make the data loaders keep all steps, unless the user sets `--samples_per_plugin gradscope=...`."""
         samples = getattr(flags, "samples_per_plugin", None)
         if isinstance(samples, dict):
             samples.setdefault("gradscope", 0)

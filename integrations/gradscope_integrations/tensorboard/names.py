@@ -1,4 +1,4 @@
-"""What the writer and the tab agree on: names, rows, limits. Imports nothing, so that both may."""
+"""Names, rows and limits common to the writer and the tab. Imports nothing of ours, so that both can use it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 PLUGIN = "gradscope"
 VERSION = 1
-"""Of the event data; a tab says so where it meets a larger one."""
+"""Version of the event data; the tab reports other versions."""
 
 STATE, FINDINGS, NOTES = "run/state", "run/findings", "run/notes"
-"""Tags of JSON records; only the last of each counts."""
+"""Tags of JSON records; only the last record of each counts."""
 TABLES = {name: f"table/{name}" for name in ("layers", "blocks", "clips", "steps")}
-"""Tags of records that hold rows: a JSON head, then the columns as float64 one after the other."""
+"""Tags of records of rows: a JSON head, then the columns as float64 one after the other."""
 
 CHAINS = 8
 POSITIONS, UNITS, EIGENVALUES = 512, 1024, 512
@@ -23,10 +23,10 @@ class Family(NamedTuple):
 
     Attributes:
         axis: column of the positions.
-        rows: columns of the numbers. A record leaves `nonfinite` out where all are 0, and has the positions as one more
-            row, after all of these, where they are not 0, 1, 2, ...
-        shown: the row to show where nobody says which.
-        limit: how many positions are written at most.
+        rows: columns of the numbers. A record leaves out `nonfinite` if all are 0, and has the positions as one more
+            row, after all of these, unless they are 0, 1, 2, ...
+        shown: the default row.
+        limit: the largest number of positions in a record.
     """
 
     axis: str
@@ -54,16 +54,16 @@ class Key(NamedTuple):
     chain: int
 
     def __str__(self) -> str:
-        """As it is written in a tag."""
+        """The key as part of a tag."""
         name = f"{self.module}/{self.layer}/{self.direction}"
         return f"{name}/{self.chain}" if self.chain else name
 
 
 def family_of(curve: str) -> Family:
-    """Of a curve, `gates/forget` or `grad_h`, or of its tag."""
+    """The family of a curve, `gates/forget` or `grad_h`, or of its tag."""
     return FAMILIES.get(curve.partition("/")[0], FAMILIES["timesteps"])
 
 
 def compact(value: Any) -> bytes:
-    """JSON as short as it gets; what is not finite must have been replaced."""
+    """JSON without spaces, of values without non-finite numbers."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""How often, and how much: what keeps event files small however long a training runs."""
+"""Limits on the frequency and amount of writing: event files stay small in trainings of any length."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class Thinner:
-    """Keeps everything until a file has its size, then every second, every fourth, ... so that it grows but slowly.
+    """Keeps everything up to a size of the file, then every second item, every fourth, ...: the file grows slowly.
 
-    From then on every doubling of the training's length adds half as much again.
+    From then on, every doubling of the training's length adds half as much again.
 
     >>> thinner = Thinner(limit=4)
     >>> kept = []
@@ -27,12 +27,12 @@ class Thinner:
         self._seen = self._size = 0
 
     def keeps(self) -> bool:
-        """Whether the next item is to be written."""
+        """True if the next item should be written."""
         self._seen += 1
         return (self._seen - 1) % self.stride == 0
 
     def wrote(self, size: int) -> None:
-        """It was, and took so many bytes."""
+        """Count the bytes of a written item."""
         self._size += size
         while self._size >= self._limit:
             self.stride *= 2
@@ -47,22 +47,22 @@ class Beat:
         self._began = self._last = clock()
 
     def due(self) -> bool:
-        """Whether it is time."""
+        """True if it is time."""
         return self._clock() - self._last >= max(1.0, (self._last - self._began) / 300)
 
-    def struck(self) -> None:
-        """It was done."""
+    def reset(self) -> None:
+        """Start the next interval."""
         self._last = self._clock()
 
 
 class Looks:
-    """Findings are looked for after 4, 8, 16, ... recorded steps, or later: looking may take some of the time only.
+    """Decides when to diagnose: after 4, 8, 16, ... recorded steps, or later to stay within a share of the time.
 
-    The first look loads what it needs, for which it is taken to last as long as `LOADING_S`.
+    The first diagnosis loads modules; it counts as `LOADING_S` before it happens.
 
     Args:
-        share: of the time since the beginning.
-        clock: in seconds.
+        share: limit, relative to the time since the beginning.
+        clock: returns seconds.
     """
 
     FIRST, LOADING_S = 4, 0.1
@@ -72,11 +72,11 @@ class Looks:
         self._began, self._spent, self._next = clock(), self.LOADING_S, self.FIRST
 
     def due(self, recorded: int) -> bool:
-        """Whether it is time, after so many recorded steps."""
+        """True if it is time, after so many recorded steps."""
         return recorded >= self._next and self._spent <= self._share * (self._clock() - self._began)
 
     def look(self, recorded: int, action: Callable[[], None]) -> None:
-        """Do it."""
+        """Run a diagnosis, and measure its time."""
         began = self._clock()
         self._next = 2 * recorded
         action()

@@ -1,4 +1,4 @@
-"""The plugin as TensorBoard sees it: routes around `answers`, and the files of the page."""
+"""The TensorBoard plugin: routes around `answers`, and the files of the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ YEAR_S = 365 * 24 * 3600
 
 
 class MethodNotAllowed(errors.PublicError):
-    """Nothing can be changed here."""
+    """The tab is read-only."""
 
     http_code = 405
 
@@ -40,7 +40,7 @@ class GradscopePlugin(base_plugin.TBPlugin):
         self._cache = Cache()
 
     def is_active(self) -> bool:
-        """False: TensorBoard shows the tab by itself when a run has data of this name, and asking must cost nothing."""
+        """False: TensorBoard shows the tab itself if a run has data of this name, and this call must cost nothing."""
         return False
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
@@ -48,7 +48,7 @@ class GradscopePlugin(base_plugin.TBPlugin):
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Gradscope")
 
     def get_plugin_apps(self) -> dict[str, Any]:
-        """Everything that `http_api.md` lists."""
+        """The routes of `http_api.md`."""
         apps = {f"/{name}": self._json(answer) for name, answer in answers.JSON.items()}
         apps |= {f"/{name}": self._binary(answer) for name, answer in answers.BINARY.items()}
         apps |= {"/index.js": _index, "/static/*": _static, "/plotly.min.js": _plotly}
@@ -60,15 +60,15 @@ class GradscopePlugin(base_plugin.TBPlugin):
 
     def _json(self, answer: Callable[[Reader, answers.Query], Any]) -> Handler:
         def handle(request: wrappers.Request) -> wrappers.Response:
-            found = answer(self._reader(request), answers.Query(request.args))
-            return http_util.Respond(request, found, "application/json")
+            content = answer(self._reader(request), answers.Query(request.args))
+            return http_util.Respond(request, content, "application/json")
 
         return handle
 
     def _binary(self, answer: Callable[[Reader, answers.Query], Any]) -> Handler:
         def handle(request: wrappers.Request) -> wrappers.Response:
-            found = wire.pack(*answer(self._reader(request), answers.Query(request.args)))
-            return http_util.Respond(request, found, "application/octet-stream")
+            content = wire.pack(*answer(self._reader(request), answers.Query(request.args)))
+            return http_util.Respond(request, content, "application/octet-stream")
 
         return handle
 
@@ -82,10 +82,10 @@ def _static(request: wrappers.Request) -> wrappers.Response:
 
 
 def _file(request: wrappers.Request, name: str) -> wrappers.Response:
-    found = assets.own(name)
-    if found is None:
+    file = assets.own(name)
+    if file is None:
         raise errors.NotFoundError(f"no file {name!r}")
-    return http_util.Respond(request, *found)
+    return http_util.Respond(request, *file)
 
 
 def _plotly(request: wrappers.Request) -> wrappers.Response:

@@ -1,4 +1,4 @@
-"""What the data provider has, as arrays: one run and one tag at a time, the last ones kept in memory."""
+"""Reads arrays from the data provider: one run and one tag at a time, with a cache of the last ones."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ALL = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """All that is kept of one tag, in the order of steps.
+    """All records of one tag, in the order of steps.
 
     Attributes:
         family: its rows and its axis.
         steps: float64 [N], ascending.
         positions: float64 [n] for each step; steps with the same positions share one array.
-        values: float32 [rows, n] for each step; without the row `nonfinite` where that is 0.
+        values: float32 [rows, n] for each step; without the row `nonfinite` if all of it is 0.
     """
 
     family: Family
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of one table: numbers by column, and what the numbers of text columns stand for."""
+    """The rows of one table: numbers by column, and the texts of the codes in text columns."""
 
     columns: dict[str, Array]
     texts: dict[str, list[str]]
@@ -55,10 +55,10 @@ class Reader:
     """Reads for one request.
 
     Attributes:
-        provider: TensorBoard's, of either loader.
-        context: of the request.
-        experiment: of the request.
-        cache: shared by all requests.
+        provider: TensorBoard's data provider, of either loader.
+        context: context of the request.
+        experiment: experiment of the request.
+        cache: cache of all requests.
     """
 
     provider: Any
@@ -67,21 +67,21 @@ class Reader:
     cache: Cache
 
     def states(self) -> dict[str, Any]:
-        """What every run with data of ours says of itself: run -> JSON of `run/state`, or None if it is no JSON."""
-        found = self._read(None, [STATE], last=True)
-        return {run: as_json(tags[STATE][-1].numpy) for run, tags in found.items() if tags.get(STATE)}
+        """The state of every run with gradscope data: run -> JSON of `run/state`, or None if it is no JSON."""
+        by_run = self._read(None, [STATE], last=True)
+        return {run: as_json(tags[STATE][-1].numpy) for run, tags in by_run.items() if tags.get(STATE)}
 
     def state(self, run: str) -> dict[str, Any]:
-        """The same of one run.
+        """The state of one run.
 
         Raises:
             NotFoundError: there is no such run.
-            InvalidArgumentError: its data cannot be read.
+            InvalidArgumentError: its data are unreadable.
         """
-        found = self._read([run], [STATE], last=True).get(run, {}).get(STATE)
-        if not found:
-            raise errors.NotFoundError(f"run {run!r} has no data of gradscope")
-        state = as_json(found[-1].numpy)
+        data = self._read([run], [STATE], last=True).get(run, {}).get(STATE)
+        if not data:
+            raise errors.NotFoundError(f"run {run!r} has no gradscope data")
+        state = as_json(data[-1].numpy)
         if problem := unreadable(state):
             raise errors.InvalidArgumentError(f"run {run!r}: {problem}")
         return state
@@ -89,13 +89,13 @@ class Reader:
     def last_json(self, run: str, tag: str) -> Any:
         """The last JSON record of a tag, or None."""
         self.state(run)
-        found = self._read([run], [tag], last=True).get(run, {}).get(tag)
-        return as_json(found[-1].numpy) if found else None
+        data = self._read([run], [tag], last=True).get(run, {}).get(tag)
+        return as_json(data[-1].numpy) if data else None
 
     def last_curves(self, run: str, tags: Sequence[str]) -> dict[str, Curve]:
-        """The newest step of several tags, of those that have any."""
-        found = self._read([run], tags, last=True).get(run, {})
-        curves = {tag: _curve(tag, found[tag]) for tag in tags if tag in found}
+        """The newest step of several tags; tags without data are missing."""
+        by_tag = self._read([run], tags, last=True).get(run, {})
+        curves = {tag: _curve(tag, by_tag[tag]) for tag in tags if tag in by_tag}
         return {tag: curve for tag, curve in curves.items() if len(curve.steps)}
 
     def curve(self, run: str, tag: str) -> Curve:
@@ -136,7 +136,7 @@ class Reader:
         return self.cache.get((self.experiment, run, tag), stamp, make)
 
     def _stamp(self, run: str, tag: str) -> Any:
-        """Changes when there is more of a tag."""
+        """A stamp that changes when a tag has new data."""
         wanted = provider.RunTagFilter(runs=[run], tags=[tag])
         listed = self.provider.list_tensors(
             self.context, experiment_id=self.experiment, plugin_name=PLUGIN, run_tag_filter=wanted
@@ -157,7 +157,7 @@ class Reader:
 
 
 def as_json(array: Array) -> Any:
-    """A JSON record; None if it is none."""
+    """Parse a JSON record; None if it is not JSON."""
     try:
         return json.loads(array.item())
     except (ValueError, TypeError):
@@ -165,24 +165,27 @@ def as_json(array: Array) -> Any:
 
 
 def unreadable(state: Any) -> str:
-    """Why a run cannot be shown, in words; empty if it can."""
+    """The reason why the tab cannot show a run; empty if it can."""
     if not isinstance(state, dict) or not {"version", "curves", "layers", "state"} <= state.keys():
-        return "its event data is damaged"
+        return "its event data are damaged"
     if state["version"] != VERSION:
         return f"it was written by another gradscope (event data version {state['version']!r:.20}, not {VERSION})"
     return ""
 
 
 def _curve(tag: str, data: Iterable[Any]) -> Curve:
-    """Of the records as they were written: where training began again, what came after that step is void."""
+    """Make a curve from records in the order of writing.
+
+    If a training begins again at a step, earlier records of this and later steps are void.
+    """
     family = family_of(tag)
-    kept = [datum for datum in data if _fits(datum.numpy, family)]
-    steps = np.array([datum.step for datum in kept], np.float64)
+    fitting = [datum for datum in data if _fits(datum.numpy, family)]
+    steps = np.array([datum.step for datum in fitting], np.float64)
     later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
-    kept = [datum for datum, valid in zip(kept, steps < later, strict=True) if valid]
+    current = [datum for datum, valid in zip(fitting, steps < later, strict=True) if valid]
     known: dict[bytes, Array] = {}
-    positions = [_positions(datum.numpy, family, known) for datum in kept]
-    values = [datum.numpy[: len(family.rows)] for datum in kept]
+    positions = [_positions(datum.numpy, family, known) for datum in current]
+    values = [datum.numpy[: len(family.rows)] for datum in current]
     return Curve(family, steps[steps < later], positions, values)
 
 
@@ -194,8 +197,8 @@ def _fits(array: Array, family: Family) -> bool:
 
 
 def _positions(array: Array, family: Family, known: dict[bytes, Array]) -> Array:
-    given = len(array) > len(family.rows)
-    name = array[-1].tobytes() if given else array.shape[1].to_bytes(8, "little")
+    explicit = len(array) > len(family.rows)
+    name = array[-1].tobytes() if explicit else array.shape[1].to_bytes(8, "little")
     if name not in known:
-        known[name] = array[-1].astype(np.float64) if given else np.arange(array.shape[1], dtype=np.float64)
+        known[name] = array[-1].astype(np.float64) if explicit else np.arange(array.shape[1], dtype=np.float64)
     return known[name]

@@ -1,4 +1,4 @@
-"""What a run says about itself: how much was seen, how much is in the event file, and what could not be done."""
+"""The state record of a run: counts of steps, counts in the event file, and failures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from gradscope import Rows
 
 NOTES = 200
-"""Different notes that are kept."""
+"""Limit on the number of different notes."""
 
 
 class State:
-    """Counts of a run; those of earlier sessions in the same folder are added.
+    """Counts of a run, including earlier sessions in the same folder.
 
     Args:
-        before: the last JSON record of the session before, or None.
+        before: the last JSON record of the previous session, or None.
     """
 
     def __init__(self, before: bytes | None = None) -> None:
@@ -48,7 +48,7 @@ class State:
                 key = Key(layer["module"], layer["layer"], layer["direction"], layer["chain"])
                 self._curves[key] = tuple(before["curves"][layer["curves"]])
 
-    def saw(self, step: int, rows: Iterable[Rows]) -> None:
+    def count(self, step: int, rows: Iterable[Rows]) -> None:
         """Count a step."""
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
@@ -60,7 +60,7 @@ class State:
 
     @property
     def notes(self) -> int:
-        """How many different notes there are."""
+        """The number of different notes."""
         return len(self._notes)
 
     def recorded(self, rows: tuple[Rows, ...]) -> None:
@@ -73,27 +73,27 @@ class State:
         if about not in self._notes and len(self._notes) >= NOTES:
             self._notes_left_out += 1
             return
-        seen = self._notes.setdefault(about, [step, step, 0])
-        seen[1:] = step, seen[2] + 1
+        steps = self._notes.setdefault(about, [step, step, 0])
+        steps[1:] = step, steps[2] + 1
 
-    def has_curves(self, found: Mapping[Key, Iterable[str]]) -> bool:
-        """Enter the curves of every layer; whether one of them is new."""
-        grown = {key: tuple(dict.fromkeys((*self._curves.get(key, ()), *names))) for key, names in found.items()}
+    def add_curves(self, curves: Mapping[Key, Iterable[str]]) -> bool:
+        """Add the curves of every layer; True if any of them is new."""
+        grown = {key: tuple(dict.fromkeys((*self._curves.get(key, ()), *names))) for key, names in curves.items()}
         new = any(self._curves.get(key) != names for key, names in grown.items())
         self._curves |= grown
         return new
 
     def failed(self, reason: str) -> bool:
-        """Keep why something could not be done; whether that is the first time."""
+        """Add the reason of a failure; True for the first one."""
         first = not self.failures
         if reason not in self.failures and len(self.failures) < 10:
             self.failures.append(reason)
         return first
 
     def next_number(self) -> int:
-        """A number for a record that is not of one step: the time in microseconds, and larger than any before it.
+        """The number of a record that belongs to no step: the time in microseconds, larger than any earlier number.
 
-        No loader then takes a record for a repetition, not even where the clock was put back between two sessions.
+        So no loader takes a record for a repetition, even if the clock goes back between two sessions.
         """
         self.number = max(self.number + 1, int(time.time() * 1e6))
         return self.number

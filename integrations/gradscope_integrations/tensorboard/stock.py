@@ -1,4 +1,4 @@
-"""How those who stay on TensorBoard's own dashboards may see the scalars: a layout for them."""
+"""A layout of the scalars for TensorBoard's own dashboards."""
 
 from __future__ import annotations
 

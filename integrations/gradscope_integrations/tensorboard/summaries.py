@@ -1,7 +1,7 @@
-"""What event files hold, as TensorBoard's protocol buffers: curves, texts, scalars, and a layout."""
+"""The contents of event files as TensorBoard's protocol buffers: curves, texts, scalars, and a layout."""
 
 # pyright: reportAttributeAccessIssue=false
-# The classes of protocol buffers are made at run time.
+# Protocol buffers make their classes at run time.
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Value = Any
 
 
 def curve_value(tag: str, values: np.ndarray[Any, np.dtype[np.float32]], *, first: bool) -> Value:
-    """A curve, float32 [rows, positions]; the first of its tag says what the rows are."""
+    """A curve, float32 [rows, positions]; the first of its tag names the rows."""
     shape = tensor_shape_pb2.TensorShapeProto(dim=[{"size": size} for size in values.shape])
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, tensor_shape=shape, tensor_content=values.tobytes())
     family = family_of(tag)
@@ -29,7 +29,7 @@ def curve_value(tag: str, values: np.ndarray[Any, np.dtype[np.float32]], *, firs
 
 
 def text_value(tag: str, texts: Sequence[bytes], plugin: str = PLUGIN) -> Value:
-    """A tensor of byte strings; a single one is without dimensions."""
+    """A tensor of byte strings; a single one has no dimensions."""
     dims = [] if len(texts) == 1 else [{"size": len(texts)}]
     shape = tensor_shape_pb2.TensorShapeProto(dim=dims)
     tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, tensor_shape=shape, string_val=texts)

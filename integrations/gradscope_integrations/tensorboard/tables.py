@@ -1,4 +1,4 @@
-"""Rows of `clips`, `steps` and the one-line tables of a layer, many to a record; every record explains itself."""
+"""Rows of `clips`, `steps` and the one-line tables of a layer, many to a record; every record names its columns."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def recorded_step(step: int, rows: Iterable[Rows]) -> Iterable[tuple[str, Row]]:
             yield "layers", [step, key, *(columns[name] for name in _LAYERS[2:])]
         else:
             blocks.setdefault((key, columns["gate"]), {}).update(_part(block))
-    for (key, gate), found in blocks.items():
-        yield "blocks", [step, key, gate, *(found.get(name, np.nan) for name in _BLOCKS[3:])]
+    for (key, gate), numbers in blocks.items():
+        yield "blocks", [step, key, gate, *(numbers.get(name, np.nan) for name in _BLOCKS[3:])]
 
 
 def _part(block: Rows) -> dict[str, float]:
@@ -59,7 +59,7 @@ def _part(block: Rows) -> dict[str, float]:
 
 
 def encode(table: str, rows: Sequence[Row]) -> list[bytes]:
-    """A record: what is in it, then its columns one after the other, float64; of text the places in a list."""
+    """Encode rows as a record: a JSON head, then the columns one after the other, float64; text columns hold codes."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     texts: dict[str, list[str]] = {}
     for place, name in enumerate(COLUMNS[table]):
@@ -72,37 +72,36 @@ def encode(table: str, rows: Sequence[Row]) -> list[bytes]:
 
 
 def decode(table: str, records: Iterable[Sequence[bytes]]) -> tuple[dict[str, Array], dict[str, list[str]]]:
-    """The columns of a table from its records in the order they were written, and the texts that codes stand for.
+    """Decode the columns of a table from its records in the order of writing, and the texts of codes.
 
-    A step that is there twice, or that a later record goes back behind, counts as it was written last: training began
-    again there.
+    If a later record has a step again, or an earlier step, the later record counts: training began again there.
     """
     wanted, texts = COLUMNS[table], {name: [] for name in COLUMNS[table] if name in TEXTS}
     parts: list[Array] = []
     for head, payload in records:
         about = json.loads(head)
         numbers = np.frombuffer(payload, "<f8").reshape(len(about["columns"]), -1)
-        found = dict(zip(about["columns"], numbers, strict=True))
-        part = np.stack([found.get(name, np.full(numbers.shape[1], np.nan)) for name in wanted])
+        by_name = dict(zip(about["columns"], numbers, strict=True))
+        part = np.stack([by_name.get(name, np.full(numbers.shape[1], np.nan)) for name in wanted])
         for name, known in texts.items():
             place = wanted.index(name)
             part[place] = _merged(known, about["texts"].get(name, [""]))[np.nan_to_num(part[place]).astype(int)]
         parts.append(part)
-    kept = np.concatenate(_restarted(parts), axis=1) if parts else np.empty((len(wanted), 0))
-    return dict(zip(wanted, kept, strict=True)), texts
+    whole = np.concatenate(_restarted(parts), axis=1) if parts else np.empty((len(wanted), 0))
+    return dict(zip(wanted, whole, strict=True)), texts
 
 
 def _merged(known: list[str], texts: Sequence[str]) -> Array:
-    """Places of some texts in a growing list."""
+    """The places of texts in a growing list."""
     known.extend(text for text in texts if text not in known)
     return np.array([known.index(text) for text in texts], np.float64)
 
 
 def _restarted(parts: Sequence[Array]) -> list[Array]:
-    """Without rows of steps that a later part has again or goes back behind."""
-    kept: list[Array] = []
+    """Drop rows at or after the first step of any later part."""
+    rest: list[Array] = []
     first = np.inf
     for part in reversed(parts):
-        kept.append(part[:, part[0] < first])
+        rest.append(part[:, part[0] < first])
         first = min(first, part[0].min(initial=np.inf))
-    return kept[::-1]
+    return rest[::-1]

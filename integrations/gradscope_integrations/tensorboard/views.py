@@ -1,4 +1,4 @@
-"""From all that is kept of a curve or a table to what a screen can show: numbers are picked, never made up."""
+"""Reduces a curve or a table to the resolution of a screen, by selection, never by interpolation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from gradscope_integrations.tensorboard.reading import Curve, Table
 
 Array = np.ndarray[Any, np.dtype[Any]]
 View = tuple[dict[str, Any], dict[str, Array]]
-"""What `wire.pack` takes."""
+"""The arguments of `wire.pack`."""
 
 REDUCED = {"median": np.nanmedian, "max": np.nanmax, "min": np.nanmin, "mean": np.nanmean}
 
 
 class Range(NamedTuple):
-    """From one number to another, both included."""
+    """A closed interval."""
 
     low: float = -math.inf
     high: float = math.inf
 
     def holds(self, values: Array) -> Array:
-        """Which of some numbers are within."""
+        """A mask of the values inside."""
         return (values >= self.low) & (values <= self.high)
 
 
 def pick(count: int, limit: int) -> Array:
-    """Places of at most `limit` of `count` things, evenly spaced, the first and the last among them.
+    """The places of at most `limit` of `count` items, evenly spaced, including the first and the last.
 
     >>> pick(10, 4).tolist(), pick(3, 4).tolist(), pick(9, 1).tolist()
     ([0, 3, 6, 9], [0, 1, 2], [8])
@@ -50,10 +50,10 @@ def heatmap(curve: Curve, row: str, size: tuple[int, int], steps: Range, positio
     values = np.full((len(chosen), len(columns)), np.nan, np.float32)
     padded, left_out, nan, inf = np.zeros(len(chosen), np.int32), 0, 0, 0
     for rows, where, at in _alike(curve, chosen, columns):
-        found = np.stack([curve.row(place, row)[at] for place in chosen[rows].tolist()])
-        values[np.ix_(rows, where)] = found
+        block = np.stack([curve.row(place, row)[at] for place in chosen[rows].tolist()])
+        values[np.ix_(rows, where)] = block
         padded[rows] = len(columns) - len(where)
-        nan, inf = nan + int(np.isnan(found).sum()), inf + int(np.isinf(found).sum())
+        nan, inf = nan + int(np.isnan(block).sum()), inf + int(np.isinf(block).sum())
         if "nonfinite" in curve.family.rows:
             left_out += sum(int((curve.row(place, "nonfinite")[at] > 0).sum()) for place in chosen[rows].tolist())
     head = {
@@ -65,39 +65,39 @@ def heatmap(curve: Curve, row: str, size: tuple[int, int], steps: Range, positio
 
 
 def profile(curve: Curve, step: float) -> View:
-    """All rows at the step that is nearest to one."""
+    """All rows at the step nearest to the requested one."""
     place = nearest(curve, step)
     arrays = {"positions": curve.positions[place], **{name: curve.row(place, name) for name in curve.family.rows}}
     return {**about(curve), "step": float(curve.steps[place]), "steps_kept": len(curve.steps)}, arrays
 
 
 def series(curve: Curve, row: str, over: str | float, points: int, steps: Range) -> View:
-    """One number per step: a row at a position, or the median, ... over its positions."""
+    """One number per step: a row at a position, or its median, ... over the positions."""
     within = np.flatnonzero(steps.holds(curve.steps))
     chosen = within[pick(len(within), points)]
     values = np.full(len(chosen), np.nan, np.float32)
     for rows, _, _ in _alike(curve, chosen, np.empty(0)):
-        found = np.stack([curve.row(place, row) for place in chosen[rows].tolist()])
-        values[rows] = _at(found, curve.positions[int(chosen[rows[0]])], over)
+        block = np.stack([curve.row(place, row) for place in chosen[rows].tolist()])
+        values[rows] = _at(block, curve.positions[int(chosen[rows[0]])], over)
     head = {**about(curve), "row": row, "over": over, "steps_kept": len(within)}
     head |= {"nan": int(np.isnan(values).sum()), "inf": int(np.isinf(values).sum())}
     return head, {"steps": curve.steps[chosen], "values": values}
 
 
-def _at(found: Array, positions: Array, over: str | float) -> Array:
-    """Float32 [steps, positions] -> [steps]."""
+def _at(block: Array, positions: Array, over: str | float) -> Array:
+    """Reduce float32 [steps, positions] to [steps]."""
     if over in ("first", "last"):
-        return found[:, 0 if over == "first" else -1]
+        return block[:, 0 if over == "first" else -1]
     if isinstance(over, str):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # nothing but NaN gives NaN
-            return REDUCED[over](found, axis=1)
+            warnings.simplefilter("ignore", RuntimeWarning)  # all NaN gives NaN
+            return REDUCED[over](block, axis=1)
     place = np.flatnonzero(positions == over)
-    return found[:, place[0]] if len(place) else np.full(len(found), np.nan, np.float32)
+    return block[:, place[0]] if len(place) else np.full(len(block), np.nan, np.float32)
 
 
 def several(curves: dict[str, Curve], step: float, rows: Sequence[str]) -> View:
-    """Curves of one layer at the step that is nearest to one, by gate."""
+    """Curves of one layer by gate, at the step nearest to the requested one."""
     first = next(iter(curves.values()))
     wanted = first.steps[nearest(first, step)]
     arrays: dict[str, Array] = {}
@@ -115,23 +115,23 @@ def pair(curve: Curve, row: str, place: int) -> Array:
 
 
 def rows(table: Table, limit: int, steps: Range) -> View:
-    """Rows of a table, evenly thinned to a number of rows."""
+    """Rows of a table, evenly thinned to at most `limit` rows."""
     within = np.flatnonzero(steps.holds(table.columns["step"]))
-    return _taken(table, within, within[pick(len(within), limit)])
+    return _selected(table, within, within[pick(len(within), limit)])
 
 
 def steps(table: Table, limit: int, steps: Range, key: str | None = None) -> View:
-    """Rows of a table, of one layer if asked, thinned to a number of steps."""
+    """Rows of a table, of one layer if there is a key, thinned to at most `limit` steps."""
     number = table.columns["step"]
     wanted = steps.holds(number)
     if key is not None:
         wanted &= table.columns["key"] == (table.texts["key"].index(key) if key in table.texts["key"] else -1)
     within = np.flatnonzero(wanted)
     known = np.unique(number[within])
-    return _taken(table, within, within[np.isin(number[within], known[pick(len(known), limit)])])
+    return _selected(table, within, within[np.isin(number[within], known[pick(len(known), limit)])])
 
 
-def _taken(table: Table, within: Array, chosen: Array) -> View:
+def _selected(table: Table, within: Array, chosen: Array) -> View:
     arrays = {
         name: column[chosen].astype(np.int32 if name in table.texts else np.float64)
         for name, column in table.columns.items()
@@ -141,18 +141,18 @@ def _taken(table: Table, within: Array, chosen: Array) -> View:
 
 
 def about(curve: Curve) -> dict[str, Any]:
-    """What every answer says of its curve."""
+    """The common part of all answers on a curve."""
     first, last = (float(curve.steps[0]), float(curve.steps[-1])) if len(curve.steps) else (None, None)
     return {"axis": curve.family.axis, "rows": curve.family.rows, "steps_first": first, "steps_last": last}
 
 
 def nearest(curve: Curve, step: float) -> int:
-    """Place of the step that is nearest to a number; of infinity, the last."""
+    """The place of the step nearest to a number; for infinity, the last."""
     return len(curve.steps) - 1 if step == math.inf else int(np.abs(curve.steps - step).argmin())
 
 
 def _alike(curve: Curve, chosen: Array, columns: Array) -> Iterator[tuple[Array, Array, Array]]:
-    """Steps with the same positions: their places in `chosen`, the columns that they have, and where they have them."""
+    """Group steps with the same positions: their places in `chosen`, their columns, and the places of these columns."""
     groups: dict[int, list[int]] = {}
     for place, step in enumerate(chosen.tolist()):
         groups.setdefault(id(curve.positions[step]), []).append(place)
@@ -164,9 +164,9 @@ def _alike(curve: Curve, chosen: Array, columns: Array) -> Iterator[tuple[Array,
 
 
 def _grid(positions: Sequence[Array]) -> Array:
-    """The positions of several steps together; where some are thinned more than others, as the coarsest are.
+    """The positions of several steps together, at the coarsest spacing among them.
 
-    The writer thins by powers of two, so that finer ones have what the coarsest have.
+    The writer thins by powers of two, so that the finer steps have the positions of the coarsest.
     """
     distinct = list({id(each): each for each in positions}.values())
     if len(distinct) < 2:
@@ -179,7 +179,7 @@ def _grid(positions: Sequence[Array]) -> Array:
 
 
 def _stride(positions: Array) -> float:
-    """The distance between neighbours, 0 if they are not evenly spaced from 0 on; the last may be nearer."""
+    """The distance between neighbours, 0 unless evenly spaced from 0; the last may be nearer."""
     if len(positions) < 2 or positions[0] != 0:
         return float(len(positions) == 1 and positions[0] == 0)
     steps = np.diff(positions)

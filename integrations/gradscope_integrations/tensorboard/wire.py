@@ -1,4 +1,4 @@
-"""Binary answers: a JSON head, then arrays, as `http_api.md` describes them."""
+"""Binary answers: a JSON head, then arrays; `http_api.md` describes them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ALIGNED = 8
 
 
 def pack(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """One answer.
+    """Encode one answer.
 
     Args:
-        head: what JSON can hold.
-        arrays: float32, float64 or int32.
+        head: values for JSON.
+        arrays: arrays of float32, float64 or int32.
     """
     parts: list[bytes] = []
     about: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What becomes of a step's rows in the sink's thread: curves at once; losses, table rows and counts now and then."""
+"""Writes a step's rows in the sink's thread: curves at once; losses, table rows and counts at intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradscope_integrations.scalars import Scalars, layer_name, recorded
 from gradscope_integrations.tensorboard import tables
 from gradscope_integrations.tensorboard.curves import curves
 from gradscope_integrations.tensorboard.events import EventFile, Point, SharedWriter
-from gradscope_integrations.tensorboard.found import as_json
+from gradscope_integrations.tensorboard.findings import as_json
 from gradscope_integrations.tensorboard.names import FINDINGS, NOTES, STATE, TABLES, Key
 from gradscope_integrations.tensorboard.pace import Beat, Looks, Thinner
 from gradscope_integrations.tensorboard.state import State
@@ -27,19 +27,19 @@ P = ParamSpec("P")
 CURVE_BYTES = 512 * 2**20
 TABLE_BYTES = 32 * 2**20
 LOSSES = 1000
-"""Losses for the stock dashboards, which show no more points; later every second one, every fourth, ..."""
+"""Losses for the stock dashboards, which show no more points; then every second one, every fourth, ..."""
 BATCH = 2048
-"""Rows of a table in one record, unless a second is over before."""
+"""Rows of a table in one record, unless a second has passed."""
 LOOKING = 0.005
-"""Share of the time that looking for findings may take."""
+"""Limit on the share of time for findings."""
 
 
 class Writing:
-    """All of this but `failure` belongs to the sink's thread.
+    """The writer of the sink's thread; other threads may read only `failure`.
 
     Args:
-        out: where to.
-        before: what the session before said of itself, or None.
+        out: the destination.
+        before: the last state record of the previous session, or None.
         findings: see `TensorBoardSink`.
     """
 
@@ -53,27 +53,27 @@ class Writing:
         self._losses: list[Point] = []
         self._skipped_loss: Point | None = None
         self._seen: set[tuple[str, Key]] = set()
-        self._layout = isinstance(out, EventFile)  # a writer of the user's may have a layout of the user's
+        self._layout = isinstance(out, EventFile)  # the user's writer may have the user's layout
         self._noted = 0
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something that is not written."""
+        """True if there are unwritten rows or losses."""
         return bool(self._rows or self._losses)
 
     def guarded(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Do something; if it fails, keep why."""
+        """Run an action, and store the reason of a failure."""
         try:
             action(*args, **kwargs)
-        except Exception as error:  # whatever it is, training must not hear of it
+        except Exception as error:  # no failure may reach the training
             reason = f"{type(error).__name__}: {error}"
             self._state.failed(reason)
             self.failure = self.failure or reason
 
     def take(self, batch: Batch) -> None:
-        """Write, or keep for later, the rows of one step."""
-        self._state.saw(batch.step, batch.rows)
-        self._stock.saw(batch.rows)
+        """Write the rows of one step, or store them for later."""
+        self._state.count(batch.step, batch.rows)
+        self._stock.count(batch.rows)
         if self._table_pace.keeps():
             self._keep(tables.every_step(batch.step, batch.rows))
         self._keep_loss(batch.step)
@@ -86,7 +86,7 @@ class Writing:
             self.flush_if_due()
 
     def _keep_loss(self, step: int) -> None:
-        """As many as the stock dashboards show, of steps evenly spaced; the last is written at close."""
+        """Store a loss, at evenly spaced steps, as many as the stock dashboards show; `close` writes the last."""
         if math.isnan(self._stock.loss):
             return
         point = time.time(), step, self._stock.loss
@@ -98,7 +98,7 @@ class Writing:
             self._skipped_loss = point
 
     def _record(self, batch: Batch) -> None:
-        """A recorded step: curves and scalars at once."""
+        """Write the curves and scalars of a recorded step."""
         state = self._state
         state.recorded(batch.rows)
         if not self._curve_pace.keeps():
@@ -109,14 +109,14 @@ class Writing:
             names.setdefault(key, []).append(name)
             values.append(curve_value(f"{name}/{key}", numbers, first=self._first(name, key)))
         self._keep(tables.recorded_step(batch.step, batch.rows))
-        if not values:  # the sink has left them out
+        if not values:  # the sink has dropped them
             state.counts["lost"] += 1
             return
         values += [scalar_value(tag, number) for tag, number in self._stock.scalars(batch.rows)]
         self._curve_pace.wrote(self._out.write(batch.step, values))
         state.counts["written"] += 1
         state.stride = self._curve_pace.stride
-        if state.has_curves(names):
+        if state.add_curves(names):
             self._announce(sorted({layer_name(key._asdict()) for key in names if key.chain == 0}))
         if self._looks.due(state.counts["recorded"]):
             self._looks.look(state.counts["recorded"], lambda: self.guarded(self._look))
@@ -131,26 +131,26 @@ class Writing:
             self._rows.setdefault(table, []).append(row)
 
     def _announce(self, layers: Sequence[str]) -> None:
-        """Say which layers and curves there are; the first time also how the stock dashboards may show them."""
+        """Write the layers and curves; the first time also a layout for the stock dashboards."""
         if self._layout:
             self._layout = False
             self._write([layout(layers)])
         self.flush()
 
     def flush_if_due(self) -> None:
-        """Write what waits, if it is much or has waited long."""
+        """Write stored rows if there are many, or if they have waited long."""
         if self._beat.due():
             self.flush()
         elif full := [table for table, rows in self._rows.items() if len(rows) >= BATCH]:
             self._write(self._encoded(full))
 
     def flush(self) -> None:
-        """Write what waits, and the state of the run."""
-        self._beat.struck()
+        """Write stored rows, and the state of the run."""
+        self._beat.reset()
         if self._losses:
             losses, self._losses = self._losses, []
             self._out.write_scalars(LOSS, losses)
-        number = self._state.next_number()  # first: the state says which is its own
+        number = self._state.next_number()  # first: the state contains its own number
         values = self._encoded(list(self._rows))
         values.append(text_value(STATE, [self._state.as_json()]))
         if self._state.notes > self._noted:
@@ -159,7 +159,7 @@ class Writing:
         self._out.write(number, values)
 
     def close(self) -> None:
-        """Write what is left, with a last look for findings."""
+        """Write the rest, after a last diagnosis."""
         if self._state.counts["recorded"]:
             self.guarded(self._look)
         if self._skipped_loss is not None:
@@ -170,9 +170,9 @@ class Writing:
 
     def _look(self) -> None:
         if self._findings is not None:
-            found = self._findings()
-            self._state.findings = len(found)
-            self._write([text_value(FINDINGS, [as_json(self._state.last_step, found)])])
+            findings = self._findings()
+            self._state.findings = len(findings)
+            self._write([text_value(FINDINGS, [as_json(self._state.last_step, findings)])])
 
     def _encoded(self, names: Iterable[str]) -> list[Value]:
         records = {table: tables.encode(table, self._rows.pop(table)) for table in names}
@@ -180,5 +180,5 @@ class Writing:
         return [text_value(TABLES[table], record) for table, record in records.items()]
 
     def _write(self, values: Sequence[Value]) -> None:
-        """Write records that are not of one step."""
+        """Write records that belong to no step."""
         self._out.write(self._state.next_number(), values)

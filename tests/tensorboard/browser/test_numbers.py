@@ -108,7 +108,7 @@ def test_calls_that_only_measure_are_no_clipping(tab: Tab, made: Made) -> None:
 def test_a_run_that_clips_in_another_way_is_not_said_to_clip_nothing(tab: Tab) -> None:
     tab.open(runs=["first/gradscope", 'a<b>&"c/gradscope'], view="clipping")
     said = tab.get("what-if").inner_text()
-    assert "which is in use" in said and "Values are limited one by one here" in said and "Nothing clips" not in said
+    assert "the present threshold" in said and "This run clips by value" in said and "Nothing clips" not in said
     hints = tab.get("figure-norms").locator(".hint").all_inner_texts()
     assert {hint.split()[4] for hint in hints} == {"clip_grad_norm_", "clip_grad_value_"}
 

@@ -1,39 +1,39 @@
-// Talks to the server; http_api.md describes every route.
+// Requests to the server; http_api.md describes every route.
 
-const KEPT = 120;
+const CACHED = 120;
 const kinds = {float32: Float32Array, float64: Float64Array, int32: Int32Array};
-const kept = new Map();
+const cache = new Map();
 
 export function json(route, parameters = {}) {
-  return ask(route, parameters).then((response) => response.json());
+  return request(route, parameters).then((response) => response.json());
 }
 
-// A binary answer: {head, arrays}. What was asked before is not asked again as long as the stamp is the same.
+// A binary answer: {head, arrays}. Repeated requests come from the cache as long as the stamp is the same.
 export function block(route, parameters, stamp) {
-  return remembered(`${route} ${JSON.stringify(parameters)}`, stamp, async () => {
-    const response = await ask(route, parameters);
+  return cached(`${route} ${JSON.stringify(parameters)}`, stamp, async () => {
+    const response = await request(route, parameters);
     return decode(await response.arrayBuffer());
   });
 }
 
-// JSON of one run, remembered in the same way.
+// JSON of one run, with the same cache.
 export function stamped(route, parameters, stamp) {
-  return remembered(`${route} ${JSON.stringify(parameters)}`, stamp, () => json(route, parameters));
+  return cached(`${route} ${JSON.stringify(parameters)}`, stamp, () => json(route, parameters));
 }
 
-function remembered(name, stamp, make) {
-  const old = kept.get(name);
-  kept.delete(name);
+function cached(name, stamp, make) {
+  const old = cache.get(name);
+  cache.delete(name);
   const entry = old?.stamp === stamp ? old : {stamp, answer: make()};
-  kept.set(name, entry);
-  entry.answer.catch(() => kept.delete(name));
-  if (kept.size > KEPT) kept.delete(kept.keys().next().value);
+  cache.set(name, entry);
+  entry.answer.catch(() => cache.delete(name));
+  if (cache.size > CACHED) cache.delete(cache.keys().next().value);
   return entry.answer;
 }
 
-async function ask(route, parameters) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null);
-  const response = await fetch(given.length ? `${route}?${new URLSearchParams(given)}` : route);
+async function request(route, parameters) {
+  const present = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null);
+  const response = await fetch(present.length ? `${route}?${new URLSearchParams(present)}` : route);
   if (!response.ok) throw new Error(await response.text());
   return response;
 }
@@ -49,7 +49,7 @@ export function decode(buffer) {
   return {head, arrays};
 }
 
-// A table's columns, text in place of codes.
+// The columns of a table, with texts in place of codes.
 export async function table(route, parameters, stamp) {
   const {head, arrays} = await block(route, parameters, stamp);
   const columns = {...arrays};

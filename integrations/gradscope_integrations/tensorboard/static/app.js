@@ -1,4 +1,4 @@
-// The page: what can be chosen on top, one view below, looked after while training runs.
+// The page: controls on top, one view below, updated during a training.
 import * as api from "./api.js";
 import {loadPlotly} from "./charts.js";
 import {codeBox} from "./controls.js";
@@ -26,10 +26,10 @@ const MOUNT = {
 };
 const TIMED = ["overview", "flow", "gates"]; // views of one step
 const SIDE_BY_SIDE = 3;
-const MOST_RUNS = 100; // that the page begins with
+const MOST_RUNS = 100; // at the start of the page
 const POLL_MS = 5000;
 const RECORD =
-  'import gradscope\n\nscope = gradscope.attach(model, logdir="runs/exp1")\n...  # your training loop, as it is\nscope.close()';
+  'import gradscope\n\nscope = gradscope.attach(model, logdir="runs/exp1")\n...  # your training loop\nscope.close()';
 
 const mounted = new Map();
 let [page, known, turn] = [null, {runs: []}, 0];
@@ -48,7 +48,7 @@ export function start(body) {
   onChange(update);
   new ResizeObserver(() => body.clientWidth > 0 && restoreAddress()).observe(body);
   refresh().then(update);
-  setInterval(() => document.visibilityState === "visible" && body.clientWidth > 0 && look(), POLL_MS);
+  setInterval(() => document.visibilityState === "visible" && body.clientWidth > 0 && poll(), POLL_MS);
 }
 
 function build(body) {
@@ -99,7 +99,7 @@ function walk(event) {
   next.click();
 }
 
-// Ask what there is.
+// Fetch the list of runs.
 async function refresh() {
   try {
     known = await api.json("runs");
@@ -119,8 +119,8 @@ async function refresh() {
   }
 }
 
-// Look again; draw only if there is something new.
-async function look() {
+// Fetch again; draw only new data.
+async function poll() {
   const stamps = () => JSON.stringify([known.failed, known.runs.map((run) => [run.run, run.stamp])]);
   const before = stamps();
   await refresh();
@@ -133,18 +133,18 @@ async function update() {
   page.root.dataset.view = state().view;
   const context = contextNow(() => mine === turn);
   try {
-    tell(context);
+    showControls(context);
     const above = page.time.hidden ? null : page.timeline.update(context);
     if (context.layers.length) await Promise.all([above, view(context).update(context)]);
     if (mine === turn) page.root.dataset.state = context.layers.length ? "ready" : "empty";
   } catch (error) {
     if (mine !== turn) return;
-    message(h("p", {}, `This could not be shown: ${error.message}`));
+    message(h("p", {}, `The page cannot show this: ${error.message}`));
     page.root.dataset.state = "error";
   }
 }
 
-// The pointer is on a step of the time axis, or has left it: what is below follows, one drawing after the other.
+// The pointer is on a step of the time axis, or has left it: the views below follow, one drawing at a time.
 function point(step) {
   pointed = step;
   following ??= follow().finally(() => (following = null));
@@ -160,12 +160,12 @@ async function follow() {
   }
 }
 
-// Everything a view needs to know.
+// The context of a view.
 function contextNow(current) {
   const readable = known.runs.filter((run) => !run.error);
-  const asked = readable.filter((run) => state().runs?.includes(run.run));
+  const requested = readable.filter((run) => state().runs?.includes(run.run));
   const latest = [...readable].sort((a, b) => b.state.time - a.state.time).slice(0, MOST_RUNS);
-  const runs = asked.length ? asked : readable.filter((run) => latest.includes(run));
+  const runs = requested.length ? requested : readable.filter((run) => latest.includes(run));
   const layers = union(runs);
   const titles = new Map(layers.map((each) => [each.key, fullTitle(each, layers)]));
   tint(runs);
@@ -182,17 +182,17 @@ function contextNow(current) {
   };
 }
 
-// Colours by place; of a few runs side by side no two have the same.
+// Colours by place; a few runs side by side have different colours.
 function tint(runs) {
-  const taken = new Set();
+  const used = new Set();
   for (const run of runs) {
     const places = [run.place, ...Array(COLOURS).keys()];
-    run.tint = runs.length > SIDE_BY_SIDE ? run.place : places.find((place) => !taken.has(place % COLOURS));
-    taken.add(run.tint % COLOURS);
+    run.tint = runs.length > SIDE_BY_SIDE ? run.place : places.find((place) => !used.has(place % COLOURS));
+    used.add(run.tint % COLOURS);
   }
 }
 
-function tell({runs, many, layers, layer}) {
+function showControls({runs, many, layers, layer}) {
   page.tabs.forEach((tab, place) => {
     const selected = Object.keys(VIEWS)[place] === state().view;
     tab.setAttribute("aria-selected", selected);
@@ -202,7 +202,7 @@ function tell({runs, many, layers, layer}) {
   page.time.hidden = !layers.length || many || !TIMED.includes(state().view);
   page.runs.set(known.runs, runs);
   page.layers.set(runs, layers, layer);
-  page.layers.root.hidden = many || state().view === "clipping"; // a model is clipped as a whole
+  page.layers.root.hidden = many || state().view === "clipping"; // clipping concerns a model as a whole
   page.coverage.hidden = runs.length > SIDE_BY_SIDE;
   fill(
     page.coverage,
@@ -220,22 +220,22 @@ function tell({runs, many, layers, layer}) {
   if (known.failed) message(h("p", {}, known.failed));
   else if (layers.length)
     message(...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)), ...runs.flatMap(failures));
-  else if (runs.length) message(h("p", {}, "Training has begun; the first recorded step is not here yet."));
+  else if (runs.length) message(h("p", {}, "The training has begun; its first recorded step is not here yet."));
   else message(...empty(), ...broken.map((run) => h("p", {}, `${run.label}: ${run.error}`)));
 }
 
 const failures = (run) =>
-  run.state.failures.map((reason) => h("p", {}, `${run.label}: something could not be recorded (${reason})`));
+  run.state.failures.map((reason) => h("p", {}, `${run.label}: recording failed (${reason})`));
 
 function empty() {
   return [
     h("h2", {}, "Nothing has been recorded here yet"),
-    h("p", {}, "Attach gradscope to a model with recurrent layers in it, and train as before:"),
+    h("p", {}, "Attach gradscope to a model with recurrent layers, and train as before:"),
     codeBox(RECORD),
     h(
       "p",
       {class: "soft"},
-      "Steps appear here while training runs. TensorBoard must look at the same folder, or one above it.",
+      "Steps appear here during the training. TensorBoard must read the same folder, or one above it.",
     ),
   ];
 }

@@ -28,7 +28,7 @@ export function loadPlotly(version) {
   });
 }
 
-// A figure in a place of its own; `walks` says that its view takes care of the keyboard itself.
+// A figure in its own place; with `walks`, its view handles the keyboard itself.
 export function figure(parent, id, {wide = false, run, walks = false} = {}) {
   const parts = {
     title: h("h3"),
@@ -55,7 +55,7 @@ export function figure(parent, id, {wide = false, run, walks = false} = {}) {
   return it;
 }
 
-// The buttons of a figure; the first is seen where it is zoomed.
+// The buttons of a figure; the first appears while it is zoomed.
 function tools(it) {
   const tool = (label, title, onclick) => {
     const marker = `${it.id}-${label.toLowerCase()}`;
@@ -79,11 +79,11 @@ export function describe(it, title, hint) {
   it.parts.plot.setAttribute("aria-label", `${title}. ${hint}`);
 }
 
-// Draw; columns is a function that gives the numbers as [{name, values}], notes are sentences.
+// Draw; columns is a function that returns the numbers as [{name, values}], notes are sentences.
 export async function draw(it, traces, layout, columns, notes = []) {
   const Plotly = await library;
   it.columns = columns;
-  if (!Plotly) return say(it, "Plotly is not installed where TensorBoard runs; get it with: pip install plotly", true);
+  if (!Plotly) return say(it, "TensorBoard's environment lacks Plotly; get it with: pip install plotly", true);
   it.parts.plot.hidden = false;
   it.parts.say.hidden = true;
   it.tools.hidden = false;
@@ -149,7 +149,7 @@ function connect(it) {
   });
 }
 
-// As it was drawn first.
+// The first ranges again.
 async function reset(it) {
   if (it.listeners.reset) return it.listeners.reset();
   const {plot} = it.parts;

@@ -1,4 +1,4 @@
-// What can be chosen: plain form elements, so that keyboards and screen readers work.
+// Controls: plain form elements, so that keyboards and screen readers work.
 import {fill, h} from "./dom.js";
 
 let serial = 0;
@@ -10,7 +10,7 @@ export function select(id, label, onchange) {
   const root = h("div", {class: "control"}, h("label", {for: name}, label), box);
   let before = "";
   const set = (options, value) => {
-    const now = JSON.stringify(options); // an open list must not be filled again while it is read
+    const now = JSON.stringify(options); // do not refill an open list
     if (now !== before) refill(options);
     before = now;
     box.value = value;
@@ -45,8 +45,8 @@ export function slider(id, label, oninput, described) {
     box.setAttribute("aria-valuetext", output.textContent);
   };
   const root = h("div", {class: "control slider"}, h("label", {for: name}, label), box, output);
-  const set = (given, value) => {
-    values = given;
+  const set = (list, value) => {
+    values = list;
     box.max = Math.max(0, values.length - 1);
     box.disabled = values.length < 2;
     const place = nearest(values, value);
@@ -78,7 +78,7 @@ export function codeBox(code) {
   return h("div", {class: "code"}, h("pre", {}, h("code", {}, code)), copyButton(code));
 }
 
-// The clipboard is there on https and localhost only; the older way works everywhere.
+// The clipboard exists on https and localhost only; the older way works everywhere.
 async function copied(text) {
   try {
     await navigator.clipboard.writeText(text);

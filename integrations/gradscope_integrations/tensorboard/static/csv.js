@@ -1,7 +1,7 @@
-// Columns, [{name, values}], as a file.
+// Saves columns, [{name, values}], as a file.
 import {download} from "./dom.js";
 
-// Columns of rows that are given one by one, as objects with the same names.
+// Columns from rows, objects with the same names.
 export function gathered(rows) {
   const columns = {};
   for (const row of rows) for (const [name, value] of Object.entries(row)) (columns[name] ??= []).push(value);

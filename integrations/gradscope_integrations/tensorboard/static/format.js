@@ -1,8 +1,8 @@
-// Numbers and counts as people read them.
+// Formats numbers and counts for readers.
 
 const RAISED = {"-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹"};
 
-// So many digits: 0.03214, 3.214e-7, NaN.
+// A number with significant digits: 0.03214, 3.214e-7, NaN.
 export function number(value, digits = 4) {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -12,7 +12,7 @@ export function number(value, digits = 4) {
   return text.replace("e+", "e");
 }
 
-// Three digits, to be compared: 2.30, 1.39.
+// Three digits, for comparisons: 2.30, 1.39.
 export const rounded = (value) => {
   const size = Math.abs(value);
   return size >= 1e-3 && size < 1e3 ? value.toPrecision(3) : number(value, 3);

@@ -1,25 +1,25 @@
-// Which layer: three lists at most for runs with the same layers, which stay small however many layers there are.
+// The choice of a layer: at most three lists for runs with the same layers, short for any number of layers.
 import {select} from "./controls.js";
 import {fill, h} from "./dom.js";
 import {count} from "./format.js";
 import {capital, layerTitle} from "./words.js";
 
-// All layers of some runs, each once, in the order in which they appeared.
+// All layers of several runs, each once, in order of appearance.
 export function union(runs) {
-  const found = new Map();
-  for (const run of runs) for (const layer of run.layers) if (!found.has(layer.key)) found.set(layer.key, layer);
-  const layers = [...found.values()];
+  const byKey = new Map();
+  for (const run of runs) for (const layer of run.layers) if (!byKey.has(layer.key)) byKey.set(layer.key, layer);
+  const layers = [...byKey.values()];
   const stacked = new Set(layers.filter((layer) => layer.layer > 0).map((layer) => layer.module));
   return layers.map((layer) => ({...layer, title: layerTitle(layer, stacked.has(layer.module))}));
 }
 
-// The layer of every run: of the chosen keys the first that it has; else the layer at the same place, counted from the
-// input, as the first of them has in its own run.
+// The layer of every run: the first of the chosen keys that it has; else the layer at the same place, counted from the
+// input, as the first chosen key in its own run.
 export function chosen(runs, known, keys = []) {
   const owner = [...runs, ...known].find((run) => own(run, keys[0])) ?? runs.find((run) => run.layers.length);
   const model = owner && (own(owner, keys[0]) ?? owner.layers[0]);
-  const found = (run) => keys.map((key) => own(run, key)).find(Boolean) ?? (model && atPlaceOf(run, owner, model));
-  return new Map(runs.map((run) => [run.run, found(run)]));
+  const pick = (run) => keys.map((key) => own(run, key)).find(Boolean) ?? (model && atPlaceOf(run, owner, model));
+  return new Map(runs.map((run) => [run.run, pick(run)]));
 }
 
 const own = (run, key) => run.layers.find((layer) => layer.key === key);
@@ -34,25 +34,25 @@ function atPlaceOf(run, owner, model) {
   );
 }
 
-// Of the directions and calls of a layer the one most like another.
+// The direction and call of a layer that are most similar to another.
 function closest(layers, wanted) {
   const score = (layer) => (layer.direction === wanted.direction) * 2 + (layer.chain === wanted.chain);
   return layers.reduce((a, b) => (score(b) > score(a) ? b : a), layers[0]);
 }
 
-// What is drawn of several runs, in words.
+// The drawn layers of several runs, in words.
 export function called({runs, layer, title}) {
   const names = [...new Set(runs.filter(layer).map((run) => title(layer(run).key)))];
   return `Layer${names.length > 1 ? "s" : ""} ${names.join(" and ")}, one line per run.`;
 }
 
-// The chosen keys after one was chosen for a run, and for all that have the same layers; the others keep theirs.
+// The chosen keys after a choice for one run and all runs with the same layers; other runs keep theirs.
 export const choose = (run, key, keys = []) => [key, ...keys.filter((each) => !own(run, each))];
 
 // Lists for each set of runs whose layers have the same names.
 export function layerPickers(onchange) {
   const root = h("div", {class: "row"});
-  const kept = new Map();
+  const pickers = new Map();
   return {
     root,
     set(runs, layers, layerOf) {
@@ -63,19 +63,19 @@ export function layerPickers(onchange) {
       const names = [...groups.values()].map((group) =>
         groups.size > 1 ? `Layer of ${group.map((run) => run.label).join(", ")}` : "Layer",
       );
-      names.filter((name) => !kept.has(name)).forEach((name) => kept.set(name, layerPicker(name)));
-      const roots = names.map((name) => kept.get(name).root);
+      names.filter((name) => !pickers.has(name)).forEach((name) => pickers.set(name, layerPicker(name)));
+      const roots = names.map((name) => pickers.get(name).root);
       if (roots.some((each, place) => root.children[place] !== each) || root.children.length > roots.length)
         fill(root, roots);
       [...groups.values()].forEach((group, place) => {
         const titled = group[0].layers.map(({key}) => layers.find((layer) => layer.key === key));
-        kept.get(names[place]).set(titled, layerOf(group[0]), (key) => onchange(group[0], key));
+        pickers.get(names[place]).set(titled, layerOf(group[0]), (key) => onchange(group[0], key));
       });
     },
   };
 }
 
-// Title with direction and chain where that is needed to tell layers apart.
+// The title, with direction and chain if these distinguish layers.
 export function fullTitle(layer, layers) {
   const twins = layers.filter((each) => each.title === layer.title);
   const parts = [layer.title];

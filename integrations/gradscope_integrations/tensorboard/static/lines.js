@@ -1,10 +1,10 @@
-// Traces that several views draw.
+// Traces for several views.
 import {plain} from "./dom.js";
 import {transparent} from "./theme.js";
 
 const FEW = 100;
 
-// A line over training steps; where they are few, each of them is seen.
+// A line over training steps, with a marker at each if they are few.
 export function overSteps(name, steps, y, colour, more = {}) {
   return line(name, steps, y, colour, y.length > 1 && y.length <= FEW ? {mode: "lines+markers", ...more} : more);
 }
@@ -23,7 +23,7 @@ export function line(name, x, y, colour, more = {}) {
   };
 }
 
-// A band between two curves, broken where either is not known; on a logarithmic axis 0 is not known either.
+// A band between two curves, with gaps where either is unknown, or 0 on a logarithmic axis.
 export function band(x, low, high, colour, logarithmic) {
   const known = (place) =>
     Number.isFinite(low[place]) &&
@@ -51,7 +51,7 @@ export function band(x, low, high, colour, logarithmic) {
   };
 }
 
-// A straight line behind the data, right across.
+// A straight line behind the data, across the whole picture.
 export function reference(value, tones, {axis = "y", xref = "x", yref = "y", ...line} = {}) {
   const across =
     axis === "y"
@@ -60,7 +60,7 @@ export function reference(value, tones, {axis = "y", xref = "x", yref = "y", ...
   return {type: "line", layer: "below", line: {...straight(tones), ...line}, ...across};
 }
 
-// What such a line means, in the legend, where no data can run over it.
+// The meaning of such a line, in the legend.
 export function meaning(text, tones, line = {}) {
   return {
     type: "scatter",
@@ -76,7 +76,7 @@ export function meaning(text, tones, line = {}) {
 
 const straight = (tones) => ({color: tones.soft, width: 1.2, dash: "dash"});
 
-// The smallest and the largest positive finite of some lists of numbers, or null.
+// The smallest and the largest positive finite number of several lists, or null.
 export function extent(lists) {
   let [low, high] = [Infinity, 0];
   for (const list of lists) {
@@ -88,7 +88,7 @@ export function extent(lists) {
   return low <= high ? [low, high] : null;
 }
 
-// The running median of so many values; at the beginning of fewer, as many before as after, at the end of those there are.
+// The running median over a width; the window is symmetric and shorter at the beginning, and cut off at the end.
 export function median(values, width) {
   const window = [];
   const place = (value) => {
@@ -109,7 +109,7 @@ export function median(values, width) {
   });
 }
 
-// Places of the smallest and the largest of every few values, in order.
+// The places of the smallest and the largest of every few values, in order.
 export function extremes(values, limit) {
   if (values.length <= limit) return [...values.keys()];
   const every = Math.ceil((2 * values.length) / limit);

@@ -1,27 +1,27 @@
-// One column per run, side by side; columns stay while their runs do.
+// One column per run, side by side; a column stays as long as its run.
 import {fill, h} from "./dom.js";
 import {colour} from "./theme.js";
 
-// make(column, run) fills a new column and gives what the view wants back for it; it may have drop(). Where there is but
-// one run, paired columns have two figures in a row. What says(run) says stands beside the name of a run.
+// make(column, run) fills a new column and returns its object for the view, with an optional drop(). With a single run,
+// paired columns have two figures in a row. The text of textOf(run) is beside the name of a run.
 export function columns(parent, make, {paired = false} = {}) {
-  const kept = new Map();
+  const byRun = new Map();
   const root = h("div", {class: paired ? "columns paired" : "columns"});
   parent.append(root);
-  return (runs, says = () => "") => {
-    for (const [name, {element, made}] of kept) {
+  return (runs, textOf = () => "") => {
+    for (const [name, {element, made}] of byRun) {
       if (runs.some((run) => run.run === name)) continue;
       made.drop?.();
       element.remove();
-      kept.delete(name);
+      byRun.delete(name);
     }
     root.style.setProperty("--columns", Math.min(runs.length, 4));
     return runs.map((run, place) => {
-      if (!kept.has(run.run)) kept.set(run.run, column(run, make));
-      const {element, heading, made} = kept.get(run.run);
+      if (!byRun.has(run.run)) byRun.set(run.run, column(run, make));
+      const {element, heading, made} = byRun.get(run.run);
       if (root.children[place] !== element) root.insertBefore(element, root.children[place] ?? null);
-      const told = [says(run), run.live ? "training" : "finished"].filter(Boolean).join(" · ");
-      fill(heading, runName(run), h("span", {class: "soft"}, told));
+      const text = [textOf(run), run.live ? "training" : "finished"].filter(Boolean).join(" · ");
+      fill(heading, runName(run), h("span", {class: "soft"}, text));
       return made;
     });
   };

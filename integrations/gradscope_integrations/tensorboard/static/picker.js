@@ -1,4 +1,4 @@
-// Which runs: a button that opens a list with check boxes.
+// The choice of runs: a button that opens a list with check boxes.
 import {fill, h} from "./dom.js";
 import {plural} from "./format.js";
 import {runName} from "./panels.js";

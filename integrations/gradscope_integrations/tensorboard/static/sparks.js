@@ -1,11 +1,11 @@
-// Curves as small as a word.
+// Curves of the size of a word.
 
 const SPACE = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT, EDGE] = [96, 24, 2];
 const POINTS = 200;
-const DECADES = 30; // what spans so many times its lowest level is drawn on a logarithmic scale
+const DECADES = 30; // a larger ratio of levels needs a logarithmic scale
 
-// A line over steps, with gaps where it is not finite; steps and levels lie between two ends each.
+// A line over steps, with gaps at non-finite values; two ends bound steps and levels.
 export function spark(steps, values, [first, last], [low, high], label) {
   const logarithmic = low > 0 && high / low > DECADES;
   const [bottom, top] = logarithmic ? [Math.log(low), Math.log(high)] : [low, high];

@@ -1,4 +1,4 @@
-// What is being looked at, kept in the address of TensorBoard's page so that it can be reloaded and shared.
+// The state of the view, in the address of TensorBoard's page, for reloading and sharing.
 
 const PREFIX = "p.gradscope.";
 export const VIEWS = {
@@ -18,14 +18,14 @@ let current = read();
 export const state = () => current;
 export const onChange = (listener) => listeners.add(listener);
 
-// Change some of it; undefined takes back to what it is by default.
+// Change parts of the state; undefined restores a default.
 export function change(some) {
   current = {...current, ...some};
   write();
   listeners.forEach((listener) => listener(current));
 }
 
-// The user has typed or gone back to another address.
+// Follow an address that the user types or goes back to.
 export function followAddress() {
   const page = hostWindow();
   page?.addEventListener("hashchange", () => {
@@ -51,14 +51,14 @@ function read() {
       .map((each) => each.split("=").map(decoded)),
   );
   const text = (name) => words.get(PREFIX + name);
-  const found = {};
-  for (const name of TEXTS) found[name] = text(name);
-  for (const name of NUMBERS) found[name] = finite(text(name));
-  for (const name of LISTS) found[name] = text(name)?.split(",").map(decoded);
+  const values = {};
+  for (const name of TEXTS) values[name] = text(name);
+  for (const name of NUMBERS) values[name] = finite(text(name));
+  for (const name of LISTS) values[name] = text(name)?.split(",").map(decoded);
   const zoom = text("zoom")?.split(",").map(Number);
-  found.zoom = zoom?.length === 4 && zoom.every(Number.isFinite) ? zoom : undefined;
-  if (!(found.view in VIEWS)) found.view = "overview";
-  return found;
+  values.zoom = zoom?.length === 4 && zoom.every(Number.isFinite) ? zoom : undefined;
+  if (!(values.view in VIEWS)) values.view = "overview";
+  return values;
 }
 
 function hash() {
@@ -77,10 +77,10 @@ function write() {
   if (page && page.location.hash.startsWith("#gradscope")) page.history.replaceState(page.history.state, "", hash());
 }
 
-// TensorBoard wipes the address when another tab is chosen; put ours back when this one is shown again.
+// TensorBoard clears the address on a change of tab; restore ours when this tab appears again.
 export const restoreAddress = write;
 
-// A name that can stand in a list.
+// Escape a name for a list.
 const separable = (name) => name.replace(/[%,]/g, encodeURIComponent);
 
 function finite(text) {

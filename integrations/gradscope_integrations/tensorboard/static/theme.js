@@ -1,4 +1,4 @@
-// Colours of the page and of Plotly; TensorBoard's own choice of light or dark decides.
+// Colours of the page and of Plotly, light or dark as TensorBoard.
 import {brief} from "./format.js";
 
 // seaborn's "colorblind" palette, and the same lighter for dark pages
@@ -56,7 +56,7 @@ export const tones = () => TONES[isDark() ? "dark" : "light"];
 export const colour = (place) => RUNS[isDark() ? "dark" : "light"][place % COLOURS];
 export const dash = (place) => DASHES[Math.floor(place / COLOURS) % DASHES.length];
 
-// Calls back whenever the host turns dark or light; marks the page for the style sheet.
+// Call back when the host turns dark or light, and mark the page for the style sheet.
 export function followTheme(changed) {
   const mark = () => document.documentElement.classList.toggle("dark", isDark());
   mark();
@@ -117,18 +117,18 @@ export function logAxis(title, [low, high], more = {}) {
   });
 }
 
-// Round numbers between two that are not many decades apart; none where powers of ten, or plain numbers, do better.
+// Round numbers between two ends within a few decades; none if powers of ten, or plain numbers, are better.
 export function rungs([low, high]) {
   const decades = Math.log10(high / low);
   if (decades > 3 || decades < 0.2) return [];
   const leading = decades > 0.9 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 3, 4, 5, 7];
-  const found = [];
+  const numbers = [];
   for (let tens = Math.floor(Math.log10(low)); tens <= Math.log10(high); tens++)
-    for (const each of leading) found.push(Number((each * 10 ** tens).toPrecision(2)));
-  return found.filter((each) => each >= low * 0.999 && each <= high * 1.001);
+    for (const each of leading) numbers.push(Number((each * 10 ** tens).toPrecision(2)));
+  return numbers.filter((each) => each >= low * 0.999 && each <= high * 1.001);
 }
 
-// An axis of whole numbers in ascending order, such as steps: it ends a little beyond them, with no ticks between them.
+// An axis of ascending whole numbers, such as steps: it ends a little beyond them, without ticks in between.
 export function wholeAxis(title, values, more = {}) {
   const [first, last] = [values[0], values[values.length - 1]];
   const margin = 0.015 * (last - first) || 1;

@@ -16,7 +16,7 @@ export function inTile(place) {
   return {xaxis: x.short, yaxis: y.short};
 }
 
-// Places of small pictures in a row or several: [{x: [from, to], y: [from, to]}, ...].
+// The places of small pictures in rows: [{x: [from, to], y: [from, to]}, ...].
 export function tiles(count, columns, gapX = 0.05, gapY = 0.24) {
   const rows = Math.ceil(count / columns);
   const [width, height] = [(1 - gapX * (columns - 1)) / columns, (1 - gapY * (rows - 1)) / rows];
@@ -40,7 +40,7 @@ export function tileTitle(text, tile, tones) {
   };
 }
 
-// A layout of small pictures, one per gate, with the axes that two functions give.
+// A layout of small pictures, one per gate; two functions return the axes.
 export function frame(it, gates, {side, top, narrowest = 210}, yaxis, xaxis) {
   const width = it.root.clientWidth || 900;
   const across = Math.max(1, Math.min(gates.length, Math.floor(width / narrowest)));

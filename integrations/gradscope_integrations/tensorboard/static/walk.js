@@ -1,4 +1,4 @@
-// The keyboard in a picture: arrow keys go from point to point, and what the mouse would show there is read out.
+// The keyboard in a picture: arrow keys go from point to point, and the page reads out the hover text.
 import {unescaped} from "./dom.js";
 import {number, percent} from "./format.js";
 
@@ -18,7 +18,7 @@ export function walkable(it) {
   plot.addEventListener("blur", () => leave(it));
 }
 
-// After the picture was drawn anew: the same place in the new data, if somebody is walking through it.
+// After a new drawing: return to the same place in the new data, if the keyboard is in use.
 export function stay(it) {
   if (it.at === undefined) return;
   const stops = stopsOf(it.parts.plot.data);
@@ -48,7 +48,7 @@ function move(it, key) {
   show(it, stop);
 }
 
-// Enter does what a click there does.
+// Enter acts as a click there.
 function choose(it) {
   const {data} = it.parts.plot;
   const stop = stopsOf(data).find(({key}) => key === it.at);
@@ -73,7 +73,7 @@ function show(it, {points}) {
   const {plot, walked} = it.parts;
   const subplots = new Set(points.map(({curveNumber}) => subplot(plot.data[curveNumber])));
   window.Plotly.Fx.hover(plot, points, [...subplots]);
-  const sentences = points.slice(0, MOST).map((point) => said(plot.data[point.curveNumber], point.pointNumber));
+  const sentences = points.slice(0, MOST).map((point) => sentence(plot.data[point.curveNumber], point.pointNumber));
   if (points.length > MOST) sentences.push(`and ${points.length - MOST} more`);
   it.listeners.hover?.(pointAt(plot.data, points[0]));
   walked.textContent = sentences.join("; ");
@@ -82,7 +82,7 @@ function show(it, {points}) {
 
 const subplot = ({xaxis = "x", yaxis = "y"}) => `${xaxis}${yaxis}`;
 
-// Where one can stand: at every x that lines and columns have, at every row of bars, at every single dot of a cloud.
+// The stops: every x of lines and columns, every row of bars, every single dot of a cloud.
 function stopsOf(data) {
   const stops = new Map();
   data.forEach((trace, curveNumber) => {
@@ -95,8 +95,8 @@ function stopsOf(data) {
       stops.get(at).points.push({curveNumber, pointNumber});
     }
   });
-  const found = [...stops.values()];
-  return found.every(({key}) => typeof key === "number") ? found.sort((a, b) => a.key - b.key) : found;
+  const list = [...stops.values()];
+  return list.every(({key}) => typeof key === "number") ? list.sort((a, b) => a.key - b.key) : list;
 }
 
 const drawn = (value) => typeof value === "string" || Number.isFinite(value);
@@ -107,7 +107,7 @@ function keyOf({x, y, orientation}, curveNumber) {
   return ordered ? (place) => x[place] : (place) => `${curveNumber}/${place}`;
 }
 
-// The stop that has a key, or the nearest to it where keys are numbers; -1 where there is none.
+// The place of a key's stop, or of the nearest if keys are numbers; -1 for none.
 function placeOf(stops, key) {
   if (key === undefined) return -1;
   const same = stops.findIndex((stop) => stop.key === key);
@@ -118,19 +118,19 @@ function placeOf(stops, key) {
   );
 }
 
-// What the hover label says, as a sentence.
-function said(trace, place) {
+// The hover label as a sentence.
+function sentence(trace, place) {
   const template = one(trace.hovertemplate, place) ?? "%{x}: %{y:.4~g}";
   const filled = template
     .replace(/<extra>.*?<\/extra>/g, "")
     .replace(/<br>/g, ", ")
-    .replace(/%\{(\w+)(?::([^}]*))?\}/g, (_, name, format) => told(one(trace[name], place), format));
+    .replace(/%\{(\w+)(?::([^}]*))?\}/g, (_, name, format) => formatted(one(trace[name], place), format));
   return unescaped(filled);
 }
 
 const one = (values, place) => (typeof values === "string" || !values ? values : values[place]);
 
-function told(value, format = "") {
+function formatted(value, format = "") {
   if (typeof value !== "number") return value ?? "";
   return format.endsWith("%") ? percent(value) : number(value, format ? 4 : 12);
 }

@@ -1,4 +1,4 @@
-// What every quantity is called, and what to make of it.
+// Names of quantities, and how to read them.
 import {count, plural} from "./format.js";
 
 // title, unit, how to read it, whether 1 means neither growing nor shrinking
@@ -11,7 +11,7 @@ const KNOWN = {
   grad_h_direct: [
     "Gradient that enters from above",
     "direct ‖dL/dhₜ‖",
-    "What reaches the state from the output alone, before the recurrence carries it back.",
+    "The gradient that the state receives from the output alone, before the recurrence carries it back.",
   ],
   grad_c: ["Total gradient of the cell", "‖dL/dcₜ‖", "How much the loss depends on the memory cell at each timestep."],
   weight_grad: [
@@ -40,25 +40,25 @@ const KNOWN = {
   jacobian_max: [
     "Largest singular value of the Jacobian",
     "σ₁ of dsₜ/dsₜ₋₁",
-    "How much one step back can make a gradient grow at most.",
+    "The largest factor by which one step back can make a gradient grow.",
     true,
   ],
   gain: [
     "Gain to the last timestep",
     "size of ds_T/dsₜ",
-    "What is left of a gradient carried from the end of the sequence back to t.",
+    "The share of a gradient that is left after the way from the end of the sequence back to t.",
     true,
   ],
   state: ["Hidden state", "rms of hₜ", "How large the state's units are; a tanh state near 1 is saturated."],
   cell: [
     "Cell state",
     "rms of cₜ",
-    "How large the memory's units are; steady growth over t means that nothing is forgotten.",
+    "How large the memory's units are; steady growth over t means that the network forgets nothing.",
   ],
   reach: [
     "Reach by lag",
     "gradient left",
-    "How much of the loss gradient is left so many steps further back, relative to where it entered.",
+    "The share of the loss gradient that is left at each lag, relative to where it entered.",
   ],
 };
 const ROWS = {
@@ -93,7 +93,7 @@ export function groupOf(curve) {
   return KNOWN[curve] ? "Gradients" : "Other";
 }
 
-// Curves that are drawn against a position, in the order in which they are offered.
+// Curves over a position, in the order of the list.
 export function drawable(curves) {
   const order = Object.keys(KNOWN);
   const place = (curve) =>
@@ -111,24 +111,24 @@ export function layerTitle(layer, long) {
   return long && layer.layer >= 0 ? `${module} · layer ${layer.layer}` : module;
 }
 
-// One line on a run: how much of it is here.
+// One line on a run: the amount of its data.
 export function coverage({state}) {
   const parts = [`${count(state.recorded)} recorded of ${plural(state.steps, "step")}`];
   if (state.written < state.recorded)
     parts.push(
       `the event file keeps ${count(state.written)} of them${state.stride > 1 ? `, now every ${ordinal(state.stride)}` : ""}`,
     );
-  if (state.lost > 0) parts.push(`${plural(state.lost, "step")} could not be written`);
+  if (state.lost > 0) parts.push(`${plural(state.lost, "step")} lost in writing`);
   if (state.chains_left_out > 0) parts.push(`${plural(state.chains_left_out, "further chain")} of a layer not shown`);
   return parts.join(" · ");
 }
 
-// What a picture leaves out, in sentences; nothing where it leaves out nothing.
+// Sentences on what a picture leaves out.
 export function leftOut({state}, head, shown, zoomed) {
   const lines = [];
   if (!zoomed && head.steps_kept < 0.95 * state.written - 5) {
     lines.push(
-      `${count(head.steps_kept)} of ${count(state.written)} recorded steps are here: the others were left out by TensorBoard's --samples_per_plugin, or training began again before them.`,
+      `${count(head.steps_kept)} of ${count(state.written)} recorded steps are here: TensorBoard's --samples_per_plugin leaves out the others, or the training began again before them.`,
     );
   }
   if (shown < head.steps_kept)
@@ -142,11 +142,11 @@ export function invalid(head) {
     head.inf > 0 && `${plural(head.inf, "value")} infinite`,
   ].filter(Boolean);
   const lines = parts.length
-    ? [`${parts.join(", ")}: magenta in the picture. The notes of Overview say what could not be observed.`]
+    ? [`${parts.join(", ")}: magenta in the picture. The notes of Overview give the reasons.`]
     : [];
   if (head.left_out > 0)
     lines.push(
-      `At ${plural(head.left_out, "point")} some sequences were not finite, and are left out of the statistics.`,
+      `At ${plural(head.left_out, "point")} the statistics leave out sequences that are not finite.`,
     );
   return lines;
 }
@@ -156,9 +156,9 @@ function ordinal(value) {
   return `${count(value)}${["th", "st", "nd", "rd"][last] ?? "th"}`;
 }
 
-// In place of a course over training that has but one step; what is known of that step may be told.
-export const onlyStep = (step, told = "") =>
-  `One step so far, step ${count(step)}${told && `: ${told}`}. A course over training needs a second.`;
+// The text in place of a curve over training with a single step, with its numbers if known.
+export const onlyStep = (step, numbers = "") =>
+  `One step so far, step ${count(step)}${numbers && `: ${numbers}`}. A curve over training needs a second.`;
 
-// A number that is NaN while nothing was found to be not finite is one that nobody took at that step.
+// NaN without any non-finite gradient means that nobody measured the number at that step.
 export const isMeasured = (value, nonfinite) => !Number.isNaN(value) || nonfinite > 0;

@@ -1,4 +1,4 @@
-// What clipping does, and what other thresholds would have done.
+// The effect of clipping, and of other thresholds.
 import * as api from "../api.js";
 import {figure, forget} from "../charts.js";
 import {select, slider} from "../controls.js";
@@ -16,7 +16,7 @@ export function mount(parent) {
   const call = select("call", "Clipping call", (value) => change({call: value, threshold: undefined}));
   const threshold = slider(
     "threshold",
-    "What if the threshold were",
+    "Try a threshold",
     (value) => change({threshold: value}),
     (value) => number(value, 3),
   );
@@ -41,11 +41,11 @@ export function mount(parent) {
       const now = calls.has(context.state.call) ? context.state.call : calls.keys().next().value;
       call.set([...calls], now ?? "");
       call.show(calls.size > 1);
-      const found = tables.map((table) => series(table, table.has(now) ? now : table.calls[0]?.[0]));
-      const levels = thresholds(found);
+      const data = tables.map((table) => series(table, table.has(now) ? now : table.calls[0]?.[0]));
+      const levels = thresholds(data);
       const level =
         context.state.threshold ??
-        found.find((each) => each.threshold)?.threshold ??
+        data.find((each) => each.threshold)?.threshold ??
         levels[Math.floor(levels.length / 2)];
       threshold.set(
         [...new Set([...levels, level])].sort((a, b) => a - b),
@@ -53,14 +53,14 @@ export function mount(parent) {
       );
       threshold.show(levels.length > 0);
       answer.replaceChildren(
-        ...found.map((each, place) => told(each, level, context.runs[place], context.runs.length > 1)),
+        ...data.map((each, place) => answered(each, level, context.runs[place], context.runs.length > 1)),
       );
       await Promise.all(
         perRun(context.runs).flatMap((made, place) => [
-          drawNorms(made.norms, found[place]),
-          drawRate(made.rate, found[place]),
-          drawShare(made.share, found[place], level),
-          drawCoefficients(made.coefficients, found[place]),
+          drawNorms(made.norms, data[place]),
+          drawRate(made.rate, data[place]),
+          drawShare(made.share, data[place], level),
+          drawCoefficients(made.coefficients, data[place]),
         ]),
       );
     },
@@ -82,11 +82,11 @@ async function read(run) {
 
 const callOf = ({columns}, row) => `${columns.index[row]} ${columns.how[row]}`;
 
-// The rows of calls that can clip: one whose threshold is infinite only measures the norm.
+// The rows of calls that can clip: a call with an infinite threshold only measures the norm.
 const limiting = ({columns}) => [...columns.how.keys()].filter((row) => columns.threshold[row] !== Infinity);
 
-// The rows of the chosen call, or of a run's own first; where nothing clips, the gradient's norm. Of most steps nobody
-// may have measured the norm: these rows are left out.
+// The rows of the chosen call, or of the run's first call; without clipping, the gradient's norm. Leaves out steps whose
+// norm nobody measured.
 function series({clips, steps}, call) {
   const own = limiting(clips).filter((row) => callOf(clips, row) === call);
   const [table, rows, norm] = own.length
@@ -110,9 +110,9 @@ function series({clips, steps}, call) {
   };
 }
 
-// Places of the slider: evenly spaced in decades over the norms that were seen, and the thresholds in use.
-function thresholds(found) {
-  const usable = found.filter((each) => each.kind === "norm");
+// The places of the slider: evenly spaced in decades over the observed norms, and the thresholds in use.
+function thresholds(data) {
+  const usable = data.filter((each) => each.kind === "norm");
   const norms = usable.flatMap((each) => each.before).filter((norm) => norm > 0 && Number.isFinite(norm));
   if (!norms.length) return [];
   const [low, high] = norms
@@ -126,22 +126,22 @@ function thresholds(found) {
   );
 }
 
-// The share of steps that a threshold changes: torch scales where the norm, plus 1e-6, is above it.
+// The share of steps that a threshold changes: torch scales if the norm, plus 1e-6, is above it.
 export function wouldClip(norms, threshold) {
   const finite = norms.filter(Number.isFinite);
   return finite.filter((norm) => threshold / (norm + 1e-6) < 1).length / finite.length;
 }
 
-function told(found, level, run, several) {
+function answered(data, level, run, several) {
   const name = several ? h("b", {class: "name"}, run.label) : null;
-  if (!found.steps.length) return h("span", {}, name, "No norm has been measured yet.");
-  if (found.kind !== "norm")
-    return h("span", {}, name, "Values are limited one by one here: norms do not tell what another limit would do.");
-  if (!found.before.some(Number.isFinite)) return h("span", {}, name, "No finite norm was seen.");
-  const share = found.clips ? found.columns.clipped.filter(Boolean).length / found.steps.length : 0;
-  const now = found.clips
+  if (!data.steps.length) return h("span", {}, name, "No norms yet.");
+  if (data.kind !== "norm")
+    return h("span", {}, name, "This run clips by value: norms cannot predict the effect of another limit.");
+  if (!data.before.some(Number.isFinite)) return h("span", {}, name, "No norm is finite.");
+  const share = data.clips ? data.columns.clipped.filter(Boolean).length / data.steps.length : 0;
+  const now = data.clips
     ? [
-        `; ${number(found.threshold, 3)}, which is in use, has clipped `,
+        `; the present threshold, ${number(data.threshold, 3)}, has clipped `,
         h("b", {"data-testid": "clipped-now"}, percent(share)),
         ".",
       ]
@@ -151,8 +151,8 @@ function told(found, level, run, several) {
     {},
     name,
     `A threshold of ${number(level, 3)} would have clipped `,
-    h("b", {"data-testid": "would-clip"}, percent(wouldClip(found.before, level))),
-    ` of ${plural(found.before.length, found.unmeasured ? "measured step" : "step")}`,
+    h("b", {"data-testid": "would-clip"}, percent(wouldClip(data.before, level))),
+    ` of ${plural(data.before.length, data.unmeasured ? "measured step" : "step")}`,
     now,
   );
 }

@@ -10,57 +10,57 @@ const RECENT = 100;
 const BINS = 40;
 const DRAWN = 4000;
 
-export function drawNorms(it, found) {
+export function drawNorms(it, data) {
   describe(
     it,
-    found.clips ? "Gradient norm before and after clipping" : "Gradient norm (nothing clips)",
-    found.clips
-      ? `Where the lines part, ${found.how} shortened the gradient.`
-      : "The norm of the recurrent layers' gradients, as the optimizer got them.",
+    data.clips ? "Gradient norm before and after clipping" : "Gradient norm (nothing clips)",
+    data.clips
+      ? `Where the lines part, ${data.how} shortened the gradient.`
+      : "The norm of the recurrent layers' gradients at the optimizer.",
   );
-  const usable = found.before.filter((norm) => norm > 0 && Number.isFinite(norm));
+  const usable = data.before.filter((norm) => norm > 0 && Number.isFinite(norm));
   if (!usable.length)
-    return say(it, found.steps.length ? "No positive finite norm was seen." : "No norm has been measured yet.");
-  if (found.steps.length < 2) {
-    const after = found.clips ? ` before, ${number(found.after[0])} after` : "";
-    return say(it, onlyStep(found.steps[0], `norm ${number(usable[0])}${after}`));
+    return say(it, data.steps.length ? "No norm is positive and finite." : "No norms yet.");
+  if (data.steps.length < 2) {
+    const after = data.clips ? ` before, ${number(data.after[0])} after` : "";
+    return say(it, onlyStep(data.steps[0], `norm ${number(usable[0])}${after}`));
   }
-  const chosen = extremes(found.before, DRAWN);
-  const limit = threshold(found, chosen);
-  const broken = found.before.flatMap((norm, place) => (Number.isFinite(norm) ? [] : [found.steps[place]]));
-  const traces = [...courses(found, chosen), ...limit.traces, ...(broken.length ? [marks(broken, usable)] : [])];
+  const chosen = extremes(data.before, DRAWN);
+  const limit = threshold(data, chosen);
+  const broken = data.before.flatMap((norm, place) => (Number.isFinite(norm) ? [] : [data.steps[place]]));
+  const traces = [...courses(data, chosen), ...limit.traces, ...(broken.length ? [marks(broken, usable)] : [])];
   const shape = layout({
     height: 290,
     margin: {l: 64, r: 16, t: 34, b: 44},
     shapes: limit.shapes,
-    xaxis: wholeAxis("training step", found.steps),
-    yaxis: logAxis("gradient norm", extent([usable, found.clips ? found.after : []])),
+    xaxis: wholeAxis("training step", data.steps),
+    yaxis: logAxis("gradient norm", extent([usable, data.clips ? data.after : []])),
     uirevision: "norms",
   });
-  return draw(it, traces, shape, () => listed(found.columns), leftOut(found, chosen, broken));
+  return draw(it, traces, shape, () => listed(data.columns), leftOut(data, chosen, broken));
 }
 
-const taken = (chosen, values) => chosen.map((place) => values[place]);
+const select = (chosen, values) => chosen.map((place) => values[place]);
 const hover = (name) => ({hovertemplate: `step %{x}: ${name} %{y:.4~g}<extra></extra>`});
 
-// The norm before and, where something clips, after.
-function courses(found, chosen) {
+// The norm before and, with clipping, after.
+function courses(data, chosen) {
   const course = (name, label, values, tint) =>
-    overSteps(label, taken(chosen, found.steps), taken(chosen, values), tint, {...hover(name), line: {width: 1.3}});
-  const before = course("before", found.clips ? "before" : "norm", found.before, colour(0));
-  return found.clips ? [before, course("after", "after", found.after, colour(1))] : [before];
+    overSteps(label, select(chosen, data.steps), select(chosen, values), tint, {...hover(name), line: {width: 1.3}});
+  const before = course("before", data.clips ? "before" : "norm", data.before, colour(0));
+  return data.clips ? [before, course("after", "after", data.after, colour(1))] : [before];
 }
 
-// A line across where it stayed the same, a course where it did not; limits of values are no norms.
-function threshold(found, chosen) {
-  const limits = found.kind === "norm" && found.clips ? found.columns.threshold : [];
+// A straight line for a constant threshold, else a curve; limits on values are not norms.
+function threshold(data, chosen) {
+  const limits = data.kind === "norm" && data.clips ? data.columns.threshold : [];
   if (!limits.length) return {traces: [], shapes: []};
   if (new Set(limits).size === 1) {
-    const text = `threshold ${number(found.threshold, 3)}`;
-    return {traces: [meaning(text, tones())], shapes: [reference(found.threshold, tones())]};
+    const text = `threshold ${number(data.threshold, 3)}`;
+    return {traces: [meaning(text, tones())], shapes: [reference(data.threshold, tones())]};
   }
   const look = {line: {width: 1, dash: "dash"}, ...hover("threshold")};
-  const course = line("threshold", taken(chosen, found.steps), taken(chosen, limits), tones().soft, look);
+  const course = line("threshold", select(chosen, data.steps), select(chosen, limits), tones().soft, look);
   return {traces: [course], shapes: []};
 }
 
@@ -76,14 +76,14 @@ function marks(broken, usable) {
   };
 }
 
-function leftOut(found, chosen, broken) {
+function leftOut(data, chosen, broken) {
   return [
-    found.rows < found.kept && `${plural(found.rows, "row")} of ${plural(found.kept, "row")} shown, evenly spaced.`,
-    chosen.length < found.before.length &&
-      `The lines show the smallest and the largest of every few of ${plural(found.before.length, "step")}.`,
-    found.unmeasured &&
-      `Measured at ${count(found.before.length)} of ${plural(found.before.length + found.unmeasured, "step")}.`,
-    broken.length && `${plural(broken.length, "step")} had a norm that is NaN or infinite: marked at the top.`,
+    data.rows < data.kept && `${plural(data.rows, "row")} of ${plural(data.kept, "row")} shown, evenly spaced.`,
+    chosen.length < data.before.length &&
+      `The lines show the smallest and the largest of every few of ${plural(data.before.length, "step")}.`,
+    data.unmeasured &&
+      `Measured at ${count(data.before.length)} of ${plural(data.before.length + data.unmeasured, "step")}.`,
+    broken.length && `${plural(broken.length, "step")} with a norm that is NaN or infinite: crosses at the top.`,
   ].filter(Boolean);
 }
 
@@ -92,26 +92,26 @@ function recentSteps({steps, unmeasured}, recent) {
   return steps.length > recent ? `the last ${recent} ${word}` : `the ${word} so far`;
 }
 
-export function drawRate(it, found) {
-  const recent = Math.min(RECENT, Math.max(10, Math.round(found.steps.length / 5)));
+export function drawRate(it, data) {
+  const recent = Math.min(RECENT, Math.max(10, Math.round(data.steps.length / 5)));
   describe(
     it,
     "Clip rate",
-    `Share of ${recentSteps(found, recent)} that were clipped. A brake for rare spikes stays low; near 100 % the learning rate is set by the threshold.`,
+    `Share of ${recentSteps(data, recent)} that were clipped. A brake for rare spikes stays low; near 100 % the threshold sets the length of a step.`,
   );
-  it.root.hidden = !found.clips;
-  if (!found.clips) return say(it, "Nothing clips in this run.");
-  if (!found.steps.length) return say(it, "No norm has been measured yet.");
-  if (found.steps.length < 2)
-    return say(it, onlyStep(found.steps[0], found.columns.clipped[0] ? "clipped" : "left alone"));
+  it.root.hidden = !data.clips;
+  if (!data.clips) return say(it, "Nothing clips in this run.");
+  if (!data.steps.length) return say(it, "No norms yet.");
+  if (data.steps.length < 2)
+    return say(it, onlyStep(data.steps[0], data.columns.clipped[0] ? "clipped" : "not clipped"));
   const rate = [];
   let sum = 0;
-  found.columns.clipped.forEach((clipped, place) => {
-    sum += clipped - (place >= recent ? found.columns.clipped[place - recent] : 0);
+  data.columns.clipped.forEach((clipped, place) => {
+    sum += clipped - (place >= recent ? data.columns.clipped[place - recent] : 0);
     rate.push(sum / Math.min(place + 1, recent));
   });
   const traces = [
-    overSteps("clip rate", found.steps, rate, colour(2), {
+    overSteps("clip rate", data.steps, rate, colour(2), {
       fill: "tozeroy",
       fillcolor: "rgba(2,158,115,0.12)",
       hovertemplate: "step %{x}: %{y:.1%} clipped<extra></extra>",
@@ -120,33 +120,33 @@ export function drawRate(it, found) {
   const shape = layout({
     height: 210,
     margin: {l: 64, r: 16, t: 10, b: 44},
-    xaxis: wholeAxis("training step", found.steps),
+    xaxis: wholeAxis("training step", data.steps),
     yaxis: axis("share clipped", {range: [-0.02, 1.02], tickformat: ".0%", tickvals: [0, 0.5, 1]}),
     uirevision: "rate",
   });
-  return draw(it, traces, shape, () => listed({step: found.steps, clipped: found.columns.clipped, rate}));
+  return draw(it, traces, shape, () => listed({step: data.steps, clipped: data.columns.clipped, rate}));
 }
 
-export function drawCoefficients(it, found) {
+export function drawCoefficients(it, data) {
   describe(
     it,
     "How much clipping shortened",
     "Factors by which gradients were multiplied, of the steps that were clipped.",
   );
-  it.root.hidden = !found.clips;
-  if (!found.clips) return say(it, "Nothing clips in this run.");
-  const {coefficient, clipped, step} = found.columns;
+  it.root.hidden = !data.clips;
+  if (!data.clips) return say(it, "Nothing clips in this run.");
+  const {coefficient, clipped, step} = data.columns;
   const factors = coefficient.filter((factor, place) => clipped[place] && factor > 0 && Number.isFinite(factor));
-  if (!step.length) return say(it, "No norm has been measured yet.");
+  if (!step.length) return say(it, "No norms yet.");
   if (!factors.length)
     return say(
       it,
-      step.length > 1 ? `All ${plural(step.length, "step")} were left alone.` : "The only step was left alone.",
+      step.length > 1 ? `None of ${plural(step.length, "step")} was clipped.` : "The only step was not clipped.",
     );
   describe(
     it,
     it.parts.title.textContent,
-    `Factors by which gradients were multiplied; ${percent(1 - factors.length / step.length)} of the steps were left alone.`,
+    `Clipping's factors on the gradients; ${percent(1 - factors.length / step.length)} of the steps were not clipped.`,
   );
   const low = Math.min(0, Math.floor(Math.log10(Math.min(...factors)) * 2) / 2) || -0.5;
   const edges = Array.from({length: BINS + 1}, (_, place) => low - (low * place) / BINS);
@@ -174,21 +174,21 @@ export function drawCoefficients(it, found) {
   return draw(it, [trace], shape, () => listed({step, coefficient, clipped}));
 }
 
-export function drawShare(it, found, level) {
+export function drawShare(it, data, level) {
   describe(
     it,
-    "What any threshold would have clipped",
-    "Share of these steps whose norm is above a threshold. Move the slider above to read it.",
+    "Share clipped by any threshold",
+    "The share of these steps whose norm is above a threshold. The slider above reads it.",
   );
-  const norms = found.before.filter((norm) => norm > 0 && Number.isFinite(norm)).sort((a, b) => a - b);
-  it.root.hidden = found.kind !== "norm";
-  if (found.kind !== "norm") return say(it, "Norms do not tell what another limit on values would do.");
-  if (!norms.length) return say(it, "No positive finite norm was seen.");
+  const norms = data.before.filter((norm) => norm > 0 && Number.isFinite(norm)).sort((a, b) => a - b);
+  it.root.hidden = data.kind !== "norm";
+  if (data.kind !== "norm") return say(it, "Norms cannot predict the effect of another limit on values.");
+  if (!norms.length) return say(it, "No norm is positive and finite.");
   const every = Math.max(1, Math.ceil(norms.length / DRAWN));
   const at = [...norms.keys()].filter((place) => place % every === 0 || place === norms.length - 1);
   const x = [norms[0] * 0.8, ...at.map((place) => norms[place])];
   const y = [1, ...at.map((place) => (norms.length - 1 - place) / norms.length)];
-  const ends = extent([x, [level, found.threshold]]);
+  const ends = extent([x, [level, data.threshold]]);
   const traces = [
     line("share", x, y, colour(0), {
       line: {shape: "hv", width: 1.8},
@@ -198,9 +198,9 @@ export function drawShare(it, found, level) {
   const chosen = {color: tones().mark, dash: "solid"};
   const shapes = [reference(level, tones(), {axis: "x", ...chosen})];
   traces.push(meaning(`chosen: ${number(level, 3)}`, tones(), chosen));
-  if (found.threshold > 0) {
-    shapes.push(reference(found.threshold, tones(), {axis: "x"}));
-    traces.push(meaning(`in use: ${number(found.threshold, 3)}`, tones()));
+  if (data.threshold > 0) {
+    shapes.push(reference(data.threshold, tones(), {axis: "x"}));
+    traces.push(meaning(`in use: ${number(data.threshold, 3)}`, tones()));
   }
   const shape = layout({
     height: 230,

@@ -46,13 +46,13 @@ export function mount(parent) {
         over.set(Object.entries(OVER), view.over);
       }
       const members = lines(context, view);
-      const [found, profiles] = await Promise.all([
+      const [results, profiles] = await Promise.all([
         Promise.all(members.map((member) => series(member, view))),
         Promise.all(members.map((member) => profile(member, view, context))),
       ]);
       if (!context.current()) return;
       await Promise.all([
-        drawSteps(steps, members, found, view, context),
+        drawSteps(steps, members, results, view, context),
         drawProfile(positions, members, profiles, view, context),
       ]);
     },
@@ -89,7 +89,7 @@ async function chosen(context) {
   };
 }
 
-// What is drawn: the chosen layer of every run, or every layer of a single run.
+// The lines: the chosen layer of every run, or every layer of a single run.
 function lines(context, view) {
   if (context.runs.length > 1 || view.table === "steps") {
     return context.runs
@@ -162,32 +162,32 @@ const what = (context, view) =>
       ? called(context)
       : "One line per layer; choose several runs to compare them.";
 
-function drawSteps(it, members, found, view, context) {
+function drawSteps(it, members, results, view, context) {
   const detail = view.curve ? `, ${rowTitle(view.row)}, ${OVER[view.over]}` : "";
   describe(it, `${view.title} over training`, `${capital(view.unit)}${detail}. ${what(context, view)}`);
-  const values = found.flatMap((each) => [...each.values]);
+  const values = results.flatMap((each) => [...each.values]);
   if (!values.some(Number.isFinite))
     return say(
       it,
       view.table === "layers" && view.column === "lyapunov"
         ? 'Not recorded: attach with quantities="full".'
-        : "Nothing of this was recorded, or nothing of it is finite.",
+        : "No record of this, or no finite value.",
     );
-  const steps = [...new Set(found.flatMap((each) => [...each.steps]))].sort((a, b) => a - b);
-  if (steps.length < 2) return say(it, onlyStep(steps[0], lastValues(members, found)));
-  const traces = members.map((member, at) => course(member, found[at].steps, found[at].values, "step", members));
+  const steps = [...new Set(results.flatMap((each) => [...each.steps]))].sort((a, b) => a - b);
+  if (steps.length < 2) return say(it, onlyStep(steps[0], lastValues(members, results)));
+  const traces = members.map((member, at) => course(member, results[at].steps, results[at].values, "step", members));
   const logarithmic = view.logarithmic && extent([values]) !== null;
   const axes = {
     xaxis: wholeAxis("training step", steps),
     yaxis: logarithmic ? logAxis(view.unit, extent([values])) : axis(view.unit),
   };
   const shape = framed(view, traces, {height: 340, ...axes, uirevision: view.measure + view.row + view.over});
-  const notes = [...left(members, found), ...missing(values, logarithmic)];
-  return draw(it, traces, spaced(shape, traces), () => rowsOver(members, found, view, context), notes);
+  const notes = [...left(members, results), ...missing(values, logarithmic)];
+  return draw(it, traces, spaced(shape, traces), () => rowsOver(members, results, view, context), notes);
 }
 
-const lastValues = (members, found) =>
-  members.flatMap(({name}, at) => (found[at].values.length ? `${name} ${number(found[at].values[0])}` : [])).join("; ");
+const lastValues = (members, results) =>
+  members.flatMap(({name}, at) => (results[at].values.length ? `${name} ${number(results[at].values[0])}` : [])).join("; ");
 
 // One line of a picture of several.
 function course(member, x, y, over, members) {
@@ -198,18 +198,18 @@ function course(member, x, y, over, members) {
   });
 }
 
-// A layout; where 1 is a landmark there is a line for it, and its meaning among the traces.
+// A layout; if 1 is a landmark, with a line for it, and its meaning among the traces.
 function framed(view, traces, more) {
   if (view.one) traces.push(meaning("1: neither grows nor shrinks", tones()));
   return layout({margin: {l: 64, r: 16, t: 10, b: 44}, shapes: view.one ? [reference(1, tones())] : [], ...more});
 }
 
-function rowsOver(members, found, view, context) {
+function rowsOver(members, results, view, context) {
   return gathered(
     members.flatMap((member, at) =>
-      Array.from(found[at].values, (value, place) => ({
+      Array.from(results[at].values, (value, place) => ({
         ...whose(member, context),
-        step: found[at].steps[place],
+        step: results[at].steps[place],
         [view.column ?? view.row]: value,
       })),
     ),
@@ -218,10 +218,10 @@ function rowsOver(members, found, view, context) {
 
 const whose = (member, context) => ({run: member.run.label, layer: context.title(member.key)});
 
-function left(members, found) {
+function left(members, results) {
   const lines = members.flatMap((member, at) =>
-    found[at].values.length < found[at].kept
-      ? [`${member.name}: ${count(found[at].values.length)} of ${count(found[at].kept)} steps drawn.`]
+    results[at].values.length < results[at].kept
+      ? [`${member.name}: ${count(results[at].values.length)} of ${count(results[at].kept)} steps drawn.`]
       : [],
   );
   if (members[0]?.of > members.length)
@@ -235,20 +235,20 @@ function missing(values, logarithmic) {
     logarithmic ? values.filter((value) => value === 0).length : 0,
   ];
   return [
-    nan && `${count(nan)} values are NaN or infinite, and leave gaps.`,
-    zero && `${count(zero)} values are exactly 0, which a logarithmic axis cannot show.`,
+    nan && `${count(nan)} values are NaN or infinite: gaps.`,
+    zero && `${count(zero)} values are exactly 0: a logarithmic axis cannot show them.`,
   ].filter(Boolean);
 }
 
 function drawProfile(it, members, profiles, view, context) {
   it.root.hidden = !view.curve;
-  const seen = profiles.filter(Boolean);
-  if (!seen.length) return say(it, "Nothing was recorded here.");
-  const {axis: position, step} = seen[0].head;
+  const present = profiles.filter(Boolean);
+  if (!present.length) return say(it, "No records here.");
+  const {axis: position, step} = present[0].head;
   describe(
     it,
     `${view.title} over ${position}, at step ${count(step)}`,
-    `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. The step is the one chosen in Gradient flow.`,
+    `${capital(rowTitle(view.row))} of every ${members.length > 1 && context.runs.length > 1 ? "run" : "layer"}; bands hold the middle 80 % of the sequences. Gradient flow chooses the step.`,
   );
   const ends = extent(profiles.map((each) => each?.arrays[view.row]));
   const logarithmic = view.logarithmic && ends !== null;

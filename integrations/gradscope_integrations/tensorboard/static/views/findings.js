@@ -1,4 +1,4 @@
-// Findings as cards, and notes on the loop and on what could not be observed.
+// Findings as cards, and notes.
 import {codeBox} from "../controls.js";
 import {fill, h} from "../dom.js";
 import {count, number, plural} from "../format.js";
@@ -21,11 +21,11 @@ const SEE = {
 export function showFindings(parent, run, {step, findings}, context) {
   const words = waiting(run, findings);
   if (words) return fill(parent, h("p", {class: "card soft"}, words));
-  const seen = h("p", {class: "soft small"}, `As of step ${count(step)}`);
+  const data = h("p", {class: "soft small"}, `As of step ${count(step)}`);
   fill(
     parent,
     findings.map((finding) => card(finding, run, context)),
-    run.live ? seen : null,
+    run.live ? data : null,
   );
 }
 
@@ -33,7 +33,7 @@ function waiting(run, findings) {
   if (findings === null)
     return run.live
       ? "Findings appear after the first few recorded steps."
-      : "Nobody has looked for findings in this run.";
+      : "This run has no diagnosis.";
   return findings.length ? "" : "No findings.";
 }
 
@@ -61,7 +61,7 @@ function card(finding, run, context) {
             "dl",
             {},
             evidence.map(([name, value]) =>
-              h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, told(value))),
+              h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, shown(value))),
             ),
           ),
         )
@@ -79,7 +79,7 @@ function remedies(list) {
   return h(
     "div",
     {class: "remedies"},
-    h("h4", {}, "What to try"),
+    h("h4", {}, "Remedies"),
     first,
     rest.length ? h("details", {}, h("summary", {}, `${plural(rest.length, "other thing")} to try`), rest) : null,
   );
@@ -96,19 +96,19 @@ function see(finding, run, context) {
   );
 }
 
-function told(value) {
-  if (Array.isArray(value)) return value.map(told).join(" – ");
+function shown(value) {
+  if (Array.isArray(value)) return value.map(shown).join(" – ");
   if (value !== null && typeof value === "object")
     return Object.entries(value)
-      .map(([name, each]) => `${name} ${told(each)}`)
+      .map(([name, each]) => `${name} ${shown(each)}`)
       .join(", ");
   return typeof value === "number" ? number(value, 3) : String(value);
 }
 
-// One list for each run that has any; those that are open stay so.
-export function showNotes(parent, seen, context) {
+// One list for each run with notes; open lists stay open.
+export function showNotes(parent, data, context) {
   const opened = new Set([...parent.querySelectorAll("details[open]")].map((each) => each.dataset.run));
-  const lists = context.runs.map((run, place) => notesOf(run, seen[place], opened.has(run.run), context));
+  const lists = context.runs.map((run, place) => notesOf(run, data[place], opened.has(run.run), context));
   fill(parent, lists);
 }
 
@@ -121,7 +121,7 @@ function notesOf(run, {notes, left_out: more}, open, context) {
   return h(
     "details",
     {class: "card notes-list", open, "data-testid": "notes-list", "data-run": run.run},
-    h("summary", {}, `${name}${plural(notes.length, "note")} on the loop, and on what could not be observed`),
+    h("summary", {}, `${name}${plural(notes.length, "note")} on the loop, and on values that gradscope could not observe`),
     h("ul", {}, items),
     more ? h("p", {class: "soft"}, `and ${plural(more, "further note")}`) : null,
   );

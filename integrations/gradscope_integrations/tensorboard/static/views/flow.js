@@ -44,7 +44,7 @@ export function mount(parent) {
       view.step = steps[nearest(steps, context.state.step)];
       const profiles = await Promise.all(context.runs.map((run) => profile(run, view, context)));
       if (!context.current()) return;
-      tell(readout, context, view, profiles);
+      readOut(readout, context, view, profiles);
       await Promise.all(
         perRun(context.runs, (run) => layerOf(run, context)).map((made, place) =>
           drawPanel(made, context.runs[place], heats, profiles, place, view, context),
@@ -71,17 +71,17 @@ function panel(element, run) {
   return made;
 }
 
-// Which layer is shown of a run, where runs show different ones.
+// The shown layer of a run, if runs show different layers.
 function layerOf(run, {runs, layer, title}) {
   const differ = new Set(runs.map((each) => layer(each)?.key)).size > 1;
   return differ && layer(run) ? title(layer(run).key) : "";
 }
 
-// What is looked at: what was asked for, or what there is.
+// The chosen curve and row, or the defaults.
 function chosen(context) {
   const curves = drawable([...new Set(context.runs.flatMap((run) => context.layer(run)?.curves ?? []))]);
-  const asked = context.state.curve;
-  const curve = curves.includes(asked) ? asked : curves.includes("grad_h") ? "grad_h" : curves[0];
+  const wanted = context.state.curve;
+  const curve = curves.includes(wanted) ? wanted : curves.includes("grad_h") ? "grad_h" : curves[0];
   const row = rowsOf(curve).includes(context.state.row) ? context.state.row : rowsOf(curve)[0];
   return {curves, curve, row, about: quantity(curve), zoom: context.state.zoom};
 }
@@ -100,11 +100,11 @@ function profile(run, {curve, step}, context) {
 }
 
 async function drawPanel(made, run, heats, profiles, place, view, context) {
-  const [found, line] = [heats[place], profiles[place]];
+  const [result, line] = [heats[place], profiles[place]];
   const scale = scaleOf(heats, view);
-  made.steps = found ? [...found.arrays.steps] : [];
+  made.steps = result ? [...result.arrays.steps] : [];
   made.walk = (event) => walk(event, made.steps, line ? [...line.arrays.positions] : [], view.step);
-  await drawHeat(made.heat, run, found, scale, view, context);
+  await drawHeat(made.heat, run, result, scale, view, context);
   await drawProfile(made.profile, line, profiles, view, context);
   await drawSpectra(made.spectra, run, view, context);
   await adjust(made.heat, {shapes: cursor(made.steps, line?.head.step, context.state.t)});
@@ -121,7 +121,7 @@ function walk(event, steps, positions, step) {
   else change({t: next(positions, t === undefined ? positions.length : nearest(positions, t), move[1])});
 }
 
-// A zoom in the picture asks the server for what is between.
+// A zoom in the picture requests its range from the server.
 function zoomed(event, made) {
   const range = (name) =>
     event[`${name}.range[0]`] === undefined
@@ -133,19 +133,19 @@ function zoomed(event, made) {
   if (x) change({zoom: [...x.map((t) => Number(t.toFixed(2))), ...steps]});
 }
 
-function tell(readout, context, {curve, row}, profiles) {
+function readOut(readout, context, {curve, row}, profiles) {
   const {t} = context.state;
   const parts = context.runs.flatMap((run, place) => {
-    const found = profiles[place];
-    if (!found) return [];
-    const {positions, ...values} = found.arrays;
+    const result = profiles[place];
+    if (!result) return [];
+    const {positions, ...values} = result.arrays;
     const at = t === undefined ? -1 : positions.indexOf(t);
     const name = context.runs.length > 1 ? `${run.label}: ` : "";
-    const where = `${name}step ${count(found.head.step)}`;
+    const where = `${name}step ${count(result.head.step)}`;
     if (at < 0)
       return t === undefined
         ? [h("b", {}, `${where}. `)]
-        : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(found.head.axis)} ${t}`))];
+        : [h("span", {}, h("b", {}, `${where}: nothing at ${axisTitle(result.head.axis)} ${t}`))];
     const rows = rowsOf(curve).map((each) =>
       h(
         "span",
@@ -157,8 +157,8 @@ function tell(readout, context, {curve, row}, profiles) {
     return [
       h(
         "span",
-        {"data-run": run.run, "data-step": found.head.step, "data-t": t},
-        h("b", {class: "name"}, `${where}, ${found.head.axis} ${t}`),
+        {"data-run": run.run, "data-step": result.head.step, "data-t": t},
+        h("b", {class: "name"}, `${where}, ${result.head.axis} ${t}`),
         rows,
       ),
     ];

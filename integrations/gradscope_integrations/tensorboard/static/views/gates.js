@@ -1,4 +1,4 @@
-// Which gates are stuck: saturation over training, and unit by unit at one step.
+// Saturation of the gates over training, and unit by unit at one step.
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {nearest, slider} from "../controls.js";
@@ -81,7 +81,7 @@ function drawOver(it, tables, now, context) {
   );
   const known = ({columns}) => columns.gate.filter((_, row) => !Number.isNaN(columns.low[row]));
   const gates = [...new Set(tables.flatMap(known))];
-  if (!gates.length) return say(it, "This layer has no gates that were recorded.");
+  if (!gates.length) return say(it, "This layer has no records of gates.");
   const steps = [...new Set(tables.flatMap(({columns}) => [...columns.step]))].sort((a, b) => a - b);
   if (steps.length < 2) return say(it, `${onlyStep(steps[0])} The units are below.`);
   const top = ceiling(tables.flatMap(({columns}) => [...columns.low, ...columns.high]));
@@ -103,8 +103,8 @@ function chosenStep(step, place) {
 function courses(run, columns, gates, context) {
   const own = gates.filter((gate) => columns.gate.includes(gate));
   return own.flatMap((gate) => {
-    const found = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
-    const take = (name) => found.map((row) => columns[name][row]);
+    const places = [...columns.gate.keys()].filter((row) => columns.gate[row] === gate);
+    const take = (name) => places.map((row) => columns[name][row]);
     return styles(context, run).map(([side, name, tint, dash]) =>
       overSteps(name, take("step"), take(side), tint, {
         ...inTile(gates.indexOf(gate)),
@@ -127,10 +127,10 @@ function drawUnits(it, clouds, context) {
   describe(
     it,
     `How often each unit is saturated, at step ${[...steps].map(count).join(" and ")}`,
-    "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin it works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).",
+    "Each dot is a unit: to the right, more often at its lower limit; higher up, more often at its upper one. Near the origin a unit works in its linear range, on the dashed line it is always saturated (after Karpathy et al. 2015).",
   );
   const gates = [...new Set(clouds.flatMap((each) => each?.head.gates ?? []))];
-  if (!gates.length) return say(it, "No units were recorded for this layer.");
+  if (!gates.length) return say(it, "This layer has no records of units.");
   const several = context.runs.length > 1;
   const share = {range: [-0.04, 1.04], tickvals: [0, 0.5, 1], tickformat: ".0%"};
   const upright = (first) => axis(first ? "share at upper limit" : "", share);
@@ -183,5 +183,5 @@ function each(run, {head, arrays}) {
   });
 }
 
-// The end of an axis of shares: all, or less where that shows more.
+// The end of an axis of shares: 1, or less if that shows more.
 const ceiling = (shares) => [0.1, 0.25, 0.5].find((end) => shares.every((share) => !(share > end))) ?? 1;

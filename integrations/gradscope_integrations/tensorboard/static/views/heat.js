@@ -1,5 +1,5 @@
 // The heatmap: one row of the picture per recorded step, one column per timestep. Rows are equally high, however far
-// apart the steps are: recorded steps are dense where training begins, and on an axis of steps most would not be seen.
+// apart the steps are: recorded steps are dense where training begins, and on an axis of steps most would be invisible.
 import {describe, draw, say} from "../charts.js";
 import {plain} from "../dom.js";
 import {brief, count, power} from "../format.js";
@@ -33,12 +33,12 @@ export function drawHeat(it, run, heat, scale, view, context) {
   describe(
     it,
     `${about.title}, ${rowTitle(row)}`,
-    `${capital(about.unit)} by training step, a row for each recorded one, and ${heat?.head.axis === "lag" ? "lag" : "timestep"}. ${about.hint}`,
+    `${capital(about.unit)} by training step, one row per recorded step, and ${heat?.head.axis === "lag" ? "lag" : "timestep"}. ${about.hint}`,
   );
   if (!heat) return say(it, lacking(run, about, context));
   const {steps, positions, values} = heat.arrays;
   it.zoomButton.hidden = !view.zoom;
-  if (!values.length) return say(it, "No recorded step lies within this zoom.", true);
+  if (!values.length) return say(it, "This zoom contains no recorded step.", true);
   const notes = [...leftOut(run, heat.head, steps.length, Boolean(view.zoom)), ...invalid(heat.head)];
   const key = [heat, scale.low, scale.high, tones().page, about.title, row, view.rows];
   if (it.drawn && it.drawn.every((each, place) => each === key[place])) return undefined;
@@ -94,7 +94,7 @@ function logarithms(values, {low}) {
   return values.map((value) => (value > 0 && value < Infinity ? Math.log10(value) : value === 0 ? low - 1 : NaN));
 }
 
-// Where a step stands among the rows, between two of them if it is none of theirs.
+// The place of a step among the rows, between two rows if it has none.
 function rowAt(steps, step) {
   if (!(step >= steps[0] && step <= steps[steps.length - 1])) return undefined;
   const after = steps.findIndex((each) => each >= step);
@@ -128,8 +128,8 @@ function bar(scale, about) {
 }
 
 function ticksOf({low, high}) {
-  const found = rungs([10 ** low, 10 ** high]).map(Math.log10);
-  if (found.length > 1) return found;
+  const marks = rungs([10 ** low, 10 ** high]).map(Math.log10);
+  if (marks.length > 1) return marks;
   const span = high - low;
   if (span < 1.5) return [low, (low + high) / 2, high];
   const every = Math.ceil(span / 6);
@@ -159,7 +159,7 @@ function shape({head, arrays}, {zoom, rows}) {
   });
 }
 
-// Lines through the chosen step and timestep, dark on light so that they are seen on any colour.
+// Lines through the chosen step and timestep, dark on light, visible on any colour.
 export function cursor(steps, step, t) {
   const [light, dark] = [
     {color: "rgba(255,255,255,0.7)", width: 3},
@@ -176,15 +176,15 @@ export function cursor(steps, step, t) {
 
 function long({head, arrays}, row) {
   const {steps, positions, values, padded} = arrays;
-  const found = {step: [], [head.axis]: [], [row]: []};
+  const columns = {step: [], [head.axis]: [], [row]: []};
   steps.forEach((step, at) =>
     positions.forEach((position, column) => {
       const value = values[at * positions.length + column];
       if (Number.isNaN(value) && column >= positions.length - padded[at]) return;
-      found.step.push(step);
-      found[head.axis].push(position);
-      found[row].push(value);
+      columns.step.push(step);
+      columns[head.axis].push(position);
+      columns[row].push(value);
     }),
   );
-  return Object.entries(found).map(([name, each]) => ({name, values: each}));
+  return Object.entries(columns).map(([name, each]) => ({name, values: each}));
 }

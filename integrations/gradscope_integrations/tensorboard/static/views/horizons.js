@@ -4,15 +4,15 @@ import {line, overSteps} from "../lines.js";
 import {tones} from "../theme.js";
 import {look, named, strength} from "./look.js";
 
-// The row of every layer of the table `layers` that is nearest to a step; without one the last.
+// The row of every layer in the table `layers` nearest to a step; by default the last.
 export function lastOfEach({columns: table, length}, step = Infinity) {
-  const found = new Map();
+  const rows = new Map();
   const far = (row) => Math.abs(table.step[row] - step);
   for (let row = 0; row < length; row++) {
     const key = table.key[row];
-    if (!found.has(key) || step === Infinity || far(row) < far(found.get(key))) found.set(key, row);
+    if (!rows.has(key) || step === Infinity || far(row) < far(rows.get(key))) rows.set(key, row);
   }
-  return [...found].map(([key, row]) => ({
+  return [...rows].map(([key, row]) => ({
     key,
     step: table.step[row],
     horizon: table.horizon[row],
@@ -27,8 +27,8 @@ export const rowsOfLayer = ({key}, wanted) => [...key.keys()].filter((row) => ke
 export function horizons(run, table, context, axes) {
   const layers = run.layers.filter(({key}) => look(context, run, key).shown && table.key.includes(key));
   return layers.flatMap(({key}) => {
-    const found = rowsOfLayer(table, key);
-    const take = (column) => found.map((at) => table[column][at]);
+    const rows = rowsOfLayer(table, key);
+    const take = (column) => rows.map((at) => table[column][at]);
     const [style, name] = [look(context, run, key), named(context, run, key)];
     const mine = key === context.layer(run).key;
     const hover = style.faint

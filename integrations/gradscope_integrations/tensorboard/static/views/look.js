@@ -1,11 +1,11 @@
-// How runs and layers are told apart in pictures of several.
+// Colours and dashes of runs and layers.
 import {plain} from "../dom.js";
 import {called} from "../layers.js";
 import {colour, dash, tones} from "../theme.js";
 
 const COLOURED = 8;
 
-// Several runs: a colour each. One run: a colour for every layer, or for the chosen one of many.
+// Several runs: a colour per run. One run: a colour per layer, or of many layers for the chosen one.
 export function look(context, run, key) {
   const mine = key === context.layer(run)?.key;
   if (context.runs.length > 1) return {colour: colour(run.tint), shown: mine, dash: dash(run.tint)};
@@ -17,7 +17,7 @@ export function look(context, run, key) {
 export const named = (context, run, key) => (context.runs.length > 1 ? run.label : context.title(key));
 export const which = (context) => (context.runs.length > 1 ? ` ${called(context)}` : "");
 
-// The chosen layer stands out; of very many the others are faint.
+// The chosen layer stands out; if there are very many, the others are faint.
 export const strength = ({strong, faint, dash}) => ({
   line: {width: strong ? 2.6 : faint ? 0.8 : 1.8, dash},
   opacity: faint ? 0.5 : 1,

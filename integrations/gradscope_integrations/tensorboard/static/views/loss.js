@@ -1,4 +1,4 @@
-// The loss of every step, and which steps were recorded: parts of the picture over time.
+// The loss of every step, and the recorded steps: parts of the picture over time.
 import {plain} from "../dom.js";
 import {count, plural, rounded} from "../format.js";
 import {extremes, line, median, overSteps} from "../lines.js";
@@ -9,28 +9,28 @@ const DRAWN = 4000;
 const [EARLY, LATE] = [10, 100]; // steps at either end, at most
 const RISEN = 0.1;
 
-export const named = ({run, told}) => `${run.label}: ${told}`;
+export const named = ({run, summary}) => `${run.label}: ${summary}`;
 
-// The loss of a run from its table `steps`; null where it is not known.
+// The loss of a run from its table `steps`; null if unknown.
 export function course(run, steps) {
   const {step, loss, nonfinite} = steps.columns;
-  const seen = [...step.keys()].filter((row) => isMeasured(loss[row], nonfinite[row]));
-  const finite = seen.filter((row) => Number.isFinite(loss[row]));
+  const measured = [...step.keys()].filter((row) => isMeasured(loss[row], nonfinite[row]));
+  const finite = measured.filter((row) => Number.isFinite(loss[row]));
   if (!finite.length) return null;
   const [at, values] = [finite.map((row) => step[row]), finite.map((row) => loss[row])];
   const width = values.length < 20 ? 1 : 2 * Math.round(Math.sqrt(values.length) / 2) + 1;
   const smooth = median(values, width);
-  const both = ends(seen.map((row) => [step[row], Number.isNaN(loss[row]) ? Infinity : loss[row]]));
-  const broken = seen.filter((row) => !Number.isFinite(loss[row])).map((row) => step[row]);
+  const both = ends(measured.map((row) => [step[row], Number.isNaN(loss[row]) ? Infinity : loss[row]]));
+  const broken = measured.filter((row) => !Number.isFinite(loss[row])).map((row) => step[row]);
   const thinned = steps.head.rows_kept > steps.length && steps;
-  const told = both.map(inWords).join(" → ");
+  const summary = both.map(inWords).join(" → ");
   return {
     run,
     steps: at,
     values,
     smooth,
     width,
-    told,
+    summary,
     first: both[0],
     last: both.at(-1),
     turn: turn(at, smooth),
@@ -39,19 +39,19 @@ export function course(run, steps) {
   };
 }
 
-// Where a loss was lowest that has risen again by a tenth of its fall; null where it has not.
+// The lowest point of a loss that has risen again by a tenth of its fall; else null.
 function turn(steps, smooth) {
   const lowest = smooth.reduce((best, value, at) => (value < smooth[best] ? at : best), 0);
   const [first, low, last] = [smooth[0], smooth[lowest], smooth.at(-1)];
   return low < first && last - low > RISEN * (first - low) ? {step: steps[lowest], loss: low} : null;
 }
 
-// From what to what it went, as everywhere in gradscope: the medians of the first and of the last tenth of the steps.
-function ends(seen) {
-  const [begin, end] = [seen[0][0], seen[seen.length - 1][0]];
+// The two ends of a loss, as everywhere in gradscope: the medians of the first and of the last tenth of the steps.
+function ends(measured) {
+  const [begin, end] = [measured[0][0], measured[measured.length - 1][0]];
   const part = (most) => Math.min(most, Math.max(1, Math.floor((end - begin + 1) / 10)));
-  const first = seen.filter(([step]) => step < begin + part(EARLY));
-  const last = seen.filter(([step]) => step > end - part(LATE));
+  const first = measured.filter(([step]) => step < begin + part(EARLY));
+  const last = measured.filter(([step]) => step > end - part(LATE));
   return (end > begin ? [first, last] : [first]).map((near) => middle(near.map(([, loss]) => loss)));
 }
 
@@ -62,17 +62,17 @@ function middle(values) {
 
 const inWords = (value) => (Number.isFinite(value) ? rounded(value) : "not finite");
 
-// How to read it.
-export function hint(found) {
-  const smooth = found.some(({width}) => width > 1);
-  const widest = Math.max(...found.map(({width}) => width));
-  return smooth ? `The line is the running median of ${widest} steps; faint, every step. ` : "";
+// A hint on how to read the picture.
+export function hint(losses) {
+  const smooth = losses.some(({width}) => width > 1);
+  const widest = Math.max(...losses.map(({width}) => width));
+  return smooth ? `The line is the running median of ${widest} steps, the faint line every step. ` : "";
 }
 
-// Every value, faint where there is a median to look at.
-export function curves({run, steps, values, smooth, width, told}, lone) {
+// Every value, faint behind a median.
+export function curves({run, steps, values, smooth, width, summary}, lone) {
   const tint = colour(run.tint);
-  const name = lone ? "loss" : named({run, told});
+  const name = lone ? "loss" : named({run, summary});
   const hover = (what) => `${lone ? "" : `${plain(run.label)}<br>`}step %{x}: ${what} %{y:.4~g}<extra></extra>`;
   const chosen = extremes(values, DRAWN);
   const take = (list) => chosen.map((place) => list[place]);
@@ -84,7 +84,7 @@ export function curves({run, steps, values, smooth, width, told}, lone) {
   ];
 }
 
-// Where it turned.
+// The mark at the turning point.
 export function turning({run, turn}) {
   if (!turn) return [];
   const marker = {symbol: "circle-open", size: 9, color: colour(run.tint), line: {width: 2}};
@@ -135,10 +135,10 @@ export function marks({broken, run}, {high}) {
 }
 
 // From the smallest to the largest loss, without spikes far beyond most of them.
-export function levels(found) {
-  const values = found.flatMap((each) => each.values).sort((a, b) => a - b);
+export function levels(losses) {
+  const values = losses.flatMap((each) => each.values).sort((a, b) => a - b);
   const rank = (share) => values[Math.round(share * (values.length - 1))];
-  const medians = found.flatMap(({smooth}) => smooth).sort((a, b) => a - b);
+  const medians = losses.flatMap(({smooth}) => smooth).sort((a, b) => a - b);
   const [low, high] = [Math.min(rank(0.01), medians[0]), Math.max(rank(0.99), medians[medians.length - 1])];
   const room = high - low || 0.1 * Math.abs(high) || 1;
   if (low === high) return {low: low - room, high: high + room, logarithmic: false};
@@ -146,14 +146,14 @@ export function levels(found) {
   return {...ends, logarithmic: rank(0) > 0 && high / low > 30};
 }
 
-export function notes(found, {low, high}) {
-  return found.flatMap(({run, values, broken, thinned}) => {
-    const name = found.length > 1 ? `${run.label}: ` : "";
+export function notes(losses, {low, high}) {
+  return losses.flatMap(({run, values, broken, thinned}) => {
+    const name = losses.length > 1 ? `${run.label}: ` : "";
     const outside = values.filter((value) => value < low || value > high).length;
     return [
       thinned && `${name}${count(thinned.length)} of ${plural(thinned.head.rows_kept, "step")} drawn, evenly spaced.`,
       outside && `${name}${plural(outside, "value")} outside the picture.`,
-      broken.length && `${name}the loss of ${plural(broken.length, "step")} was NaN or infinite: marked at the top.`,
+      broken.length && `${name}the loss of ${plural(broken.length, "step")} was NaN or infinite: crosses at the top.`,
     ].filter(Boolean);
   });
 }

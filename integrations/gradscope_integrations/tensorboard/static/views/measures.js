@@ -1,7 +1,7 @@
-// What Compare draws beside curves: columns of tables.
+// The quantities of Compare besides curves: columns of tables.
 import {quantity} from "../words.js";
 
-// table, column -> title, unit, whether on a logarithmic axis, where 1 is a landmark
+// table, column -> title, unit, true for a logarithmic axis, true if 1 is a landmark
 export const MEASURES = {
   "layers/horizon": ["Horizon", "steps back"],
   "layers/decay": ["Decay of reach", "log10 per step back"],

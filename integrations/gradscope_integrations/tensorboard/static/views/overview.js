@@ -1,4 +1,4 @@
-// What is wrong, how far back learning reaches at a step, and what could not be observed.
+// Findings, the reach at a step, and notes.
 import * as api from "../api.js";
 import {describe, draw, figure, say} from "../charts.js";
 import {gathered} from "../csv.js";
@@ -27,50 +27,50 @@ export function mount(parent) {
   parent.append(notes);
   return {
     async update(context) {
-      const seen = await Promise.all(context.runs.map((run) => read(run, context)));
+      const data = await Promise.all(context.runs.map((run) => read(run, context)));
       if (!context.current()) return;
-      cards(context.runs).forEach((made, place) => tell(made, context.runs[place], seen[place], context));
-      await Promise.all([drawReach(reach, seen, context), drawNow(now, seen, context)]);
+      cards(context.runs).forEach((made, place) => tell(made, context.runs[place], data[place], context));
+      await Promise.all([drawReach(reach, data, context), drawNow(now, data, context)]);
       showNotes(
         notes,
-        seen.map((each) => each.notes),
+        data.map((each) => each.notes),
         context,
       );
     },
   };
 }
 
-// Cards stay as they are, opened or not, while there is nothing new to say.
+// Cards stay as they are, open or not, until their content changes.
 function tell(made, run, {findings}, context) {
-  const told = JSON.stringify([findings, run.live, context.state.layer, context.runs.map((each) => each.run)]);
-  if (told !== made.told) showFindings(made.cards, run, findings, context);
-  made.told = told;
+  const content = JSON.stringify([findings, run.live, context.state.layer, context.runs.map((each) => each.run)]);
+  if (content !== made.content) showFindings(made.cards, run, findings, context);
+  made.content = content;
 }
 
 async function read(run, context) {
   const {step} = context.state;
-  const asked = {run: run.run, step};
+  const query = {run: run.run, step};
   const hasReach = run.layers.some((layer) => layer.curves.includes("reach"));
   const [findings, notes, layers, curves, spread] = await Promise.all([
     api.stamped("findings", {run: run.run}, run.stamp),
     api.stamped("notes", {run: run.run}, run.stamp),
     api.table("layers", {run: run.run, points: 400}, run.stamp),
-    hasReach ? api.block("curves", {...asked, curve: "reach"}, run.stamp) : null,
+    hasReach ? api.block("curves", {...query, curve: "reach"}, run.stamp) : null,
     context.has(run, "reach")
-      ? api.block("profile", {...asked, tag: `reach/${context.layer(run).key}`}, run.stamp)
+      ? api.block("profile", {...query, tag: `reach/${context.layer(run).key}`}, run.stamp)
       : null,
   ]);
   return {findings, notes, curves, spread, now: lastOfEach(layers, step)};
 }
 
-function drawReach(it, seen, context) {
+function drawReach(it, data, context) {
   describe(
     it,
-    `Reach by lag${at(seen.flatMap(({curves}) => curves?.head.layers ?? []))}`,
-    `How much of the loss gradient is left so many steps further back. The higher, the longer the memory that can be learnt.${which(context)}`,
+    `Reach by lag${at(data.flatMap(({curves}) => curves?.head.layers ?? []))}`,
+    `The share of the loss gradient at each lag. The higher the curve, the longer the memory that the network can learn.${which(context)}`,
   );
-  const traces = context.runs.flatMap((run, place) => reaches(run, seen[place], context));
-  if (!traces.length) return say(it, 'No reach was recorded: leave quantities as they are, or add "reach".');
+  const traces = context.runs.flatMap((run, place) => reaches(run, data[place], context));
+  if (!traces.length) return say(it, 'No records of reach: add "reach" to quantities.');
   const [low, high] = extent([[FLOOR, 1], ...traces.map((trace) => trace.y)]);
   const ends = [Math.max(low, high * LOWEST), high];
   traces.push(meaning("a thousandth left: the horizon", tones()));
@@ -82,7 +82,7 @@ function drawReach(it, seen, context) {
     uirevision: "reach",
     showlegend: true,
   });
-  const numbers = () => gathered(context.runs.flatMap((run, place) => left(run, seen[place].curves, context)));
+  const numbers = () => gathered(context.runs.flatMap((run, place) => left(run, data[place].curves, context)));
   return draw(it, traces, spaced(shape, traces), numbers);
 }
 
@@ -107,15 +107,15 @@ function left(run, curves, context) {
   });
 }
 
-function drawNow(it, seen, context) {
-  const found = seen.map(({now}) => now);
-  const rows = found.flat();
+function drawNow(it, data, context) {
+  const nearest = data.map(({now}) => now);
+  const rows = nearest.flat();
   describe(
     it,
     `Horizon of every layer${at(rows)}`,
-    "Steps back until a thousandth of the gradient is left. The pale bar is the length of the sequence; ≥ where it never falls so far.",
+    "Steps back until a thousandth of the gradient is left. The pale bar is the length of the sequence; ≥ means that the gradient never falls so far.",
   );
-  if (!rows.length) return say(it, "No layer has been recorded yet.");
+  if (!rows.length) return say(it, "No records of layers yet.");
   const several = context.runs.length > 1;
   const layers = new Set(rows.map((row) => row.key)).size;
   const height = Math.max(200, 90 + layers * (14 + 12 * context.runs.length));
@@ -130,9 +130,9 @@ function drawNow(it, seen, context) {
     uirevision: "now",
     margin: {l: 60, r: 16, t: several ? 34 : 10, b: 44},
   });
-  const traces = context.runs.flatMap((run, place) => bars(run, found[place], String(place), context));
+  const traces = context.runs.flatMap((run, place) => bars(run, nearest[place], String(place), context));
   const numbers = () =>
-    gathered(context.runs.flatMap((run, place) => found[place].map((row) => now(run, row, context))));
+    gathered(context.runs.flatMap((run, place) => nearest[place].map((row) => now(run, row, context))));
   return draw(it, overlaid(traces), shape, numbers);
 }
 
@@ -141,28 +141,28 @@ function now(run, {key, step, horizon, timesteps}, context) {
 }
 
 // The horizons of one run, on bars as long as the sequences.
-function bars(run, found, offsetgroup, context) {
+function bars(run, nearest, offsetgroup, context) {
   const several = context.runs.length > 1;
   const width = several ? undefined : 0.5;
-  const y = found.map((row) => shortened(context.title(row.key)));
+  const y = nearest.map((row) => shortened(context.title(row.key)));
   const bar = {type: "bar", orientation: "h", y, offsetgroup, width, cliponaxis: false};
-  const said = ({key, horizon, horizon_censored: censored, timesteps}) =>
+  const hover = ({key, horizon, horizon_censored: censored, timesteps}) =>
     `${plain(several ? run.label : context.title(key))}<br>${censored ? "at least " : ""}${number(horizon)} of ${timesteps} steps<extra></extra>`;
   const behind = {
-    x: found.map((row) => row.timesteps),
+    x: nearest.map((row) => row.timesteps),
     marker: {color: tones().line},
     hoverinfo: "skip",
     showlegend: false,
   };
   const before = {
     name: plain(run.label),
-    x: found.map((row) => row.horizon),
-    marker: {color: several ? colour(run.tint) : found.map((row) => look(context, run, row.key).colour)},
-    text: found.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon))),
+    x: nearest.map((row) => row.horizon),
+    marker: {color: several ? colour(run.tint) : nearest.map((row) => look(context, run, row.key).colour)},
+    text: nearest.map((row) => (row.horizon_censored ? `≥ ${number(row.horizon)}` : number(row.horizon))),
     textposition: "outside",
     constraintext: "none",
     textfont: {color: tones().ink, size: 11},
-    hovertemplate: found.map(said),
+    hovertemplate: nearest.map(hover),
   };
   return [
     {...bar, ...behind},
@@ -170,7 +170,7 @@ function bars(run, found, offsetgroup, context) {
   ];
 }
 
-// Pale bars behind the bars they belong to.
+// Pale bars behind their bars.
 function overlaid(traces) {
   return traces.map((trace, place) => ({
     ...trace,
@@ -183,7 +183,7 @@ function overlaid(traces) {
   }));
 }
 
-// The steps of some rows, as a title says them.
+// The steps of rows, for a title.
 const at = (rows) => {
   const steps = [...new Set(rows.map(({step}) => step))];
   return steps.length ? `, at step ${steps.map(count).join(" and ")}` : "";

@@ -5,15 +5,15 @@ import {band, extent, line, meaning, reference} from "../lines.js";
 import {axis, colour, layout, logAxis, tones, wholeAxis} from "../theme.js";
 import {axisTitle, rowTitle} from "../words.js";
 
-export function drawProfile(it, found, profiles, view, context) {
+export function drawProfile(it, result, profiles, view, context) {
   const {about} = view;
   const hint = about.share
     ? "Shares of units at the limits, and the mean activation."
     : "Median over the analysed sequences; the band holds the middle 80 % of them.";
-  const where = found ? ` over ${found.head.axis}, at step ${count(found.head.step)}` : "";
+  const where = result ? ` over ${result.head.axis}, at step ${count(result.head.step)}` : "";
   describe(it, `${about.title}${where}`, hint);
-  if (!found) return say(it, "Nothing was recorded here.");
-  const {positions, ...values} = found.arrays;
+  if (!result) return say(it, "No records here.");
+  const {positions, ...values} = result.arrays;
   const range = about.share
     ? [profiles.some((each) => each?.arrays.mean.some((value) => value < 0)) ? -1.05 : -0.03, 1.03]
     : together(profiles);
@@ -21,8 +21,8 @@ export function drawProfile(it, found, profiles, view, context) {
   const left = [...(values.nonfinite ?? [])].filter((each) => each > 0).length;
   const zeros = about.share ? 0 : [...values.p50].filter((each) => each === 0).length;
   const notes = [
-    left && `At ${plural(left, "timestep")} some sequences were not finite, and are left out.`,
-    zeros && `The median is exactly 0 at ${plural(zeros, "timestep")}, which a logarithmic axis cannot show.`,
+    left && `At ${plural(left, "timestep")} the statistics leave out sequences that are not finite.`,
+    zeros && `The median is exactly 0 at ${plural(zeros, "timestep")}: a logarithmic axis cannot show it.`,
   ].filter(Boolean);
   const traces = about.share ? shares(positions, values) : spread(positions, values);
   if (about.one) traces.push(meaning("1: passes unchanged", tones()));
@@ -30,10 +30,10 @@ export function drawProfile(it, found, profiles, view, context) {
   return draw(
     it,
     traces,
-    shape(found, range, view, context),
+    shape(result, range, view, context),
     () => [
-      {name: "step", values: Array(positions.length).fill(found.head.step)},
-      {name: found.head.axis, values: [...positions]},
+      {name: "step", values: Array(positions.length).fill(result.head.step)},
+      {name: result.head.axis, values: [...positions]},
       ...names.map((name) => ({name, values: [...values[name]]})),
     ],
     notes,
@@ -60,7 +60,7 @@ function shares(positions, {low, high, mean}) {
   ];
 }
 
-// The same range for all runs, so that they can be compared.
+// The same range for all runs, for comparison.
 function together(profiles) {
   const ends = extent(
     profiles.flatMap((profile) => ["p10", "p50", "p90", "mean"].map((name) => profile?.arrays[name])),

@@ -1,4 +1,4 @@
-// What the table of runs says of each of them.
+// The content of the table of runs.
 import * as api from "../api.js";
 import {percent} from "../format.js";
 import {isMeasured} from "../words.js";
@@ -13,23 +13,23 @@ const CELLS = {"gates/forget": "LSTM", "gates/reset": "GRU"};
 const LEARNS = {learns: "yes", stalls: "no", lost: "lost it"};
 const RANKS = ["critical", "warning", "info", "healthy"];
 
-const kept = new Map();
+const cache = new Map();
 
-// One row for each run, read again only where there is more of the run.
+// One row for each run, read again only if the run has new data.
 export const rowsOf = (runs) => Promise.all(runs.map((run) => rowOf(run)));
 
 async function rowOf(run) {
-  if (kept.get(run.run)?.stamp !== run.stamp) kept.set(run.run, {stamp: run.stamp, row: read(run)});
-  const {row} = kept.get(run.run);
-  row.catch(() => kept.delete(run.run));
+  if (cache.get(run.run)?.stamp !== run.stamp) cache.set(run.run, {stamp: run.stamp, row: read(run)});
+  const {row} = cache.get(run.run);
+  row.catch(() => cache.delete(run.run));
   return {...(await row), run};
 }
 
 async function read(run) {
-  const asked = {run: run.run, rows: MOST_STEPS};
+  const query = {run: run.run, rows: MOST_STEPS};
   const [steps, clips, layers, {findings}] = await Promise.all([
-    api.table("steps", asked, run.stamp),
-    api.table("clips", asked, run.stamp),
+    api.table("steps", query, run.stamp),
+    api.table("clips", query, run.stamp),
     api.table("layers", {run: run.run, points: 400}, run.stamp),
     api.stamped("findings", {run: run.run}, run.stamp),
   ]);
@@ -42,11 +42,11 @@ async function read(run) {
     horizon: soonest(layers),
     finding,
     clipped,
-    said: {clipped: percent(clipped), finding: finding?.code ?? "–"},
+    texts: {clipped: percent(clipped), finding: finding?.code ?? "–"},
   };
 }
 
-// What a run's name says, as lr=0.1, and what its layers are.
+// Settings in a run's name, as lr=0.1, and its layers.
 function settingsOf(run) {
   const cells = new Set(run.layers.map(({curves}) => CELLS[curves.find((curve) => curve in CELLS)] ?? "RNN"));
   return {
@@ -56,18 +56,18 @@ function settingsOf(run) {
   };
 }
 
-// Those settings that all runs have and that are not the same in all, with their values in order.
+// The settings that all runs have and that differ, with their values in order.
 export function differing(rows) {
   const names = Object.keys(rows[0]?.settings ?? {}).filter((name) => rows.every(({settings}) => name in settings));
   const values = (name) => [...new Set(rows.map(({settings}) => settings[name]))].sort(inOrder);
-  const differ = names.map((name) => [name, values(name)]).filter(([, found]) => found.length > 1);
+  const differ = names.map((name) => [name, values(name)]).filter(([, list]) => list.length > 1);
   return new Map(differ.slice(0, MOST_SETTINGS));
 }
 
 // The lowest and the highest of the losses, and of the horizons from 0 on: pictures of all runs have one scale.
 export function scales(rows) {
   const all = (values) => rows.flatMap(values).filter(Number.isFinite);
-  const ends = (found) => [Math.min(...found), Math.max(...found)];
+  const ends = (list) => [Math.min(...list), Math.max(...list)];
   return {
     loss: ends(all(({loss}) => loss?.smooth ?? [])),
     horizon: ends([0, ...all(({horizon}) => horizon?.values ?? [])]),
@@ -78,26 +78,26 @@ export function inOrder(a, b) {
   return Number(a) - Number(b) || String(a).localeCompare(String(b), "en", {numeric: true});
 }
 
-// The last horizon of the layer where that is soonest, and its course.
+// The last horizon of the layer with the shortest one, and its curve.
 function soonest(layers) {
-  const [found] = lastOfEach(layers).sort(
+  const [shortest] = lastOfEach(layers).sort(
     (a, b) => a.horizon_censored - b.horizon_censored || a.horizon - b.horizon || (Number.isNaN(a.horizon) ? 1 : -1),
   );
-  if (!found || !Number.isFinite(found.horizon)) return null;
-  const rows = rowsOfLayer(layers.columns, found.key);
+  if (!shortest || !Number.isFinite(shortest.horizon)) return null;
+  const rows = rowsOfLayer(layers.columns, shortest.key);
   const take = (name) => rows.map((row) => layers.columns[name][row]);
-  return {...found, steps: take("step"), values: take("horizon")};
+  return {...shortest, steps: take("step"), values: take("horizon")};
 }
 
 const tone = ({code, severity}) => (code === "healthy" ? "healthy" : severity);
 
 function worst(findings) {
-  const [found] = [...findings].sort((a, b) => RANKS.indexOf(tone(a)) - RANKS.indexOf(tone(b)));
-  return found && {...found, tone: tone(found), rank: RANKS.indexOf(tone(found))};
+  const [first] = [...findings].sort((a, b) => RANKS.indexOf(tone(a)) - RANKS.indexOf(tone(b)));
+  return first && {...first, tone: tone(first), rank: RANKS.indexOf(tone(first))};
 }
 
-// The share of the steps at which gradients were clipped, of those of which that is known; what is scaled by hand was not
-// clipped, and a call whose threshold is infinite only measures.
+// The share of clipped steps among the steps of which this is known. Scaling by hand is not clipping, and a call with an
+// infinite threshold only measures.
 function clipShare(steps, clips) {
   const {step, kind, how, threshold, clipped, norm_before: norm, nonfinite} = clips.columns;
   const limits = (row) => threshold[row] !== Infinity && (kind[row] !== "modified" || how[row] === "clamped");

@@ -1,4 +1,4 @@
-// Many runs: one row each, in any order, from which a few are opened side by side.
+// Many runs: a row each, in any order, with a choice of a few to open side by side.
 import {fill, h} from "../dom.js";
 import {count, number, plural} from "../format.js";
 import {runName} from "../panels.js";
@@ -9,7 +9,7 @@ import {differing, inOrder, rowsOf, scales} from "./rows.js";
 
 const MOST = 3;
 
-// title, what a row says in words and pictures, what it is sorted by
+// title, content of a cell, sort key
 const COLUMNS = {
   run: ["Run", nameOf, ({run}) => run.place],
   loss: ["Loss", lossOf, ({loss}) => loss?.last],
@@ -42,7 +42,7 @@ export function mount(parent) {
       const columns = all(settings);
       const {sort} = context.state;
       for (const run of chosen) if (!context.runs.some((each) => each.run === run)) chosen.delete(run);
-      say.textContent = `${plural(rows.length, "run")}. Tick two or three to see them side by side; a name opens its run.`;
+      say.textContent = `${plural(rows.length, "run")}. Tick two or three to open them side by side; a name opens its run.`;
       fill(
         head,
         h("th"),
@@ -59,14 +59,14 @@ export function mount(parent) {
 
 const show = (runs) => change({runs, zoom: undefined});
 
-// The settings that differ stand behind the name, shaded by the order of their values.
+// The differing settings follow the name, shaded by the order of their values.
 function all(settings) {
   const {run, ...rest} = COLUMNS;
-  const found = [...settings].map(([name, values]) => [
+  const columns = [...settings].map(([name, values]) => [
     `setting ${name}`,
     [name, (row) => [shaded(row.settings[name], values)], (row) => values.indexOf(row.settings[name])],
   ]);
-  return {run, ...Object.fromEntries(found), ...rest};
+  return {run, ...Object.fromEntries(columns), ...rest};
 }
 
 function shaded(value, values) {
@@ -83,16 +83,16 @@ function heading(id, title, sort = "run") {
   return h("th", {scope: "col", "aria-sort": order}, button);
 }
 
-// What is not known comes last, in either order.
+// Unknown values come last, in either order.
 function sorted(rows, columns, sort = "run") {
   const [, , by] = columns[sort.replace(/^-/, "")] ?? columns.run;
   const known = (row) => by(row) !== undefined && by(row) !== null && !Number.isNaN(by(row));
-  const found = rows.filter(known).sort((a, b) => inOrder(by(a), by(b)));
-  return [...(sort.startsWith("-") ? found.reverse() : found), ...rows.filter((row) => !known(row))];
+  const ordered = rows.filter(known).sort((a, b) => inOrder(by(a), by(b)));
+  return [...(sort.startsWith("-") ? ordered.reverse() : ordered), ...rows.filter((row) => !known(row))];
 }
 
 function line(row, columns, ticked) {
-  const cells = Object.entries(columns).map(([id, [, told]]) => h("td", {"data-column": id}, told(row)));
+  const cells = Object.entries(columns).map(([id, [, content]]) => h("td", {"data-column": id}, content(row)));
   return h("tr", {"data-testid": "runs-row", "data-run": row.run.run}, h("td", {}, ticked), cells);
 }
 
@@ -124,7 +124,7 @@ function picture(run, {steps, values}, scale, label) {
 
 function lossOf({run, loss, scale}) {
   if (!loss) return ["–"];
-  return [picture(run, {...loss, values: loss.smooth}, scale.loss, "loss"), h("span", {}, loss.told)];
+  return [picture(run, {...loss, values: loss.smooth}, scale.loss, "loss"), h("span", {}, loss.summary)];
 }
 
 function horizonOf({run, horizon, scale}) {
@@ -133,13 +133,13 @@ function horizonOf({run, horizon, scale}) {
   return [picture(run, horizon, scale.horizon, "horizon"), h("span", {}, words)];
 }
 
-function findingOf({finding, said}) {
-  return [finding ? h("span", {class: `badge ${finding.tone}`, title: finding.title}, said.finding) : said.finding];
+function findingOf({finding, texts}) {
+  return [finding ? h("span", {class: `badge ${finding.tone}`, title: finding.title}, texts.finding) : texts.finding];
 }
 
-function clippedOf({clipped, said}) {
+function clippedOf({clipped, texts}) {
   const bar = h("i", {class: "share", style: {"--share": `${100 * clipped}%`}});
-  return [Number.isFinite(clipped) ? bar : null, h("span", {}, said.clipped)];
+  return [Number.isFinite(clipped) ? bar : null, h("span", {}, texts.clipped)];
 }
 
 function recordedOf({run: {state}}) {

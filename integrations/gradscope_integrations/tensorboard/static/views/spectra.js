@@ -17,18 +17,18 @@ export async function drawSpectra(it, run, {step}, context) {
     it.root.dataset.state = "empty";
     return;
   }
-  const found = await api.block("spectra", {run: run.run, key: layer.key, step}, run.stamp);
+  const result = await api.block("spectra", {run: run.run, key: layer.key, step}, run.stamp);
   if (!context.current()) return;
   describe(
     it,
-    `Eigenvalues of the recurrent weights, at step ${count(found.head.step)}`,
-    "Inside the circle a direction fades from step to step, outside it grows; on it, memory lasts.",
+    `Eigenvalues of the recurrent weights, at step ${count(result.head.step)}`,
+    "A direction inside the circle fades from step to step, one outside grows; on the circle, memory lasts.",
   );
-  const blocks = found.head.gates.map((gate) => ({
+  const blocks = result.head.gates.map((gate) => ({
     gate,
-    index: found.arrays[`${gate}/positions`],
-    real: found.arrays[`${gate}/real`],
-    imag: found.arrays[`${gate}/imag`],
+    index: result.arrays[`${gate}/positions`],
+    real: result.arrays[`${gate}/real`],
+    imag: result.arrays[`${gate}/imag`],
   }));
   await draw(it, blocks.map(dots), frame(it, blocks), () => gathered(blocks.flatMap(numbers)));
 }

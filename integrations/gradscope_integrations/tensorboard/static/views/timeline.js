@@ -1,4 +1,4 @@
-// Loss, horizon and findings over one axis of steps, on top of the views of one step: who moves along it moves them.
+// Loss, horizon and findings over one axis of steps, on top of the views of one step: the pointer on it moves them.
 import * as api from "../api.js";
 import {adjust, describe, draw, figure, say} from "../charts.js";
 import {nearest} from "../controls.js";
@@ -17,11 +17,11 @@ import {course, curves, hint, levels, marks, named, notes, ticks, turning} from 
 const MOST_STEPS = 20_000;
 const MOST_FINDINGS = 4; // of a run
 const TICKS = 3;
-const POINTS = 65; // at which the line of a finding is read
+const POINTS = 65; // hover points on the line of a finding
 const HIGH = {loss: 124, horizon: 84, finding: 21, tick: 8, gap: 12};
-const LOW = {...HIGH, loss: 72, horizon: 52}; // above pictures that are looked at beside it
+const LOW = {...HIGH, loss: 72, horizon: 52}; // above the pictures of a view
 
-// point(step) is called with the step under the pointer, and without one when the pointer has left.
+// Calls point(step) with the step under the pointer, and point(undefined) when the pointer leaves.
 export function mount(parent, point) {
   const words = h("div", {class: "headlines", "data-testid": "headline"});
   parent.append(words);
@@ -39,17 +39,17 @@ export function mount(parent, point) {
   it.listeners.leave = () => point(undefined);
   return {
     async update(context) {
-      const seen = await Promise.all(context.runs.map((run) => read(run)));
+      const data = await Promise.all(context.runs.map((run) => read(run)));
       if (!context.current()) return;
-      recorded = [...new Set(seen.flatMap((each) => each.recorded))].sort((a, b) => a - b);
+      recorded = [...new Set(data.flatMap((each) => each.recorded))].sort((a, b) => a - b);
       const {step} = state();
       back.hidden = step === undefined;
       parent.classList.toggle("compact", compact(context));
       fill(
         words,
-        seen.map((each) => sentence(each, context)),
+        data.map((each) => sentence(each, context)),
       );
-      await drawTimeline(it, seen, context);
+      await drawTimeline(it, data, context);
       await adjust(it, {shapes: step === undefined ? [] : [stay(snapped(step))]});
     },
   };
@@ -76,32 +76,32 @@ const stay = (step) => ({
   line: {color: tones().mark, width: 1},
 });
 
-function drawTimeline(it, seen, context) {
-  const found = seen.flatMap(({loss}) => loss ?? []);
+function drawTimeline(it, data, context) {
+  const losses = data.flatMap(({loss}) => loss ?? []);
   const lone = context.runs.length === 1;
-  const title = lone && found.length ? `Loss ${found[0].told}, and horizon` : "Loss and horizon over training";
-  const steps = [...new Set(seen.flatMap(({loss, recorded}) => [...(loss?.steps ?? []), ...recorded]))];
-  describe(it, found.length ? title : "Horizon over training", steps.length > 1 ? how(found, context) : "");
+  const title = lone && losses.length ? `Loss ${losses[0].summary}, and horizon` : "Loss and horizon over training";
+  const steps = [...new Set(data.flatMap(({loss, recorded}) => [...(loss?.steps ?? []), ...recorded]))];
+  describe(it, losses.length ? title : "Horizon over training", steps.length > 1 ? how(losses, context) : "");
   if (steps.length < 2)
-    return say(it, onlyStep(steps[0] ?? 0, found.map(lone ? ({told}) => `loss ${told}` : named).join("; ")));
-  const strips = stacked(seen, found, compact(context) ? LOW : HIGH);
-  const scale = found.length ? levels(found) : null;
+    return say(it, onlyStep(steps[0] ?? 0, losses.map(lone ? ({summary}) => `loss ${summary}` : named).join("; ")));
+  const strips = stacked(data, losses, compact(context) ? LOW : HIGH);
+  const scale = losses.length ? levels(losses) : null;
   const traces = [
-    ...found.flatMap((each) => [...curves(each, lone), ...turning(each), ...marks(each, scale)]),
-    ...seen.flatMap(({run, layers}) => backwards(run, layers, context)),
-    ...seen.map(({run, recorded}, place) => ticks(run, recorded, seen.length - place, {yaxis: "y2"})),
-    ...spans(seen),
+    ...losses.flatMap((each) => [...curves(each, lone), ...turning(each), ...marks(each, scale)]),
+    ...data.flatMap(({run, layers}) => backwards(run, layers, context)),
+    ...data.map(({run, recorded}, place) => ticks(run, recorded, data.length - place, {yaxis: "y2"})),
+    ...spans(data),
   ];
-  const numbers = () => gathered(seen.flatMap((each) => rows(each, context)));
-  return draw(it, traces, frame(traces, strips, scale, context), numbers, found.length ? notes(found, scale) : []);
+  const numbers = () => gathered(data.flatMap((each) => rows(each, context)));
+  return draw(it, traces, frame(traces, strips, scale, context), numbers, losses.length ? notes(losses, scale) : []);
 }
 
-function how(found, context) {
-  const moves = "Move along it, and what is below follows; a click stays at a step.";
-  return `${hint(found)}The ticks are recorded steps. ${moves}${which(context)}`;
+function how(losses, context) {
+  const moves = "Move along it, and the pictures below follow; a click stays at a step.";
+  return `${hint(losses)}The ticks are recorded steps. ${moves}${which(context)}`;
 }
 
-// With several runs the line of a loss tells the run already.
+// With several runs the line of a loss names the run already.
 function backwards(run, layers, context) {
   const lines = horizons(run, layers, context, {yaxis: "y3"});
   return context.runs.length > 1 ? lines.map((each) => ({...each, showlegend: false, legendgroup: run.run})) : lines;
@@ -110,38 +110,38 @@ function backwards(run, layers, context) {
 const faults = ({findings}) =>
   (findings ?? []).filter(({code, evidence}) => code !== "healthy" && evidence.steps?.length);
 
-// The steps of which each finding speaks, a strip for each.
-function spans(seen) {
-  const found = seen.flatMap((each) =>
+// The steps of each finding, a strip for each.
+function spans(data) {
+  const shown = data.flatMap((each) =>
     faults(each)
       .slice(0, MOST_FINDINGS)
       .map((finding) => [each.run, finding]),
   );
-  return found.map(([run, {code, severity, title, evidence}], place) => {
+  return shown.map(([run, {code, severity, title, evidence}], place) => {
     const [from, to] = [evidence.steps[0], evidence.steps.at(-1)];
     const tint = getComputedStyle(document.documentElement).getPropertyValue(`--${severity}`);
     const x = Array.from({length: POINTS}, (_, at) => from + ((to - from) * at) / (POINTS - 1));
     return {
       ...{type: "scatter", mode: "lines+markers+text", yaxis: "y4", showlegend: false, name: plain(run.label)},
-      ...{x, y: x.map(() => found.length - place), line: {color: tint, width: 3}},
+      ...{x, y: x.map(() => shown.length - place), line: {color: tint, width: 3}},
       marker: {color: tint, size: x.map((_, at) => (at % (POINTS - 1) ? 0 : 6)), opacity: 1},
       ...{text: [plain(code.replaceAll("_", " "))], textposition: "top right", textfont: {size: 11, color: tint}},
       cliponaxis: false,
-      hovertemplate: `${seen.length > 1 ? `${plain(run.label)}: ` : ""}${plain(title)}<br>steps ${count(from)} to ${count(to)}<extra></extra>`,
+      hovertemplate: `${data.length > 1 ? `${plain(run.label)}: ` : ""}${plain(title)}<br>steps ${count(from)} to ${count(to)}<extra></extra>`,
     };
   });
 }
 
-// How high every part is, from the top.
-function stacked(seen, found, high) {
-  const findings = seen.reduce((sum, each) => sum + Math.min(MOST_FINDINGS, faults(each).length), 0);
-  const horizon = seen.some(({recorded}) => recorded.length) ? high.horizon : 0;
+// The heights of the parts, from the top.
+function stacked(data, losses, high) {
+  const findings = data.reduce((sum, each) => sum + Math.min(MOST_FINDINGS, faults(each).length), 0);
+  const horizon = data.some(({recorded}) => recorded.length) ? high.horizon : 0;
   const parts = [
-    ["yaxis", found.length ? high.loss : 0],
+    ["yaxis", losses.length ? high.loss : 0],
     ["yaxis3", horizon],
     ["yaxis4", findings * high.finding],
   ];
-  return [...parts, ["yaxis2", seen.length * high.tick]].filter(([, height]) => height);
+  return [...parts, ["yaxis2", data.length * high.tick]].filter(([, height]) => height);
 }
 
 function frame(traces, strips, scale, context) {

@@ -1,4 +1,4 @@
-// The blocks of the recurrent weights over training: how much they stretch, and how much each step changes them.
+// The blocks of the recurrent weights over training: their spectral radius, and their change per step.
 import {describe, draw, say} from "../charts.js";
 import {gathered} from "../csv.js";
 import {plain} from "../dom.js";
@@ -17,7 +17,7 @@ const RADIUS = {
 const UPDATE = {
   column: "update",
   title: "Change of the recurrent weights by a step",
-  hint: "Norm of the change that the optimizer made at a recorded step, over the norm of the block. About a thousandth is common.",
+  hint: "The norm of the optimizer's change in a recorded step, over the norm of the block. About a thousandth is common.",
   unit: "relative change",
   logarithmic: true,
 };
@@ -35,10 +35,10 @@ function drawBlocks(it, about, tables, context) {
     return undefined;
   }
   describe(it, about.title, about.hint);
-  const found = context.runs.map((run, place) => rows(run, tables[place].columns, column));
-  const all = found.flat();
+  const series = context.runs.map((run, place) => rows(run, tables[place].columns, column));
+  const all = series.flat();
   const steps = [...new Set(all.map(({step}) => step))].sort((a, b) => a - b);
-  if (steps.length < 2) return say(it, onlyStep(steps[0], told(all, column, context)));
+  if (steps.length < 2) return say(it, onlyStep(steps[0], inWords(all, column, context)));
   const grid = frame(
     it,
     gates,
@@ -48,7 +48,7 @@ function drawBlocks(it, about, tables, context) {
   );
   grid.showlegend = context.runs.length > 1;
   if (!about.logarithmic) grid.shapes = gates.map((_, place) => one(place));
-  const traces = context.runs.flatMap((run, place) => courses(run, found[place], gates, column));
+  const traces = context.runs.flatMap((run, place) => courses(run, series[place], gates, column));
   return draw(it, traces, grid, () => gathered(all));
 }
 
@@ -57,12 +57,12 @@ function rows(run, {step, gate, ...columns}, column) {
   return known.map((row) => ({run: run.label, step: step[row], gate: gate[row], [column]: columns[column][row]}));
 }
 
-function told(all, column, context) {
+function inWords(all, column, context) {
   const whose = (row) => (context.runs.length > 1 ? `${row.run}, ${row.gate}` : row.gate);
   return all.map((row) => `${whose(row)} ${number(row[column], 3)}`).join("; ");
 }
 
-// One axis for all blocks, so that they can be compared.
+// One axis for all blocks, for comparison.
 function upright({column, unit, logarithmic}, all) {
   const values = all.map((row) => row[column]);
   if (logarithmic) {
@@ -84,10 +84,10 @@ function one(place) {
   return reference(1, tones(), {xref: x.short, yref: y.short});
 }
 
-function courses(run, found, gates, column) {
-  const own = gates.filter((gate) => found.some((row) => row.gate === gate));
+function courses(run, series, gates, column) {
+  const own = gates.filter((gate) => series.some((row) => row.gate === gate));
   return own.map((gate) => {
-    const mine = found.filter((row) => row.gate === gate);
+    const mine = series.filter((row) => row.gate === gate);
     const [steps, values] = [mine.map(({step}) => step), mine.map((row) => row[column])];
     return overSteps(run.label, steps, values, colour(run.tint), {
       ...inTile(gates.indexOf(gate)),

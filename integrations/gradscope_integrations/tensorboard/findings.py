@@ -16,8 +16,8 @@ def as_json(step: int | None, findings: Sequence[Finding]) -> bytes:
     """The record of the tag `run/findings`.
 
     Args:
-        step: the last that was seen.
-        findings: most probable cause first.
+        step: the last step.
+        findings: the findings, most probable cause first.
     """
     return compact({"step": step, "findings": [_finding(finding) for finding in findings]})
 
@@ -33,7 +33,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: numbers that are not finite become words, what is nothing of the kind its text.
+    """Convert a value for JSON: non-finite numbers become words, unknown types their text.
 
     >>> plain({"horizon": float("inf"), "steps": (0, 9)})
     {'horizon': 'inf', 'steps': [0, 9]}
