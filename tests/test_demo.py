@@ -104,7 +104,7 @@ HARDLY = "less than a thousandth of the loss gradient is left 20 steps back (bef
         ),
         (
             a_layer(Horizon(20, False), -0.15, before=None),
-            "less than a thousandth of the loss gradient is left 20 steps back, so the first 44 of 64 inputs can "
+            "less than a thousandth of the loss gradient is left 20 steps back, so the first 44 of 64 inputs "
             "hardly teach it anything.",
         ),
         (
