@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import GradscopeError
 from gradscope.run import Run
 from gradscope.scope import attach
-from gradscope.types import Finding, LayerKey
+from gradscope.types import HORIZON_SHARE, SEVERITIES, Finding, LayerKey, in_words
 from gradscope.whatif.copies import copied, undisturbed
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["assert_no_findings", "assert_reach"]
 
-FLOOR = 1e-3
 """Least share of the loss gradient left."""
-LEVELS = ("info", "warning", "critical")
 
 
 def assert_reach(
@@ -64,17 +62,18 @@ def assert_reach(
     for place, rows in groups:
         key = LayerKey(*place)
         longest[key[:3]] = max(longest.get(key[:3], 0), int(rows["lag"].max()))
-        lost = rows[(rows["lag"] <= at_least) & ~(rows["p50"] >= FLOOR)]
+        lost = rows[(rows["lag"] <= at_least) & ~(rows["p50"] >= HORIZON_SHARE)]
         if len(lost):
             failures.append(_failure(run, key, rows, int(lost["lag"].iloc[0]), at_least))
     if failures:
         raise AssertionError("\n\n".join(failures))
     if short := {key: lag for key, lag in longest.items() if lag < at_least}:
-        place, lag = next(iter(short.items()))
+        (module, layer, direction), lag = next(iter(short.items()))
+        place = in_words(LayerKey(module, layer, direction, 0))
         raise GradscopeError(
-            f"assert_reach(at_least={at_least}): the gradient does not fall in {_named(place)}, but gradscope can "
-            f"follow it for only {lag} steps. Pass longer sequences, without a detached state in between, or "
-            f"at_least={lag}."
+            f"assert_reach(at_least={at_least}): the gradient does not fall in {place}, but "
+            f"gradscope can follow it for only {lag} steps. Pass longer sequences, without a detached state in "
+            f"between, or at_least={lag}."
         )
 
 
@@ -90,11 +89,11 @@ def assert_no_findings(run: Run, *, severity: str = "warning", allow: Collection
         AssertionError: there is one; the message explains it, and has remedies to type.
         GradscopeError: the run has no recorded step, or there is no such severity.
     """
-    if severity not in LEVELS:
-        raise GradscopeError(f"severity={severity!r}: expected one of {', '.join(LEVELS)}")
+    if severity not in SEVERITIES:
+        raise GradscopeError(f"severity={severity!r}: expected one of {', '.join(SEVERITIES)}")
     if run.frame("layers").empty:
         raise GradscopeError(f"assert_no_findings: the run has no recorded step. {_notes(run)}".strip())
-    worst = LEVELS[LEVELS.index(severity) :]
+    worst = SEVERITIES[SEVERITIES.index(severity) :]
     findings = [f for f in run.findings() if f.severity in worst and f.code not in {"healthy", *allow}]
     if findings:
         raise AssertionError("\n\n".join(map(_explained, findings)))
@@ -115,7 +114,7 @@ def _failure(run: Run, key: LayerKey, rows: pd.DataFrame, lag: int, at_least: in
     left = rows.set_index("lag")["p50"]
     decay = run.frame("layers", **key._asdict())["decay"].iloc[0]
     lines = [
-        f"the loss gradient does not reach {at_least} timesteps back in {_named(key)}:",
+        f"the loss gradient does not reach {at_least} timesteps back in {in_words(key)}:",
         f"  {lag} steps back, less than a thousandth of it is left (decay {decay:.2g} decades a step)",
         *(f"  {back:>6} steps back: {left[back]:.2g}" for back in shown if back in left.index),
     ]
@@ -124,7 +123,7 @@ def _failure(run: Run, key: LayerKey, rows: pd.DataFrame, lag: int, at_least: in
 
 
 def _explained(finding: Finding) -> str:
-    where = f" in {_named(finding.layer_key)}" if finding.layer_key else ""
+    where = f" in {in_words(finding.layer_key)}" if finding.layer_key else ""
     lines = [f"{finding.severity}: {finding.code}{where}: {finding.title}", f"  {finding.explanation}"]
     return "\n".join([*lines, *_remedies([finding])])
 
@@ -134,13 +133,6 @@ def _remedies(findings: Collection[Finding]) -> Iterator[str]:
     if typed:
         yield "  to try:"
         yield from (f"    {line}" for code in typed for line in code.splitlines())
-
-
-def _named(key: Sequence[Any]) -> str:
-    """Name a recurrence."""
-    direction = ", reverse" if key[2] == "reverse" else ""
-    chain = f", chain {key[3]}" if len(key) > 3 and key[3] else ""
-    return f"{key[0] or 'the model'}, layer {key[1]}{direction}{chain}"
 
 
 def _notes(run: Run) -> str:

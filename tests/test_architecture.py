@@ -35,7 +35,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "whatif":          ("types errors diagnose",                            "numpy pandas torch"),
     "plot":            ("types errors record",                              "numpy pandas matplotlib seaborn"),
     "report":          ("types errors record diagnose plot",            "numpy pandas matplotlib jinja2 markupsafe"),
-    "report.chart":    ("",                                                 "rich"),
+    "report.chart":    ("types",                                            "rich"),
     "run":             ("types errors record diagnose report",              "pandas"),
     "scope":           ("types errors record observe whatif run",           "torch"),
     "compare":         ("types errors report run",                          "pandas"),
@@ -48,7 +48,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "demo":            ("types report compare PUBLIC",                      "click rich torch pandas"),
     "demo.tasks":      ("",                                                 "torch"),
     "demo.digits":     ("",                                                 "torch sklearn"),
-    "demo.figure":     ("report",                                           "matplotlib seaborn"),
+    "demo.figure":     ("types",                                            "matplotlib seaborn"),
 }  # fmt: skip
 FREE = {*sys.stdlib_module_names, "__future__", "typing_extensions", "gradscope"}
 

@@ -9,8 +9,7 @@ import click
 
 import gradscope
 from gradscope.cli import shown
-
-LEVELS = ("info", "warning", "critical")
+from gradscope.types import SEVERITIES
 
 
 @click.command(short_help="Fail if a run has findings.")
@@ -29,7 +28,7 @@ def check(logdir: Path, fail_on: str) -> int:
         gradscope check runs/ci --fail-on critical
     """
     runs = gradscope.load(logdir)
-    worst = LEVELS[LEVELS.index(fail_on) :]
+    worst = SEVERITIES[SEVERITIES.index(fail_on) :]
     if isinstance(runs, gradscope.Run):
         with shown.waiting("reading the run"):
             findings = runs.findings()

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gradscope.types import Finding
+from gradscope.types import Finding, in_short
 
 COLOURS = {"critical": "bold red", "warning": "yellow", "info": "blue"}
 PLAIN = {
@@ -148,7 +148,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     table.add_column("what", ratio=1)
     for finding in findings:
         severity = Text("–" if finding.code == "healthy" else finding.severity, _colour(finding))
-        table.add_row(severity, Text(finding.code), Text(place(finding)), Text(finding.title))
+        place = "whole model" if finding.layer_key is None else in_short(finding.layer_key)
+        table.add_row(severity, Text(finding.code), Text(place), Text(finding.title))
     return table
 
 
@@ -165,12 +166,3 @@ def runs_table(findings: Iterable[tuple[str, Finding]]) -> Table:
 
 def _colour(finding: Finding) -> str:
     return "green" if finding.code == "healthy" else COLOURS[finding.severity]
-
-
-def place(finding: Finding) -> str:
-    """Name the layer of a finding, in short."""
-    key = finding.layer_key
-    if key is None:
-        return "whole model"
-    chain = f" chain {key.chain}" if key.chain else ""
-    return f"{key.module or 'model'}[{key.layer}]{'' if key.direction == 'forward' else ' reverse'}{chain}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradscope.demo.summary import Summary
 from gradscope.demo.training import CELLS, CLIPPINGS
-from gradscope.report.chart import FLOOR
+from gradscope.types import HORIZON_SHARE
 
 LINES = dict(zip(CLIPPINGS, ("-", "--"), strict=True))
 
@@ -32,7 +32,7 @@ def save(summaries: Sequence[Summary], path: Path) -> None:
             colour, style = colours[summary.trial.cell], LINES[summary.trial.clipping]
             axes.fill_between(reach.index, reach["p10"], reach["p90"], color=colour, alpha=0.12, linewidth=0)
             axes.plot(reach.index, reach["p50"], style, color=colour, linewidth=2, label=summary.trial.title)
-        axes.axhline(FLOOR, color="0.35", linewidth=1, linestyle=(0, (1, 2)))
+        axes.axhline(HORIZON_SHARE, color="0.35", linewidth=1, linestyle=(0, (1, 2)))
         axes.set(yscale="log", xlabel="steps back", ylabel="share of the loss gradient left (reach)", xmargin=0)
         axes.set_title("How far back the loss gradient reaches", loc="left")
         figure.legend(frameon=False, loc="outside right upper")

@@ -7,6 +7,7 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from gradscope.demo.training import Trial
+from gradscope.types import LATE
 from gradscope.types.clips import share
 from gradscope.types.loss import Change, change
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from gradscope import LayerKey, Run
 
-LATE = 4  # recorded steps at the end under one median, as a single batch shows little
 SATURATED = 0.25  # least share that the sentence mentions
 FAINT = 0.05  # with a smaller share the first inputs have little influence
 

@@ -11,7 +11,6 @@ shows the median of the last recorded steps, or the last ones before NaN. If rec
 """
 
 from gradscope.plot.clips import clipping, thresholds
-from gradscope.plot.data import LATE
 from gradscope.plot.fleet import runs
 from gradscope.plot.gates import gates, saturation
 from gradscope.plot.gradients import heatmap, horizon, jacobians, reach, timesteps
@@ -20,7 +19,6 @@ from gradscope.plot.timeline import timeline
 from gradscope.plot.weights import spectra, updates
 
 __all__ = [
-    "LATE",
     "clipping",
     "gates",
     "heatmap",

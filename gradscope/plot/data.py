@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradscope.errors import GradscopeError
-from gradscope.types import LayerKey, loss
+from gradscope.types import LATE, LayerKey, loss
 from gradscope.types.clips import limiting, looked_at
 
 if TYPE_CHECKING:
     from gradscope.record import RunData
 
-LATE = 4
-"""Recorded steps at the end under one median, as a single batch shows little."""
 QUANTILES = ("p10", "p50", "p90")
 MAX_CELLS = 400
 """Most columns of a heatmap and points of a line; longer sequences appear in bins of several timesteps."""
@@ -64,12 +62,6 @@ def one(run: RunData, layer: Layer) -> LayerKey | None:
     if len(layers) > 1:
         raise GradscopeError(f"this figure shows one layer, not {len(layers)}: pass layer=run.layers[i]")
     return layers[0] if layers else None
-
-
-def label(key: LayerKey) -> str:
-    """Name a layer on a figure."""
-    chain = f" chain {key.chain}" if key.chain else ""
-    return f"{key.module or 'model'}[{key.layer}]{'' if key.direction == 'forward' else ' reverse'}{chain}"
 
 
 def recorded(run: RunData, key: LayerKey) -> list[int]:

@@ -8,13 +8,13 @@ import numpy as np
 
 from gradscope.plot import data, style
 from gradscope.plot.data import Frame, Layer, Steps
+from gradscope.types import HORIZON_SHARE, in_short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from gradscope.record import RunData
 
-FLOOR = 1e-3  # share of the gradient at the horizon
 JACOBIANS = {
     "jacobian": "whole state",
     "jacobian_h": "h alone",
@@ -50,7 +50,7 @@ def timesteps(
     """
     ax = style.axes(ax)
     keys = data.chosen(run, layer)
-    frames = {data.label(key): data.spread(run, key, quantity, step) for key in keys}
+    frames = {in_short(key): data.spread(run, key, quantity, step) for key in keys}
     ax.set_title(style.TITLES.get(quantity, quantity), loc="left")
     level = 1.0 if quantity in (*JACOBIANS, "gain") else None
     if not _curves(ax, frames, "t", line, level):
@@ -75,11 +75,11 @@ def reach(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | N
         GradscopeError: the run has no such layer.
     """
     ax = style.axes(ax)
-    frames = {data.label(key): data.reached(run, key, step) for key in data.chosen(run, layer)}
+    frames = {in_short(key): data.reached(run, key, step) for key in data.chosen(run, layer)}
     ax.set_title("Reach of the loss gradient", loc="left")
-    if not _curves(ax, frames, "lag", line, FLOOR):
+    if not _curves(ax, frames, "lag", line, HORIZON_SHARE):
         return style.message(ax, "no positive finite reach at these steps", line)
-    style.reference(ax, FLOOR, "horizon")
+    style.reference(ax, HORIZON_SHARE, "horizon")
     ax.set(xlabel="steps back", ylabel="share of the gradient left")
     return ax
 
@@ -186,7 +186,7 @@ def horizon(run: RunData, *, layer: Layer = None, ax: Axes | None = None, **line
         GradscopeError: the run has no such layer.
     """
     ax = style.axes(ax)
-    frames = {data.label(key): data.horizons(run, key) for key in data.chosen(run, layer)}
+    frames = {in_short(key): data.horizons(run, key) for key in data.chosen(run, layer)}
     frames = {name: frame for name, frame in frames.items() if frame["horizon"].notna().any()}
     ax.set_title("Horizon over training", loc="left")
     if not frames:

@@ -11,7 +11,7 @@ from gradscope.errors import GradscopeError
 from gradscope.plot import data, style
 from gradscope.plot.gradients import horizon
 from gradscope.plot.loss import loss
-from gradscope.types import Finding, LayerKey
+from gradscope.types import LATE, Finding, LayerKey, in_short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def _panels(run: RunData, findings: Sequence[Finding], layer: Layer) -> list[tup
 
 def _shortest(run: RunData, keys: Sequence[LayerKey]) -> list[LayerKey]:
     """Return the layers with the shortest last horizons, in their order."""
-    last = {key: data.horizons(run, key)["horizon"].dropna().tail(data.LATE).median() for key in keys}
+    last = {key: data.horizons(run, key)["horizon"].dropna().tail(LATE).median() for key in keys}
     known = sorted((key for key in keys if np.isfinite(last[key])), key=lambda key: last[key])[:LAYERS]
     return [key for key in keys if key in known]
 
@@ -98,7 +98,7 @@ def _loss(ax: Axes, run: RunData) -> None:
 
 def _horizons(ax: Axes, run: RunData, keys: Sequence[LayerKey]) -> None:
     for key, colour in zip(keys, style.colours(len(keys)), strict=True):
-        horizon(run, layer=key, ax=ax, color=colour, **({"label": data.label(key)} if len(keys) > 1 else {}))
+        horizon(run, layer=key, ax=ax, color=colour, **({"label": in_short(key)} if len(keys) > 1 else {}))
     style.legend(ax, loc="upper left", bbox_to_anchor=(1, 1.1))
     ax.set_title("", loc="left")
     ax.set_ylabel("horizon")

@@ -10,14 +10,11 @@ from gradscope.errors import GradscopeError
 from gradscope.record import duck, meta
 from gradscope.record.query import conditions
 from gradscope.record.schema import TABLES, TEXT, choices
-from gradscope.types import Finding
+from gradscope.types import LATE, SEVERITIES, Finding
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-LATE = 4
-"""Recorded steps at the end of a run that one median covers, as in its report."""
-SEVERITIES = ("info", "warning", "critical")
 FOUND: Mapping[str, str] = {
     "finding": "the run's worst finding; of several equally severe findings, the most probable cause",
     "severity": "severity of that finding; empty for a healthy run",

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from gradscope.record.statistics import BLOCKS, STATISTICS, Array, Values, statistics
-from gradscope.types import Analysis, LayerKey, Rows
+from gradscope.types import HORIZON_SHARE, Analysis, LayerKey, Rows
 
-FLOOR = 1e-3
 GRADIENT_SLACK = 4  # rounding differences grow on the way back through time
 COARSE = 1e-2
 OF_GRADIENTS = frozenset({"grad_h", "grad_h_direct", "grad_c", "weight_grad"})
@@ -164,9 +163,9 @@ def horizon_and_decay(reach: Array) -> tuple[float, bool, float]:
     known = np.isfinite(reach)
     if not known.any():
         return math.nan, False, math.nan
-    below = np.flatnonzero(known & (reach < FLOOR))
+    below = np.flatnonzero(known & (reach < HORIZON_SHARE))
     horizon, censored = (int(below[0]), False) if len(below) else (len(reach) - 1, True)
-    lags = np.flatnonzero(known & (reach >= FLOOR))
+    lags = np.flatnonzero(known & (reach >= HORIZON_SHARE))
     if len(lags) < 2:
         return horizon, censored, math.nan
     centred, heights = lags - lags.mean(), np.log10(reach[lags])

@@ -8,7 +8,8 @@ from math import ceil, floor, isfinite, log2, log10
 
 from rich.text import Text
 
-FLOOR = 1e-3
+from gradscope.types import HORIZON_SHARE
+
 COLOURS = ("#56B4E9", "#E69F00", "#009E73")  # Okabe and Ito 2008: distinct for the colour-blind as well
 DEEPEST = -9
 HEIGHT = 16
@@ -84,7 +85,7 @@ def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64, rows: int = HEIGH
         deepest: the lowest power of ten of the axis.
     """
     axes = _fit([curve.values for curve in curves], columns, rows, deepest)
-    rule: Cells = {(axes.row(log10(FLOOR)), column): (pen.rule, "dim") for column in range(columns)}
+    rule: Cells = {(axes.row(log10(HORIZON_SHARE)), column): (pen.rule, "dim") for column in range(columns)}
     cells: Cells = {}
     ends: list[tuple[int, int, str, str]] = []
     for index, curve in enumerate(curves):
@@ -99,7 +100,7 @@ def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64, rows: int = HEIGH
 def _fit(curves: Sequence[Sequence[float]], columns: int, height: int, deepest: int) -> Axes:
     visible = [log10(value) for values in curves for value in values if _visible(value)] or [0.0]
     top = max(0, ceil(max(visible)))
-    bottom = min(round(log10(FLOOR)) - 1, max(deepest, floor(min(visible))), top - 1)
+    bottom = min(round(log10(HORIZON_SHARE)) - 1, max(deepest, floor(min(visible))), top - 1)
     decades = top - bottom
     rows = decades * (height // decades) if decades <= height else height
     return Axes(top, bottom, max(1, *(len(values) - 1 for values in curves)), rows + 1, columns)
@@ -144,7 +145,7 @@ def _labels(ends: list[tuple[int, int, str, str]], drawn: Cells, axes: Axes) -> 
         start = 1 + max([column, *(right for line, right in drawn if line == free)])
         cells |= {
             (free, start + place): (letter, style)
-            for place, letter in enumerate(f" {name}{' ' * (free == axes.row(log10(FLOOR)))}")
+            for place, letter in enumerate(f" {name}{' ' * (free == axes.row(log10(HORIZON_SHARE)))}")
         }
     return cells
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gradscope.plot import LATE, data
+from gradscope.plot import data
 from gradscope.record import TABLES, RunData
 from gradscope.record.query import Condition, Filters, conditions
-from gradscope.types import LayerKey
+from gradscope.types import LATE, LayerKey
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 import gradscope.plot as plot
-from gradscope.record.fleet import COLUMNS, SEVERITIES, FleetData, diagnosed, worst
+from gradscope.record.fleet import COLUMNS, FleetData, diagnosed, worst
 from gradscope.report import words
 from gradscope.report.summary import Figures, picture_data
-from gradscope.types import Finding
+from gradscope.types import SEVERITIES, Finding
 from gradscope.types.loss import number
 
 Frame = Any

@@ -9,10 +9,9 @@ from typing import Any
 from gradscope.plot import data
 from gradscope.record import RunData
 from gradscope.report import words
-from gradscope.types import Finding, LayerKey
+from gradscope.types import LATE, SEVERITIES, Finding, LayerKey
 
 Frame = Any
-RANKS = {"critical": 0, "warning": 1, "info": 2}
 COLUMNS = {
     "horizon": "steps back until 1/1000 of the loss gradient is left: at the first record → at the last four; "
     "one number for fewer than five records",
@@ -30,12 +29,12 @@ OPEN = 12
 
 def worst_first(keys: Sequence[LayerKey], findings: Sequence[Finding], run: RunData) -> list[LayerKey]:
     """Sort layers by the severity of their findings, then by the horizon relative to the length of the sequences."""
-    severity = {key: 3 for key in keys}
+    severity = dict.fromkeys(keys, -1)
     for finding in findings:
         key = finding.layer_key
         if key in severity and key is not None and finding.code != "healthy":
-            severity[key] = min(severity[key], RANKS[finding.severity])
-    return sorted(keys, key=lambda key: (severity[key], _reach(data.horizons(run, key)), keys.index(key)))
+            severity[key] = max(severity[key], SEVERITIES.index(finding.severity))
+    return sorted(keys, key=lambda key: (-severity[key], _reach(data.horizons(run, key)), keys.index(key)))
 
 
 def _reach(horizons: Frame) -> float:
@@ -50,11 +49,11 @@ def numbers(run: RunData, key: LayerKey) -> dict[str, Any]:
     """Compute the numbers of a layer, at the last recorded steps unless their names say otherwise."""
     horizons = data.horizons(run, key)
     recorded, gradient = data.recorded(run, key), data.spread(run, key, "grad_h")
-    late = horizons[horizons["step"].isin(recorded[-data.LATE :])]
+    late = horizons[horizons["step"].isin(recorded[-LATE:])]
     gate, saturated = _most_saturated(data.saturated(run, key, "t"))
     residual = data.read(run, "layers", ["residual"], key._asdict())["residual"]
     return {
-        "horizon_first": _horizon(horizons.head(1 if len(recorded) > data.LATE else 0)),
+        "horizon_first": _horizon(horizons.head(1 if len(recorded) > LATE else 0)),
         "horizon": _horizon(late),
         "timesteps": int(late["timesteps"].max()) if len(late) else 0,
         "decay": _median(late["decay"]),

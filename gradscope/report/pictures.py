@@ -10,7 +10,7 @@ import gradscope.plot as plot
 from gradscope.plot import data
 from gradscope.record import RunData
 from gradscope.report import words
-from gradscope.types import LayerKey
+from gradscope.types import LATE, LayerKey
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,9 +48,9 @@ def _then_and_now(
 
     def both(run: RunData, key: LayerKey, ax: Axes) -> None:
         steps = data.recorded(run, key)
-        if len(steps) > data.LATE and (table(run, key, steps[0])["p50"] > 0).any():
+        if len(steps) > LATE and (table(run, key, steps[0])["p50"] > 0).any():
             draw(run, layer=key, step=steps[0], ax=ax, label=f"step {steps[0]}", color="C7", linestyle="--")
-            draw(run, layer=key, ax=ax, label=f"steps {steps[-data.LATE]} to {steps[-1]}")
+            draw(run, layer=key, ax=ax, label=f"steps {steps[-LATE]} to {steps[-1]}")
         else:
             draw(run, layer=key, ax=ax, label=_label(steps))
 
@@ -59,7 +59,7 @@ def _then_and_now(
 
 def _label(steps: Sequence[int]) -> str:
     """Name the few steps behind one curve."""
-    return f"step {steps[0]}" if len(steps) == 1 else f"median of steps {', '.join(map(str, steps[-data.LATE :]))}"
+    return f"step {steps[0]}" if len(steps) == 1 else f"median of steps {', '.join(map(str, steps[-LATE:]))}"
 
 
 def _gradient(run: RunData, key: LayerKey, step: Any = None) -> Frame:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradscope.diagnose.headline import learns
-from gradscope.plot import data
 from gradscope.record import RunData
 from gradscope.report import words
-from gradscope.report.layers import RANKS
 from gradscope.report.settings import differing, separating, settings_of
-from gradscope.types import Finding, LayerKey
+from gradscope.types import LATE, SEVERITIES, Finding, LayerKey
 from gradscope.types.clips import share
 from gradscope.types.loss import change, known_losses
 
@@ -80,7 +78,7 @@ def _curve(steps: Any) -> list[float]:
 
 def _worst(findings: Sequence[Finding]) -> Finding | None:
     faults = [finding for finding in findings if finding.code != "healthy"]
-    return min(faults or findings, key=lambda finding: RANKS[finding.severity], default=None)
+    return max(faults or findings, key=lambda finding: SEVERITIES.index(finding.severity), default=None)
 
 
 def _horizon(run: RunData) -> str:
@@ -88,7 +86,7 @@ def _horizon(run: RunData) -> str:
     layers = run.source.read("layers").sort_values("step", kind="stable")
     horizons: list[tuple[float, bool, int]] = []
     for _, rows in layers[layers["horizon"].notna()].groupby(list(LayerKey._fields)):
-        late = rows.tail(data.LATE)
+        late = rows.tail(LATE)
         censored = bool(late["horizon_censored"].mean() > 0.5)
         horizons.append((float(late["horizon"].median()), censored, int(late["timesteps"].max())))
     if not horizons:

@@ -11,10 +11,9 @@ from gradscope.plot import data
 from gradscope.plot.style import colours
 from gradscope.record import RunData
 from gradscope.report import words
-from gradscope.report.layers import RANKS, cells, numbers
+from gradscope.report.layers import cells, numbers
 from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, finding_data, picture_data, settings
-from gradscope.types import Finding, LayerKey
-from gradscope.types.findings import where
+from gradscope.types import SEVERITIES, Finding, LayerKey, in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +130,7 @@ def summarise_runs(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tup
 
 
 def _run(name: str, run: RunData, findings: Sequence[Finding]) -> dict[str, Any]:
-    severities = sorted((finding.severity for finding in findings), key=lambda severity: RANKS[severity])
+    severities = sorted((finding.severity for finding in findings), key=SEVERITIES.index, reverse=True)
     return {
         "name": name,
         "facts": facts(run),
@@ -145,7 +144,7 @@ def _layer(place: Place) -> dict[str, Any]:
     return {
         "id": place.owner,
         "key": place.key._asdict(),
-        "name": where(place.key),
+        "name": in_words(place.key),
         "runs": [{"name": name, "numbers": own, "cells": cells(own)} for name, own in by_run.items()],
     }
 

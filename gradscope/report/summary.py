@@ -13,9 +13,8 @@ from gradscope.record import RunData
 from gradscope.report import words
 from gradscope.report.layers import cells, numbers, worst_first
 from gradscope.report.pictures import CLIPPING, LAYER, Picture
-from gradscope.types import Finding, LayerKey
+from gradscope.types import Finding, LayerKey, in_words
 from gradscope.types.clips import measured, share
-from gradscope.types.findings import where
 from gradscope.types.loss import change
 
 Frame = Any
@@ -96,7 +95,7 @@ def _layer(run: RunData, key: LayerKey, findings: Sequence[Finding]) -> dict[str
     own = [finding for finding in findings if finding.layer_key == key and finding.code != "healthy"]
     return {
         "key": key._asdict(),
-        "name": where(key),
+        "name": in_words(key),
         "numbers": values,
         "cells": cells(values),
         "codes": [{"code": finding.code, "severity": finding.severity} for finding in own],
@@ -109,7 +108,7 @@ def finding_data(finding: Finding) -> dict[str, Any]:
         "code": finding.code,
         "severity": finding.severity,
         "layer": None if finding.layer_key is None else finding.layer_key._asdict(),
-        "where": "the whole model" if finding.layer_key is None else where(finding.layer_key),
+        "where": "the whole model" if finding.layer_key is None else in_words(finding.layer_key),
         "title": finding.title,
         "explanation": finding.explanation,
         "evidence": [{"name": k, "value": v, "text": words.as_text(v)} for k, v in finding.evidence.items()],

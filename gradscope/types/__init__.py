@@ -7,13 +7,28 @@ record -> show: `Batch`, the rows of one optimizer step
 diagnose -> show: `Finding`
 """
 
-from gradscope.types.calls import Direction, Joined, Kept, KernelCall, LayerKey, Link, Stack, Strand, Weights
+from gradscope.types.calls import (
+    Direction,
+    Joined,
+    Kept,
+    KernelCall,
+    LayerKey,
+    Link,
+    Stack,
+    Strand,
+    Weights,
+    in_short,
+    in_words,
+)
 from gradscope.types.cells import CellSpec, GateKind, Positions, Recurrence, WholeCall
-from gradscope.types.findings import Finding, Remedy, Severity
+from gradscope.types.findings import SEVERITIES, Finding, Remedy, Severity
 from gradscope.types.origin import Origin
-from gradscope.types.results import Analysis, Batch, Block, Gate, Rows
+from gradscope.types.results import HORIZON_SHARE, LATE, Analysis, Batch, Block, Gate, Rows
 
 __all__ = [
+    "HORIZON_SHARE",
+    "LATE",
+    "SEVERITIES",
     "Analysis",
     "Batch",
     "Block",
@@ -37,4 +52,6 @@ __all__ = [
     "Strand",
     "Weights",
     "WholeCall",
+    "in_short",
+    "in_words",
 ]

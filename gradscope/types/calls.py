@@ -27,6 +27,18 @@ class LayerKey(NamedTuple):
     chain: int
 
 
+def in_words(key: LayerKey) -> str:
+    """Name a layer in words: `encoder, layer 1, reverse`."""
+    chain = f", chain {key.chain}" if key.chain else ""
+    return f"{key.module or 'the model'}, layer {key.layer}{', reverse' if key.direction == 'reverse' else ''}{chain}"
+
+
+def in_short(key: LayerKey) -> str:
+    """Name a layer in short: `encoder[1] reverse`."""
+    chain = f" chain {key.chain}" if key.chain else ""
+    return f"{key.module or 'model'}[{key.layer}]{'' if key.direction == 'forward' else ' reverse'}{chain}"
+
+
 @dataclass(frozen=True, slots=True)
 class KernelCall:
     """Arguments of one call of torch's fused kernel, or of a cell's.

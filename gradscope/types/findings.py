@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from gradscope.types.calls import LayerKey
+from gradscope.types.calls import LayerKey, in_words
 
 if TYPE_CHECKING:
     from torch import nn
 
 Severity = Literal["info", "warning", "critical"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+"""The least severe first."""
 COLOURS: Mapping[Severity, str] = {"critical": "#c62828", "warning": "#b26a00", "info": "#1565c0"}
 
 
@@ -74,7 +76,7 @@ class Finding:
         """Render a card for notebooks."""
         colour = "#2e7d32" if self.code == "healthy" else COLOURS[self.severity]
         code = self.code if self.code == "healthy" else f"{self.severity} · {self.code}"
-        place = "the whole model" if self.layer_key is None else where(self.layer_key)
+        place = "the whole model" if self.layer_key is None else in_words(self.layer_key)
         lines = [
             f'<p><b style="color: {colour}">{code}</b> <span style="opacity: 0.7">{escape(place)}</span></p>',
             f"<p><b>{escape(self.title)}</b></p>",
@@ -83,9 +85,3 @@ class Finding:
         for remedy in self.remedies:
             lines += [f"<p>{escape(remedy.title)}</p>", f"<pre><code>{escape(remedy.code)}</code></pre>"]
         return f'<div style="border-left: 4px solid {colour}; padding-left: 12px">{"".join(lines)}</div>'
-
-
-def where(key: LayerKey) -> str:
-    """Name a layer in words."""
-    chain = f", chain {key.chain}" if key.chain else ""
-    return f"{key.module or 'the model'}, layer {key.layer}{', reverse' if key.direction == 'reverse' else ''}{chain}"

@@ -11,6 +11,11 @@ from gradscope.types.calls import Direction
 if TYPE_CHECKING:
     from torch import Tensor
 
+HORIZON_SHARE = 1e-3
+"""The share of the loss gradient that is left at the horizon."""
+LATE = 4
+"""Recorded steps at the end of a training under one median, as a single batch shows little."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
