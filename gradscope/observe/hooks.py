@@ -82,7 +82,7 @@ class CallHooks:
                     handle.remove()
                 self.recurrence(call, inner._replace(results=tuple(state)))
 
-        self._following.unsettle(call, mend)
+        self._following.correct_later(call, mend)
 
 
 def leaves_of(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Node, ...]:
