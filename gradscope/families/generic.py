@@ -217,7 +217,7 @@ class _Measuring:
             first = rows = (rows / scale.unsqueeze(-1)).to(rows.dtype)
             rows = steps.pull(t, rows).masked_fill(~runs.unsqueeze(-1), 0)
             rows = rows if links is None else rows * links[t]
-        if probed:  # one step of subspace iteration: a lower bound, close where the product has a leading direction
+        if probed:  # one step of subspace iteration: a lower bound, close if the product has a leading direction
             first, log = self._forward(lengths, torch.linalg.qr(first.transpose(0, 1).mT)[0].mT.transpose(0, 1))
         size, spans = steps.largest_of(first), lengths - 1
         return (

@@ -46,7 +46,7 @@ class Anchors(NamedTuple):
 
 
 def pick_anchors(entering: Tensor) -> Anchors:
-    """Choose up to `ANCHORS` timesteps per sequence, evenly spaced over those where gradient enters, and the last one.
+    """Choose up to `ANCHORS` timesteps per sequence, evenly spaced over those where gradient enters, with the last.
 
     Args:
         entering: norm of the gradient that enters the state from outside, [T, B].

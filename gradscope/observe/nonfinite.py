@@ -54,5 +54,5 @@ class Nonfinite:
         return [Rows("notes", {"step": step, **key._asdict(), "reason": reason}) for key, reason in lost]
 
     def step_over(self, *, clipped: bool) -> None:
-        """The next step begins; a loop that clips in one step is taken to clip in the next."""
+        """Begin the next step; assumes that a loop that clips in one step clips in the next."""
         self.suspect, self._clipped = False, clipped

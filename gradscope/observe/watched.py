@@ -72,9 +72,9 @@ def find_watched(
     return Watched(model, layers, own)
 
 
-def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
-    known = any(isinstance(module, kind) for kind in asked or ())
-    return Cell(name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), asked=known)
+def _cell(name: str, module: nn.Module, spec: CellSpec, cells: Iterable[type] | None) -> Cell:
+    named = any(isinstance(module, kind) for kind in cells or ())
+    return Cell(name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), asked=named)
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:
