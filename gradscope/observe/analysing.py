@@ -11,12 +11,9 @@ from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.join_cell import join_cells
 from gradscope.families import Work, analyse, analyse_kept, analyse_recurrence, certify
 from gradscope.observe.observed import ObservedCall, WeightGradient
-from gradscope.observe.origins import stack_of
+from gradscope.observe.origins import Chained, stack_of
 from gradscope.observe.updates import with_updates
 from gradscope.types import Analysis
-
-Numbered = tuple[int, list[ObservedCall], Chain]
-"""A chain's number within its module, the calls of the module, and the chain."""
 
 
 def analyse_calls(
@@ -40,7 +37,7 @@ def analyse_calls(
     return [(first.module, n, each) for first, n, each in zip(firsts, numbers, analyses, strict=True)]
 
 
-def chains_of(calls: Sequence[ObservedCall]) -> list[Numbered]:
+def chains_of(calls: Sequence[ObservedCall]) -> list[Chained]:
     """Join calls into chains, in the order of their first calls."""
     modules: dict[str, list[ObservedCall]] = {}
     for call in sorted(calls, key=lambda call: call.index):
@@ -61,7 +58,7 @@ def _analyse_chain(calls: list[ObservedCall], chain: Chain, work: Work, factor: 
     return analyses or analyse(stack_of(calls, chain, factor), work=work, sketch=sketch)
 
 
-def _certify(chains: Sequence[Numbered], analyses: list[list[Analysis]], factor: Tensor | float) -> None:
+def _certify(chains: Sequence[Chained], analyses: list[list[Analysis]], factor: Tensor | float) -> None:
     """Compare rebuilt gradients of weights with the accumulated ones, if all of these are known."""
     for gradients, places in _groups(chains):
         totals = [gradient.total for gradient in gradients if gradient.total is not None]
@@ -72,7 +69,7 @@ def _certify(chains: Sequence[Numbered], analyses: list[list[Analysis]], factor:
                 analyses[i][j] = analysis
 
 
-def _groups(chains: Sequence[Numbered]) -> list[tuple[list[WeightGradient], list[tuple[int, int]]]]:
+def _groups(chains: Sequence[Chained]) -> list[tuple[list[WeightGradient], list[tuple[int, int]]]]:
     """Group the gradients of weights with their chains and layers; weights made anew for each call form one group."""
     groups: list[tuple[dict[int, WeightGradient], dict[tuple[int, int], None]]] = []
     for i, (_, calls, chain) in enumerate(chains):

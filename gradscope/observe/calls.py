@@ -184,10 +184,8 @@ class CallReceiver:
     # --- helpers
 
     def _observes(self) -> bool:
-        """True if this step needs calls, and this one has a graph and runs under no transform of `torch.func`."""
-        if not self.listening or not torch.is_grad_enabled():
-            return False
-        return transform() is None
+        """True if this step needs calls, gradients are enabled, and no transform of `torch.func` runs."""
+        return self.listening and torch.is_grad_enabled() and transform() is None
 
     def _check_carried(self, name: str, state: Sequence[Tensor], rows: int) -> None:
         """On the first call after a recorded step, copy its state if that may be carried over from the recorded step.

@@ -82,7 +82,7 @@ class Observer:
         work = Work(settings.wanted)
         self.calls = CallReceiver(self._layers, own, settings.limit, work, guard, self._clock.start)
         self._passes = Passes(self.tree.parameters)
-        self._parameters.when_replaced(self._passes.anew)
+        self._parameters.when_replaced(self._passes.forget_parameters)
         self._owners = Owners(self.tree, modules, partial(guard.call, tell))
         self.ledger = Ledger(self._parameters, self._passes.losses, guard, self._owners, self._over)
         self._look, self._alarm = self.ledger.look, Alarm(jumps=settings.jumps)

@@ -16,7 +16,7 @@ from gradscope.observe.observed import ObservedCall
 from gradscope.types import Direction, Kept, LayerKey, Origin, Stack
 
 Chained = tuple[int, list[ObservedCall], Chain]
-"""Number within the module, calls of the module, and chain."""
+"""Number of a chain within its module, the calls of the module, and the chain."""
 KeyedOrigin = tuple[LayerKey, Origin]
 
 

@@ -90,7 +90,7 @@ class Passes:
         """True if a pass of this step has ended."""
         return bool(self._pending or self._without_parameters)
 
-    def owner(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
+    def add_optimizer(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
         """Choose witnesses for an optimizer that steps observed parameters.
 
         Args:
@@ -106,7 +106,7 @@ class Passes:
         chosen = [p for part in parts for p in _spread(part, WITNESSES // 2)]
         self._witnesses = list({id(p): p for p in (*self._witnesses, *chosen)}.values())
 
-    def anew(self) -> None:
+    def forget_parameters(self) -> None:
         """Forget all parameters: others have replaced them."""
         self._shares.clear()
         self._witnesses = []
@@ -147,9 +147,7 @@ class Passes:
                 self._without_parameters = [self.losses.of(roots)]
             return False
         self._arrives = True
-        if one.touched and not (
-            one.within and self._seen_within
-        ):  # an optimizer may evaluate many closures: the first counts
+        if one.touched and not (one.within and self._seen_within):  # of many closures in a step only the first counts
             one.loss = self.losses.of(roots)
             self._pending.append(one)
         self._seen_within |= one.within
@@ -175,7 +173,7 @@ class Passes:
         if self.within:
             self.within_step(False)
         if optimizer is not None and share is not self._latest:
-            self.owner(optimizer, share or set(), recurrent)
+            self.add_optimizer(optimizer, share or set(), recurrent)
             self._latest = share
         return losses
 
