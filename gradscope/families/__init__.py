@@ -1,4 +1,4 @@
-"""The mathematics of recurrences: each family's equations, and what is measured of every one alike."""
+"""The mathematics of recurrences: the equations of each family, and the measurements common to all."""
 
 from gradscope.families.generic import analyse_recurrence
 from gradscope.families.kept import analyse_kept

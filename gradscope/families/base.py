@@ -1,12 +1,12 @@
-"""What a recurrent family has to know: its gates, how to rebuild them, and its step Jacobian as a linear map.
+"""The interface of a recurrent family: its gates, their replay, and its step Jacobian as a linear map.
 
 Notation, here and in the families: T timesteps, B sequences, D input, H hidden, P size of `h` (H, or the
 projection's), G gates. `U` is `weight_hh`, and `U_k` gate k's block of H rows. The state is the tuple `(h,)` or
 `(h, c)`. A *cotangent* is dL/dstate, a *tangent* is a direction in state space; both may carry extra leading
 dimensions before [B, .].
 
-Every family measures at **all** timesteps at once: `h_{t-1}` is known from the layer's output, so nothing but the cell
-path of an LSTM needs a scan forward, and the Jacobian of a step is never formed.
+Every family measures at **all** timesteps at once: the layer's output gives `h_{t-1}`, so only the cell path of an LSTM
+needs a forward scan, and no family forms the Jacobian of a step.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Layer:
 
     Attributes:
         weights: the parameters that the kernel used.
-        input: [T, B, D]; None where the gates are known.
+        input: [T, B, D]; None if the gates are known.
         h_0: [B, P].
         c_0: [B, H] for an LSTM.
-        output: h_t as the kernel gave it, [T, B, P].
-        given: h_{t-1} and c_{t-1} as they were given to the step, [T, B, .] each, where a loop has changed what the
-            step before returned; else None.
-        links: what the loop has multiplied them by, [T, B, .] each; None with `given`.
-        gates: after their nonlinearity, [G, T, B, H], where the kernel kept them.
+        output: h_t from the kernel, [T, B, P].
+        state_inputs: h_{t-1} and c_{t-1} as inputs of the step, [T, B, .] each, if a loop changes the results of the
+            step before; else None.
+        links: factors of the loop on these, [T, B, .] each; None with `state_inputs`.
+        gates: after their nonlinearity, [G, T, B, H], if the kernel saved them.
     """
 
     weights: Weights
@@ -47,29 +47,29 @@ class Layer:
     h_0: Tensor
     c_0: Tensor | None
     output: Tensor
-    given: State | None = None
+    state_inputs: State | None = None
     links: State | None = None
     gates: Tensor | None = None
 
     @property
     def previous(self) -> Tensor:
         """h_{t-1}, [T, B, P]."""
-        if self.given is not None:
-            return self.given[0]
+        if self.state_inputs is not None:
+            return self.state_inputs[0]
         return torch.cat([self.h_0.unsqueeze(0), self.output[:-1]])
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The inside of a layer, rebuilt.
+    """The rebuilt gates and cells of a layer.
 
     Attributes:
-        layer: what it was rebuilt from.
+        layer: the source.
         previous: h_{t-1}, [T, B, P].
-        gates: gates after their nonlinearity, [T, B, G, H], in the order of the blocks of `weight_hh`; each gate in one
-            stretch of memory, which makes everything elementwise faster.
+        gates: gates after their nonlinearity, [T, B, G, H], in the order of the blocks of `weight_hh`; each gate is
+            contiguous, which speeds up elementwise operations.
         cells: c_{-1}, c_0, ..., c_{T-1}, [T + 1, B, H] (LSTM).
-        before: c_{t-1} as given, [T, B, H], where a loop has changed it.
+        cell_inputs: c_{t-1} as input of the step, [T, B, H], if a loop changes it.
         inner: the candidate's recurrent part U_n h_{t-1} + b_hn, [T, B, H] (GRU).
     """
 
@@ -78,7 +78,7 @@ class Trace:
     gates: Tensor
     cells: Tensor | None = None
     inner: Tensor | None = None
-    before: Tensor | None = None
+    cell_inputs: Tensor | None = None
 
 
 class Piece(NamedTuple):
@@ -87,7 +87,7 @@ class Piece(NamedTuple):
     Attributes:
         factors: the tensors that `scan` and `push` take, each [t, B, ...].
         hidden: the layer's state before any projection, [t, B, H].
-        output: h_t as rebuilt, [t, B, P].
+        output: rebuilt h_t, [t, B, P].
         previous: h_{t-1}, [t, B, P].
     """
 
@@ -112,7 +112,7 @@ class Cotangents(NamedTuple):
 class Family(ABC):
     """A recurrence.
 
-    Laws, held by the tests against autograd for every family:
+    Laws, which the tests check against autograd for every family:
 
     * `piece(...).output` equals the kernel's output;
     * `scan` is the transpose of `push`;
@@ -125,7 +125,7 @@ class Family(ABC):
 
     @abstractmethod
     def run(self, weights: Weights, x: Tensor, h_0: Tensor, c_0: Tensor | None) -> Tensor:
-        """Run one layer forward with the vendor's kernel: [T, B, D] -> [T, B, P]."""
+        """Run one layer forward with torch's kernel: [T, B, D] -> [T, B, P]."""
 
     @abstractmethod
     def replay(self, layer: Layer) -> Trace:
@@ -141,27 +141,27 @@ class Family(ABC):
 
     @abstractmethod
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
-        """What `sizes` needs: inner products of the rows of U, O(H^2) once per record; last, a tensor to work in.
+        """The constants of `sizes`: inner products of the rows of U, O(H^2) once per record; last, a work tensor.
 
-        Before that H ones: a product with them sums rows faster than a reduction.
+        Before the work tensor H ones: a product with ones sums rows faster than a reduction.
         """
 
     @abstractmethod
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
         """Carry cotangents back through consecutive steps, in place.
 
-        What a step needs besides goes where it was for the step before: memory that stays in the cache.
+        All steps share their temporary memory, which stays in the cache.
 
         Args:
             weights: the parameters.
             factors: of the steps, [t, B, ...].
-            states: cotangents of s_{-1}, s_0, ..., s_{t-1}, [t + 1, R, B, .], each holding what enters from outside;
-                what comes back through the recurrence is added, from the last to the first.
+            states: cotangents of s_{-1}, s_0, ..., s_{t-1}, [t + 1, R, B, .], which initially contain the gradients
+                from outside; the scan adds those from the recurrence, from the last to the first.
         """
 
     @abstractmethod
     def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
-        """What cotangents of s_t, [t, B, .], that `scan` has filled, are inside the step."""
+        """Cotangents inside the steps, from those of s_t after `scan`, [t, B, .]."""
 
     def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         """Carry cotangents of s_t, [R, B, .], back one step with factors [B, ...]: those of s_{t-1}."""
@@ -174,32 +174,32 @@ class Family(ABC):
         """Carry a tangent of s_{t-1} forward one step."""
 
     def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
-        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and the gates' of `cotangents`."""
+        """dL/d(W x_t + b_ih) by gate, [t, B, G, H], from the cotangent of s_t and `cotangents(...).gates`."""
         return gates
 
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Gates in the order of `gates`, [t, B, G, H], and, unless it is one of them, the `hidden` state."""
+        """Gates in the order of `gates`, [t, B, G, H], and the `hidden` state unless it is a gate."""
         return trace.gates[start:stop], piece.hidden
 
     @abstractmethod
     def limits(self, gate: str) -> tuple[float, float]:
-        """Below the first a unit of this gate is counted `low`, above the second `high`."""
+        """Limits of saturation: a unit of this gate is `low` below the first, `high` above the second."""
 
 
 TANH_LIMITS = (-0.9, 0.9)
 SIGMOID_LIMITS = (0.1, 0.9)
 RELU_LIMITS = (torch.finfo(torch.float32).tiny, math.inf)
-"""Below the smallest normal number: a smaller one would be 0 itself under `torch.set_flush_denormal(True)`."""
+"""The lower limit is the smallest normal number: `torch.set_flush_denormal(True)` would turn a smaller one into 0."""
 
 
 def preactivations(layer: Layer, previous: Tensor, gates: int) -> tuple[Tensor, Tensor]:
-    """W x_t + b_ih and U h_{t-1} + b_hh of all timesteps: GEMMs over T * B rows, [G, T, B, H] each."""
+    """W x_t + b_ih and U h_{t-1} + b_hh at all timesteps: GEMMs over T * B rows, [G, T, B, H] each."""
     w = layer.weights
     return _affine(layer.input, w.ih, w.b_ih, gates), _affine(previous, w.hh, w.b_hh, gates)
 
 
 def total_preactivation(layer: Layer, previous: Tensor, gates: int) -> Tensor:
-    """W x_t + b_ih + U h_{t-1} + b_hh of all timesteps, [G, T, B, H]."""
+    """W x_t + b_ih + U h_{t-1} + b_hh at all timesteps, [G, T, B, H]."""
     w = layer.weights
     bias = None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
     total = _affine(layer.input, w.ih, bias, gates)
@@ -220,23 +220,23 @@ def _rows_and_blocks(x: Tensor, weight: Tensor, gates: int) -> tuple[Tensor, Ten
 
 
 def sigmoid_backward(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """What autograd carries back through y = sigmoid(.), x y (1 - y), in one pass over memory; `out` may be x."""
+    """Carry x back through y = sigmoid(.): x y (1 - y), in one pass over memory; `out` may be x."""
     into = torch.empty_like(x) if out is None else out
     return torch.ops.aten.sigmoid_backward.grad_input(x, y, grad_input=into)
 
 
 def tanh_backward(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """What autograd carries back through y = tanh(.), x (1 - y^2), in one pass over memory; `out` may be x."""
+    """Carry x back through y = tanh(.): x (1 - y^2), in one pass over memory; `out` may be x."""
     into = torch.empty_like(x) if out is None else out
     return torch.ops.aten.tanh_backward.grad_input(x, y, grad_input=into)
 
 
 def gram(weights: Weights, gates: int) -> list[Tensor]:
-    """What `quadratic_form` takes: G_kl[i] = <U_k[i], U_l[i]>, doubled for k < l, [H] each, for (k, l) row by row."""
+    """Coefficients of `quadratic_form`: G_kl[i] = <U_k[i], U_l[i]>, doubled for k < l, [H] each, (k, l) row by row."""
     units = weights.hh.unflatten(0, (gates, -1)).transpose(0, 1)
     inner = torch.bmm(units, units.mT).mul_(2)
     inner.diagonal(dim1=1, dim2=2).div_(2)
-    rows = inner.flatten(1).mT.contiguous().unbind(0)  # rows to run along, not to jump
+    rows = inner.flatten(1).mT.contiguous().unbind(0)  # contiguous rows
     return [rows[k * gates + other] for k in range(gates) for other in range(k, gates)]
 
 
@@ -251,7 +251,7 @@ def linear_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor
 def quadratic_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor, spare: Tensor) -> Tensor:
     """sum_{k <= l} c_kl d_k d_l by unit, [N, H], of coefficients [H] each, row by row.
 
-    Into `out`; memory that is asked for anew costs several times what the operation does, hence `spare`.
+    Into `out`. `spare` is work memory: allocating it here would cost several times the operation itself.
     """
     count = len(d)
     linear_form(coefficients[:count], d, out).mul_(d[0])
@@ -262,14 +262,14 @@ def quadratic_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Ten
 
 
 def flat_weights(family: Family, weights: Weights) -> list[Tensor]:
-    """The parameters in the order in which torch's kernels take them.
+    """The parameters in the argument order of torch's kernels.
 
-    For cuDNN copies in one stretch of memory, as `nn.RNNBase.flatten_parameters` lays them out: it would copy them
-    anyway, and warn about it.
+    cuDNN gets contiguous copies in the layout of `nn.RNNBase.flatten_parameters`: without them cuDNN would copy the
+    parameters itself and warn.
 
     Args:
-        family: whose; its name is torch's own for the recurrence, in small letters.
-        weights: of one layer in one direction.
+        family: the recurrence; its name is torch's own, in small letters.
+        weights: parameters of one layer in one direction.
     """
     flat = [w for w in (weights.ih, weights.hh, weights.b_ih, weights.b_hh, weights.hr) if w is not None]
     if weights.hh.device.type != "cuda" or not torch.backends.cudnn.is_acceptable(weights.hh):

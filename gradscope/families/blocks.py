@@ -1,6 +1,6 @@
 """The recurrent weights themselves: spectral radius, spectral norm and orthogonality of each gate's block of U.
 
-With a projection R the block that is iterated is U_k R, H by H; its eigenvalues are those of R U_k beside zeros.
+With a projection R the iterated block is U_k R, H by H; its eigenvalues are those of R U_k and zeros.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ LARGE, HUGE = 1e15, 1e150
 
 
 def measure_blocks(family: Family, weights: Weights, eigenvalues: bool) -> dict[str, Block]:
-    """Gate -> its block of `weight_hh`.
+    """Measure the block of `weight_hh` of each gate, by gate.
 
     Args:
         family: names the gates.
         weights: the parameters.
-        eigenvalues: give the spectrum as well (and the radius exactly, whatever the width).
+        eigenvalues: compute the spectrum as well (and the exact radius at any width).
     """
     blocks = weights.hh.unflatten(0, (len(family.gates), -1))
-    return _describe(family.gates, blocks, blocks if weights.hr is None else blocks @ weights.hr, eigenvalues)
+    return _measure(family.gates, blocks, blocks if weights.hr is None else blocks @ weights.hr, eigenvalues)
 
 
 def measure_square_blocks(blocks: Mapping[str, Tensor], eigenvalues: bool) -> dict[str, Block]:
-    """The same for square blocks of any recurrent weights, by gate; others are left out."""
-    found: dict[str, Block] = {}
+    """Measure square blocks of any recurrent weights, by gate; skip other blocks."""
+    measured: dict[str, Block] = {}
     for gate, block in blocks.items():
         if block.shape[0] == block.shape[1] and not block.is_complex():
             one = block.unsqueeze(0).to(torch.promote_types(block.dtype, torch.float32))
-            found.update(_describe((gate,), one, one, eigenvalues))
-    return found
+            measured.update(_measure((gate,), one, one, eigenvalues))
+    return measured
 
 
-def _describe(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues: bool) -> dict[str, Block]:
-    """Each of some blocks, [G, H, P], and of what is iterated, [G, H, H]."""
+def _measure(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues: bool) -> dict[str, Block]:
+    """Measure blocks, [G, H, P], and their iterated squares, [G, H, H]."""
     peak = float(blocks.abs().amax()) if blocks.numel() else 0.0
     if not peak < HUGE:
-        return {gate: _unknown(blocks, eigenvalues) for gate in gates}
+        return {gate: _nan_block(blocks, eigenvalues) for gate in gates}
     if peak > LARGE:
         blocks, square = blocks.double(), square.double()
     values = torch.linalg.eigvals(square) if eigenvalues or square.shape[-1] <= EXACT else None
@@ -56,7 +56,7 @@ def _describe(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues:
     size = spectral_norm(gram)
     gram.diagonal(dim1=1, dim2=2).sub_(1)
     orthogonality = torch.linalg.matrix_norm(gram) / blocks.shape[-1] ** 0.5
-    spectra = [_ordered(v) for v in values] if eigenvalues and values is not None else [None] * len(gates)
+    spectra = [_sorted(v) for v in values] if eigenvalues and values is not None else [None] * len(gates)
     parts = zip(radius, size, orthogonality, spectra, strict=True)
     return {gate: Block(*part) for gate, part in zip(gates, parts, strict=True)}
 
@@ -80,18 +80,18 @@ def spectral_radius(matrices: Tensor) -> Tensor:
 
 
 def spectral_norm(gram: Tensor) -> Tensor:
-    """Largest singular value of U from U^T U, [K]: exact up to width 64, above by Lanczos, within about 1e-3."""
+    """Largest singular value of U from U^T U, [K]: exact up to width 64, within about 1e-3 by Lanczos above."""
     if gram.shape[-1] <= EXACT:
         return torch.linalg.eigvalsh(gram)[:, -1].clamp_(min=0).sqrt_()
-    found = largest_eigenvalue(lambda v: torch.bmm(gram, v.unsqueeze(-1)).squeeze(-1), gram[:, 0], LANCZOS)
-    return found.sqrt_()
+    square = largest_eigenvalue(lambda v: torch.bmm(gram, v.unsqueeze(-1)).squeeze(-1), gram[:, 0], LANCZOS)
+    return square.sqrt_()
 
 
 def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int) -> Tensor:
     """Largest eigenvalue of symmetric positive operators by Lanczos.
 
-    The three-term recurrence without reorthogonalisation: rounding then repeats eigenvalues that have converged, but
-    adds none beyond the largest (Paige 1980).
+    The three-term recurrence does not reorthogonalise: rounding then repeats converged eigenvalues, but adds none
+    beyond the largest (Paige 1980).
 
     Args:
         apply: v -> A v over the last dimension, batched over the leading one.
@@ -117,13 +117,13 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor, iteratio
     return torch.linalg.eigvalsh(projected, UPLO="U")[..., -1].clamp(min=0)
 
 
-def _ordered(values: Tensor) -> Tensor:
-    """By descending modulus; of a pair of conjugates the one above the real axis first, whoever computed them."""
+def _sorted(values: Tensor) -> Tensor:
+    """Sort by descending modulus; of a conjugate pair the value above the real axis comes first, on every device."""
     values = values[values.imag.argsort(descending=True, stable=True)]
     return values[values.abs().argsort(descending=True, stable=True)]
 
 
-def _unknown(blocks: Tensor, eigenvalues: bool) -> Block:
+def _nan_block(blocks: Tensor, eigenvalues: bool) -> Block:
     nan = blocks.new_full((), torch.nan)
     values = blocks.new_full((blocks.shape[1],), torch.nan).to(torch.complex64) if eigenvalues else None
     return Block(nan, nan, nan, values)

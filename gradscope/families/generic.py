@@ -1,4 +1,4 @@
-"""Any cell at all: what is measured of a chain of its calls."""
+"""Measurements of a chain of calls of any cell."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ LIMITS = {"sigmoid": SIGMOID_LIMITS, "tanh": TANH_LIMITS, "relu": RELU_LIMITS}
 
 
 NOT_RUN = (
-    "the cell cannot be run again by itself, and so its Jacobians are not known: {error}; a module that takes all "
-    "timesteps at once is no cell, and is observed from outside by positions="
+    "gradscope cannot run the cell by itself, so its Jacobians are unknown: {error}; a module that takes all timesteps "
+    "at once is no cell: observe it with positions="
 )
 DIFFERS = (
-    "the cell, run again with the same arguments, gives another state than it gave in training (relative difference "
-    "{residual:.2g}): its new state depends on more than these, such as the other sequences of the batch (BatchNorm), "
-    "the order of calls, hooks within it, or a state of its own where none is given"
+    "a replay of the cell with the same arguments returns another state than the training (relative difference "
+    "{residual:.2g}): the new state depends on more than the arguments, such as the other sequences of the batch "
+    "(BatchNorm), the order of calls, hooks inside the cell, or a state that the cell makes if it gets none"
 )
-NOT_BACK = (
-    "the cell's derivative cannot be taken again ({error}); with quantities='core' only its first derivative is needed"
-)
+NOT_BACK = "torch cannot differentiate the cell twice ({error}); quantities='core' needs only the first derivative"
 
 
 def analyse_recurrence(recurrence: Recurrence, *, work: Work = CORE_WORK) -> Analysis:
-    """Measure a chain of calls of any cell: see `gradscope.families.analyse`."""
+    """Measure a chain of calls of any cell; see `gradscope.families.analyse`."""
     residual = torch.full((), math.nan, device=recurrence.lengths.device)
-    try:  # it is the user's code that runs here
+    try:  # runs the user's code
         residual = _residual(recurrence)
         reason = recurrence.reason
         if not reason and not float(residual) <= recurrence.tolerance:
@@ -55,7 +53,7 @@ def analyse_recurrence(recurrence: Recurrence, *, work: Work = CORE_WORK) -> Ana
 
 
 def _residual(r: Recurrence) -> Tensor:
-    """How far the cell, run again, is from what it returned."""
+    """Relative difference of the replayed states from the returned ones."""
     valid = _valid(r)
     times, columns = valid.nonzero(as_tuple=True)
     parts = r.step(times, columns, [part[times, columns] for part in r.given])
@@ -71,12 +69,12 @@ def _valid(r: Recurrence) -> Tensor:
 
 
 def _widths(r: Recurrence, part: int) -> Tensor | int:
-    """Units of a part of the state, for each [T, B] or for all."""
+    """Number of units of a part of the state: for each place, [T, B], or one number for all."""
     return r.returned[part].shape[-1] if r.widths is None else r.widths[part]
 
 
-def _known(r: Recurrence) -> dict[str, Tensor]:
-    """What is known without running the cell again."""
+def _known_values(r: Recurrence) -> dict[str, Tensor]:
+    """Values that need no replay of the cell."""
     sizes = norm(r.totals[0]), norm(r.direct[0]), norm(r.returned[0]) / _widths(r, 0) ** 0.5
     values: dict[str, Tensor] = dict(zip(("grad_h", "grad_h_direct", "state"), sizes, strict=True))
     if len(r.returned) > 1:
@@ -85,8 +83,8 @@ def _known(r: Recurrence) -> dict[str, Tensor]:
 
 
 def _without_jacobians(r: Recurrence, parts: frozenset[str], residual: Tensor, reason: str) -> Analysis:
-    """An analysis that says why it is none."""
-    values = _known(r)
+    """The analysis of a cell without a replay: known values, NaN for the others, and the reason."""
+    values = _known_values(r)
     names = ("jacobian", "jacobian_h", "jacobian_c")[: 1 + min(2, len(r.returned))]
     blank = torch.full_like(values["state"], math.nan)
     values |= dict.fromkeys((*names, *(("jacobian_max", "gain") if "products" in parts else ())), blank)
@@ -129,7 +127,7 @@ class _Measuring:
             layer=0,
             direction="forward",
             lengths=r.lengths,
-            values={**_known(r), **values},
+            values={**_known_values(r), **values},
             witnessed=WITNESSED,
             measured={},
             errors=errors,
@@ -143,10 +141,10 @@ class _Measuring:
             gradient_residual=relative(relative_parts(back.total, torch.cat(r.totals, -1), valid)),
             starts=r.starts,
         )
-        return self._in_full(analysis) if "products" in self.parts else analysis
+        return self._with_full_set(analysis) if "products" in self.parts else analysis
 
     def _scan(self, joint: Tensor, anchors: Anchors, valid: Tensor) -> _Back:
-        """Carry the total gradient and each anchor's alone back through all steps."""
+        """Carry the total gradient, and each anchor's alone, back through all steps."""
         r, steps = self.recurrence, self.steps
         count, batch = len(anchors.times), joint.shape[1]
         links = None if r.links is None else torch.cat(r.links, -1)
@@ -165,25 +163,25 @@ class _Measuring:
         return _Back(torch.stack(totals[::-1]), torch.stack(carried[::-1]).view(-1, count, batch))
 
     def _sizes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Sizes of the Jacobian and its blocks, [T, B] each, and their standard errors where they rest on probes."""
+        """Sizes of the Jacobian and its blocks, [T, B] each, and the standard errors of sizes from probes."""
         names: tuple[str, ...] = ("jacobian", "jacobian_h", "jacobian_c")
         parts = [_widths(self.recurrence, p) for p in range(len(self.steps.widths))]
         steps = [tuple(p if isinstance(p, int) else p[t] for p in parts) for t in range(self.steps.steps)]
         widths: list[dict[str, Any]] = [dict(zip(names, (sum(now), *now), strict=False)) for now in steps]
-        found: dict[str, list[Tensor]] = {}
+        sizes: dict[str, list[Tensor]] = {}
         errors: dict[str, list[Tensor]] = {}
         for t in range(self.steps.steps - 1, -1, -1):
             for name, squares in self.steps.squares(t).items():
-                found.setdefault(name, []).append((squares.mean(0) / widths[t][name]).sqrt())
+                sizes.setdefault(name, []).append((squares.mean(0) / widths[t][name]).sqrt())
                 if not self.steps.exact:
                     errors.setdefault(name, []).append(standard_error(squares, widths[t][name]))
         return (
-            {name: torch.stack(parts[::-1]) for name, parts in found.items()},
+            {name: torch.stack(parts[::-1]) for name, parts in sizes.items()},
             {name: torch.stack(parts[::-1]) for name, parts in errors.items()},
         )
 
-    def _in_full(self, a: Analysis) -> Analysis:
-        """With the full set: largest singular values, gain and Lyapunov exponent."""
+    def _with_full_set(self, a: Analysis) -> Analysis:
+        """Add the full set: largest singular values, gain and Lyapunov exponent."""
         steps, device = self.steps, a.lengths.device
         times, columns = (
             _evenly(count, most if isinstance(steps, ProbedSteps) else count).to(device)
@@ -203,7 +201,7 @@ class _Measuring:
     def _products(self, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Size of ds_T/ds_t with its error, [T, B], and ln(largest singular value of ds_T/ds_0) / T, [B]."""
         steps, r = self.steps, self.recurrence
-        (start, width), few = self._start(lengths), isinstance(steps, ProbedSteps)
+        (start, width), probed = self._start(lengths), isinstance(steps, ProbedSteps)
         links = None if r.links is None else torch.cat(r.links, -1)
         rows, log = torch.zeros_like(start), torch.zeros(steps.batch, dtype=torch.float64, device=lengths.device)
         first, gains, errors = rows, list[Tensor](), list[Tensor]()
@@ -212,14 +210,14 @@ class _Measuring:
             rows = torch.where(begins.unsqueeze(-1), start, rows)
             squares = norm(rows).square() * steps.share
             total = squares.sum(0)
-            gains.append((total / (len(rows) * width if few else width)).sqrt() * log.exp())
-            errors.append(standard_error(squares, width) * log.exp() if few else torch.zeros_like(total))
+            gains.append((total / (len(rows) * width if probed else width)).sqrt() * log.exp())
+            errors.append(standard_error(squares, width) * log.exp() if probed else torch.zeros_like(total))
             scale = torch.where(total > 0, (total / len(rows)).sqrt(), 1)
             log = torch.where(begins, 0, log) + scale.log()
             first = rows = (rows / scale.unsqueeze(-1)).to(rows.dtype)
             rows = steps.pull(t, rows).masked_fill(~runs.unsqueeze(-1), 0)
             rows = rows if links is None else rows * links[t]
-        if few:  # one step of subspace iteration: a lower bound, close where the product has a leading direction
+        if probed:  # one step of subspace iteration: a lower bound, close if the product has a leading direction
             first, log = self._forward(lengths, torch.linalg.qr(first.transpose(0, 1).mT)[0].mT.transpose(0, 1))
         size, spans = steps.largest_of(first), lengths - 1
         return (
@@ -229,7 +227,7 @@ class _Measuring:
         )
 
     def _start(self, lengths: Tensor) -> tuple[Tensor, Tensor | int]:
-        """What the products begin with, [R, B, m], and the units of the last state of each sequence."""
+        """First rows of the products, [R, B, m], and number of units of the last state of each sequence."""
         start = self.steps.start()
         if self.recurrence.widths is None:
             return start, start.shape[-1]
@@ -241,7 +239,7 @@ class _Measuring:
         return start * torch.cat(there, -1), torch.stack(widths).sum(0)
 
     def _forward(self, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Push tangents of s_0, [R, B, n], to each sequence's last state: the same, and the logarithm of its scale."""
+        """Push tangents of s_0, [R, B, n], to each sequence's last state: scaled tangents and the log of the scale."""
         links = None if self.recurrence.links is None else torch.cat(self.recurrence.links, -1)
         log = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         for t in range(1, self.steps.steps):
@@ -256,7 +254,7 @@ class _Measuring:
 
 @dataclass(frozen=True, slots=True)
 class _Back:
-    """Total gradients, [T, B, m], and norms of what is left of each anchor's, [T, A, B]."""
+    """Total gradients, [T, B, m], and norms of each anchor's remaining gradient, [T, A, B]."""
 
     total: Tensor
     carried: Tensor
@@ -276,7 +274,7 @@ def _evenly(count: int, most: int) -> Tensor:
 
 
 def saturation(x: Tensor, limits: tuple[float, float], valid: Tensor) -> Gate:
-    """Saturation of one gate from its activations, [T, B, H], where `valid`, [T, B]."""
+    """Saturation of one gate from its `valid`, [T, B], activations, [T, B, H]."""
     low, high = (x < limits[0]).to(x.dtype), (x > limits[1]).to(x.dtype)
     rows = valid.to(x.dtype).flatten()
     units = [(rows @ y.flatten(0, 1)) / rows.sum() for y in (low, high)]

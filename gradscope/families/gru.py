@@ -1,4 +1,4 @@
-"""GRU (Cho et al. 2014) as torch computes it, the reset after the matrix product; gate order r, z, n.
+"""GRU (Cho et al. 2014) in torch's form, with the reset after the matrix product; gate order r, z, n.
 
     r, z = sigmoid(a_r, a_z);  m = U_n h_{t-1} + b_hn;  n = tanh(W_n x_t + b_in + r m);  h_t = (1 - z) n + z h_{t-1}
 

@@ -1,8 +1,8 @@
-"""The step Jacobians of any recurrence, by automatic differentiation: every s_{t-1} is known.
+"""The step Jacobians of any recurrence, by automatic differentiation at the known states s_{t-1}.
 
-Small states (n <= 64) have theirs formed, all timesteps of a piece in one go; larger ones are probed: with E[v v^T] = I
-the mean of ||J^T v||^2 is ||J||_F^2, and the spread of the probes its standard error. A diagonal transition needs
-neither.
+For small states (n <= 64) the Jacobians of all timesteps of a piece are formed at once. For larger states random probes
+measure them: with E[v v^T] = I the mean of ||J^T v||^2 is ||J||_F^2, and the spread of the probes its standard error. A
+diagonal transition needs neither.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ELEMENTS = 1 << 22
 
 
 class Steps(ABC):
-    """The step Jacobians J_t = ds_t/ds_{t-1} of a recurrence, m by n; states are joined, [..., n].
+    """The step Jacobians J_t = ds_t/ds_{t-1} of a recurrence, m by n; a state is one row of its joined parts, [..., n].
 
     Attributes:
         widths: sizes of the parts of the state.
-        exact: whether the sizes are.
-        share: what the squares of the rows of `start`, carried back, have to be multiplied by.
+        exact: True if the Frobenius norms are exact.
+        share: factor on the squares of the rows from `start`, carried back.
     """
 
     exact: bool = True
@@ -41,7 +41,7 @@ class Steps(ABC):
 
     @abstractmethod
     def pull(self, t: int, rows: Tensor) -> Tensor:
-        """J_t^T v for rows v, [R, B, m] -> [R, B, n]; the last timestep first."""
+        """J_t^T v for rows v, [R, B, m] -> [R, B, n]; callers begin with the last timestep."""
 
     @abstractmethod
     def push(self, t: int, rows: Tensor) -> Tensor:
@@ -49,19 +49,19 @@ class Steps(ABC):
 
     @abstractmethod
     def squares(self, t: int) -> dict[str, Tensor]:
-        """Squared Frobenius norms of J_t and its diagonal blocks, [R, B] each, whose mean is meant: R probes or one."""
+        """Squared Frobenius norms of J_t and its diagonal blocks, [R, B] each: the mean over R probes, or one row."""
 
     @abstractmethod
     def largest(self, times: Sequence[int], columns: Tensor) -> Tensor:
         """Largest singular value of J_t at these timesteps and sequences, [times, columns]."""
 
     def start(self) -> Tensor:
-        """Rows that a product of Jacobians is read from when they have been carried back, [R, B, m]."""
+        """Rows for a product of Jacobians, [R, B, m]: carried back they show the product."""
         eye = torch.eye(sum(self.widths), dtype=self.recurrence.given[0].dtype, device=self.recurrence.given[0].device)
         return eye.unsqueeze(1).expand(-1, self.batch, -1)
 
     def largest_of(self, rows: Tensor) -> Tensor:
-        """Largest singular value of the product that they have become, [B]."""
+        """Largest singular value of the product from the rows of `start`, carried back, [B]."""
         return largest_singular(rows.transpose(0, 1).double())
 
 
@@ -103,7 +103,7 @@ class DiagonalSteps(Steps):
     def start(self) -> Tensor:
         if not self.alone:
             return super().start()
-        row = torch.ones_like(self.recurrence.given[0][:1])  # the diagonal of the product is all there is of it
+        row = torch.ones_like(self.recurrence.given[0][:1])  # the product is diagonal
         if self.complex:
             row[..., 1::2] = 0
         return row
@@ -117,7 +117,7 @@ class DiagonalSteps(Steps):
 
 
 class FormedSteps(Steps):
-    """Jacobians formed, a piece of time at once."""
+    """Formed Jacobians, a piece of timesteps at once."""
 
     def __init__(self, recurrence: Recurrence) -> None:
         super().__init__(recurrence)
@@ -146,12 +146,12 @@ class FormedSteps(Steps):
     @override
     def squares(self, t: int) -> dict[str, Tensor]:
         squares = self.at(t).double().square()
-        found = {"jacobian": squares.sum((1, 2)).unsqueeze(0)}
+        sizes = {"jacobian": squares.sum((1, 2)).unsqueeze(0)}
         start = 0
         for name, width in zip(("jacobian_h", "jacobian_c"), self.widths, strict=False):
-            found[name] = squares[:, start : start + width, start : start + width].sum((1, 2)).unsqueeze(0)
+            sizes[name] = squares[:, start : start + width, start : start + width].sum((1, 2)).unsqueeze(0)
             start += width
-        return found
+        return sizes
 
     @override
     def largest(self, times: Sequence[int], columns: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class FormedSteps(Steps):
 
 
 class ProbedSteps(Steps):
-    """Jacobians never formed: each step is run again, and cotangents are carried through it."""
+    """Jacobians by probes: replays each step and carries cotangents through, without forming a Jacobian."""
 
     exact = False
 
@@ -191,17 +191,17 @@ class ProbedSteps(Steps):
 
     @override
     def squares(self, t: int) -> dict[str, Tensor]:
-        found = {"jacobian": torch.zeros(len(self.probes), self.batch, dtype=torch.float64, device=self.columns.device)}
+        sizes = {"jacobian": torch.zeros(len(self.probes), self.batch, dtype=torch.float64, device=self.columns.device)}
         start = 0
         for number, width in enumerate(self.widths):
             part = torch.zeros_like(self.probes)
             part[..., start : start + width] = self.probes[..., start : start + width]
             back = self.pull(t, part)
-            found["jacobian"] += norm(back).square()
+            sizes["jacobian"] += norm(back).square()
             if number < 2:
-                found[("jacobian_h", "jacobian_c")[number]] = norm(back[..., start : start + width]).square()
+                sizes[("jacobian_h", "jacobian_c")[number]] = norm(back[..., start : start + width]).square()
             start += width
-        return found
+        return sizes
 
     @override
     def largest(self, times: Sequence[int], columns: Tensor) -> Tensor:
@@ -216,25 +216,25 @@ class ProbedSteps(Steps):
 
 
 def run_step(recurrence: Recurrence, times: Tensor, columns: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Run the step at some places: the parts of the state given there, with a graph to the new state, joined."""
+    """Run the step at some places: the input parts of the state, with a graph to the joined new state."""
     with torch.enable_grad():
         inputs = tuple(part[times, columns].detach().requires_grad_() for part in recurrence.given)
         return inputs, torch.cat([r.to(inputs[0].dtype) for r in recurrence.step(times, columns, inputs)], -1)
 
 
 def carry_back(inputs: tuple[Tensor, ...], output: Tensor, rows: Tensor) -> Tensor:
-    """J^T v of rows v, [R, N, m] -> [R, N, n]; each place's Jacobian by itself, for a cell treats rows alone."""
+    """J^T v of rows v, [R, N, m] -> [R, N, n]; places do not mix, for a cell treats each sequence alone."""
     if not output.requires_grad:
         return rows.new_zeros(*rows.shape[:2], sum(p.shape[-1] for p in inputs))
     try:
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             output, inputs, rows.to(output.dtype), retain_graph=True, is_grads_batched=True, allow_unused=True
         )
-    except RuntimeError:  # an operation that cannot be batched
+    except RuntimeError:  # vmap does not support some operation
         single = [torch.autograd.grad(output, inputs, v, retain_graph=True, allow_unused=True) for v in rows]
-        found = tuple(None if part[0] is None else torch.stack(part) for part in zip(*single, strict=True))
+        gradients = tuple(None if part[0] is None else torch.stack(part) for part in zip(*single, strict=True))
     blank = (rows.new_zeros(len(rows), *p.shape) for p in inputs)
-    return torch.cat([b if g is None else g for g, b in zip(found, blank, strict=True)], -1)
+    return torch.cat([b if g is None else g for g, b in zip(gradients, blank, strict=True)], -1)
 
 
 def carry_forward(inputs: tuple[Tensor, ...], output: Tensor, rows: Tensor) -> Tensor:
@@ -245,24 +245,24 @@ def carry_forward(inputs: tuple[Tensor, ...], output: Tensor, rows: Tensor) -> T
         u = torch.zeros_like(output, requires_grad=True)
         back = torch.autograd.grad(output, inputs, u, create_graph=True, allow_unused=True)
         joined = torch.cat([torch.zeros_like(p) if g is None else g for g, p in zip(back, inputs, strict=True)], -1)
-    found = [torch.autograd.grad(joined, u, v, retain_graph=True, allow_unused=True)[0] for v in rows]
-    pushed = torch.stack([torch.zeros_like(output) if f is None else f for f in found])
+    tangents = [torch.autograd.grad(joined, u, v, retain_graph=True, allow_unused=True)[0] for v in rows]
+    pushed = torch.stack([torch.zeros_like(output) if x is None else x for x in tangents])
     _check_transposed(rows[:1], pushed[:1], carry_back(inputs, output, pushed[:1] + 1))
     return pushed
 
 
 def _check_transposed(v: Tensor, pushed: Tensor, back: Tensor) -> None:
-    """Whether <J v + 1, J v> is <J^T (J v + 1), v>.
+    """Check that <J v + 1, J v> equals <J^T (J v + 1), v>.
 
-    A derivative that was written by hand and is marked `once_differentiable` may be left out of J v without an error.
+    J v may lack a handwritten derivative that is marked `once_differentiable`, without an error from torch.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: they differ.
     """
     there, here = ((pushed + 1) * pushed).sum(), (back * v).sum()
     rounding = 1e-3 * (((pushed + 1) * pushed).abs().sum() + (back * v).abs().sum())
     if bool((there - here).abs() > rounding):
-        raise RuntimeError("it was written by hand, for one time only")
+        raise RuntimeError("a handwritten backward pass allows only the first derivative")
 
 
 def form_jacobians(recurrence: Recurrence, times: Tensor, columns: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ def form_jacobians(recurrence: Recurrence, times: Tensor, columns: Tensor) -> Te
 
 
 def steps_of(recurrence: Recurrence) -> Steps:
-    """The cheapest exact way to the Jacobians, or probes."""
+    """The cheapest exact method for the Jacobians, or probes."""
     if recurrence.transition is not None:
         return DiagonalSteps(recurrence)
     wide = max(sum(p.shape[-1] for p in parts) for parts in (recurrence.given, recurrence.returned))

@@ -1,4 +1,4 @@
-"""A whole call from what its kernel kept for its own backward pass: nothing is run again, each layer stands alone."""
+"""Measures a call from values that its kernel saved for the backward pass: each layer by itself, without a replay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def analyse_kept(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -
     """Measure every layer and direction of one call, as `gradscope.families.stack.analyse` does.
 
     Returns:
-        None of them where not all is known, or where it is not what the layers' equations make of their inputs.
+        The analyses; none unless all layers are known and the saved gates satisfy the layers' equations.
     """
     family = FAMILIES[stack.family]
     return [
@@ -35,8 +35,8 @@ def analyse_kept(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -
 
 
 def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Layer, Entering]]:
-    """Every layer, and what entered it; none where one is not confirmed."""
-    found: list[tuple[Place, Layer, Entering]] = []
+    """Every layer with its entering gradient; none if one is not confirmed."""
+    layers: list[tuple[Place, Layer, Entering]] = []
     for place, kept in zip(places_of(stack), stack.kept, strict=False):
         if kept.output is None:
             output, direct = (x[..., place.columns] for x in (stack.output, stack.grad_output))
@@ -46,12 +46,12 @@ def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Layer, Ente
         layer = Layer(place.weights, None, *place.start(), place.turn(output), gates=kept.gates)
         if not _confirmed(family, layer, kept, stack.tolerance):
             return []
-        found.append((place, layer, entering_at(place, direct)))
-    return found
+        layers.append((place, layer, entering_at(place, direct)))
+    return layers
 
 
 def _confirmed(family: Family, layer: Layer, kept: Kept, tolerance: float) -> bool:
-    """Whether the gates that the kernel kept are what the weights make of the inputs, at a sample of places."""
+    """True if the saved gates equal those rebuilt from weights and inputs, at a sample of places."""
     t, b = kept.places
     before = torch.where((t == 0).unsqueeze(-1), layer.h_0[b], layer.output[t - 1, b])
     step = Layer(layer.weights, kept.input.unsqueeze(0), before, None, layer.output[t, b].unsqueeze(0))

@@ -55,28 +55,28 @@ class LSTM(Family):
         assert layer.c_0 is not None
         previous = layer.previous
         gates = _gates(layer, previous) if layer.gates is None else layer.gates
-        if layer.given is not None:
-            before = layer.given[1]
-            cells = torch.cat([before[:1], torch.addcmul(gates[0] * gates[2], gates[1], before)])
-            return Trace(layer, previous, gates.movedim(0, 2), cells, before=before)
+        if layer.state_inputs is not None:
+            inputs = layer.state_inputs[1]
+            cells = torch.cat([inputs[:1], torch.addcmul(gates[0] * gates[2], gates[1], inputs)])
+            return Trace(layer, previous, gates.movedim(0, 2), cells, cell_inputs=inputs)
         return Trace(layer, previous, gates.movedim(0, 2), _cell_path(gates, layer.c_0))
 
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.cells is not None
         i, f, g, o = trace.gates[start:stop].unbind(2)
-        before = (trace.cells if trace.before is None else trace.before)[start:stop]
-        a_i, a_f, a_g, a_o, k, tc = found = g.new_empty(6, *g.shape)
+        inputs = (trace.cells if trace.cell_inputs is None else trace.cell_inputs)[start:stop]
+        a_i, a_f, a_g, a_o, k, tc = factors = g.new_empty(6, *g.shape)
         torch.tanh(trace.cells[start + 1 : stop + 1], out=tc)
         sigmoid_backward(tc, o, out=a_o)
         tanh_backward(o, tc, out=k)
         q = tc.mul_(o)
         sigmoid_backward(g, i, out=a_i)
-        sigmoid_backward(before, f, out=a_f)
+        sigmoid_backward(inputs, f, out=a_f)
         tanh_backward(i, g, out=a_g)
         hr = trace.layer.weights.hr
         output = q if hr is None else q @ hr.mT
-        return Piece((found[:3].movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
+        return Piece((factors[:3].movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
@@ -110,8 +110,8 @@ class LSTM(Family):
             torch.mul(k, k, out=part)
             h_h.addmv_(cell_rows.mul_(part), ones)
             torch.mv(squares.mul_(part), ones, out=h_c)
-        found = {"jacobian": sums.sum(0), "jacobian_h": h_h, "jacobian_c": c_c}
-        return {name: size.unflatten(0, a.shape[:2]) for name, size in found.items()}
+        sizes = {"jacobian": sums.sum(0), "jacobian_h": h_h, "jacobian_c": c_c}
+        return {name: size.unflatten(0, a.shape[:2]) for name, size in sizes.items()}
 
     @override
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
@@ -162,7 +162,7 @@ def _gates(layer: Layer, previous: Tensor) -> Tensor:
 
 
 def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:
-    """c_{-1}, ..., c_{T-1} by the one scan that an LSTM needs: elementwise, [T + 1, B, H]."""
+    """c_{-1}, ..., c_{T-1} by an elementwise scan, [T + 1, B, H]."""
     i, f, g, _ = gates
     cells = torch.cat([c_0.unsqueeze(0), i * g])
     steps = cells.unbind(0)

@@ -1,8 +1,8 @@
-"""Everything that is measured of one layer in one direction, in one pass over pieces of time, the last first.
+"""All measurements of one layer in one direction, in one pass over pieces of time, the last first.
 
-Beside the reverse scan all is elementwise. Working in pieces keeps the factors of the step Jacobians in the cache, and
-the peak memory at about one copy of the gates. A GPU gets larger pieces: it has no use for a cache of that size, and
-would wait for every kernel to be asked for.
+Except for the reverse scan, all operations are elementwise. Pieces keep the factors of the step Jacobians in the cache,
+and the peak memory at about one copy of the gates. A GPU gets larger pieces: it does not depend on the cache, and many
+small kernels would cost launch time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SKETCH_COLUMNS = 8
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """See `gradscope.types.Analysis`; here in the order of the recurrence, and [T, B] even where padded.
+    """See `gradscope.types.Analysis`; here in the order of the recurrence, and [T, B] with padding.
 
     Attributes:
         values: quantity -> [T, B].
@@ -35,9 +35,9 @@ class Measured:
         reached: [lags, B].
         gates: gate -> saturation.
         residual: of the rebuilt states, 0-dim.
-        grad_input: total dL/dx_t, [T, B, D]; None unless asked for.
-        sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless asked for.
-        total_residual: of the rebuilt total gradients to autograd's, 0-dim; None where these are not known.
+        grad_input: total dL/dx_t, [T, B, D]; None unless requested.
+        sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless requested.
+        total_residual: of the rebuilt total gradients against autograd's, 0-dim; None if those are unknown.
         trace: for the quantities of the full set.
     """
 
@@ -62,16 +62,16 @@ def measure(
     sketch: bool = True,
     work: Work = CORE_WORK,
 ) -> Measured:
-    """Measure what is asked of one layer in one direction.
+    """Measure the requested quantities of one layer in one direction.
 
     Args:
         family: the layer's equations.
-        layer: what the kernel was given and gave.
+        layer: inputs and outputs of the kernel.
         lengths: valid timesteps of each sequence, [B].
         entering: the loss gradient from outside.
-        below: give `grad_input`, for the layer below.
-        sketch: give `sketch`, for the certificate.
-        work: what to compute; of the full set only what the core has too.
+        below: compute `grad_input`, for the layer below.
+        sketch: compute `sketch`, for the certificate.
+        work: the quantities; those of the full set alone are ignored.
     """
     steps = torch.arange(layer.output.shape[0], device=lengths.device).unsqueeze(1)
     direct = outside = norm(entering.h)
@@ -90,7 +90,7 @@ def measure(
 
 
 def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
-    """Pieces of time, the last first: on a processor their gates fit the cache."""
+    """Pieces of time, the last first; on a CPU the gates of a piece fit the cache."""
     steps, batch = layer.output.shape[:2]
     elements = PIECE_ELEMENTS if layer.output.device.type == "cpu" else ON_A_DEVICE
     yield from backwards(steps, elements // max(1, batch * layer.weights.hh.shape[0]))
@@ -105,7 +105,7 @@ def sketch_matrix(width: int, like: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class _Pass:
-    """What a pass over time collects, piece by piece."""
+    """Collects the measurements of a pass over time, piece by piece."""
 
     family: Family
     trace: Trace
@@ -141,31 +141,31 @@ class _Pass:
         if "saturation" in self.work.parts:
             self._saturate(piece, valid, start, stop)
         self.difference.append(relative_parts(piece.output, output, valid if self.padded else None))
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         if "sizes" in self.work.parts:
-            found |= self._jacobians(piece)
-        sized = {"state": output} if "state" in self.work.asked else {}
-        if cells is not None and "cell" in self.work.asked:
+            values |= self._jacobians(piece)
+        sized = {"state": output} if "state" in self.work.quantities else {}
+        if cells is not None and "cell" in self.work.quantities:
             sized["cell"] = cells[start + 1 : stop + 1]
         back = None
         if self.scan is not None:
             back, tensors = self._back(self.scan, piece, start, stop)
             sized |= tensors
         sizes = dict(zip(sized, norms(list(sized.values())), strict=True)) if sized else {}
-        found |= {name: sizes.pop(name) / sized[name].shape[-1] ** 0.5 for name in ("state", "cell") if name in sizes}
+        values |= {name: sizes.pop(name) / sized[name].shape[-1] ** 0.5 for name in ("state", "cell") if name in sizes}
         if back is not None:
-            found |= self._gradients(back, sizes)
-        self.names = list(found)
-        if found:
-            self.values.append(torch.stack(list(found.values())))
+            values |= self._gradients(back, sizes)
+        self.names = list(values)
+        if values:
+            self.values.append(torch.stack(list(values.values())))
 
     def _jacobians(self, piece: Piece) -> dict[str, Tensor]:
         """Sizes of the step Jacobians, [t, B] each."""
         hidden, width = piece.hidden.shape[-1], piece.output.shape[-1]
         widths = {"jacobian": width + hidden * self.family.cell, "jacobian_h": width, "jacobian_c": hidden}
         squares = self.family.sizes(self.constants, piece)
-        found = torch.stack(list(squares.values())).double().clamp_(min=0).sqrt_().unbind(0)
-        return {name: size / widths[name] ** 0.5 for name, size in zip(squares, found, strict=True)}
+        sizes = torch.stack(list(squares.values())).double().clamp_(min=0).sqrt_().unbind(0)
+        return {name: size / widths[name] ** 0.5 for name, size in zip(squares, sizes, strict=True)}
 
     def _saturate(self, piece: Piece, valid: Tensor, start: int, stop: int) -> None:
         gates, state = self.family.activations(self.trace, piece, start, stop)
@@ -176,49 +176,49 @@ class _Pass:
             self.saturation[names].add(x, valid)
 
     def _back(self, scan: ReverseScan, piece: Piece, start: int, stop: int) -> tuple[Back, dict[str, Tensor]]:
-        """Carry gradients back through the piece: these, and the tensors whose norms are asked for."""
+        """Carry gradients back through the piece: the gradients, and the tensors whose norms `work` needs."""
         back, weights = scan.through(piece, start, stop), self.trace.layer.weights
         total: State = tuple(s[:, 0] for s in back.state)
         scale = None if back.scale is None else back.scale[:, 0]
         names = ["h", "c"] if "anchors" in self.work.parts else ["h"]
         sized = dict(zip(names, back.state, strict=False))
         if scan.entering.totals is not None:
-            sized["grad_h"] = self._known_totals(scan.entering.totals, total, scale, start, stop)
-        if self.below or self.sketch or {"weight_grad", "grad_c"} & self.work.asked:
+            sized["grad_h"] = self._autograd_total(scan.entering.totals, total, scale, start, stop)
+        if self.below or self.sketch or {"weight_grad", "grad_c"} & self.work.quantities:
             inside = self.family.cotangents(weights, piece.factors, total)
-            if "weight_grad" in self.work.asked:
+            if "weight_grad" in self.work.quantities:
                 sized |= {"inside": inside.gates.flatten(-2), "previous": piece.previous}
-            if inside.cell is not None and "grad_c" in self.work.asked:
+            if inside.cell is not None and "grad_c" in self.work.quantities:
                 sized["grad_c"] = inside.cell
-            self._handed_down(piece, total, inside.gates, scale)
+            self._pass_down(piece, total, inside.gates, scale)
         return back, sized
 
     def _gradients(self, back: Back, sizes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Norms of gradients from the norms of what was carried back, [t, B] each."""
+        """Norms of gradients from the norms of the cotangents, [t, B] each."""
         scan, scale = self.scan, back.scale
         assert scan is not None
         h = sizes["h"] if scale is None else sizes["h"] * scale
-        found = {"grad_h": sizes.get("grad_h", h[:, 0])}
+        gradients = {"grad_h": sizes.get("grad_h", h[:, 0])}
         if "c" in sizes:
             h = h.hypot(sizes["c"] if scale is None else sizes["c"] * scale)
         if "anchors" in self.work.parts:
-            self._carried(scan.anchors, h / scan.anchors.sizes[0].unsqueeze(0) if scan.alone else h[:, 1:])
+            self._add_reach(scan.anchors, h / scan.anchors.sizes[0].unsqueeze(0) if scan.alone else h[:, 1:])
         one = 1.0 if scale is None else scale[:, 0]
         if "inside" in sizes:
-            found["weight_grad"] = sizes["inside"] * sizes["previous"] * one
+            gradients["weight_grad"] = sizes["inside"] * sizes["previous"] * one
         if "grad_c" in sizes:
-            found["grad_c"] = sizes["grad_c"] * one
-        return found
+            gradients["grad_c"] = sizes["grad_c"] * one
+        return gradients
 
-    def _carried(self, anchors: Anchors, joint: Tensor) -> None:
-        """Take norms of the anchors' cotangents relative to what they started with, [t, A, B], of those active here."""
+    def _add_reach(self, anchors: Anchors, joint: Tensor) -> None:
+        """Add the norms of the active anchors' cotangents relative to their first, [t, A, B]."""
         missing = len(anchors.times) - joint.shape[1]
         if missing:
             joint = torch.cat([joint, joint.new_zeros(joint.shape[0], missing, joint.shape[2])], 1)
         self.carried.append(joint)
 
-    def _handed_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor | None) -> None:
-        """What the layer below and the certificate need; `scale`, [t, B], is what `gates` are short of."""
+    def _pass_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor | None) -> None:
+        """Add gradients for the layer below and the certificate; `scale`, [t, B], is the missing factor of `gates`."""
         weights = self.trace.layer.weights
         factor = None if scale is None else scale.to(weights.hh.dtype).unsqueeze(-1)
         if self.below:
@@ -229,10 +229,10 @@ class _Pass:
             before = before if factor is None else before.mul_(factor)
             self.sketches.append(gates.flatten(-2).flatten(0, 1).mT @ before.flatten(0, 1))
 
-    def _known_totals(self, known: State, total: State, scale: Tensor | None, start: int, stop: int) -> Tensor:
-        """Autograd's own total gradient of h_t, where that is known, and what we make of it held to it.
+    def _autograd_total(self, known: State, total: State, scale: Tensor | None, start: int, stop: int) -> Tensor:
+        """Autograd's total gradient of h_t; adds the difference of the rebuilt one to the certificate.
 
-        `scale`, [t, B], is what `total` is short of.
+        `scale`, [t, B], is the missing factor of `total`.
         """
         valid = self.valid[start:stop] if self.padded else None
         theirs = [part[start:stop] for part in known]
@@ -242,11 +242,11 @@ class _Pass:
         return theirs[0]
 
     def finish(self, direct: Tensor, anchors: Anchors) -> Measured:
-        """Everything together, the first timestep first.
+        """Join the pieces, the first timestep first.
 
         Args:
-            direct: norms of what enters from outside, [T, B].
-            anchors: what was carried back alone.
+            direct: norms of the gradients from outside, [T, B].
+            anchors: the anchors of the scan.
         """
         values = _joined(self.values, 1) if self.values else direct.new_empty(0)
         reach, reached = reach_by_lag(anchors, _joined(self.carried)) if self.carried else _no_reach(direct)
@@ -265,7 +265,7 @@ class _Pass:
 
 
 def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    """What pieces gave, the first timestep first."""
+    """Join the values of pieces, the first timestep first."""
     return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SAFE = 1e-15, 1e15
-"""Norms between these are exact in float32: no square that counts has left its range."""
+"""Norms between these are exact in float32: no square that matters has left its range."""
 
 
 def norm(x: Tensor) -> Tensor:
@@ -18,14 +18,14 @@ def norm(x: Tensor) -> Tensor:
 
 
 def norms(parts: Sequence[Tensor]) -> list[Tensor]:
-    """2-norms over the last dimension of each, in float64; rows whose squares would leave the range are scaled."""
-    if parts[0].device.type != "cpu":  # one kernel each, and nobody has to look at it
+    """2-norms over the last dimension of each part, in float64, with rows scaled if their squares leave the range."""
+    if parts[0].device.type != "cpu":  # one kernel each; a check of the range would wait for the device
         return [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in parts]
     return [_in_range(x, torch.linalg.vector_norm(x, dim=-1)) for x in parts]
 
 
 def _in_range(x: Tensor, rough: Tensor) -> Tensor:
-    """The norms in float64, where these are what float32 makes of them."""
+    """The norms in float64, from rough norms in float32."""
     size = rough.double()
     low, high = torch.aminmax(rough)
     if x.dtype == torch.float64 or (float(low) > SAFE[0] and float(high) < SAFE[1]):
@@ -40,15 +40,14 @@ def _in_range(x: Tensor, rough: Tensor) -> Tensor:
 
 
 def drop_nearly_subnormal(x: Tensor) -> Tensor:
-    """0 in place of what is below 1e-34 in float32 on a processor: a step or two later it would be subnormal."""
+    """Replace values below 1e-34 (float32, on a CPU) by 0: a step or two later they would be subnormal."""
     return x if x.device.type != "cpu" else torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).tiny * 2**13)
 
 
 def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:
     """Squared norms of the difference and of the kernel's values, over the valid rows: [2], in float64.
 
-    Where the kernel's values are not finite the difference counts as nothing if the rebuilt ones are not finite either,
-    as infinite if they are.
+    If a kernel's value is not finite, the difference is 0 if the rebuilt value is not finite either, else infinite.
     """
     difference = rebuilt - kernel
     if valid is not None:
@@ -66,6 +65,6 @@ def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None)
 
 
 def relative(parts: Tensor) -> Tensor:
-    """||difference|| / ||reference||, 0-dim; 0 where both vanish."""
+    """||difference|| / ||reference||, 0-dim; 0 if both vanish."""
     difference, reference = parts.sqrt()
     return torch.where(difference == 0, difference, difference / reference)

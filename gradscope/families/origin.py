@@ -1,6 +1,6 @@
-"""Where values that are not finite begin in a layer: looked for only when there are any.
+"""Finds the first value that is not finite in a layer; runs only if there is one.
 
-`Origin.sequence` is here the number among the sequences that are looked at.
+`Origin.sequence` is here the number among the analysed sequences.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, pla
 from gradscope.families.scan import Entering
 from gradscope.types import Direction, Origin, Recurrence, Stack, Weights
 
-Found = tuple[int, Direction, Origin]
-"""Layer, direction, and what was found there."""
+LayerOrigin = tuple[int, Direction, Origin]
+"""Layer, direction, and the origin in it."""
 
 
-def find_origins(stack: Stack) -> list[Found]:
-    """What is not finite in the layers of one call, those of the forward pass first, in causal order.
+def find_origins(stack: Stack) -> list[LayerOrigin]:
+    """Find the origins in the layers of one call, in causal order.
 
-    The backward pass is looked at only where the forward pass was finite throughout.
+    The backward pass is examined only if the whole forward pass is finite.
     """
     family = FAMILIES[stack.family]
     outputs = run_layers(family, stack)
     places = places_of(stack)
     traces = [family.replay(layer_at(place, outputs)) for place in places]
-    found: list[Found] = [
+    forward: list[LayerOrigin] = [
         (place.layer, place.direction, origin)
         for place, trace in zip(places, traces, strict=True)
-        if (origin := _forward(family, place, trace)) is not None
+        if (origin := _forward_origin(family, place, trace)) is not None
     ]
-    return found or list(_backward(family, stack, places, traces))
+    return forward or list(_backward_origins(family, stack, places, traces))
 
 
-def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
+def _forward_origin(family: Family, place: Place, trace: Trace) -> Origin | None:
     layer, lengths = trace.layer, place.stack.lengths
     assert layer.input is not None
     for name, gates in _bad_weights(family, layer.weights):
@@ -44,15 +44,15 @@ def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
     times = torch.arange(len(layer.output), device=lengths.device).unsqueeze(1)
     valid = times < lengths
     first = place.stack.h_0.new_zeros(valid.shape, dtype=torch.bool)
-    states = [layer.previous, *([] if (before := _cells_before(trace)) is None else [before])]
+    states = [layer.previous, *([] if (cells := _previous_cells(trace)) is None else [cells])]
     first[:1] = torch.stack([_bad(s[:1]) for s in states]).any(0)
-    given = first.clone()
-    if layer.given is not None:
-        made = torch.cat([torch.zeros_like(given[:1]), _bad(layer.output[:-1])])
-        given = torch.stack([_bad(g) for g in layer.given]).any(0) & ~made
-    gates = _bad(trace.gates) & _bad(layer.output).unsqueeze(2)  # where the kernel held, it had no NaN in a gate
+    between = first.clone()
+    if layer.state_inputs is not None:
+        returned = torch.cat([torch.zeros_like(between[:1]), _bad(layer.output[:-1])])
+        between = torch.stack([_bad(x) for x in layer.state_inputs]).any(0) & ~returned
+    gates = _bad(trace.gates) & _bad(layer.output).unsqueeze(2)  # a finite output of the kernel: no NaN in its gates
     after = _bad(layer.output) if trace.cells is None else _bad(layer.output) | _bad(trace.cells[1:])
-    named = [("initial state", first), ("state between calls", given), ("input", _bad(layer.input))]
+    named = [("initial state", first), ("state between calls", between), ("input", _bad(layer.input))]
     where = torch.stack([*(bad for _, bad in named), gates.any(2), after]) & valid
     spot = _first(where.any(0))
     if spot is None:
@@ -63,15 +63,17 @@ def _forward(family: Family, place: Place, trace: Trace) -> Origin | None:
     return Origin("forward", what, shown, _time(place, t, b), b, int(where.any(0).any(0).sum()), len(lengths))
 
 
-def _cells_before(trace: Trace) -> Tensor | None:
+def _previous_cells(trace: Trace) -> Tensor | None:
     """c_{t-1}, [T, B, H]."""
-    return trace.before if trace.before is not None or trace.cells is None else trace.cells[:-1]
+    return trace.cell_inputs if trace.cell_inputs is not None or trace.cells is None else trace.cells[:-1]
 
 
-def _backward(family: Family, stack: Stack, places: Sequence[Place], traces: Sequence[Trace]) -> Sequence[Found]:
-    """The uppermost layer first: below it everything is what came from there."""
+def _backward_origins(
+    family: Family, stack: Stack, places: Sequence[Place], traces: Sequence[Trace]
+) -> Sequence[LayerOrigin]:
+    """Origins in the backward pass, the uppermost layer first: lower layers get their gradients from it."""
     gradient = stack.grad_output
-    found: list[Found] = []
+    origins: list[LayerOrigin] = []
     for index in range(len(places) // stack.directions - 1, -1, -1):
         below: list[Tensor] = []
         for place, trace in zip(places, traces, strict=True):
@@ -82,27 +84,28 @@ def _backward(family: Family, stack: Stack, places: Sequence[Place], traces: Seq
             states = _scan(family, trace.layer, piece, entering, stack.lengths)
             total = tuple(s[1:, 0] for s in states)
             gates = family.cotangents(trace.layer.weights, piece.factors, total).gates
-            origin = _on_the_way_back(family, place, trace.layer, entering, states, gates)
+            origin = _backward_origin(family, place, trace.layer, entering, states, gates)
             if origin is not None:
-                found.append((index, place.direction, origin))
+                origins.append((index, place.direction, origin))
             inner = family.input_cotangents(piece, total, gates)
-            below.append(place.dropped(place.turn(inner.flatten(-2) @ trace.layer.weights.ih)))
+            below.append(place.dropout(place.turn(inner.flatten(-2) @ trace.layer.weights.ih)))
         gradient = torch.stack(below).sum(0)
-    return found
+    return origins
 
 
 def _scan(family: Family, layer: Layer, piece: Piece, entering: Entering, lengths: Tensor) -> State:
     """Total cotangents of s_{-1}, s_0, ..., [T + 1, 1, B, .]."""
-    entered = [entering.h, *([] if not family.cell else [_into_cells(entering, piece.hidden, lengths)])]
+    entered = [entering.h, *([] if not family.cell else [_cell_gradient(entering, piece.hidden, lengths)])]
     states = tuple(torch.cat([torch.zeros_like(part[:1]), part]).unsqueeze(1) for part in entered)
     for t in range(len(piece.hidden) - 1, -1, -1):
-        found = family.pull(layer.weights, tuple(f[t] for f in piece.factors), tuple(s[t + 1] for s in states))
-        for part, (state, back) in enumerate(zip(states, found, strict=True)):
+        pulled = family.pull(layer.weights, tuple(f[t] for f in piece.factors), tuple(s[t + 1] for s in states))
+        for part, (state, back) in enumerate(zip(states, pulled, strict=True)):
             state[t] += back if layer.links is None else back * layer.links[part][t]
     return states
 
 
-def _into_cells(entering: Entering, hidden: Tensor, lengths: Tensor) -> Tensor:
+def _cell_gradient(entering: Entering, hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Gradient that enters every c_t from outside, [T, B, H]."""
     if entering.c is not None:
         return entering.c
     cells = torch.zeros_like(hidden)
@@ -111,7 +114,7 @@ def _into_cells(entering: Entering, hidden: Tensor, lengths: Tensor) -> Tensor:
     return cells
 
 
-def _on_the_way_back(
+def _backward_origin(
     family: Family, place: Place, layer: Layer, entering: Entering, states: State, gates: Tensor
 ) -> Origin | None:
     lengths = place.stack.lengths
@@ -129,43 +132,43 @@ def _on_the_way_back(
     t, b = len(where) - 1 - spot[0], spot[1]
     what = "gradient from above" if entered[t, b] else "recurrence"
     gate = (
-        "" if entered[t, b] else _names(family, inside[t, b] if not total[t, b] else _through(gates[t + 1, b], layer))
+        "" if entered[t, b] else _names(family, inside[t, b] if not total[t, b] else _spreading(gates[t + 1, b], layer))
     )
     return Origin("backward", what, gate, _time(place, t, b), b, int(where.any(0).sum()), len(lengths))
 
 
-def _through(gates: Tensor, layer: Layer) -> Tensor:
-    """Which gates hand down what is not finite, from cotangents [G, H] that are."""
+def _spreading(gates: Tensor, layer: Layer) -> Tensor:
+    """Which gates turn finite cotangents, [G, H], into values of h_{t-1} that are not finite, [G]."""
     blocks = layer.weights.hh.unflatten(0, (len(gates), -1))
     return _bad((gates.unsqueeze(1) @ blocks).squeeze(1))
 
 
 def _bad_weights(family: Family, weights: Weights) -> list[tuple[str, str]]:
-    """Weights that are not finite, and the gates whose blocks they are in."""
+    """Names of weights with values that are not finite, and the gates of the blocks with these values."""
     named = {"weight_ih": weights.ih, "weight_hh": weights.hh, "bias_ih": weights.b_ih, "bias_hh": weights.b_hh}
-    found = [
+    bad = [
         (name, _names(family, rows.flatten(1).any(1)))
         for name, weight in named.items()
         if weight is not None and (rows := ~weight.isfinite().unflatten(0, (len(family.gates), -1))).any()
     ]
-    return found + ([("weight_hr", "")] if weights.hr is not None and not bool(weights.hr.isfinite().all()) else [])
+    return bad + ([("weight_hr", "")] if weights.hr is not None and not bool(weights.hr.isfinite().all()) else [])
 
 
 def _names(family: Family, bad: Tensor) -> str:
-    """The gates, unless it is all of several."""
-    names = [gate for gate, there in zip(family.gates, bad.tolist(), strict=True) if there]
+    """Names of the bad gates, joined by `+`; empty if all of several gates are bad."""
+    names = [gate for gate, flag in zip(family.gates, bad.tolist(), strict=True) if flag]
     return "" if len(names) == len(family.gates) > 1 else "+".join(names)
 
 
 def _time(place: Place, t: int, b: int) -> int:
-    """From the order of the recurrence to that of the input, and from the sequence's start to the chain's."""
+    """Convert t from the order of the recurrence to that of the input, and from the sequence's start to the chain's."""
     stack = place.stack
     local = int(stack.lengths[b]) - 1 - t if place.reverse else t
     return local + (0 if stack.joined is None else int(stack.joined.starts[b]))
 
 
 def _bad(x: Tensor) -> Tensor:
-    """Where a row has a value that is not finite."""
+    """True for each row with a value that is not finite."""
     return ~x.isfinite().all(-1)
 
 
@@ -176,25 +179,25 @@ def _first(where: Tensor) -> tuple[int, int] | None:
 
 
 def find_origin(recurrence: Recurrence) -> Origin | None:
-    """The same of a chain of calls of any cell, of which the state is known and what is inside is not."""
+    """Find the origin in a chain of calls of any cell, from its states and their gradients alone."""
     r = recurrence
     valid = torch.arange(len(r.returned[0]), device=r.lengths.device).unsqueeze(1) < r.lengths
-    given, returned, direct, total = (
+    inputs, returned, direct, total = (
         torch.stack([_bad(part) for part in parts]).any(0) & valid
         for parts in (r.given, r.returned, r.direct, r.totals)
     )
     back = total | direct
-    forward, spot = True, _first(given | returned)
+    forward, spot = True, _first(inputs | returned)
     if spot is None:
         forward, spot = False, _first(back.flip(0))
         if spot is None:
             return None
         spot = len(back) - 1 - spot[0], spot[1]
     t, b = spot
-    names = "" if not forward or given[t, b] else "+".join(n for n, (x, _) in r.gates.items() if _bad(x)[t, b])
+    names = "" if not forward or inputs[t, b] else "+".join(n for n, (x, _) in r.gates.items() if _bad(x)[t, b])
     begins = "initial state" if t == 0 else "state between calls"
-    what = (begins if given[t, b] else "state") if forward else _from_above(direct, t, b)
-    bad = (given | returned) if forward else back
+    what = (begins if inputs[t, b] else "state") if forward else _from_above(direct, t, b)
+    bad = (inputs | returned) if forward else back
     counted = int(bad.any(0).sum())
     phase = "forward" if forward else "backward"
     return Origin(phase, what, names, t + int(r.starts[b]), b, counted, len(r.lengths))

@@ -1,4 +1,4 @@
-"""The layers and directions of a stack: what each was given, run again from below, and what entered it from above."""
+"""The layers and directions of a stack: their inputs, replayed from below, and their gradients from above."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (TanhRNN(), Rel
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One layer in one direction of a stack: its slot, and the way between input order and recurrence order."""
+    """One layer in one direction of a stack: converts between input order and recurrence order."""
 
     stack: Stack
     layer: int
@@ -43,7 +43,7 @@ class Place:
 
     @property
     def columns(self) -> slice:
-        """This direction's part of the layer's output."""
+        """Columns of this direction in the layer's output."""
         width = self.stack.h_0.shape[-1]
         return slice(self.reverse * width, (self.reverse + 1) * width)
 
@@ -51,12 +51,12 @@ class Place:
         """Input order <-> recurrence order, [T, B, ...]: each sequence's valid part reversed for `reverse`."""
         return flip(x, self.stack.lengths) if self.reverse else x
 
-    def given(self, outputs: Sequence[Tensor]) -> Tensor:
-        """What it was given, [T, B, .], where these are the outputs of the layers below."""
-        return self.dropped(outputs[self.layer - 1]) if self.layer else self.stack.input
+    def input(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Its input, [T, B, .], from the outputs of the layers below."""
+        return self.dropout(outputs[self.layer - 1]) if self.layer else self.stack.input
 
-    def dropped(self, x: Tensor) -> Tensor:
-        """What dropout leaves of what the layer below gives it, or of a gradient on its way there."""
+    def dropout(self, x: Tensor) -> Tensor:
+        """Apply the dropout between this layer and the one below, to its input or to the gradient of its input."""
         masks, below = self.stack.dropout, self.layer - 1
         if not masks or below < 0:
             return x
@@ -64,13 +64,13 @@ class Place:
         return x * masks[below * each + (self.reverse if each > 1 else 0)]
 
     def start(self) -> tuple[Tensor, Tensor | None]:
-        """h_0, [B, P], and c_0, [B, H], of an LSTM."""
+        """h_0, [B, P], and c_0 of an LSTM, [B, H]."""
         c_0 = self.stack.c_0
         return self.stack.h_0[self.slot], None if c_0 is None else c_0[self.slot]
 
 
 def places_of(stack: Stack) -> list[Place]:
-    """Every layer and direction, by slot."""
+    """Every layer and direction of a stack, by slot."""
     return [Place(stack, n // stack.directions, bool(n % stack.directions)) for n in range(len(stack.weights))]
 
 
@@ -84,36 +84,36 @@ def flip(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def run_layers(family: Family, stack: Stack) -> list[Tensor]:
-    """Outputs of every layer, [T, B, .]: the lower ones run again, the top one as the kernel gave it."""
+    """Outputs of every layer, [T, B, .]: replayed for the lower layers, the kernel's own for the top one."""
     valid = torch.arange(stack.input.shape[0], device=stack.lengths.device).unsqueeze(1) < stack.lengths
     outputs: list[Tensor] = []
     for index in range(len(stack.weights) // stack.directions - 1):
         parts: list[Tensor] = []
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
-            parts.append(place.turn(family.run(place.weights, place.turn(place.given(outputs)), *place.start())))
+            parts.append(place.turn(family.run(place.weights, place.turn(place.input(outputs)), *place.start())))
         outputs.append(torch.cat(parts, -1).masked_fill(~valid.unsqueeze(-1), 0))
     return [*outputs, stack.output]
 
 
 def layer_at(place: Place, outputs: Sequence[Tensor]) -> Layer:
-    """What is known of one layer in one direction, in the order of the recurrence.
+    """Inputs and outputs of one layer in one direction, in the order of the recurrence.
 
     Args:
-        place: which.
+        place: the layer and direction.
         outputs: of every layer, both directions, [T, B, directions * P] each.
     """
-    x, output = place.given(outputs), outputs[place.layer]
-    given, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
-    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), given, links)
+    x, output = place.input(outputs), outputs[place.layer]
+    states, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
+    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), states, links)
 
 
 def entering_at(place: Place, gradient: Tensor) -> Entering:
     """Loss gradient that enters from above and from h_n and c_n, in the order of the recurrence.
 
     Args:
-        place: where.
-        gradient: of what this direction gave to the layer above, or returned, [T, B, P].
+        place: the layer and direction.
+        gradient: loss gradient of this direction's output, [T, B, P].
     """
     stack, joined = place.stack, place.stack.joined
     direct = place.turn(gradient).clone()

@@ -1,4 +1,4 @@
-"""Where values that are not finite begin in a call of a module that is observed by position."""
+"""Finds the first value that is not finite in a call of a module that is observed by position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gradscope.types import Origin, Positions, WholeCall
 
 
 def find_position_origin(call: WholeCall) -> Origin | None:
-    """What is first: what the module was given, what it made of it, what entered from above, what it made of that."""
+    """Find the origin in causal order: parameters and arguments, input, output, gradient from above, way back."""
     output, gradient = call.positions.output, call.positions.gradient
     batch = output.shape[1]
     bad = [name for name, weight in call.parameters.items() if not bool(weight.isfinite().all())]
@@ -21,27 +21,27 @@ def find_position_origin(call: WholeCall) -> Origin | None:
         where = ~rows.isfinite().all(-1)
         if bool(where.any()):
             t, b = where.nonzero()[0].tolist()
-            return _born("forward", what, where, t, b)
+            return _origin("forward", what, where, t, b)
     for what in ("gradient from above", "way back"):
-        where = ~(gradient if what == "gradient from above" else _given_back(call.positions)).isfinite().all(-1)
+        where = ~(gradient if what == "gradient from above" else _input_gradient(call.positions)).isfinite().all(-1)
         if bool(where.any()):
             t, b = where.flip(0).nonzero()[0].tolist()
-            return _born("backward", what, where, len(where) - 1 - t, b)
+            return _origin("backward", what, where, len(where) - 1 - t, b)
     return None
 
 
-def _born(phase: str, what: str, where: Tensor, t: int, b: int) -> Origin:
+def _origin(phase: str, what: str, where: Tensor, t: int, b: int) -> Origin:
     affected = int(where.any(0).sum())
     return Origin("forward" if phase == "forward" else "backward", what, "", t, b, affected, where.shape[1], True)
 
 
-def _given_back(positions: Positions) -> Tensor:
-    """Loss gradient of what came in, by way of the module alone, [T, B, D]."""
+def _input_gradient(positions: Positions) -> Tensor:
+    """Loss gradient of the input through the module alone, [T, B, D]."""
     if positions.run is None:
         return positions.gradient
     source, output = positions.run()
     if not output.requires_grad:
         return positions.gradient
     gradient = positions.gradient.to(output.dtype)
-    (found,) = torch.autograd.grad(output, source, gradient, materialize_grads=True)
-    return found.transpose(0, positions.dim).flatten(2)
+    (result,) = torch.autograd.grad(output, source, gradient, materialize_grads=True)
+    return result.transpose(0, positions.dim).flatten(2)

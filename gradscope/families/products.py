@@ -1,6 +1,6 @@
-"""The full set: singular values of single step Jacobians, and of products of many.
+"""The full set: singular values of single step Jacobians, and of their products.
 
-Small states (n <= 64) are measured exactly; larger ones by Lanczos at chosen (t, b), and by probes.
+The values are exact for small states (n <= 64); larger ones are measured by Lanczos at chosen (t, b), and by probes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Products:
 
     Attributes:
         jacobian_max: largest singular value of ds_t/ds_{t-1}, [T, B].
-        measured: where `jacobian_max` was measured, [T, B].
+        measured: True where `jacobian_max` is measured, [T, B].
         gain: ||ds_T/ds_t||_F / sqrt(n), [T, B].
-        error: standard error of `gain`, [T, B]; 0 where it is exact.
+        error: standard error of `gain`, [T, B]; 0 if `gain` is exact.
         lyapunov: ln(largest singular value of ds_T/ds_0) / T, [B].
     """
 
@@ -54,7 +54,7 @@ def measure_products(family: Family, trace: Trace, lengths: Tensor) -> Products:
 
 
 def state_widths(family: Family, trace: Trace) -> tuple[int, ...]:
-    """Size of h, and of c where there is one."""
+    """Size of h, and of c if there is one."""
     return (trace.previous.shape[-1], trace.gates.shape[-1])[: 1 + family.cell]
 
 
@@ -70,7 +70,7 @@ def _identity(family: Family, trace: Trace) -> State:
 
 
 def _probes(family: Family, trace: Trace) -> State:
-    """Random signs, E[v v^T] = I, from a generator of their own: [8, 1, .]."""
+    """Random signs, E[v v^T] = I, from a separate generator: [8, 1, .]."""
     widths = state_widths(family, trace)
     generator = torch.Generator("cpu").manual_seed(sum(widths))
     signs = torch.randint(0, 2, (PROBES, 1, sum(widths)), generator=generator, device="cpu") * 2 - 1
@@ -80,19 +80,19 @@ def _probes(family: Family, trace: Trace) -> State:
 def _exact_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Largest singular value at every (t, b), from the Jacobians themselves."""
     eye, weights = _identity(family, trace), trace.layer.weights
-    found: list[Tensor] = []
+    maxima: list[Tensor] = []
     for start, stop in pieces(trace.layer, len(family.gates)):
         factors = family.piece(trace, start, stop).factors
         points = (stop - start) * trace.gates.shape[1]
         everywhere = tuple(e.expand(-1, points, -1) for e in eye)
         rows = family.pull(weights, tuple(f.flatten(0, 1) for f in factors), everywhere)
-        found.append(largest_singular(torch.cat(rows, -1).transpose(0, 1)).view(stop - start, -1))
+        maxima.append(largest_singular(torch.cat(rows, -1).transpose(0, 1)).view(stop - start, -1))
     steps = torch.arange(trace.gates.shape[0], device=lengths.device).unsqueeze(1)
-    return torch.cat(found[::-1]), steps < lengths
+    return torch.cat(maxima[::-1]), steps < lengths
 
 
 def largest_singular(matrices: Tensor) -> Tensor:
-    """Of each of a batch of matrices; NaN where one is not finite."""
+    """Largest singular value of each matrix of a batch; NaN if the matrix is not finite."""
     broken = ~matrices.isfinite().all(-1).all(-1)
     gram = (matrices @ matrices.mT).masked_fill(broken[..., None, None], 0)
     return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt().masked_fill(broken, torch.nan)
@@ -113,9 +113,9 @@ def _sampled_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tens
         return torch.cat([s[0] for s in family.pull(weights, factors, tuple(p.unsqueeze(0) for p in pushed))], -1)
 
     like = factors[0].new_empty(len(times) * len(columns), sum(widths))
-    found = largest_eigenvalue(gram, like, ITERATIONS).sqrt().view(len(times), len(columns))
-    largest = found.new_full((steps, batch), torch.nan)
-    largest[times.unsqueeze(1), columns] = found
+    maxima = largest_eigenvalue(gram, like, ITERATIONS).sqrt().view(len(times), len(columns))
+    largest = maxima.new_full((steps, batch), torch.nan)
+    largest[times.unsqueeze(1), columns] = maxima
     measured = torch.zeros_like(largest, dtype=torch.bool)
     measured[times.unsqueeze(1), columns] = True
     return largest, measured & (torch.arange(steps, device=device).unsqueeze(1) < lengths)
@@ -134,8 +134,7 @@ class _Carried:
 def _carry_back(family: Family, trace: Trace, lengths: Tensor, start_with: State) -> _Carried:
     """Carry rows v back through the recurrence; their mean squared norm is ||ds_T/ds_t||_F^2 if E[v v^T] = I.
 
-    The rows of each sequence are rescaled at every step, and the logarithm of the scale kept: products over- and
-    underflow.
+    Products over- and underflow, so the rows of each sequence are rescaled at every step; `log` sums the logarithms.
     """
     weights, batch = trace.layer.weights, trace.gates.shape[1]
     rows, width = start_with[0].shape[0], sum(state_widths(family, trace))
@@ -163,35 +162,35 @@ def _carry_back(family: Family, trace: Trace, lengths: Tensor, start_with: State
 
 
 def _linked(trace: Trace, t: int, state: State) -> State:
-    """Times what the loop has multiplied s_{t-1} by before it was given to step t."""
+    """Multiply by the loop's factor between s_{t-1} and the input of step t."""
     links = trace.layer.links
     return state if links is None else tuple(s * link[t] for s, link in zip(state, links, strict=True))
 
 
 def standard_error(squares: Tensor, width: int | Tensor) -> Tensor:
-    """Of sqrt(mean(squares) / width), to first order; `squares` are [rows, B]."""
+    """Standard error of sqrt(mean(squares) / width), to first order; `squares` are [rows, B]."""
     mean = squares.mean(0)
     return squares.std(0) / len(squares) ** 0.5 / (2 * (mean * width).sqrt()).clamp(min=1e-300)
 
 
 def _lyapunov(family: Family, trace: Trace, lengths: Tensor, carried: _Carried, exact: bool) -> Tensor:
-    """From the rows carried back to s_0: the singular values of the product itself, or of its best-seen subspace.
+    """Lyapunov exponent from the rows carried back to s_0.
 
-    With probes, one step of subspace iteration: the rows are orthogonalised and carried forward again; the largest
-    singular value of the result is a lower bound, close when the product has a leading direction.
+    Exact rows are the product itself. With probes, one step of subspace iteration orthogonalises the rows and carries
+    them forward again; the largest singular value of the result is a lower bound, close if the product has a leading
+    direction.
     """
     rows = torch.cat(carried.state, -1).transpose(0, 1)  # [B, rows, n]
     log = carried.log
     if not exact:
-        rows, extra = _carry_forward(family, trace, lengths, torch.linalg.qr(rows.mT)[0].mT)
-        log = extra
+        rows, log = _carry_forward(family, trace, lengths, torch.linalg.qr(rows.mT)[0].mT)
     size = largest_singular(rows.double())
     spans = lengths - 1
     return ((size.log() + log) / spans).masked_fill(spans == 0, torch.nan)
 
 
 def _carry_forward(family: Family, trace: Trace, lengths: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Push tangents of s_0, [B, rows, n], to each sequence's last state: the same and the logarithm of its scale."""
+    """Push tangents of s_0, [B, rows, n], to each sequence's last state: scaled tangents and the log of the scale."""
     weights, widths = trace.layer.weights, state_widths(family, trace)
     state = _split(rows.transpose(0, 1), widths)
     log = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)

@@ -1,7 +1,7 @@
-"""How far back a loss gradient reaches: a few anchors' gradients carried back alone, beside the total.
+"""How far back a loss gradient reaches: the gradients of a few anchors, carried back alone beside the total.
 
-`reach` at lag k of an anchor a is ||J_{a-k+1}^T ... J_a^T v|| / ||v||, v the gradient that enters the state at a from
-outside. It does not depend on the loss's scale, and means the same for a loss on the last step and on every step.
+`reach` at lag k of an anchor a is ||J_{a-k+1}^T ... J_a^T v|| / ||v||, where v is the gradient that enters the state at
+a from outside. `reach` does not depend on the loss scale, and is comparable for a loss on the last or on every step.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ ANCHORS = 3
 
 
 class Anchors(NamedTuple):
-    """Where, for each sequence, gradients start to be carried back alone, the latest first.
+    """The anchors of each sequence, the latest first.
 
     Attributes:
-        times: [A, B], -1 where a sequence has fewer anchors.
-        sizes: norm of the gradient that enters there, [A, B].
+        times: timesteps, [A, B], -1 where a sequence has fewer anchors.
+        sizes: norm of the gradient that enters at each anchor, [A, B].
     """
 
     times: Tensor
@@ -31,13 +31,13 @@ class Anchors(NamedTuple):
         return cls(entering.new_empty(0, entering.shape[1]).long(), entering.new_empty(0, entering.shape[1]))
 
     def active(self, start: int) -> int:
-        """How many anchors some sequence has at or after timestep `start`: a prefix, the latest being first."""
+        """How many leading anchors are at or after timestep `start` in some sequence."""
         return int((self.times >= start).any(1).sum())
 
     def single(self) -> bool:
-        """Whether gradient enters each sequence but once, so that the total carried back is that anchor's alone.
+        """True if gradient enters each sequence only once, so that the total is the gradient of this anchor alone.
 
-        Not where it is so small or large that a product of Jacobians would leave the range of float32 earlier.
+        False if that gradient is so small or large that its products with Jacobians leave the range of float32 earlier.
         """
         if not len(self.times) or bool((self.times[1:] >= 0).any()):
             return False
@@ -46,7 +46,7 @@ class Anchors(NamedTuple):
 
 
 def pick_anchors(entering: Tensor) -> Anchors:
-    """Choose up to `ANCHORS` times per sequence, evenly spaced among those where gradient enters, the last one always.
+    """Choose up to `ANCHORS` timesteps per sequence, evenly spaced over those where gradient enters, with the last.
 
     Args:
         entering: norm of the gradient that enters the state from outside, [T, B].
@@ -63,14 +63,14 @@ def pick_anchors(entering: Tensor) -> Anchors:
 
 
 def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """Median over anchors of what is left of their gradient, by lag.
+    """Median over anchors of the remaining share of their gradients, by lag.
 
     Args:
-        anchors: where the gradients started.
-        carried: norm of each anchor's carried gradient relative to its own, [T, A, B].
+        anchors: the anchors.
+        carried: norm of each anchor's carried gradient relative to its first, [T, A, B].
 
     Returns:
-        [lags, B] and, as booleans, whether some anchor reaches back that far.
+        The medians, [lags, B], and True where some anchor reaches back that far, [lags, B].
     """
     steps, used = carried.shape[0], max(1, anchors.active(0))
     times, carried = anchors.times[:used], carried[:, :used]
@@ -87,7 +87,7 @@ def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _median(values: Tensor, present: Tensor) -> Tensor:
-    """Over the anchors, [lags, A, B], of those present; NaN where one of these is not finite."""
+    """Median over the present anchors of [lags, A, B]; NaN where one of them is not finite."""
     broken = (present & ~values.isfinite()).any(1)
     ranked = values.masked_fill(~present | broken.unsqueeze(1), torch.inf).sort(1).values
     count = present.sum(1, keepdim=True)

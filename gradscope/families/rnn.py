@@ -46,7 +46,7 @@ class _Elman(Family):
 
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
-        # The kernel's own backward takes f' from the output; so do we, to the same rounding.
+        # The kernel's own backward computes f' from the output; the same here gives the same rounding.
         output = trace.layer.output[start:stop]
         return Piece((self.slope(output),), output, trace.gates[start:stop, :, 0], trace.previous[start:stop])
 
@@ -111,7 +111,7 @@ class TanhRNN(_Elman):
 
 
 class ReluRNN(_Elman):
-    """`nn.RNN(nonlinearity="relu")`. A unit is `low` where it is exactly 0, and never `high`."""
+    """`nn.RNN(nonlinearity="relu")`. A unit is `low` if it is exactly 0, and never `high`."""
 
     name = "rnn_relu"
     kernel = staticmethod(torch.rnn_relu)

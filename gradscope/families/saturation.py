@@ -1,4 +1,4 @@
-"""How many units of a gate are near the ends of its range, over time and unit by unit."""
+"""Counts the units of a gate near the ends of its range, over time and unit by unit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from gradscope.types import Gate
 
 AT_ONCE = 1 << 17
-"""Elements that are compared at once on a processor."""
+"""Elements to compare at once on a CPU."""
 
 
 class Saturation:
-    """Counts the units of some gates beyond their limits, `(low, high)` each, over timesteps and over units."""
+    """Counts units of gates beyond their limits, `(low, high)` each, by timestep and by unit."""
 
     def __init__(self, limits: Sequence[tuple[float, float]], like: Tensor) -> None:
         ends = torch.tensor(limits, dtype=like.dtype, device=like.device)
@@ -26,7 +26,7 @@ class Saturation:
         self.count: list[Tensor] = []
 
     def add(self, x: Tensor, valid: Tensor) -> None:
-        """Count a piece, [t, B, G, H], where `valid`, [t, B]: as many gates at once as stay in the cache.
+        """Count a piece, [t, B, G, H], where `valid`, [t, B], with as many gates at once as fit the cache.
 
         Sums are products: sums of booleans are ten times slower.
         """
@@ -57,5 +57,5 @@ class Saturation:
 
 
 def _stacked(parts: list[list[Tensor]]) -> Tensor:
-    """Kinds of sums of some gates at a time, as one: [kinds, G, ...]."""
+    """Join sums of several kinds over groups of gates, [kinds, G, ...]."""
     return torch.cat([torch.cat(kind) for kind in zip(*parts, strict=True)])

@@ -1,7 +1,7 @@
-"""The reverse scan of one layer: the total loss gradient and those of a few anchors alone, carried back through time.
+"""The reverse scan of one layer carries the total loss gradient, and those of single anchors, back through time.
 
-They are rows of one matrix product for each timestep. The scan goes piece by piece, as `measure` does, and within a
-piece span by span, between which gradients are brought back into range.
+All of them are rows of one matrix product for each timestep. The scan goes piece by piece, like `measure`, and within a
+piece span by span; between spans it rescales gradients.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Entering:
 
     Attributes:
         h: of every h_t, [T, B, P].
-        c_last: of the last c_t of each sequence, [B, H]; None where none enters.
-        c: of every c_t, [T, B, H], in place of `c_last`; None where none enters.
-        totals: what autograd had of the total gradients of h_t and c_t, [T, B, .] each, where it is known.
+        c_last: of the last c_t of each sequence, [B, H]; None if none enters.
+        c: of every c_t, [T, B, H], in place of `c_last`; None if none enters.
+        totals: autograd's total gradients of h_t and c_t, [T, B, .] each; None if unknown.
     """
 
     h: Tensor
@@ -43,8 +43,8 @@ class Back(NamedTuple):
     """Cotangents at the timesteps of a piece, [t, R, B, .]: row 0 the total, then the anchors' alone.
 
     Attributes:
-        state: of h_t, and of c_t.
-        scale: what they are to be multiplied by, [t, R, B], in float64; None for 1.
+        state: cotangents of h_t, and of c_t.
+        scale: missing factor of `state`, [t, R, B], in float64; None for 1.
     """
 
     state: State
@@ -52,7 +52,7 @@ class Back(NamedTuple):
 
 
 def backwards(steps: int, size: int) -> Iterator[tuple[int, int]]:
-    """Parts of so many steps, the last first; the first gets what is left."""
+    """Ranges of `size` steps, the last first; the range at the beginning may be shorter."""
     size = max(1, size)
     for stop in range(steps, 0, -size):
         yield max(0, stop - size), stop
@@ -60,14 +60,14 @@ def backwards(steps: int, size: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(slots=True)
 class ReverseScan:
-    """What the scan carries from piece to piece.
+    """Carries cotangents back, piece by piece.
 
     Args:
         family: the layer's equations.
-        layer: its weights, and what its loop multiplied the states by.
+        layer: the weights, and the loop's factors on the states.
         lengths: valid timesteps of each sequence, [B].
         entering: the loss gradient from outside.
-        anchors: what is carried back alone.
+        anchors: whose gradients are carried back alone.
     """
 
     family: Family
@@ -80,7 +80,7 @@ class ReverseScan:
     exponents: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.alone = self.anchors.single()  # the total is the only anchor's, and is carried once
+        self.alone = self.anchors.single()  # then the total and the only anchor share one row
 
     def through(self, piece: Piece, start: int, stop: int) -> Back:
         """Carry the cotangents back through timesteps `start` to `stop`."""
@@ -98,7 +98,7 @@ class ReverseScan:
         return Back(tuple(state[1:] for state in states), self._scale(scales, stop - start))
 
     def _scale(self, scales: list[Tensor], steps: int) -> Tensor | None:
-        """Of all spans of a piece, of which the last were not scaled yet."""
+        """Scale of a piece from its spans; the last spans may precede the first rescaling and have scale 1."""
         if not scales:
             return None
         missing = steps - sum(map(len, scales))
@@ -106,21 +106,21 @@ class ReverseScan:
         return torch.cat([*scales[::-1], *ones]) if len(scales) + len(ones) > 1 else scales[0]
 
     def _span(self, factors: tuple[Tensor, ...], states: State, start: int) -> None:
-        """Through a few steps, with no loss of range in between; the first is timestep `start`."""
+        """Carry back through a span of steps, without rescaling; the first is timestep `start`."""
         weights, links = self.layer.weights, self.layer.links
         if links is None:
             self.family.scan(weights, factors, states)
             return
         for t in range(len(states[0]) - 2, -1, -1):
-            found = self.family.pull(weights, tuple(f[t] for f in factors), tuple(s[t + 1] for s in states))
-            for state, back, link in zip(states, found, links, strict=True):
+            pulled = self.family.pull(weights, tuple(f[t] for f in factors), tuple(s[t + 1] for s in states))
+            for state, back, link in zip(states, pulled, links, strict=True):
                 state[t].addcmul_(back, link[start + t])
 
     def _rescale(self) -> None:
-        """Bring what leaves a span back into range.
+        """Bring the gradients that leave a span back into range.
 
-        In float32 a vanishing gradient is soon subnormal, which many processors compute with ten times slower, and
-        then 0. What is alone in its row is multiplied by powers of two; of a total what is nearly subnormal is dropped.
+        In float32 a vanishing gradient is soon subnormal, which slows many processors down tenfold, and then 0. A row
+        with one anchor's gradient is multiplied by powers of two; nearly subnormal values of a total become 0.
         """
         first = 0 if self.alone else 1
         for part in self.carry[: len(self.carry) * first]:
@@ -135,14 +135,14 @@ class ReverseScan:
         peak = functools.reduce(torch.maximum, [part.abs().amax(-1) for part in alone])
         change = torch.frexp(peak).exponent.clamp(-MOST_EXPONENT, MOST_EXPONENT)
         change.masked_fill_((change.abs() < LEAST_EXPONENT) | ~peak.isfinite(), 0)
-        if self.alone:  # what overflows in the kernel does so here
+        if self.alone:  # an overflow in the kernel stays an overflow here
             change = torch.minimum(change, -exponents)
         for part in alone:
             part.mul_(torch.exp2(-change).to(part.dtype).unsqueeze(-1))
         exponents += change
 
     def _entering(self, piece: Piece, start: int, stop: int) -> State:
-        """What enters each row from outside at each timestep of the piece, behind a slot for what leaves it."""
+        """Gradients that enter each row from outside at each timestep, behind a slot for those that leave the piece."""
         entering, times = self.entering, self.anchors.times
         rows = 1 + (0 if self.alone else self.anchors.active(start))
         widths = (piece.output.shape[-1], piece.hidden.shape[-1])[: 1 + self.family.cell]
@@ -161,7 +161,7 @@ class ReverseScan:
         return states
 
     def _start_anchors(self, states: State, row: Tensor, b: Tensor, start: int) -> None:
-        """Put the gradients of anchors, [N] rows of [N] sequences, where they enter, each of size 1."""
+        """Add the gradients of anchors, [N] rows of [N] sequences, at their timesteps, each scaled to norm 1."""
         entering, t = self.entering, self.anchors.times[row, b]
         scale = (1 / self.anchors.sizes[row, b]).to(entering.h.dtype).unsqueeze(-1)
         states[0][t - start + 1, row + 1, b] = entering.h[t, b] * scale

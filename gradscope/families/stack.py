@@ -1,4 +1,4 @@
-"""A whole call, layer by layer: measured from the uppermost down, gradients handed on below."""
+"""Measures a call layer by layer, from the uppermost down, and passes the gradients to the layer below."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
     Args:
         stack: the call in canonical layout.
         work: what to compute; by default the core set.
-        sketch: prepare the comparison of gradients by `certify`.
+        sketch: prepare the gradients for `certify`.
 
     Returns:
         The analyses in torch's order of parameters: layer by layer, forward before reverse.
@@ -34,7 +34,7 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
     family = FAMILIES[stack.family]
     layers = len(stack.weights) // stack.directions
     outputs = run_layers(family, stack)
-    found: list[Analysis] = []
+    analyses: list[Analysis] = []
     gradient = stack.grad_output
     for index in range(layers - 1, -1, -1):
         below: list[Tensor] = []
@@ -43,21 +43,21 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
             layer = layer_at(place, outputs)
             entering = entering_at(place, gradient[..., place.columns])
             measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch, work=work)
-            found.append(analysis_at(family, place, measured, work))
+            analyses.append(analysis_at(family, place, measured, work))
             if measured.grad_input is not None:
-                below.append(place.dropped(place.turn(measured.grad_input)))
+                below.append(place.dropout(place.turn(measured.grad_input)))
         if below:
             gradient = torch.stack(below).sum(0)
-    if stack.dropout_read and not bool((torch.stack([a.residual for a in found]) <= stack.tolerance).all()):
-        found = [replace(a, reason=HIDDEN_DROPOUT) for a in found]
-    return sorted(found, key=lambda analysis: (analysis.layer, analysis.direction))
+    if stack.dropout_read and not bool((torch.stack([a.residual for a in analyses]) <= stack.tolerance).all()):
+        analyses = [replace(a, reason=HIDDEN_DROPOUT) for a in analyses]
+    return sorted(analyses, key=lambda analysis: (analysis.layer, analysis.direction))
 
 
 def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]:
-    """Hold the rebuilt gradient of a `weight_hh` against the one that was accumulated into it.
+    """Compare the rebuilt gradient of a `weight_hh` with the accumulated one.
 
     Args:
-        analyses: all that the weight took part in.
+        analyses: all analyses of layers with this weight.
         accumulated: its gradient from the same backward passes, [G * H, P].
     """
     sketches = [a.sketch for a in analyses if a.sketch is not None]
@@ -72,7 +72,7 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
 
 
 def analysis_at(family: Family, place: Place, measured: Measured, work: Work) -> Analysis:
-    """Turn back to input order, add the weights and the full set, and say what cannot be given."""
+    """Turn measurements to input order, add the weights and the full set, and the reason for missing results."""
     stack, values = place.stack, dict(measured.values)
     measured_at: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
@@ -104,7 +104,7 @@ def analysis_at(family: Family, place: Place, measured: Measured, work: Work) ->
 
 
 def _residual(place: Place, measured: Measured) -> Tensor:
-    """How far the rebuilt layer is from the kernel: in its output, and in the final states that it returned."""
+    """Relative difference of the rebuilt layer from the kernel, in the output and the final states."""
     stack, trace = place.stack, measured.trace
     batch = torch.arange(stack.lengths.shape[0], device=stack.lengths.device)
     finals = [(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot])]

@@ -1,7 +1,7 @@
-"""What has to be computed for what is asked: the dependence of every quantity, in one table.
+"""The parts of the analysis that each quantity needs, in one table.
 
-The rebuilt states are compared with the kernel's whatever is asked. Quantities of gradients are compared with the
-gradient of the weights as well, and so need the scan that carries gradients back.
+The certificate of the rebuilt states needs no further part. Quantities of gradients also need the certificate of the
+weight gradients, and so the reverse scan.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ NEEDS: Mapping[str, str] = {
 }
 """Quantity -> the parts of the work that it needs.
 
-* `scan`: the total loss gradient is carried back through all timesteps, and held to the gradient of the weights;
-* `anchors`: so are the gradients of a few timesteps alone, as further rows of the same products;
+* `scan`: carry the total loss gradient back through all timesteps, and compare it with the gradient of the weights;
+* `anchors`: carry the gradients of single timesteps back, as further rows of the same products;
 * `sizes`: Frobenius norms of the step Jacobians, by closed forms;
-* `saturation`: units near the ends of the range of their gates are counted;
-* `blocks`: spectral radius, norm and orthogonality of the recurrent weights; `eigenvalues`: all of them;
-* `products`: singular values of single Jacobians, and Jacobians multiplied.
+* `saturation`: count the units near the ends of the range of their gates;
+* `blocks`: spectral radius, norm and orthogonality of the recurrent weights; `eigenvalues`: all eigenvalues;
+* `products`: singular values of single Jacobians, and of their products.
 """
 FULL = ("jacobian_max", "gain", "lyapunov", "spectra")
 CORE = tuple(name for name in NEEDS if name not in FULL)
@@ -45,18 +45,18 @@ ECONOMY = ("grad_h", "grad_h_direct", "reach", "gates")
 
 @dataclass(frozen=True)
 class Work:
-    """What to compute.
+    """The requested quantities.
 
     Attributes:
-        asked: names of quantities.
+        quantities: their names.
     """
 
-    asked: frozenset[str]
+    quantities: frozenset[str]
 
     @cached_property
     def parts(self) -> frozenset[str]:
         """The parts of the work, see `NEEDS`."""
-        return frozenset(part for name in self.asked for part in NEEDS[name].split())
+        return frozenset(part for name in self.quantities for part in NEEDS[name].split())
 
 
 CORE_WORK = Work(frozenset(CORE))

@@ -1,1 +1,1 @@
-"""What joins the other rooms while a training runs: what it hears, what a step holds, what is decided."""
+"""Joins the other rooms while a training runs: receives its events, decides what to record, and analyses each step."""

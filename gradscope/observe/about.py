@@ -1,4 +1,4 @@
-"""What a scope says of itself in one line."""
+"""The description of a scope in one line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NAMED = 3
 
 
 def about(observer: Observer, *, of: str, since: datetime, closed: bool, logdir: Path | None) -> str:
-    """What is attached, since when, how many records there are, and where.
+    """Describe a scope: the model, the time of `attach`, the number of records, and their place.
 
     Args:
         observer: of the scope.
         of: class of the model.
-        since: when it was attached.
-        closed: whether that is over.
+        since: time of `attach`.
+        closed: True if the scope is closed.
         logdir: the run folder, if there is one.
     """
     steps = observer.step - observer.first_step

@@ -1,4 +1,4 @@
-"""What is done with a gradient that arrives at a call: the hooks of a step's calls."""
+"""The gradient hooks of a step's calls: each adds an arriving gradient to its call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gradscope.private import base_of
 
 
 class Step(Protocol):
-    """The recorded step, as far as they know it.
+    """The part of a recorded step that the hooks need.
 
     Attributes:
-        closed: whether it is over: gradients that arrive later are not its.
+        closed: True once the step is over; gradients that arrive later are not part of it.
     """
 
     @property
@@ -27,14 +27,14 @@ class Step(Protocol):
         ...
 
     def received(self, call: ObservedCall) -> bool:
-        """A gradient arrives for a call: whether it is to be taken in."""
+        """A gradient arrives for a call; True if it is part of the step."""
         ...
 
 
 def output_receiver(
     recording: Step, call: ObservedCall, slot: int, tensor: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """Which tensor to watch for the gradient of a result, and what to do with it."""
+    """The tensor to watch for the gradient of a result, and the hook."""
     layout = call.snapshot.layout
     if slot or call.cell:
 
@@ -45,7 +45,7 @@ def output_receiver(
         return tensor, receive_final
     base = base_of(tensor)
     turned = base is not None and isinstance(layout, Dense) and base.shape == tensor.transpose(0, 1).shape
-    # Of a view that the user writes to in place the gradient passes by its own node, but not by its base's.
+    # If the user writes to a view in place, the gradient passes the node of the view, but not that of its base.
     target = base if turned and base is not None else tensor
 
     def receive_output(gradient: Tensor) -> None:
@@ -58,7 +58,7 @@ def output_receiver(
 def kept_receiver(
     recording: Step, call: ObservedCall, slot: int, lower: bool
 ) -> Callable[[tuple[Any, Tensor | None]], None]:
-    """Copy what the kernel has kept of a layer, and take in the gradient of a layer that others are above."""
+    """A hook that copies the kernel's saved values of a layer, and adds the output gradient of a lower layer."""
     layout = call.snapshot.layout
 
     def receive(arrived: tuple[Any, Tensor | None]) -> None:
@@ -74,7 +74,7 @@ def kept_receiver(
 
 
 def inside_receiver(recording: Step, call: ObservedCall, slot: int) -> Callable[[Tensor], None]:
-    """Take in what comes back to a result from within its own call."""
+    """A hook that adds a gradient to a result from inside its own call."""
 
     def receive(gradient: Tensor) -> None:
         if not recording.closed:
@@ -84,7 +84,7 @@ def inside_receiver(recording: Step, call: ObservedCall, slot: int) -> Callable[
 
 
 def back_receiver(recording: Step, call: ObservedCall, part: int) -> Callable[[Tensor], None]:
-    """Take in what comes back through a call to a part of the state that it was given."""
+    """A hook that adds the gradient of an input part of the state, through the call."""
 
     def receive(gradient: Tensor) -> None:
         if not recording.closed:

@@ -1,4 +1,4 @@
-"""A loop that updates the parameters itself: nobody is told of its steps, and only the parameters show them."""
+"""Detects a loop that updates the parameters itself: only the parameters show its steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY_HAND = (
 
 
 class Stamp(NamedTuple):
-    """What a parameter was when a backward pass had ended; a write through `.data` shows in the values alone."""
+    """A parameter at the end of a backward pass; only `values` show a write through `.data`."""
 
     parameter: Tensor
     version: int
@@ -26,7 +26,7 @@ class ByHand:
     """Compares the parameters of the recurrent layers between backward passes, until a step has ended.
 
     Attributes:
-        over: a step has ended, or it has been said: there is nothing to compare any more.
+        over: True once a step has ended, or the note is made: nothing is compared any more.
     """
 
     def __init__(self) -> None:
@@ -43,20 +43,20 @@ class ByHand:
         """A backward pass has ended.
 
         Args:
-            parameters: as they are.
-            values: copy those of the first as well; an idle step has no operation of ours.
+            parameters: as of now.
+            values: copy the values of the first parameter as well; not on idle steps, which run no operation of ours.
         """
         stamped = enumerate(_whole(parameters))
         self._stamps = [Stamp(p, p._version, p.detach().clone() if values and not n else None) for n, p in stamped]
 
     def begins(self, parameters: Iterable[Tensor]) -> bool:
-        """A backward pass begins: whether this is the second time that parameters have changed before one.
+        """A backward pass begins; True if parameters have changed before a pass for the second time.
 
-        The first time may be something else: weights that are set before the training, or an optimizer that looks
-        around before it steps, as SAM does.
+        The first change may have another cause: weights set before the training, or the trial step of an optimizer
+        such as SAM.
 
         Args:
-            parameters: as they are.
+            parameters: as of now.
         """
         before, now = self._stamps, _whole(parameters)
         if len(now) == len(before) and any(map(_changed, before, now)):
@@ -67,12 +67,12 @@ class ByHand:
 
 
 def _whole(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Those that are not sharded, for what shards them puts others in their places."""
+    """The parameters that are not sharded: sharding replaces parameters."""
     return [p for p in parameters if type(p) is torch.nn.Parameter]
 
 
 def _changed(before: Stamp, now: Tensor) -> bool:
-    """Whether a parameter was written to, or another has taken its place."""
+    """True if the loop has written to a parameter or replaced it."""
     if now is not before.parameter or now._version != before.version:
         return True
     values = before.values

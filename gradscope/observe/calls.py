@@ -1,4 +1,4 @@
-"""Calls of the watched modules: which of them the step's recording gets."""
+"""Receives calls of the observed modules, and gives them to the step's recording."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from gradscope.capture.positions import Given, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
 from gradscope.families import Work
-from gradscope.observe.following import CARRIED, Asked, Finals
+from gradscope.observe.following import CARRIED, DetachedState, Finals
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.step import Recording
-from gradscope.observe.unseen import Calls
+from gradscope.observe.unseen import CalledModules
 from gradscope.private import transform
 from gradscope.types import KernelCall
 
 
 class CallReceiver:
-    """Receives calls while a step is recorded, and the first ones after that; on other steps torch is as it was.
+    """Receives calls on recorded steps, and the first ones after them; on other steps torch is unpatched.
 
     Args:
-        layers: watched layers and cells of torch's, by name; those that are still there.
-        own: watched modules that are not torch's.
-        limit: how many sequences to analyse at most.
-        work: what to compute of them.
+        layers: the existing observed layers and cells of torch's, by name.
+        own: observed modules that are not torch's.
+        limit: the most sequences to analyse; None for all.
+        work: what to compute.
         guard: for failures.
-        started: called when there is a call, for the clock of the first step.
+        started: called with every call, for the clock of the first step.
 
     Attributes:
         recording: the step, if it is recorded.
         seen: which modules were called.
-        paused: calls are not recorded.
-        once: module and reason of remarks that are made once in a run, and in which step they were.
+        paused: True while calls are not recorded.
+        once: step of each remark that is made once in a run, by module and reason.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class CallReceiver:
     ) -> None:
         """See the class."""
         self.guard, self.paused = guard, False
-        self.seen = Calls(layers, [watched for watched in own if isinstance(watched, SequenceModule)])
+        self.seen = CalledModules(layers, [watched for watched in own if isinstance(watched, SequenceModule)])
         self.once: dict[tuple[str, str], int] = {}
         self.recording: Recording | None = None
         self._layers, self._limit, self._work, self._started = layers, limit, work, started
         self._own: dict[int, list[Cell | SequenceModule]] = {}
         for watched in own:
             self._own.setdefault(id(watched.module), []).append(watched)
-        self._awaited: dict[str, Finals] = {}  # what a recorded step returned, until the next step's first calls
-        self._asked: list[Asked] = []  # what modules went on from, in steps that were not recorded
+        self._last_states: dict[str, Finals] = {}  # of the recorded step before, until the next step's first calls
+        self._detached: list[DetachedState] = []  # initial states of modules in steps that are not recorded
         self._handles: list[Handle[Any]] = []
         self._always = False
 
     def listen(self, *, always: bool) -> ExitStack:
-        """Begin to listen; closing what is returned ends it.
+        """Begin to listen; closing the result ends it.
 
         Args:
-            always: on every step, for somebody else needs the calls.
+            always: receive calls on every step, for another listener needs them.
         """
         self._always = always
         with ExitStack() as undo:
@@ -88,27 +88,27 @@ class CallReceiver:
 
     @property
     def own(self) -> dict[str, nn.Module]:
-        """The watched modules that are not torch's layers and cells, by name."""
-        there = [watched for parts in self._own.values() for watched in parts if watched.original() is not None]
-        return {watched.name: watched.module for watched in there}
+        """The existing observed modules that are not torch's layers and cells, by name."""
+        existing = [watched for parts in self._own.values() for watched in parts if watched.original() is not None]
+        return {watched.name: watched.module for watched in existing}
 
     @property
     def listening(self) -> bool:
         """True if this step needs calls."""
-        return self.recording is not None or bool(self._awaited)
+        return self.recording is not None or bool(self._last_states)
 
     def begin(self, recorded: bool) -> None:
-        """The next step begins, and is recorded or not."""
+        """Begin the next step."""
         last, self.recording = self.recording, None
-        self._awaited = {}
+        self._last_states = {}
         if recorded:
             self.recording = Recording(self._limit, self._work, self._hook)
-            self.recording.following.asked, self._asked = self._asked, []
+            self.recording.following.detached, self._detached = self._detached, []
             if last is not None:
-                self.recording.following.before = last.following.recent
+                self.recording.following.previous = last.following.recent
         elif last is not None:
-            known = last.following.recent
-            self._awaited = {name: finals for name, finals in known.items() if (name, CARRIED) not in self.once}
+            recent = last.following.recent
+            self._last_states = {name: finals for name, finals in recent.items() if (name, CARRIED) not in self.once}
         self._arm()
 
     def _arm(self) -> None:
@@ -120,7 +120,7 @@ class CallReceiver:
 
     @guarded
     def before_kernel(self, call: KernelCall) -> tuple[str, KernelCall, Dropout | None] | None:
-        """Decide whether a call is recorded."""
+        """Decide whether to record a call."""
         self._started()
         if not self._observes() or call.batch == 0:
             return None
@@ -128,9 +128,9 @@ class CallReceiver:
         if name is None:
             return None
         if self.recording is None:
-            self._look_back(name, call.state, 0 if call.cell else 1)
+            self._check_carried(name, call.state, 0 if call.cell else 1)
             return None
-        self.seen.saw(name)
+        self.seen.add(name)
         if self.paused or not self.recording.takes(name):
             return None
         return name, call, begin_dropout(call)
@@ -157,11 +157,11 @@ class CallReceiver:
         if not self._observes():
             return None
         if self.recording is None:
-            if isinstance(watched, Cell) and watched.name in self._awaited:
-                self._look_back(watched.name, [real(x) for x in tensors_in(watched.bind(args, kwargs)[1])], 0)
+            if isinstance(watched, Cell) and watched.name in self._last_states:
+                self._check_carried(watched.name, [real(x) for x in tensors_in(watched.bind(args, kwargs)[1])], 0)
             return None
         name = watched.seal if isinstance(watched, SequenceModule) else watched.name
-        self.seen.saw(name)
+        self.seen.add(name)
         if self.paused or not self.recording.takes(name):
             return None
         if isinstance(watched, SequenceModule):
@@ -181,35 +181,34 @@ class CallReceiver:
                 cell, arguments, state = part
                 recording.observe_cell(cell, arguments, state, result)
 
-    # --- pieces
+    # --- helpers
 
     def _observes(self) -> bool:
-        """Whether a call that is made now may be of interest."""
-        if not self.listening or not torch.is_grad_enabled():
-            return False
-        return transform() is None
+        """True if this step needs calls, gradients are enabled, and no transform of `torch.func` runs."""
+        return self.listening and torch.is_grad_enabled() and transform() is None
 
-    def _look_back(self, name: str, state: Sequence[Tensor], rows: int) -> None:
-        """The first call of a step that is not recorded: does it go on from what the recorded step before returned?
+    def _check_carried(self, name: str, state: Sequence[Tensor], rows: int) -> None:
+        """On the first call after a recorded step, copy its state if that may be carried over from the recorded step.
 
         Args:
             name: of the module.
             state: its parts, with the sequences in dimension `rows`.
             rows: 0 or 1.
         """
-        finals = self._awaited.pop(name, None)
-        if not self._awaited:
+        finals = self._last_states.pop(name, None)
+        if not self._last_states:
             self._arm()
         if finals is None or not state or any(part.requires_grad for part in state):
             return
         chosen = choose_sequences(state[0].shape[rows], self._limit)
         columns = slice(None) if chosen is None else torch.tensor(chosen, device=state[0].device)
         parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in state]
-        self._asked.append(Asked(name, [part[:, columns].clone() for part in parts], [(CARRIED, list(finals))]))
+        copies = [part[:, columns].clone() for part in parts]
+        self._detached.append(DetachedState(name, copies, [(CARRIED, list(finals))]))
 
     @uncompiled
     def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """A gradient hook under the guard, which does not keep this receiver alive."""
+        """A guarded gradient hook that does not keep this receiver alive."""
         me = weakref.ref(self)
 
         def hook(gradient: Tensor) -> None:

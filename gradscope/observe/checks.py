@@ -1,4 +1,4 @@
-"""What a recorded step shows of the loop: gradients that are left over, parameters that nobody steps."""
+"""Checks of the training loop on recorded steps: stale gradients, parameters without an optimizer, weight decay."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gradscope.private import foreach_norm
 from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
 
 SEARCHED = 5000
-"""Nodes of the graph, for the parameters below a loss."""
+"""Nodes to search for the parameters below a loss."""
 SETTLED = 8
-"""Recorded steps after which every optimizer has had its turn; parameters are asked for then, and once more."""
+"""Recorded steps after which every optimizer has stepped; then two passes are searched for parameters."""
 NAMED = 8
 DECOUPLED = ("SGD", "AdamW")
-"""Optimizers whose decay takes a share of the weights, whatever the gradient."""
+"""Optimizers whose decay takes a share of the weights, independent of the gradient."""
 DECAYING = 0.003
-"""Share of the weights that decay takes away at every step; usual is a hundredth of that."""
+"""Share of the weights per step at which decay is noted; usual is a hundredth of this share."""
 
 
 class Checks:
-    """Looks at the backward passes of recorded steps.
+    """Examines the backward passes of recorded steps.
 
     Args:
         model: knows the names of its parameters.
@@ -41,26 +41,26 @@ class Checks:
         self._stale: list[tuple[int, float, float]] = []
         self._steps = 0
         self._leaves: list[dict[int, weakref.ref[Tensor]]] = []
-        self._told = self._decay_told = False
+        self._searched = self._decay_noted = False
 
     def begins(self, one: Pass, *, first: bool) -> None:
-        """A pass begins; the first of a step finds the gradients as the last step has left them."""
+        """A pass begins; before the first of a step, all gradients are left over from the last step."""
         if first:
-            held = [p for p, gradient, _ in one.stamps if gradient is not None and not gradient.is_sparse]
-            one.leftover = (held, _norms(held)) if held else None
-        if self._steps >= SETTLED and not self._told and len(self._leaves) < 2:
+            parameters = [p for p, gradient, _ in one.stamps if gradient is not None and not gradient.is_sparse]
+            one.leftover = (parameters, _norms(parameters)) if parameters else None
+        if self._steps >= SETTLED and not self._searched and len(self._leaves) < 2:
             roots = [root for root in one.roots if isinstance(root, Tensor)]
             nodes = leaves_below(roots, SEARCHED)
-            found = [getattr(node, "variable", None) for node in nodes]
-            self._leaves.append({id(leaf): weakref.ref(leaf) for leaf in found if isinstance(leaf, Tensor)})
+            leaves = [getattr(node, "variable", None) for node in nodes]
+            self._leaves.append({id(leaf): weakref.ref(leaf) for leaf in leaves if isinstance(leaf, Tensor)})
 
     def ended(self, one: Pass) -> None:
-        """It is over, and was ours."""
+        """A pass has ended, and has left gradients in observed parameters."""
         if one.leftover is None:
             return
-        held, norms = one.leftover
+        parameters, norms = one.leftover
         one.leftover = None
-        known = zip(held, norms.tolist(), strict=True)
+        known = zip(parameters, norms.tolist(), strict=True)
         mine = [(p, norm) for p, norm in known if norm and id(p) in one.touched and p.grad is not None]
         after = _norms([p for p, _ in mine]).tolist()
         self._stale = [(id(p), norm, now) for (p, norm), now in zip(mine, after, strict=True)]
@@ -68,37 +68,37 @@ class Checks:
     def notes(
         self, share: Set[int] | None, silent: Sequence[str], optimizers: Sequence[Optimizer], watched: Set[int]
     ) -> list[tuple[str, str]]:
-        """Module and reason of what is wrong in the step that ends.
+        """Module and reason of each mistake in the step that ends.
 
         Args:
-            share: the parameters that are stepped; None for all.
+            share: identities of the stepped parameters; None for all.
             silent: modules whose calls have received no gradient.
             optimizers: all that have stepped so far, in this process.
-            watched: identities of the watched layers' parameters.
+            watched: identities of the observed layers' parameters.
         """
         self._steps += 1
-        found = [(name, NO_GRADIENT) for name in silent]
+        notes = [(name, NO_GRADIENT) for name in silent]
         stale = [(before, after) for n, before, after in self._stale if share is None or n in share]
         self._stale = []
         if stale:
             before, after = (math.hypot(*norms) for norms in zip(*stale, strict=True))
-            found.append(("", f"{STALE}: norm {before:.3g}, {after:.3g} after the pass"))
-        if len(self._leaves) == 2 and not self._told and optimizers:
-            self._told = True
+            notes.append(("", f"{STALE}: norm {before:.3g}, {after:.3g} after the pass"))
+        if len(self._leaves) == 2 and not self._searched and optimizers:
+            self._searched = True
             names = self._unoptimized(optimizers)
-            found += [("", UNOPTIMIZED + ", ".join(names))] if names else []
-        decays = [] if self._decay_told else [told for one in optimizers if (told := _decay(one, watched))]
-        self._decay_told |= bool(decays)
-        return [*found, *(("", told) for told in decays[:1])]
+            notes += [("", UNOPTIMIZED + ", ".join(names))] if names else []
+        decays = [] if self._decay_noted else [text for one in optimizers if (text := _decay(one, watched))]
+        self._decay_noted |= bool(decays)
+        return [*notes, *(("", text) for text in decays[:1])]
 
     def _unoptimized(self, optimizers: Sequence[Optimizer]) -> list[str]:
-        """Names, or shapes, of parameters below the loss in both steps asked that no optimizer steps."""
+        """Names, or shapes, of parameters below the loss of both searched passes that no optimizer steps."""
         stepped = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         first, second = self._leaves
-        asked = [reference() for n, reference in first.items() if n in second and n not in stepped]
-        lost = [leaf for leaf in asked if leaf is not None]
-        known = {id(p): name for name, p in self._model.named_parameters()}
-        names = [known.get(id(leaf)) or "x".join(map(str, leaf.shape)) for leaf in lost]
+        references = [reference for n, reference in first.items() if n in second and n not in stepped]
+        leaves = [leaf for reference in references if (leaf := reference()) is not None]
+        named = {id(p): name for name, p in self._model.named_parameters()}
+        names = [named.get(id(leaf)) or "x".join(map(str, leaf.shape)) for leaf in leaves]
         return names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED} more"]
 
 
@@ -108,7 +108,7 @@ def _norms(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _decay(optimizer: Optimizer, watched: Set[int]) -> str | None:
-    """What weight decay does to watched weights, where that is much and known: where it goes by the weights alone."""
+    """A note on decoupled weight decay that takes a large share of observed weights at each step; else None."""
     for group in optimizer.param_groups:
         rate, decay = group.get("lr"), group.get("weight_decay")
         decoupled = group.get("decoupled_weight_decay") or type(optimizer).__name__ in DECOUPLED

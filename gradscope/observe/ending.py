@@ -1,4 +1,4 @@
-"""An optimizer step that is over, and its row of `steps`."""
+"""A finished optimizer step, and its row of `steps`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gradscope.observe.losses import Loss, numbers_of, total
 from gradscope.record.recorder import Later, Number, known
 from gradscope.types import Rows
 
-Hear = Callable[[float, int], None]
+Report = Callable[[float, int], None]
 
 
 @dataclass(slots=True)
 class Ending:
-    """An optimizer step that is over.
+    """A finished optimizer step.
 
     Attributes:
-        columns: of its row of `steps`, as far as they are known.
+        columns: the known columns of its row of `steps`.
         losses: of its backward passes.
-        gradients: what the optimizer was given, if that was looked at.
-        skipped: a GradScaler has left the parameters as they were; a tensor that is 0 if not.
-        norm: of its last clipping call, if there was one.
-        overhead: what gradscope took of it.
-        spoilt: something was known not to be finite before the optimizer stepped.
+        gradients: the gradients that the optimizer gets; None if gradscope has not looked at them.
+        skipped: True if a GradScaler has left the parameters as they were; a tensor that is 0 if not.
+        norm: of its last clipping call, if there is one.
+        overhead: gradscope's share of its time.
+        spoilt: True if a value was known not to be finite before the optimizer stepped.
     """
 
     columns: Mapping[str, Any]
@@ -40,19 +40,20 @@ class Ending:
     overhead: Overhead
     spoilt: bool = False
 
-    def row(self, hear: Hear) -> Rows | Later:
-        """The row, at once where all its numbers are on the host.
+    def row(self, report: Report) -> Rows | Later:
+        """The row, at once if all its numbers are on the host.
 
         Args:
-            hear: told the norm of the gradients, NaN if unknown, and what is not finite, of a step that counts.
+            report: called unless the step was skipped, with the norm of the gradients, NaN if unknown, and the number
+                of gradients that are not finite.
         """
         looked = () if self.gradients is None else (self.gradients.norms, self.gradients.factor)
         numbers = [self.skipped, math.nan if self.norm is None else self.norm, *looked, *numbers_of(self.losses)]
         if known(numbers):
-            return self._made(numbers, hear)
-        return Later(numbers, lambda *numbers: self._made(numbers, hear))
+            return self._row(numbers, report)
+        return Later(numbers, lambda *numbers: self._row(numbers, report))
 
-    def _made(self, numbers: Sequence[Any], hear: Hear) -> Rows:
+    def _row(self, numbers: Sequence[Any], report: Report) -> Rows:
         skipped, norm, *rest = numbers
         skipped, norm = bool(skipped), float(norm)
         grad_norm, bad = math.nan, 0
@@ -65,7 +66,7 @@ class Ending:
         if lost or self.spoilt or (self.norm is not None and not math.isfinite(norm)):
             bad = max(bad, 1)
         if not skipped:
-            hear(grad_norm if self.norm is None else norm, bad)
+            report(grad_norm if self.norm is None else norm, bad)
         known = {"loss": loss, "grad_norm": grad_norm, "nonfinite": bad, "skipped": skipped}
         return Rows(
             "steps",

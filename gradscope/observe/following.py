@@ -1,4 +1,4 @@
-"""Which earlier call a call goes on from, which of its sequences are analysed, and what could not be followed."""
+"""Links each call to the earlier calls of its state, chooses its sequences, and remarks on missing links."""
 
 from __future__ import annotations
 
@@ -33,37 +33,43 @@ MIXED = (
     "calls (as zoneout does): the chain ends there; make the cell and the operation one module and name it in cells="
 )
 CHANGED = (
-    "between two calls of the fused layer its state was changed: a chain begins at each such call; nothing is lost but "
-    "the way from one to the next"
+    "the loop changes the state of the fused layer between two calls: a chain begins at each such call; only the path "
+    "from one chain to the next is missing"
 )
 NO_STATE = (
-    "a call of {kind} was not recorded: its state has to be a tensor [B, ...] or a tuple of them, and the new state "
-    "has to be in what {method} returns, in the same form; say where with CellSpec(state=..., result=...)"
+    "a call of {kind} was not recorded: its state has to be a tensor [B, ...] or a tuple of them, and the result of "
+    "{method} has to contain the new state in the same form; name their places with CellSpec(state=..., result=...)"
 )
 NO_CELL = (
     "{kind}.forward takes a state, but it was not recorded as a cell: there is no new state of the form [B, ...] in "
-    "what it returns; say where with cells={{{kind}: CellSpec(result=...)}}, or observe it from outside by positions="
+    "its result; name its place with cells={{{kind}: CellSpec(result=...)}}, or observe the module with positions="
 )
 BESIDE = (
-    "an earlier result of {kind} comes back as its argument {names}, which is not taken for its state: the Jacobians "
-    "leave out what goes on that way. If it is part of the state, pass {line}"
+    "an earlier result of {kind} comes back as its argument {names}, which gradscope does not treat as state: the "
+    "Jacobians leave this path out. If it is part of the state, pass {line}"
 )
-TOO_LARGE = "the graph of one call is too large to tell what comes back from later calls: gradients are not given"
+TOO_LARGE = "the graph of one call is too large to find the gradients from later calls: its gradients are unknown"
 
 OWNERS = itertools.count()
 ONCE = CARRIED, NO_CELL.removeprefix("{kind}").partition("{")[0], BESIDE.partition("{")[0]
-"""Beginnings or parts of what is said of a module once in a run."""
+"""Parts of the remarks that are made once in a run for each module."""
 RECENT = 4
 Finals = deque[tuple[Tensor, ...]]
 Mend = Callable[[Sequence[Tensor]], None]
 
 
-class Asked(NamedTuple):
-    """Whether a state is one of those that earlier calls have returned: the first reason of those is to be told."""
+class DetachedState(NamedTuple):
+    """A state without a graph at the beginning of a chain, to be compared with earlier results later.
+
+    Attributes:
+        module: name of the module.
+        state: parts of the state.
+        earlier: lists of earlier results, and the remark if the state is in the list; the first match counts.
+    """
 
     module: str
     state: Sequence[Tensor]
-    known: list[tuple[str, list[tuple[Tensor, ...]]]]
+    earlier: list[tuple[str, list[tuple[Tensor, ...]]]]
 
 
 @dataclass(slots=True)
@@ -71,27 +77,27 @@ class Following:
     """Follows the states from call to call within one step.
 
     Args:
-        limit: how many sequences to analyse at most.
+        limit: the most sequences to analyse; None for all.
 
     Attributes:
-        remarks: module and reason of what could not be followed.
-        recent: by module, the states that its last calls have returned.
-        before: the same of the step before.
-        asked: states without a graph with which something begins: are they known? Told when the device is waited for.
-        unsettled: calls of cells of which it is not known yet what in their results is the state, and how to mend them.
-        owner: tells the marks of this step from others'.
+        remarks: module and reason of each link that cannot be followed.
+        recent: states from the last calls of the step, by module.
+        previous: the same of the step before.
+        detached: states without a graph at the beginning of chains; `messages` compares them with earlier results.
+        pending: calls of cells with a guessed state, by module, each with a function that corrects its hooks.
+        owner: distinguishes the marks of this step from others.
     """
 
     limit: int | None
     remarks: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
     recent: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
-    before: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
-    asked: list[Asked] = field(default_factory=list["Asked"])
-    unsettled: dict[str, deque[tuple[ObservedCall, Mend]]] = field(default_factory=dict)
+    previous: dict[str, Finals] = field(default_factory=dict["str", "Finals"])
+    detached: list[DetachedState] = field(default_factory=list["DetachedState"])
+    pending: dict[str, deque[tuple[ObservedCall, Mend]]] = field(default_factory=dict)
     owner: int = field(default_factory=OWNERS.__next__)
 
     def link(self, module: str, call: KernelCall) -> Link | None:
-        """Which earlier calls of a layer or cell of torch's the state comes from."""
+        """Link a call of a layer or cell of torch's to the earlier calls that its state comes from."""
         if call.directions == 2:
             return None
         link = self._checked(module, find_link(call.state, (self.owner, module), _as_state, 0 if call.cell else 1))
@@ -103,54 +109,54 @@ class Following:
         return link
 
     def link_cell(self, module: str, state: Sequence[Tensor]) -> Link | None:
-        """The same of a cell that is not torch's."""
+        """The same for a custom cell."""
         if not state:
             return None
         owner = (self.owner, module)
-        for call, mend in self.unsettled.pop(module, ()):
-            slots = [found.slot for x in state if (found := marked(x, owner)) is not None and found.call is call]
+        for call, mend in self.pending.pop(module, ()):
+            slots = [mark.slot for x in state if (mark := marked(x, owner)) is not None and mark.call is call]
             if len(slots) == len(state):
                 call.snapshot.parts = slots
                 mend(state)
         return self._checked(module, find_link(state, owner, _as_state, 0))
 
-    def look_beside(self, cell: Cell, arguments: Mapping[str, Any], *, chained: bool) -> None:
-        """Say which arguments of a cell are earlier results of it; the output of a chain may be its next input."""
+    def check_arguments(self, cell: Cell, arguments: Mapping[str, Any], *, chained: bool) -> None:
+        """Remark on arguments of a cell that are its earlier results; the output of a chain may be its next input."""
         owner, places = (self.owner, cell.name), list(cell.signature.parameters)
         back = [n for n, value in arguments.items() if any(marked(x, owner) is not None for x in tensors_in(value))]
-        beside = [name for name in back if not chained or name != places[0]]
-        if beside and cell.spec.state is None:
-            states = sorted([*(cell.states if chained else ()), *beside], key=places.index)
-            kind, names = type(cell.module), " and ".join(map(repr, beside))
+        unlinked = [name for name in back if not chained or name != places[0]]
+        if unlinked and cell.spec.state is None:
+            states = sorted([*(cell.states if chained else ()), *unlinked], key=places.index)
+            kind, names = type(cell.module), " and ".join(map(repr, unlinked))
             reason = BESIDE.format(kind=kind.__name__, names=names, line=line_for(kind, cell.method, states))
             self.remarks[cell.name, reason] = None
 
-    def unsettle(self, call: ObservedCall, mend: Mend) -> None:
-        """Which of a call's results is the state will be known when it comes back as such; the call is mended then."""
-        self.unsettled.setdefault(call.module, deque(maxlen=RECENT)).append((call, mend))
+    def correct_later(self, call: ObservedCall, mend: Mend) -> None:
+        """Correct a call with a guessed state when the next call shows which results are the state."""
+        self.pending.setdefault(call.module, deque(maxlen=RECENT)).append((call, mend))
 
-    def passed(self, module: str, final: tuple[Tensor, ...]) -> None:
-        """Remember what a call returned."""
+    def returned(self, module: str, final: tuple[Tensor, ...]) -> None:
+        """Keep the states that a call returned."""
         self.recent.setdefault(module, deque(maxlen=RECENT)).append(final)
 
     def begins(self, module: str, state: tuple[Tensor, ...]) -> None:
-        """A chain begins with a state without a graph: `tell` says so if it is an earlier result, detached."""
-        earlier = (DETACHED, self.recent), (CARRIED, self.before)
-        known = [(reason, list(finals[module])) for reason, finals in earlier if module in finals]
-        if known:
-            self.asked.append(Asked(module, state, known))
+        """A chain begins with a state without a graph; `messages` remarks on a detached earlier result."""
+        lists = (DETACHED, self.recent), (CARRIED, self.previous)
+        earlier = [(reason, list(finals[module])) for reason, finals in lists if module in finals]
+        if earlier:
+            self.detached.append(DetachedState(module, state, earlier))
 
-    def tell(self) -> list[tuple[str, str]]:
-        """Module and reason of everything that is to be remarked upon; the device is waited for."""
-        for module, state, known in self.asked:
-            reason = next((reason for reason, finals in known if came_back(state, finals)), None)
+    def messages(self) -> list[tuple[str, str]]:
+        """Module and reason of every remark; waits for the device."""
+        for module, state, earlier in self.detached:
+            reason = next((reason for reason, finals in earlier if came_back(state, finals)), None)
             if reason is not None:
                 self.remarks[module, reason] = None
-        self.asked.clear()
+        self.detached.clear()
         return list(self.remarks)
 
     def _continues(self, link: Link, call: KernelCall) -> bool:
-        """Whether a fused call goes on from states as they were: what is run again as one call allows no change."""
+        """True if a fused call gets the earlier states unchanged: a chain is replayed as one call."""
         for strand in link.strands:
             if any(f is not None and bool((f[strand.rows >= 0] != 1).any()) for f in strand.factors):
                 return False
@@ -163,39 +169,39 @@ class Following:
         return True
 
     def _checked(self, module: str, link: Link | None) -> Link | None:
-        """A link that can be followed; one that cannot is remarked upon."""
+        """The link, or None with a remark if it cannot be followed."""
         if link is not None and link.mixed:
             self.remarks[module, MIXED] = None
             return None
         return link
 
     def rows(self, batch: int, link: Link | None) -> list[int] | None:
-        """Which sequences of a call are analysed.
+        """Choose the sequences of a call to analyse; None for all.
 
-        First those that go on from analysed ones, then those that begin in their places, then second branches, then
-        others that begin; as many as the limit allows.
+        First those that continue analysed sequences, then those that begin in their places, then second branches, then
+        others that begin, up to the limit.
         """
         if link is None:
             return choose_sequences(batch, self.limit)
         on, branches = list[int](), list[int]()
         for strand in link.strands:
-            kept, taken = set(strand.call.rows), set[int]()
+            analysed, continued = set(strand.call.rows), set[int]()
             for row, source in enumerate(strand.rows.tolist()):
-                if source in kept:
-                    (branches if source in taken else on).append(row)
-                    taken.add(source)
+                if source in analysed:
+                    (branches if source in continued else on).append(row)
+                    continued.add(source)
         newest = set(max((strand.call for strand in link.strands), key=lambda c: c.index).rows)
-        begun = (torch.stack([strand.rows for strand in link.strands]).amax(0) < 0).nonzero().flatten().tolist()
-        chosen = [*on, *(r for r in begun if r in newest), *branches, *(r for r in begun if r not in newest)]
+        new = (torch.stack([strand.rows for strand in link.strands]).amax(0) < 0).nonzero().flatten().tolist()
+        chosen = [*on, *(r for r in new if r in newest), *branches, *(r for r in new if r not in newest)]
         return sorted(chosen[: self.limit]) if len(chosen[: self.limit]) < batch else None
 
 
 def came_back(state: Sequence[Tensor], finals: Iterable[tuple[Tensor, ...]]) -> bool:
-    """Whether a state, [S, n, ...] for each part, is one of those that earlier calls have returned, and not zero."""
+    """True if a state, [S, n, ...] for each part, is not zero and equals an earlier result."""
     if not any(bool(part.any()) for part in state):
         return False
     return any(len(state) == len(final) and all(map(torch.equal, state, final)) for final in finals)
 
 
-def _as_state(found: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:
-    return found.call.as_state(found.slot, cotangent)
+def _as_state(mark: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:
+    return mark.call.as_state(mark.slot, cotangent)

@@ -1,4 +1,4 @@
-"""Between gradscope and the training: our time is counted, and our failures stay ours."""
+"""Separates gradscope from the training: measures our time, and keeps our failures from the training."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 @dataclass(slots=True)
 class Overhead:
-    """What gradscope took of a step.
+    """gradscope's part of a step's time.
 
     Attributes:
-        host_s: seconds in our callbacks by the host's clock, waiting for the device included.
-        events: pairs around the same callbacks in the device's own order of work; empty on the CPU.
+        host_s: seconds in our callbacks by the host's clock, including waits for the device.
+        events: pairs of device events around the same callbacks; empty on the CPU.
     """
 
     host_s: float
     events: tuple[torch.cuda.Event, ...] = ()
 
     def seconds(self) -> float:
-        """By the device's clock where there are events; waits for the last of them."""
+        """Seconds by the device's clock if there are events, after a wait for the last one; else by the host's."""
         if not self.events:
             return self.host_s
         self.events[-1].synchronize()
@@ -43,14 +43,14 @@ class Overhead:
 
 
 class Guard:
-    """Counts the time spent in our callbacks, and takes what fails in them.
+    """Measures the time in our callbacks, and catches their failures.
 
     Args:
-        strict: raise failures instead of keeping them for the notes.
-        cuda: the device's time can be counted as well, see `by_device`.
+        strict: raise failures instead of turning them into notes.
+        cuda: True if `by_device` can measure the device's time.
 
     Attributes:
-        reasons: what has been kept for the notes of this step.
+        reasons: texts for the notes of this step.
     """
 
     def __init__(self, strict: bool, *, cuda: bool = False) -> None:
@@ -66,7 +66,7 @@ class Guard:
 
     @uncompiled
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """Call a function of ours; None if it fails."""
+        """Call one of our functions; None if it fails."""
         if not self._depth:
             self._since = time.perf_counter()
             if self._events is not None:
@@ -90,11 +90,11 @@ class Guard:
 
     @property
     def busy(self) -> bool:
-        """Whether a callback of ours is running."""
+        """True while one of our callbacks runs."""
         return self._depth > 0
 
     def take_overhead(self, now: float | None = None) -> Overhead:
-        """What our callbacks have taken since the last time, the running one included, up to `now`."""
+        """The time in our callbacks, including the running one, from the last call of this to `now`."""
         now = time.perf_counter() if now is None else now
         host = self._spent + (now - self._since if self._depth else 0.0)
         self._spent, self._since = 0.0, now
@@ -104,11 +104,11 @@ class Guard:
             self._mark()
         events, self._events = tuple(self._events), []
         if self._depth:
-            self._mark()  # the rest of what is running counts next time
+            self._mark()  # the rest of the running callback counts next time
         return Overhead(host, events)
 
     def by_device(self, wanted: bool) -> None:
-        """Count by the device's clock from now on, where there is one: for steps that give it work worth counting."""
+        """Measure by the device's clock from now on, if there is one: for steps that give the device work."""
         if not self._cuda or wanted == (self._events is not None):
             return
         self._events = [] if wanted else None
@@ -116,27 +116,27 @@ class Guard:
             self._mark()
 
     def _mark(self) -> None:
-        """Note where the device is in its work; nothing waits for it."""
+        """Record an event in the device's queue, without a wait."""
         if self._events is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._events.append(event)
 
     def note(self, reason: str) -> None:
-        """Keep something for the notes of this step, and warn about it the first time."""
+        """Add a reason to the notes of this step, and warn about it the first time."""
         if reason not in self.reasons:
             self.reasons.append(reason)
         self.warn(reason)
 
     def warn(self, reason: str) -> None:
-        """Warn about something that is in the notes, the first time."""
-        kind = _NUMBER.sub("0", reason)  # a step number or an address does not make it another reason
+        """Warn about a reason from the notes, the first time."""
+        kind = _NUMBER.sub("0", reason)  # reasons that differ in a step number or an address are the same
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"{reason} (training goes on; see the table `notes`)", GradscopeWarning, stacklevel=2)
 
     def take_reasons(self) -> list[str]:
-        """What has been kept since the last time."""
+        """The reasons since the last call of this."""
         reasons, self.reasons = self.reasons, []
         return reasons
 
@@ -148,7 +148,7 @@ class Guard:
 
 
 class Guarded(Protocol):
-    """Something with a guard."""
+    """An object with a guard."""
 
     guard: Guard
 

@@ -70,7 +70,7 @@ class CallHooks:
             self._handles.append(watch_input(node, index, call.leaves, self._guard(receive)))
 
     def guessed_recurrence(self, call: ObservedCall, inner: Inner) -> None:
-        """The same where it is a guess which results are the state. The next call shows it, and mends the hooks."""
+        """The same for a call with a guessed state. The next call shows the state, and corrects the hooks."""
         guess, before = list(call.snapshot.parts), len(self._handles)
         if len(inner.results) > 1 or call.link is not None:
             self.recurrence(call, inner)
@@ -82,7 +82,7 @@ class CallHooks:
                     handle.remove()
                 self.recurrence(call, inner._replace(results=tuple(state)))
 
-        self._following.unsettle(call, mend)
+        self._following.correct_later(call, mend)
 
 
 def leaves_of(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Node, ...]:

@@ -143,7 +143,7 @@ class Ledger:
         return self.suspect if finite is None else not finite
 
     def close_step(self, optimizer: Optimizer | None = None) -> tuple[Gradients | None, list[Rows | Later]]:
-        """End the step: the gradients that the optimizer got, where looked at, and the rows of `clips`."""
+        """End the step: the gradients at the optimizer, None without a look, and the rows of `clips`."""
         if self.look.wanted and self.look.gradients is None:
             self.guard.call(self.look.at_optimizer, optimizer)
         rows = self._rows.copy()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from gradscope.observe.alarm import Alarm, lost
+from gradscope.observe.alarm import Alarm, lost_gradients
 from gradscope.observe.ledger import Ledger
 from gradscope.observe.losses import Loss
 from gradscope.observe.parameters import Parameters
@@ -37,7 +37,7 @@ class Nonfinite:
         self.lost: list[tuple[LayerKey, str]] = []
 
     def after_idle_pass(self, loss: Loss) -> None:
-        """Look at the loss of a pass, and at an element of the gradients if no clipping call will tell their norm."""
+        """Look at the loss of a pass, and at an element of the gradients unless a clipping call gives their norm."""
         if type(loss) is float and self._alarm.armed and not self._ledger.scaling.used:
             self.suspect = not math.isfinite(loss) or (not self._clipped and self._parameters.spoilt)
 
@@ -45,7 +45,7 @@ class Nonfinite:
         """Look at the gradients that the optimizer gets; True if they are not finite."""
         bad = self.suspect or self._ledger.nonfinite
         if bad and self._alarm.armed:
-            self.lost = lost(self._modules())
+            self.lost = lost_gradients(self._modules())
         return bad
 
     def notes(self, step: int) -> list[Rows]:
@@ -54,5 +54,5 @@ class Nonfinite:
         return [Rows("notes", {"step": step, **key._asdict(), "reason": reason}) for key, reason in lost]
 
     def step_over(self, *, clipped: bool) -> None:
-        """The next step begins; a loop that clips in one step is taken to clip in the next."""
+        """Begin the next step; assumes that a loop that clips in one step clips in the next."""
         self.suspect, self._clipped = False, clipped

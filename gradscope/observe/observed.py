@@ -1,4 +1,4 @@
-"""One observed call: what it was given and gave, and the gradients that have arrived at its results."""
+"""An observed call: copies of its inputs and results, and the gradients that arrive at its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradscope.types import Kept, Link
 
 @dataclass(eq=False)
 class WeightGradient:
-    """What a `weight_hh` accumulates in the backward passes of the recorded calls, for the certificate."""
+    """The gradient that a `weight_hh` accumulates in the backward passes of recorded calls, for the certificate."""
 
     weight: weakref.ref[Tensor]
     complete: bool = True
@@ -30,25 +30,25 @@ class WeightGradient:
 
 @dataclass(eq=False)
 class ObservedCall:
-    """One call of a fused layer or a cell, whose loss gradients are summed up as they arrive.
+    """A call of a fused layer or a cell; sums its loss gradients as they arrive.
 
     Attributes:
-        module: whose call it is.
+        module: name of the module.
         index: number of the call within the step.
-        cell: a cell's call, of one timestep.
-        snapshot: what it was given and gave: a `Snapshot`, or a `CellSnapshot` of a cell that is not torch's.
+        cell: True for a cell's call, of one timestep.
+        snapshot: copies of inputs and results: a `Snapshot`, or a `CellSnapshot` for a custom cell.
         rows: number in the batch of each sequence of the snapshot.
         link: the earlier calls that its state comes from.
         weight_gradients: of its `weight_hh`s.
-        custom: the cell, where it is not torch's.
-        held: references to the whole batch, where some of its sequences are not in the snapshot.
-        received: some gradient has arrived.
-        leaves: nodes below it that accumulate into some `.grad`.
-        gradients: by result, summed up: output, h_n, c_n; of a cell h, c.
-        inside: what of them came from within: torch's LSTM cell, as autograd sees it, computes h from the c that it
-            returns.
-        back: by part of the state that it was given: what came back to it through the call, summed up.
-        kept: by layer and direction: what the kernel kept of it for its backward pass, which has come there.
+        custom: the custom cell, else None.
+        held: references to the whole batch, if the snapshot lacks some of its sequences.
+        received: True once a gradient has arrived.
+        leaves: nodes below the call that accumulate into some `.grad`.
+        gradients: sums by result: output, h_n, c_n; of a cell h, c.
+        inside: the part of these gradients from inside the call: in autograd's graph, torch's LSTM cell computes h from
+            its result c.
+        back: sums by input part of the state: the gradient through the call.
+        kept: by layer and direction: values that the kernel saved for its backward pass; None until that pass.
     """
 
     module: str
@@ -73,17 +73,17 @@ class ObservedCall:
         return [1] * len(self.rows) if self.cell else self.snapshot.layout.lengths.tolist()
 
     def idle(self) -> list[bool]:
-        """For each sequence: no gradient arrived, or nothing but zeros."""
+        """True for each sequence that has received no gradient but zeros."""
         parts = [(g != 0).any(-1).any(0) for g in self.gradients if g is not None]
         return (~torch.stack(parts).any(0)).tolist() if parts else [True] * len(self.rows)
 
-    def known(self) -> list[Kept]:
-        """What the kernel kept of each layer and direction; empty unless it is known of all of them."""
+    def complete_kept(self) -> list[Kept]:
+        """The kernel's saved values of each layer and direction; empty unless all are known."""
         known = [kept for kept in self.kept if kept is not None]
         return known if len(known) == len(self.kept) else []
 
     def slot(self, part: int) -> int:
-        """Which result is a part of the new state."""
+        """Number of the result that is this part of the new state."""
         return self.snapshot.parts[part] if self.custom is not None else part + (not self.cell)
 
     def receive(self, into: str, place: int, slot: int, gradient: Tensor, *, turned: bool = False) -> None:
@@ -93,8 +93,8 @@ class ObservedCall:
         sums: list[Tensor | None] = getattr(self, into)
         sums[place] = added(sums[place], self._part(slot, gradient, turned))
 
-    def entire(self) -> ObservedCall | None:
-        """The same with every sequence of its batch; None where something of it has been written to since."""
+    def with_whole_batch(self) -> ObservedCall | None:
+        """This call with every sequence of its batch; None if the loop has written to its tensors since."""
         if self.held is None:
             return replace(self)
         if not self.held.unchanged:
@@ -116,7 +116,7 @@ class ObservedCall:
         return select_final(gradient, layout) if slot or self.cell else layout.select(gradient)
 
     def as_state(self, slot: int, cotangent: Tensor) -> tuple[int, Tensor] | None:
-        """Which part of a later state a result can be, and a cotangent of it as one of that part."""
+        """The part of a later state that a result can be, and the cotangent in the layout of that part."""
         if self.custom is not None:
             return (self.snapshot.parts.index(slot), cotangent) if slot in self.snapshot.parts else None
         if self.cell:
@@ -129,17 +129,17 @@ class ObservedCall:
         return 0, cotangent.transpose(0, 1) if layout.batch_first else cotangent
 
 
-def entirely(calls: Sequence[ObservedCall]) -> list[ObservedCall] | None:
-    """Calls with every sequence of their batches, linked as they were; None where one cannot be had."""
-    found = {id(call): call.entire() for call in calls}
-    whole = [call for call in found.values() if call is not None]
+def with_whole_batches(calls: Sequence[ObservedCall]) -> list[ObservedCall] | None:
+    """Calls with every sequence of their batches, and their links; None if one cannot be restored."""
+    copies = {id(call): call.with_whole_batch() for call in calls}
+    whole = [call for call in copies.values() if call is not None]
     for call in whole if len(whole) == len(calls) else ():
         if call.link is not None:
-            strands = [s._replace(call=found.get(id(s.call), s.call)) for s in call.link.strands]
+            strands = [s._replace(call=copies.get(id(s.call), s.call)) for s in call.link.strands]
             call.link = replace(call.link, strands=tuple(strands))
     return whole if len(whole) == len(calls) else None
 
 
 def added(total: Tensor | None, value: Tensor) -> Tensor:
-    """The sum of what has arrived."""
+    """The sum of the gradients so far and a new one."""
     return value if total is None else total + value

@@ -82,7 +82,7 @@ class Observer:
         work = Work(settings.wanted)
         self.calls = CallReceiver(self._layers, own, settings.limit, work, guard, self._clock.start)
         self._passes = Passes(self.tree.parameters)
-        self._parameters.when_replaced(self._passes.anew)
+        self._parameters.when_replaced(self._passes.forget_parameters)
         self._owners = Owners(self.tree, modules, partial(guard.call, tell))
         self.ledger = Ledger(self._parameters, self._passes.losses, guard, self._owners, self._over)
         self._look, self._alarm = self.ledger.look, Alarm(jumps=settings.jumps)
@@ -202,7 +202,7 @@ class Observer:
         overhead = self.guard.take_overhead(ended)
         duration = max(self._clock.step_over(ended), overhead.host_s)  # the clock may start a moment after ours
         columns = {"step": self.step, "optimizer": name, "recorded": recorded, "step_s": duration}
-        ending = Ending(columns, losses, gradients, skipped, norm, overhead, spoilt).row(self._alarm.hear)
+        ending = Ending(columns, losses, gradients, skipped, norm, overhead, spoilt).row(self._alarm.step_over)
         if self._recorder.add(self.step, [*rows, *clips, ending], at=ended) or recorded:
             self.guard.call(self._recorder.drain)
         cost = overhead.seconds() if tried else overhead.host_s  # a recorded step has waited for the device anyway

@@ -53,7 +53,7 @@ class Arguments:
         """Refuse unusable values.
 
         Raises:
-            AttachError: `max_sequences` or `first_step` is no such number. The others are checked where they are used.
+            AttachError: `max_sequences` or `first_step` is out of range. `Opening` checks the other arguments.
         """
         limit, first = self.max_sequences, self.first_step
         if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -77,7 +77,7 @@ class Parts:
         recorder: hands rows to the store and the sinks.
         store: of the tables.
         sinks: of other packages and of the user.
-        splitter: runs stacks layer by layer, if that is asked for.
+        splitter: runs stacks layer by layer; None without `split_layers`.
     """
 
     observer: Observer
@@ -158,7 +158,7 @@ class Opening:
         return open_store(logdir, meta, rank=self._rank, first_step=a.first_step, existing=a.existing)
 
     def _installed(self, store: Store, findings: Callable[[], list[Finding]]) -> list[Sink]:
-        """The sinks of installed packages, where there is something to write to; only in the first process."""
+        """The sinks of installed packages, if there is a folder or writer; only in the first process."""
         folder, writer = store.root.parent if isinstance(store, ParquetStore) else None, self._arguments.writer
         if writer is None and (folder is None or self._rank > 0):
             return []

@@ -1,4 +1,4 @@
-"""Which of a step's calls has the first value that is not finite, and where in it that was born."""
+"""Finds the first value that is not finite among a step's calls."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from gradscope.observe.observed import ObservedCall
 from gradscope.types import Direction, Kept, LayerKey, Origin, Stack
 
 Chained = tuple[int, list[ObservedCall], Chain]
-"""Number within the module, calls of the module, and chain."""
-Found = tuple[LayerKey, Origin]
+"""Number of a chain within its module, the calls of the module, and the chain."""
+KeyedOrigin = tuple[LayerKey, Origin]
 
 
 def first_origin(
     chains: Sequence[Chained], sequences: Sequence[tuple[int, SequenceCall]], factor: Tensor | float
-) -> Found | None:
-    """The first in causal order: forward passes as they were called, then the way back, the last call first.
+) -> KeyedOrigin | None:
+    """The first origin in causal order: forward passes in the order of calls, then backward passes in reverse order.
 
     Args:
         chains: in the order of their first calls.
         sequences: calls of modules that are observed by position, each with its number within the module.
-        factor: what the loss was multiplied by.
+        factor: the loss scale.
     """
-    called: list[tuple[int, list[Found]]] = []
+    by_call: list[tuple[int, list[KeyedOrigin]]] = []
     for number, calls, chain in chains:
         first = calls[chain.calls[0]]
-        found = [(LayerKey(first.module, n, d, number), o) for n, d, o in _origins(calls, chain, factor)]
-        called.append((first.index, found))
+        origins = [(LayerKey(first.module, n, d, number), o) for n, d, o in _origins(calls, chain, factor)]
+        by_call.append((first.index, origins))
     for number, call in sequences:
         origin = find_position_origin(call.whole(factor))
         key = LayerKey(call.given.module.name, -1, "forward", number)
-        called.append((call.index, [] if origin is None else [(key, origin)]))
-    called.sort(key=lambda each: each[0])
-    forward = [one for _, found in called for one in found if one[1].phase == "forward"]
-    back = [one for _, found in reversed(called) for one in found if one[1].phase == "backward"]
+        by_call.append((call.index, [] if origin is None else [(key, origin)]))
+    by_call.sort(key=lambda each: each[0])
+    forward = [one for _, origins in by_call for one in origins if one[1].phase == "forward"]
+    back = [one for _, origins in reversed(by_call) for one in origins if one[1].phase == "backward"]
     return next(iter([*forward, *back]), None)
 
 
 def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float, kept: Sequence[Kept] = ()) -> Stack:
-    """A chain of calls of torch's layers or cells in canonical layout; of a single one with what its kernel kept."""
+    """A chain of calls of torch's layers or cells in canonical layout; a single call with its kernel's saved values."""
     first = calls[chain.calls[0]]
     if len(chain.calls) == 1 and not first.cell and len(chain.tracks) == len(first.rows):
         output, *final = first.gradients
@@ -57,32 +57,32 @@ def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float
 def _origins(
     calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float
 ) -> list[tuple[int, Direction, Origin]]:
-    """What is not finite in a chain, by layer and direction."""
-    found: list[tuple[int, Direction, Origin]]
+    """The origins in a chain, by layer and direction."""
+    origins: list[tuple[int, Direction, Origin]]
     if calls[chain.calls[0]].custom is None:
-        found = find_origins(stack_of(calls, chain, factor))
+        origins = find_origins(stack_of(calls, chain, factor))
     else:
-        found = [(0, "forward", origin) for origin in _of_cell(calls, chain, factor)]
-    return [(n, d, replace(o, sequence=_number(calls, chain, o))) for n, d, o in found]
+        origins = [(0, "forward", origin) for origin in _of_cell(calls, chain, factor)]
+    return [(n, d, replace(o, sequence=_number(calls, chain, o))) for n, d, o in origins]
 
 
 def _of_cell(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float) -> list[Origin]:
-    """The same of a cell that is not torch's: what was given to it comes before what it made."""
+    """The same for a custom cell: a weight or an input that is not finite precedes the state."""
     first = calls[chain.calls[0]]
     assert first.custom is not None
-    found = find_origin(join_cells(first.custom, chain, calls, factor))
-    if found is not None and found.phase == "forward" and found.what == "state":
+    origin = find_origin(join_cells(first.custom, chain, calls, factor))
+    if origin is not None and origin.phase == "forward" and origin.what == "state":
         weight = next((n for n, w in first.snapshot.weights.items() if not bool(w.isfinite().all())), None)
-        given = [calls[c] for c, t in zip(chain.calls, chain.begins, strict=True) if t == found.t]
+        same_t = [calls[c] for c, t in zip(chain.calls, chain.begins, strict=True) if t == origin.t]
         if weight is not None:
-            found = replace(found, what=weight, gate="", t=None, sequence=None)
-        elif any(not bool(row.isfinite().all()) for call in given for row in call.snapshot.arguments.rows):
-            found = replace(found, what="input", gate="")
-    return [] if found is None else [found]
+            origin = replace(origin, what=weight, gate="", t=None, sequence=None)
+        elif any(not bool(row.isfinite().all()) for call in same_t for row in call.snapshot.arguments.rows):
+            origin = replace(origin, what="input", gate="")
+    return [] if origin is None else [origin]
 
 
 def _number(calls: Sequence[ObservedCall], chain: Chain, origin: Origin) -> int | None:
-    """Number in the batch of a sequence of a chain, in the call in which it was."""
+    """Number in the batch of the origin's sequence, in the call of the origin."""
     if origin.sequence is None or origin.t is None:
         return None
     track = chain.tracks[origin.sequence]

@@ -1,4 +1,4 @@
-"""Which optimizers step watched parameters, and which parameters each of them steps."""
+"""Finds out which optimizers step observed parameters, and which parameters each of them steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gradscope.observe.tree import Tree
 
 
 class Owned(NamedTuple):
-    """What an optimizer steps.
+    """The parameters of an optimizer.
 
     Attributes:
-        number: how many parameters.
-        watched: whether some of a watched layer's are among them.
+        number: how many.
+        watched: True if some belong to an observed layer.
         share: their identities.
     """
 
@@ -27,12 +27,12 @@ class Owned(NamedTuple):
 
 
 class Owners:
-    """Every optimizer that has been asked for, examined once, and again when its parameters have become more or fewer.
+    """Examines each optimizer once, and again when the number of its parameters has changed.
 
     Args:
-        model: what is attached.
-        layers: its watched layers.
-        tell: told `{"optimizers": [...]}`, the settings of all that have stepped watched parameters so far.
+        model: the model.
+        layers: its observed layers.
+        tell: called with `{"optimizers": [...]}`, the settings of all that have stepped observed parameters so far.
     """
 
     def __init__(self, model: Tree, layers: Sequence[nn.Module], tell: Callable[[Mapping[str, Any]], None]) -> None:
@@ -44,11 +44,11 @@ class Owners:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """All that have been asked for and are still there."""
+        """All examined optimizers that still exist."""
         return list(self._known)
 
     def of(self, optimizer: Optimizer) -> Owned:
-        """What an optimizer steps; most often it is the one that was asked for before."""
+        """The parameters of an optimizer; most often that of the last call."""
         count = 0
         for group in optimizer.param_groups:
             count += len(group["params"])
@@ -65,13 +65,13 @@ class Owners:
         return known
 
     def renew(self) -> None:
-        """Other parameters may have taken the places of those that were known."""
+        """Read the parameters again: others may have replaced them."""
         self._last = None
         for optimizer, known in list(self._known.items()):
             self._known[optimizer] = known._replace(share=_share(optimizer))
 
     def _watched(self) -> set[int]:
-        """Identities of the watched layers' parameters; where those are all frozen, of all the model's too."""
+        """Identities of the observed layers' parameters; if those are all frozen, of all the model's too."""
         layers = [layer for reference in self._layers if (layer := reference()) is not None]
         mine = {p: None for layer in layers for p in layer.parameters()}
         everything = mine if any(p.requires_grad for p in mine) else [*mine, *self._model.parameters()]
@@ -79,7 +79,7 @@ class Owners:
 
 
 def _settings(optimizer: Optimizer) -> dict[str, Any]:
-    """Class and numbers of an optimizer's first group, as it begins; a schedule may have warmed the rate up from 0."""
+    """Class and options of an optimizer's first group, with the initial rate: a schedule may begin with a rate of 0."""
     group = optimizer.param_groups[0]
     numbers = {name: value for name, value in group.items() if isinstance(value, int | float | str | tuple)}
     rate = {"lr": numbers.pop("initial_lr")} if "initial_lr" in numbers else {}

@@ -1,8 +1,8 @@
-"""Which backward passes belong to which optimizer's step.
+"""Assigns backward passes to the steps of optimizers.
 
-A pass belongs to the steps of the optimizers over whose parameters it has left gradients. A few parameters of each are
-witnesses: accumulating a gradient gives a tensor another version, or puts another in its place. On recorded steps all
-parameters are compared, which mends the choice where it was poor.
+A pass belongs to the steps of the optimizers whose parameters receive its gradients. A few parameters of each optimizer
+are witnesses: accumulation changes the version of a gradient, or replaces the tensor. Recorded steps compare all
+parameters, and add a witness if none has received gradient.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gradscope.observe.losses import Loss, Losses
 WITNESSES = 4
 PENDING = 4096
 SEARCHED = 5000
-"""Nodes of the graph, for parameters below a pass that no watched one has noticed."""
+"""Nodes to search for parameters below a pass without gradients in observed parameters."""
 SETTLED = 8
-"""Passes in which all parameters are compared, until every optimizer has had its turn."""
+"""First passes, which compare all parameters, until every optimizer has stepped."""
 Stamp = tuple[Tensor, Tensor | None, int]
-"""A parameter, its gradient, and that one's version."""
+"""A parameter, its gradient, and the version of the gradient."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,16 +35,16 @@ class Pass:
     """One backward pass.
 
     Attributes:
-        stamps: of the parameters that tell whose it is, before it.
-        roots: what it begins with, while it runs.
-        thorough: all parameters are among the stamps.
-        within: it runs within an optimizer's step.
-        thread: which runs it.
-        alone: no other pass has run meanwhile.
-        loss: what it began with, in numbers.
+        stamps: of the witnesses, or of all parameters, before the pass.
+        roots: of the graph, while the pass runs.
+        thorough: True if the stamps include all parameters.
+        within: True if the pass runs within an optimizer's step.
+        thread: number of its thread.
+        alone: True if no other pass has run meanwhile.
+        loss: the numbers of its roots.
         touched: parameters with a new gradient that no step has used yet, by identity.
-        used: parameters whose optimizer has stepped while it ran.
-        leftover: parameters that had a gradient before it, and its norms; of the first pass of a recorded step.
+        used: parameters whose optimizer has stepped during the pass.
+        leftover: parameters with a gradient before the first pass of a recorded step, and the norms.
     """
 
     stamps: list[Stamp]
@@ -63,11 +63,11 @@ class Passes:
     """The backward passes whose gradients no step has used yet.
 
     Args:
-        parameters: of the watched model, as they are now.
+        parameters: returns the parameters of the model, as of now.
 
     Attributes:
-        losses: reads what they begin with.
-        within: an optimizer's step is under way that calls a closure.
+        losses: reads the roots of passes.
+        within: True during a step of an optimizer that calls a closure.
     """
 
     def __init__(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
@@ -78,7 +78,7 @@ class Passes:
         self._witnesses: list[Tensor] = []
         self._pending: deque[Pass] = deque(maxlen=PENDING)
         self._running: list[Pass] = []
-        self._aimless: list[Loss] = []
+        self._without_parameters: list[Loss] = []  # of the last pass without any parameter below its loss
         self._arrives = False
         self._passes = 0
         self._latest: set[int] | None = None
@@ -87,16 +87,16 @@ class Passes:
 
     @property
     def any(self) -> bool:
-        """Whether a pass of this step has ended."""
-        return bool(self._pending or self._aimless)
+        """True if a pass of this step has ended."""
+        return bool(self._pending or self._without_parameters)
 
-    def owner(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
-        """An optimizer steps watched parameters.
+    def add_optimizer(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
+        """Choose witnesses for an optimizer that steps observed parameters.
 
         Args:
             optimizer: the optimizer.
-            share: identities of all that it steps.
-            recurrent: identities of the watched layers' own parameters.
+            share: identities of all its parameters.
+            recurrent: identities of the observed layers' own parameters.
         """
         if self._shares.get(optimizer) is share:
             return
@@ -106,8 +106,8 @@ class Passes:
         chosen = [p for part in parts for p in _spread(part, WITNESSES // 2)]
         self._witnesses = list({id(p): p for p in (*self._witnesses, *chosen)}.values())
 
-    def anew(self) -> None:
-        """Other parameters have taken the places of those that were known."""
+    def forget_parameters(self) -> None:
+        """Forget all parameters: others have replaced them."""
         self._shares.clear()
         self._witnesses = []
 
@@ -115,13 +115,13 @@ class Passes:
         """A pass begins.
 
         Args:
-            roots: what with.
+            roots: of the graph.
             thorough: compare all parameters.
         """
         self._passes += 1
         thorough |= self._passes <= SETTLED or not self._witnesses
-        asked = self._all() if thorough else self._witnesses
-        stamps = [(p, g, -1 if g is None else g._version) for p in asked for g in (p.grad,)]
+        stamped = self._all() if thorough else self._witnesses
+        stamps = [(p, g, -1 if g is None else g._version) for p in stamped for g in (p.grad,)]
         one = Pass(stamps, roots, thorough, self.within)
         for other in self._running:
             other.alone = one.alone = False
@@ -129,7 +129,7 @@ class Passes:
         return one
 
     def end(self, one: Pass) -> bool:
-        """A pass is over: whether it has left gradients in watched parameters, or in others of their optimizers."""
+        """A pass has ended; True if it has left gradients in observed parameters, or in others of their optimizers."""
         self._running.remove(one)
         touched = {
             id(p)
@@ -144,10 +144,10 @@ class Passes:
         one.touched = touched - one.used if one.used else touched
         if not (one.touched or one.used):
             if one.alone and not self._arrives and _leads_nowhere(roots):
-                self._aimless = [self.losses.of(roots)]
+                self._without_parameters = [self.losses.of(roots)]
             return False
         self._arrives = True
-        if one.touched and not (one.within and self._seen_within):  # of an optimizer that evaluates many, the first
+        if one.touched and not (one.within and self._seen_within):  # of many closures in a step only the first counts
             one.loss = self.losses.of(roots)
             self._pending.append(one)
         self._seen_within |= one.within
@@ -158,22 +158,22 @@ class Passes:
         self._running.remove(one)
 
     def within_step(self, running: bool) -> None:
-        """An optimizer that calls a closure begins its step, or has ended it."""
+        """An optimizer that calls a closure begins or ends its step."""
         self.within, self._seen_within = running, False
 
     def step_over(self, optimizer: Optimizer | None, share: set[int] | None, recurrent: set[int]) -> list[Loss]:
         """End a step: the losses of the passes whose gradients it has used.
 
         Args:
-            optimizer: the one that stepped, if any.
-            share: identities of the parameters that it steps; None for all.
+            optimizer: the optimizer, if any.
+            share: identities of its parameters; None for all.
             recurrent: identities of the observed layers' own parameters.
         """
         losses = self.take(share)
         if self.within:
             self.within_step(False)
         if optimizer is not None and share is not self._latest:
-            self.owner(optimizer, share or set(), recurrent)
+            self.add_optimizer(optimizer, share or set(), recurrent)
             self._latest = share
         return losses
 
@@ -181,16 +181,16 @@ class Passes:
         """The losses of the passes whose gradients a step has used.
 
         Args:
-            share: the parameters that were stepped; None for all.
+            share: identities of the stepped parameters; None for all.
         """
         self._home = threading.get_ident()
-        aimless, self._aimless = self._aimless, []
+        without, self._without_parameters = self._without_parameters, []
         if len(self._pending) == 1 and not self._running and share and self._pending[0].touched <= share:
             return [self._pending.popleft().loss]
-        found, left = list[Loss](), list[Pass]()
+        losses, left = list[Loss](), list[Pass]()
         for one in self._pending:
             if share is None or not one.touched.isdisjoint(share):
-                found.append(one.loss)
+                losses.append(one.loss)
                 one.touched = set() if share is None else one.touched - share
             if one.touched:
                 left.append(one)
@@ -199,28 +199,28 @@ class Passes:
         for one in self._running if share else ():
             if one.thread == self._home:
                 one.used |= share or set()
-                found.append(self.losses.of(one.roots))
-        return found or aimless
+                losses.append(self.losses.of(one.roots))
+        return losses or without
 
     def _all(self) -> list[Tensor]:
         owned = [p for optimizer in self._shares for group in optimizer.param_groups for p in group["params"]]
         return list({id(p): p for p in (*self._parameters(), *owned) if p.requires_grad}.values())
 
     def _learn(self, one: Pass, touched: set[int]) -> None:
-        """Of all parameters it is known what has happened: a pass that no witness would have seen gets one."""
+        """After a thorough pass, add a witness if none of them has received gradient."""
         known = {id(p) for p in self._witnesses}
         if touched and known and known.isdisjoint(touched):
             self._witnesses.append(next(p for p, _, _ in one.stamps if id(p) in touched))
 
 
 def _leads_nowhere(roots: Sequence[Any]) -> bool:
-    """Whether no parameter lies below: what was told to require gradient is a number, as after argmax."""
+    """True if no parameter is below the roots: some value requires gradient by `requires_grad_()`, as after argmax."""
     leaves = leaves_below([root for root in roots if isinstance(root, Tensor)], SEARCHED)
     return not any(isinstance(getattr(leaf, "variable", None), nn.Parameter) for leaf in leaves)
 
 
 def _spread(some: Sequence[Tensor], count: int) -> list[Tensor]:
-    """As many, from the first to the last."""
+    """`count` tensors, evenly spaced from the first to the last."""
     if len(some) <= count:
         return list(some)
     return [some[i * (len(some) - 1) // (count - 1)] for i in range(count)]

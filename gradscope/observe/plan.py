@@ -1,4 +1,4 @@
-"""What is done in each step: recorded, looked at, or neither."""
+"""Decides for each step: record, look at the gradients, or neither."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from gradscope.observe.schedule import Looks, Schedule
 
 
 class Plan:
-    """Asks schedule and alarm; steps between those that may be due are added up and cost nothing more.
+    """Combines schedule and alarm; steps that cannot be due only add up their times.
 
     Args:
-        schedule: which steps are recorded.
-        alarm: which beyond that.
-        ask: calls the schedule, which may be the user's, under the guard.
+        schedule: chooses the steps to record.
+        alarm: chooses further steps.
+        call: calls the schedule, which may be the user's, under the guard.
     """
 
-    def __init__(self, schedule: Schedule, alarm: Alarm, ask: Callable[..., Any]) -> None:
+    def __init__(self, schedule: Schedule, alarm: Alarm, call: Callable[..., Any]) -> None:
         """See the class."""
-        self._schedule, self._alarm, self._ask, self._looks = schedule, alarm, ask, Looks()
-        self._next = 0  # before this step nothing is due
+        self._schedule, self._alarm, self._call, self._looks = schedule, alarm, call, Looks()
+        self._next = 0  # the first step that may be due
         self._overhead_s = self._step_s = 0.0
         self._steps = 0
 
     def begin(self, step: int) -> tuple[bool, bool]:
-        """Whether a step is recorded, and whether its gradients are looked at."""
+        """True if a step is recorded, and True if its gradients are looked at."""
         if step < self._next and not self._alarm.wanted:
             return False, False
-        self._settle()
-        due = bool(self._ask(self._schedule.due, step))  # both are asked
+        self._report_idle()
+        due = bool(self._call(self._schedule.due, step))  # called even if the alarm is due
         recorded = self._alarm.due() or due
         looking = recorded or self._looks.due(step)
         self._next = min(self._schedule.following(step), self._looks.following(step))
@@ -40,9 +40,9 @@ class Plan:
         """A step has ended.
 
         Args:
-            recorded: it was recorded.
-            look_s: seconds that looking has taken; 0 if it was not looked at.
-            overhead_s: seconds that all of gradscope has taken.
+            recorded: True if the step was recorded.
+            look_s: seconds of the look; 0 without one.
+            overhead_s: seconds of gradscope in all.
             step_s: seconds of the whole step.
         """
         if not (recorded or look_s):
@@ -50,12 +50,12 @@ class Plan:
             self._step_s += step_s
             self._steps += 1
             return
-        self._settle()
+        self._report_idle()
         self._schedule.spent(recorded=recorded, overhead_s=overhead_s, step_s=step_s)
         self._looks.spent(recorded=recorded, look_s=look_s, step_s=step_s)
 
-    def _settle(self) -> None:
-        """Hand on what has been added up."""
+    def _report_idle(self) -> None:
+        """Report the idle steps so far to schedule and looks."""
         steps, self._steps = self._steps, 0
         if steps:
             self._schedule.spent(recorded=False, overhead_s=self._overhead_s, step_s=self._step_s, steps=steps)

@@ -14,7 +14,7 @@ TABLES = frozenset({"reach", "gates", "units", "weights", "spectra"})
 
 
 def choose_quantities(quantities: str | Iterable[str]) -> frozenset[str]:
-    """The quantities meant by the name of a set or by a list of names.
+    """The quantities for the name of a set, or for a list of names.
 
     Raises:
         AttachError: a name is unknown.
@@ -36,7 +36,7 @@ def choose_quantities(quantities: str | Iterable[str]) -> frozenset[str]:
 
 
 def keep(rows: Rows, wanted: frozenset[str]) -> bool:
-    """Whether a block of rows was asked for; `layers`, `steps`, `clips` and `notes` always are."""
+    """True if a block of rows is wanted; `layers`, `steps`, `clips` and `notes` always are."""
     if rows.table == "timesteps":
         return rows.columns["quantity"] in wanted
     return rows.table not in TABLES or rows.table in wanted

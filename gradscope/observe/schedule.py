@@ -1,4 +1,4 @@
-"""Which optimizer steps are recorded, and on which others gradients are looked at."""
+"""Chooses the optimizer steps to record, and further steps for a look at the gradients."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Protocol
 from gradscope.errors import AttachError
 
 ALLOWANCE_S = 1.0
-"""Seconds that gradscope may take of any training, beyond its share."""
+"""Seconds that gradscope may cost beyond its share of any training."""
 RECORDS_A_DOUBLING, CHEAP_S = 8, 0.013
-"""Records in each doubling of the step number, and what one may cost: then the second lasts for 3,000 steps."""
+"""Records in each doubling of the step number, and the cost of one at which the second lasts for 3,000 steps."""
 DOUBLINGS = 2
-"""From one record to the next at most, where they are dear."""
+"""The most doublings from one record to the next, for expensive records."""
 LOOKING = 0.005
-"""Share of the training time for looking at the gradients of steps that are not recorded."""
+"""Share of the training time for looks at steps that are not recorded."""
 NEVER = 2**62
 REVIEWED_EVERY = 64
-"""Steps after which the interval that is paid is computed anew: what a step takes may have changed."""
+"""Steps after which the paid interval is computed anew: the time of a step may have changed."""
 
 
 class Schedule(Protocol):
-    """Decides before a step whether it is recorded, and hears afterwards what steps have cost."""
+    """Decides before a step whether to record it, and receives the costs of steps afterwards."""
 
     def due(self, step: int) -> bool:
-        """Whether to record this step."""
+        """True if this step is to be recorded."""
         ...
 
     def following(self, step: int) -> int:
-        """The next step after this one that may be due: `due` need not be asked before."""
+        """The next step after this one that may be due; no earlier one needs a call of `due`."""
         ...
 
     def spent(self, *, recorded: bool, overhead_s: float, step_s: float, steps: int = 1) -> None:
-        """Steps have ended: how long they took in all, and how much of that was gradscope's."""
+        """Steps have ended; `step_s` is their time in all, and `overhead_s` gradscope's part of it."""
         ...
 
 
 def make_schedule(every: int | Callable[[int], bool] | None, budget: float) -> Schedule:
-    """The schedule that `attach(every=..., budget=...)` asks for.
+    """The schedule for `attach(every=..., budget=...)`.
 
     Raises:
         AttachError: `every` is neither a positive number nor callable, or `budget` is not a positive share.
@@ -64,7 +64,7 @@ def make_schedule(every: int | Callable[[int], bool] | None, budget: float) -> S
 
 
 class Chosen:
-    """The steps that a function chooses, all of which are multiples of a number."""
+    """Steps that a function chooses from the multiples of a number."""
 
     def __init__(self, wanted: Callable[[int], bool], multiples: int = 1) -> None:
         """See the class."""
@@ -89,14 +89,14 @@ def next_multiple(step: int, interval: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a training has cost so far, in seconds.
+    """Costs of a training so far, in seconds.
 
     Attributes:
         record_s: one record.
-        step_s: one step without us.
-        idle_s: our part of a step that is not recorded.
-        spent_s: all that was ours.
-        time_s: all, ours included.
+        step_s: one step without gradscope.
+        idle_s: gradscope's part of a step that is not recorded.
+        spent_s: gradscope in all.
+        time_s: the training in all, gradscope included.
     """
 
     record_s: float = 0.0
@@ -107,11 +107,11 @@ class Costs:
 
 
 def is_due(step: int, costs: Costs, share: float) -> bool:
-    """Whether to record a step, so that all costs stay below `share` of the time and a second, and one record.
+    """True if a step is to be recorded; all costs stay below `share` of the time, plus a second and one record.
 
-    Both intervals are powers of two: the processes of a distributed run, which measure different times, record common
-    steps. The one that the share can pay for good is kept to; the one that spreads records evenly over the logarithm
-    of the steps, as long as there is credit for it.
+    Both intervals are powers of two, so that the processes of a distributed run, which measure different times, record
+    common steps. The paid interval, which the share can pay permanently, always holds. The even interval, which spreads
+    records evenly over the logarithm of the steps, holds as long as there is credit.
     """
     credit = share * costs.time_s + ALLOWANCE_S - costs.spent_s
     if step % paid_interval(costs, share) == 0:
@@ -122,8 +122,8 @@ def is_due(step: int, costs: Costs, share: float) -> bool:
 def even_interval(step: int, record_s: float = 0.0) -> int:
     """1 up to step 15, 2 up to 31, 4 up to 63, ...: eight records to each doubling of the step number.
 
-    Where a record takes longer than 13 ms there are four, two or one, or one in two doublings, so that the second of
-    credit lasts as long: ten records of the first 256 steps show more of a training than those of the first ten steps.
+    If a record takes longer than 13 ms, the number falls to four, two or one, or one in two doublings, so that the
+    second of credit lasts as long: ten records over 256 steps show more of a training than ten at its beginning.
     """
     times = 1 << math.ceil(math.log2(record_s / CHEAP_S)) if record_s > CHEAP_S else 1
     times = min(times, RECORDS_A_DOUBLING * DOUBLINGS)
@@ -134,7 +134,7 @@ def even_interval(step: int, record_s: float = 0.0) -> int:
 
 
 def paid_interval(costs: Costs, share: float) -> int:
-    """The smallest power of two at which records, beside what every step costs, stay within the share for good."""
+    """The smallest power of two at which records and idle steps together stay within the share permanently."""
     left = share * costs.step_s - costs.idle_s
     if costs.record_s <= 0:
         return 1
@@ -145,21 +145,21 @@ def paid_interval(costs: Costs, share: float) -> int:
 
 @dataclass(slots=True)
 class Typical:
-    """The usual value of something that is measured again and again: the median of the last few."""
+    """The usual value of a repeated measurement: the median of the last few."""
 
     recent: deque[float] = field(default_factory=lambda: deque[float](maxlen=9))
 
     @property
     def value(self) -> float:
-        """0 before the first."""
+        """The median; 0 before the first measurement."""
         return median(self.recent) if self.recent else 0.0
 
 
 class Budget:
-    """As many records as a share of the training time pays, and a second beyond it; see `is_due`.
+    """As many records as a share of the training time pays, plus a second; see `is_due`.
 
-    What a record and an idle step cost is the median of the last few: a single one that was disturbed changes nothing.
-    What the first record cost beyond that, for loading what later ones find ready, is the one record beyond the bound.
+    The cost of a record or an idle step is the median of the last few, so that a single disturbance changes nothing.
+    The first record also loads code for later ones: its additional cost is the one record beyond the bound.
     """
 
     def __init__(self, share: float) -> None:
@@ -181,13 +181,13 @@ class Budget:
         if self._first is None:
             return True
         costs = self._costs
-        if not self._record.recent:  # what a second one costs is not known: it may go as far beyond as one may
+        if not self._record.recent:  # the cost of a second record is unknown: it may exceed the bound by one record
             aligned = min(even_interval(step, costs.record_s), paid_interval(costs, self._share))
             return step % aligned == 0 and costs.spent_s <= self._share * costs.time_s + ALLOWANCE_S
         return is_due(step, costs, self._share)
 
     def following(self, step: int) -> int:
-        """See `Schedule`. The interval that is paid is computed anew now and then: what a step takes may change."""
+        """See `Schedule`. The paid interval is computed anew at times, since the time of a step may change."""
         paid = next_multiple(step, paid_interval(self._costs, self._share))
         even = next_multiple(step, even_interval(step, self._costs.record_s))
         return min(paid, even, step + REVIEWED_EVERY)
@@ -206,10 +206,10 @@ class Budget:
 
 
 class Looks:
-    """On which steps the gradients are looked at: multiples of a power of two, all where that is cheap."""
+    """Chooses the steps for a look at the gradients: multiples of a power of two; all steps if looks are cheap."""
 
     def __init__(self) -> None:
-        """Nothing is known of the costs yet."""
+        """Begin with unknown costs."""
         self._look, self._plain = 0.0, Typical()
         self._spent = self._time = 0.0
 
@@ -218,7 +218,7 @@ class Looks:
         return paid_interval(Costs(record_s=self._look, step_s=self._plain.value), LOOKING)
 
     def due(self, step: int) -> bool:
-        """Whether to look at a step that is not recorded."""
+        """True if a step that is not recorded is to be looked at."""
         return self._spent + self._look <= LOOKING * self._time and step % self._interval == 0
 
     def following(self, step: int) -> int:
@@ -226,7 +226,7 @@ class Looks:
         return next_multiple(step, self._interval)
 
     def spent(self, *, recorded: bool, look_s: float, step_s: float, steps: int = 1) -> None:
-        """Steps have ended; `look_s` is 0 unless they were looked at."""
+        """Steps have ended; `look_s` is 0 without a look."""
         self._time += step_s
         self._plain.recent.append(step_s / steps)
         if look_s:

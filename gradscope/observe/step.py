@@ -29,7 +29,7 @@ from gradscope.families import Work
 from gradscope.observe.analysing import analyse_calls, chains_of
 from gradscope.observe.following import NO_CELL, NO_STATE, Following
 from gradscope.observe.hooks import CallHooks, Hook, leaves_of
-from gradscope.observe.observed import ObservedCall, entirely
+from gradscope.observe.observed import ObservedCall, with_whole_batches
 from gradscope.observe.origins import first_origin
 from gradscope.observe.sequences import SequenceCalls
 from gradscope.observe.weights import StepWeights
@@ -101,7 +101,7 @@ class Recording:
         observed.held = None if rows is None else hold_kernel(call, result, dropout)
         if link is None and not any(state.requires_grad for state in call.state):
             following.begins(module, copy.state)
-        following.passed(module, copy.final)
+        following.returned(module, copy.final)
         self._watch(observed, result, [*call.weights, call.input], call.state)
         if link is None:
             self._hooks.kernel(observed, kernel_nodes(call, result[0]))
@@ -112,42 +112,42 @@ class Recording:
         """Copy what the analysis needs of a call of a custom cell, and wait for gradients."""
         following = self.following
         arguments, state = cell.settle(arguments, state, result)
-        given = tensors_in(state)
-        found = cell.results_of(result, state)
-        if found is None or not all(part.dim() > 1 and len(part) == len(found.state[0]) for part in given):
+        parts = tensors_in(state)
+        results = cell.results_of(result, state)
+        if results is None or not all(part.dim() > 1 and len(part) == len(results.state[0]) for part in parts):
             self._refuse(cell, result)
             return
-        if not any(part.requires_grad for part in found.state):
+        if not any(part.requires_grad for part in results.state):
             return
-        link = following.link_cell(cell.name, given)
-        following.look_beside(cell, arguments, chained=link is not None)
-        observed = self._custom_call(cell, arguments, given, found, link)
-        following.passed(cell.name, observed.snapshot.final)
+        link = following.link_cell(cell.name, parts)
+        following.check_arguments(cell, arguments, chained=link is not None)
+        observed = self._custom_call(cell, arguments, parts, results, link)
+        following.returned(cell.name, observed.snapshot.final)
         with suppress(TypeError):  # the analysis says so if the cell cannot be copied
             cell.double()  # while the cell exists
         inputs = tensors_in(list(arguments.values()))
-        self._watch(observed, found.results, [*cell.module.parameters(), *inputs], given)
-        inner = Inner(found.state, given, inputs)
-        if not found.certain:
+        self._watch(observed, results.results, [*cell.module.parameters(), *inputs], parts)
+        inner = Inner(results.state, parts, inputs)
+        if not results.certain:
             self._hooks.guessed_recurrence(observed, inner)
-        elif link is not None or len(found.state) > 1:
+        elif link is not None or len(results.state) > 1:
             self._hooks.recurrence(observed, inner)
 
     def _custom_call(
-        self, cell: Cell, arguments: dict[str, Any], given: list[Tensor], found: Results, link: Any
+        self, cell: Cell, arguments: dict[str, Any], parts: list[Tensor], results: Results, link: Any
     ) -> ObservedCall:
         """The copies of a custom cell's call."""
-        batch = len(found.state[0])
+        batch = len(results.state[0])
         rows = self.following.rows(batch, link)
-        copy = take_call(arguments, given, found, rows, self._weights.of_cell(cell))
-        held = None if rows is None else hold_cell(arguments, given, found)
+        copy = take_call(arguments, parts, results, rows, self._weights.of_cell(cell))
+        held = None if rows is None else hold_cell(arguments, parts, results)
         numbers = list(range(batch)) if rows is None else rows
-        if link is None and given and not any(part.requires_grad for part in given):
+        if link is None and parts and not any(part.requires_grad for part in parts):
             self.following.begins(cell.name, tuple(part.unsqueeze(0) for part in copy.given))
         return ObservedCall(cell.name, next(self._numbers), True, copy, numbers, link, custom=cell, held=held)
 
     def _refuse(self, cell: Cell, result: Any) -> None:
-        """Remark that the state cannot be found in what a cell returns."""
+        """Remark that the result of a cell does not contain its state."""
         if cell.asked or any(x.requires_grad for x in tensors_in(result)):
             reason = (NO_STATE if cell.asked else NO_CELL).format(kind=type(cell.module).__name__, method=cell.method)
             self.following.remarks[cell.name, reason] = None
@@ -211,7 +211,7 @@ class Recording:
         Sequences that were not analysed count too, unless the loop has written into their tensors since.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            calls = entirely(self.calls)
+            calls = with_whole_batches(self.calls)
             chains = chains_of(self.calls if calls is None else calls)
             first = first_origin(chains, self._sequences.numbered(), factor)
             return None if first is None else (first[0], replace(first[1], entire=calls is not None))

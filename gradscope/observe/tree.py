@@ -1,4 +1,4 @@
-"""The model that is observed, held weakly: a scope keeps no model alive."""
+"""The observed model, by weak references: a scope keeps no model alive."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 class Tree:
     """A model and its observed modules.
 
-    A container that somebody makes for `attach` alone, such as `nn.ModuleList([encoder, decoder])`, goes before the
-    training begins. The modules that were in it are the model from then on.
+    A container made for `attach` alone, such as `nn.ModuleList([encoder, decoder])`, is gone before the training
+    begins. From then on its modules are the model.
 
     Args:
         model: the model.
@@ -28,42 +28,42 @@ class Tree:
 
     @property
     def model(self) -> nn.Module | None:
-        """The model itself, as long as somebody else holds it."""
+        """The model itself, or None once it is gone."""
         return self._model()
 
     @property
     def gone(self) -> bool:
-        """Whether neither the model nor any of its observed modules is there."""
+        """True once the model and all its observed modules are gone."""
         return self._model() is None and all(module() is None for module in self._observed)
 
     def when_gone(self, begun: Callable[[], bool], do: Callable[[], None]) -> None:
-        """Have something done when the model goes.
+        """Call a function when the model is gone.
 
         Args:
-            begun: whether the training has begun; before that a model may go while its observed modules stay.
-            do: what to do; it may be called more than once.
+            begun: returns True once the training has begun; before, the model may go while its observed modules stay.
+            do: the function; it may be called more than once.
         """
 
         def less(_: weakref.ref[nn.Module]) -> None:
             if self.gone or (self._model() is None and begun()):
                 do()
 
-        there = [reference() for reference in (self._model, *self._observed)]
-        self._calls = [weakref.ref(module, less) for module in there if module is not None]
+        existing = [reference() for reference in (self._model, *self._observed)]
+        self._calls = [weakref.ref(module, less) for module in existing if module is not None]
 
     def forget(self) -> None:
-        """Nothing is to be done any more."""
+        """Cancel `when_gone`."""
         self._calls = []
 
     def named_modules(self) -> dict[str, nn.Module]:
-        """Modules by qualified name, as they are now."""
+        """Modules by qualified name, as of now."""
         model = self._model()
         if model is not None:
             return dict(model.named_modules())
         return {name: module for name, part in self._parts.items() if (module := part()) is not None}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters by qualified name, as they are now."""
+        """Parameters by qualified name, as of now."""
         seen = set[nn.Parameter]()
         for prefix, module in self.named_modules().items():
             for name, parameter in module.named_parameters(prefix, recurse=False):
@@ -72,5 +72,5 @@ class Tree:
                     yield name, parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters, as they are now."""
+        """Parameters, as of now."""
         return (parameter for _, parameter in self.named_parameters())

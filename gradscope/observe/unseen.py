@@ -1,4 +1,4 @@
-"""What a step should have been heard of, and was not: modules that received gradient for calls that nobody saw."""
+"""Finds modules with gradients for calls that gradscope has not seen."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ NOT_CALLED = (
     "observed, nor can the replicas of torch.nn.DataParallel (DistributedDataParallel can)"
 )
 NO_CALL = (
-    "its parameters received gradient, but no call of it was seen: positions= sees calls of the module itself, not of "
-    "its parts or methods, nor those of the replicas of torch.nn.DataParallel (DistributedDataParallel can be observed)"
+    "its parameters received gradient, but gradscope saw no call of it: positions= sees calls of the module itself, "
+    "not of its parts or methods, nor of the replicas of torch.nn.DataParallel (DistributedDataParallel can be "
+    "observed)"
 )
 COMPILED = (
-    "it received gradient, but no call of it was seen: it ran inside a graph of torch.compile, and nothing of it is "
-    "recorded. Keep it out of the graph: put torch.compiler.disable around what calls it, or, for a fused layer, leave "
+    "it received gradient, but gradscope saw no call of it: it ran inside a graph of torch.compile, and is not "
+    "recorded. Keep it out of the graph: put torch.compiler.disable around its caller, or, for a fused layer, leave "
     "torch._dynamo.config.allow_rnn at False; or train some steps without torch.compile. If it is in no such graph: "
 )
 CALLED_EARLIER = (
-    "it received gradient for a call made before the last optimizer step, and such a call is not recorded; where one "
-    "forward pass serves several optimizers, take all backward passes before the first of their steps"
+    "it received gradient for a call before the last optimizer step, and gradscope does not record such a call; if one "
+    "forward pass serves several optimizers, run all backward passes before the first of their steps"
 )
-REPLACED = (
-    "it is no longer part of the model, and what has taken its place is not observed: close the scope, and attach again"
-)
+REPLACED = "it is no longer part of the model, and its replacement is not observed: close the scope, and attach again"
 
 
-class Calls:
-    """Which observed modules were called, in the recorded step before and in this one.
+class CalledModules:
+    """Remembers which observed modules were called, in the last recorded step and in this one.
 
     Args:
         layers: layers and cells by name.
@@ -48,8 +47,8 @@ class Calls:
         self._watched += [(s.seal, s.name, s.original, NO_CALL) for s in sequences]
         self._earlier, self._now = set[str](), set[str]()
 
-    def saw(self, key: str) -> None:
-        """A layer, by its name, or another module, by its seal, was called."""
+    def add(self, key: str) -> None:
+        """A layer was called, by its name, or another module, by its seal."""
         self._now.add(key)
 
     def step(self) -> None:
@@ -57,23 +56,23 @@ class Calls:
         self._earlier, self._now = self._now, set()
 
     def unseen(self, model: Tree, arrived: Container[int]) -> list[tuple[str, str]]:
-        """Names and reasons of those that have a gradient without a call, or are not there any more.
+        """Names and reasons of modules with a gradient but no call, and of modules that are gone.
 
         Args:
-            model: what they should be part of.
-            arrived: numbers of the modules that have received gradients in this step. A gradient left in `.grad` by
-                another step is no sign.
+            model: the model.
+            arrived: numbers of the modules that have received gradients in this step. A `.grad` left over from another
+                step does not count.
         """
         missing = [(index, *watched) for index, watched in enumerate(self._watched) if watched[0] not in self._now]
         if not missing or model.gone:
             return []
         present = set(model.named_modules().values())
-        found: list[tuple[str, str]] = []
+        unseen: list[tuple[str, str]] = []
         for index, key, name, reference, otherwise in missing:
             module = reference()
             if module is None or module not in present:
-                found.append((name, REPLACED))
+                unseen.append((name, REPLACED))
             elif index in arrived and any(bool(g.any()) for g in present_gradients(list(module.parameters()))):
                 reason = COMPILED + otherwise if has_compiled() else otherwise
-                found.append((name, CALLED_EARLIER if key in self._earlier else reason))
-        return found
+                unseen.append((name, CALLED_EARLIER if key in self._earlier else reason))
+        return unseen

@@ -1,4 +1,4 @@
-"""What an optimizer's step has done to the recurrent weights: `weights.update`."""
+"""The change of the recurrent weights by an optimizer's step: `weights.update`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gradscope.types import Analysis, Block
 
 
 def with_updates(analyses: Sequence[Analysis], call: ObservedCall) -> list[Analysis]:
-    """The analyses with the relative change of each block since a call of theirs, where that can be known.
+    """Add the relative change of each block since a call, if it is known.
 
-    The weights are those of the call. A weight that is made anew before each call has no successor yet.
+    It is unknown for a weight that is made anew for each call: the next one does not exist yet.
 
     Args:
         analyses: of a layer of torch's, one for each layer and direction; of a cell, one.
-        call: made with the weights as they were before the step.
+        call: a call with the weights before the step.
     """
     return [replace(a, blocks=_updated(a, _changes(call, n, a))) for n, a in enumerate(analyses)]
 
@@ -32,15 +32,15 @@ def _changes(call: ObservedCall, number: int, analysis: Analysis) -> dict[str, T
     if call.custom is None:
         now, gates = call.weight_gradients[number].weight(), tuple(analysis.blocks)
         return {} if now is None else _relative(call.snapshot.weights[number].hh, now, gates)
-    parameters, found = dict(call.custom.module.named_parameters()), dict[str, Tensor]()
+    parameters, changes = dict(call.custom.module.named_parameters()), dict[str, Tensor]()
     for name, gates in call.custom.spec.blocks.items():
         if name in parameters and name in call.snapshot.weights:
-            found.update(_relative(call.snapshot.weights[name], parameters[name], tuple(gates)))
-    return found
+            changes.update(_relative(call.snapshot.weights[name], parameters[name], tuple(gates)))
+    return changes
 
 
 def _relative(before: Tensor, now: Tensor, gates: Sequence[str]) -> dict[str, Tensor]:
-    """Norm of the change over the norm, of each gate's block of rows."""
+    """Norm of the change over the norm of the weights, for each gate's block of rows."""
     if now.grad_fn is not None or now.shape != before.shape or not gates or len(before) % len(gates) or _freed(now):
         return {}
     wide = torch.promote_types(before.dtype, torch.float32)
@@ -50,5 +50,5 @@ def _relative(before: Tensor, now: Tensor, gates: Sequence[str]) -> dict[str, Te
 
 
 def _freed(weight: Tensor) -> bool:
-    """Whether its memory is gone: `fully_shard` gathers a weight for a call, and gives the memory back afterwards."""
+    """True if its memory is gone: `fully_shard` gathers a weight for a call, and frees the memory afterwards."""
     return type(weight) not in (Tensor, nn.Parameter) or not weight.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""What `attach` finds in a model to observe."""
+"""Finds the modules of a model that `attach` observes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Watched:
 
     Attributes:
         model: without the wrapper of `torch.compile`.
-        layers: layers and cells of torch's, and cells of the user's, by qualified name.
-        own: how to observe those that are not torch's.
+        layers: torch's layers and cells, and custom cells, by qualified name.
+        own: custom cells and modules observed by position, with instructions.
     """
 
     model: nn.Module
@@ -56,10 +56,10 @@ def find_watched(
     cells: Mapping[type[nn.Module], CellSpec] | Sequence[type[nn.Module]] | None,
     positions: Mapping[str, int] | None,
 ) -> Watched:
-    """Find what there is to observe; see `attach` for the arguments.
+    """Find the modules to observe; see `attach` for the arguments.
 
     Raises:
-        AttachError: there is nothing, or an argument is unusable.
+        AttachError: there is none, or an argument is unusable.
     """
     model = inner_module(model)
     specs = find_cells(model, cells)
@@ -72,9 +72,9 @@ def find_watched(
     return Watched(model, layers, own)
 
 
-def _cell(name: str, module: nn.Module, spec: CellSpec, asked: Iterable[type] | None) -> Cell:
-    known = any(isinstance(module, kind) for kind in asked or ())
-    return Cell(name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), asked=known)
+def _cell(name: str, module: nn.Module, spec: CellSpec, cells: Iterable[type] | None) -> Cell:
+    named = any(isinstance(module, kind) for kind in cells or ())
+    return Cell(name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), asked=named)
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gradscope.private import backward_pass
 from gradscope.types import KernelCall, Weights
 
 Key = tuple[tuple[int, int, int], ...]
-"""Of some tensors: identity, address and version."""
+"""Identity, address and version of each tensor."""
 
 
 class StepWeights:

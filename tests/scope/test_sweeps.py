@@ -132,7 +132,7 @@ def test_a_container_made_for_attach_alone() -> None:
         layer(torch.ones(4, 2, 3))[0].sum().backward()
         optimizer.step()
     assert scope.run.frame("layers")["module"].tolist() == ["0", "0"]
-    with pytest.raises(gradscope.GradscopeError, match="the module that was attached is gone"):
+    with pytest.raises(gradscope.GradscopeError, match="the attached module is gone"):
         scope.whatif(torch.ones(4, 2, 3), lambda model, x: model(x)[0].sum())
     del layer, optimizer
     gc.collect()
