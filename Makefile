@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench bench-report bench-fleet faults field docs pictures frameworks integrations compat soak clean
+.PHONY: demo test lint format bench bench-report bench-scale bench-fleet faults field docs pictures frameworks integrations compat soak clean
 
 demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say what their gradients did
 	$(BIN)/gradscope demo
@@ -27,6 +27,9 @@ bench: $(READY)  # what gradscope costs, measured here
 
 bench-report: $(READY)  # a report on ten million rows: how long, and how much memory
 	$(BIN)/python benchmarks/long_run.py --findings
+
+bench-scale: $(READY)  # extremes of size in one table, into docs/scaling.md
+	$(BIN)/python benchmarks/scale.py --write
 
 bench-fleet: $(READY)  # the table of 1,000 small runs, and of few long ones: how long, and how much memory
 	$(BIN)/python benchmarks/fleet.py

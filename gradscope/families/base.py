@@ -181,9 +181,9 @@ class Family(ABC):
         """Gates in the order of `gates`, [t, B, G, H], and the `hidden` state unless it is a gate."""
         return trace.gates[start:stop], piece.hidden
 
-    @abstractmethod
     def limits(self, gate: str) -> tuple[float, float]:
         """Limits of saturation: a unit of this gate is `low` below the first, `high` above the second."""
+        return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
 
 
 TANH_LIMITS = (-0.9, 0.9)

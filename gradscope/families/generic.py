@@ -15,6 +15,7 @@ from gradscope.families.jacobians import ProbedSteps, Steps, steps_of
 from gradscope.families.norms import norm, relative, relative_parts
 from gradscope.families.products import SEQUENCES, TIMES, standard_error
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
+from gradscope.families.saturation import Saturation
 from gradscope.families.work import CORE_WORK, Work
 from gradscope.types import Analysis, Block, Gate, Recurrence
 
@@ -261,8 +262,12 @@ class _Back:
 
 
 def _gates(r: Recurrence, valid: Tensor, parts: frozenset[str]) -> dict[str, Gate]:
-    gates = r.gates.items() if "saturation" in parts else ()
-    return {name: saturation(x, LIMITS[kind], valid) for name, (x, kind) in gates}
+    gates: dict[str, Gate] = {}
+    for name, (x, kind) in r.gates.items() if "saturation" in parts else ():
+        counted = Saturation([LIMITS[kind]], x)
+        counted.add(x.unsqueeze(2), valid)
+        (gates[name],) = counted.finish()
+    return gates
 
 
 def _blocks(r: Recurrence, parts: frozenset[str]) -> dict[str, Block]:
@@ -271,11 +276,3 @@ def _blocks(r: Recurrence, parts: frozenset[str]) -> dict[str, Block]:
 
 def _evenly(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(most, count), device="cpu").round().long()
-
-
-def saturation(x: Tensor, limits: tuple[float, float], valid: Tensor) -> Gate:
-    """Saturation of one gate from its `valid`, [T, B], activations, [T, B, H]."""
-    low, high = (x < limits[0]).to(x.dtype), (x > limits[1]).to(x.dtype)
-    rows = valid.to(x.dtype).flatten()
-    units = [(rows @ y.flatten(0, 1)) / rows.sum() for y in (low, high)]
-    return Gate(low.mean(-1), high.mean(-1), x.mean(-1), *units)

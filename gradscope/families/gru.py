@@ -15,8 +15,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradscope.families.base import (
-    SIGMOID_LIMITS,
-    TANH_LIMITS,
     Cotangents,
     Family,
     Layer,
@@ -110,7 +108,3 @@ class GRU(Family):
     def input_cotangents(self, piece: Piece, state: State, gates: Tensor) -> Tensor:
         candidate = state[0] * piece.factors[2]
         return torch.cat([gates[:, :, :2], candidate.unsqueeze(2)], 2)
-
-    @override
-    def limits(self, gate: str) -> tuple[float, float]:
-        return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS

@@ -17,8 +17,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from gradscope.families.base import (
-    SIGMOID_LIMITS,
-    TANH_LIMITS,
     Cotangents,
     Family,
     Layer,
@@ -147,10 +145,6 @@ class LSTM(Family):
         c = torch.addcmul((a * pre[..., :3, :]).sum(-2), f, state[1])
         q = torch.addcmul(a_o * pre[..., 3, :], k, c)
         return (q if weights.hr is None else q @ weights.hr.mT, c)
-
-    @override
-    def limits(self, gate: str) -> tuple[float, float]:
-        return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
 
 
 def _gates(layer: Layer, previous: Tensor) -> Tensor:

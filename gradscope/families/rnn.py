@@ -15,7 +15,6 @@ from typing_extensions import override
 
 from gradscope.families.base import (
     RELU_LIMITS,
-    TANH_LIMITS,
     Cotangents,
     Family,
     Layer,
@@ -104,10 +103,6 @@ class TanhRNN(_Elman):
     @override
     def slope(self, y: Tensor) -> Tensor:
         return 1 - y.square()
-
-    @override
-    def limits(self, gate: str) -> tuple[float, float]:
-        return TANH_LIMITS
 
 
 class ReluRNN(_Elman):

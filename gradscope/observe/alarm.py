@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from gradscope.types import LayerKey
+from gradscope.types.notes import LOST
 
 AFTER = 2
 """Steps to record after gradients that are not finite."""
@@ -24,7 +25,6 @@ JUMP = 100.0
 """Ratio of a gradient norm to the usual one that counts as a jump."""
 KNOWN = 8
 """Steps before the usual norm is known."""
-LOST = "gradients are not finite at the optimizer: "
 GATES = {4: ("input", "forget", "candidate", "output"), 3: ("reset", "update", "candidate"), 1: ("hidden",)}
 _SUFFIX = re.compile(r"(?P<kind>.+)_l(?P<layer>\d+)(?P<reverse>_reverse)?")
 

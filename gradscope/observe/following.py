@@ -18,14 +18,14 @@ from gradscope.capture.cell import Cell
 from gradscope.capture.layout import choose_sequences
 from gradscope.capture.results import tensors_in
 from gradscope.observe.observed import ObservedCall
-from gradscope.types import KernelCall, Link
+from gradscope.types import KernelCall, Link, notes
 
 DETACHED = (
-    "the state was detached: it is that of an earlier call of the same step, but no gradient goes back to it; a chain "
+    f"{notes.DETACHED}: it is that of an earlier call of the same step, but no gradient goes back to it; a chain "
     "begins at each such call"
 )
 CARRIED = (
-    "the state was detached: it was carried over from an earlier step, as truncated backpropagation through time does; "
+    f"{notes.DETACHED}: it was carried over from an earlier step, as truncated backpropagation through time does; "
     "no gradient goes back beyond the first timestep of the chain"
 )
 MIXED = (

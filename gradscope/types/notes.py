@@ -11,5 +11,11 @@ STALE = "gradients of an earlier step were still in .grad when the first backwar
 UNOPTIMIZED = "parameters lie below the loss, and no optimizer steps them: "
 """At the whole model, once a run; followed by names of parameters, or by shapes of parameters without a module."""
 
+LOST = "gradients are not finite at the optimizer: "
+"""In the first such step, at the layer; followed by names of parameters, and by whether the weights were finite."""
+
+DETACHED = "the state was detached"
+"""At the module, in a recorded step in which its state returns without its gradient; followed by where from."""
+
 DECAY = "weight decay takes away at every step "
 """At the whole model, once a run; followed by `{share:.2%} of the recurrent weights ({optimizer}, lr=..., ...)`."""

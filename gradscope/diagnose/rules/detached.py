@@ -10,8 +10,8 @@ from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, span
 from gradscope.diagnose.words import percent, plural, typed
 from gradscope.types import Finding, LayerKey
+from gradscope.types.notes import DETACHED
 
-DETACHED = "the state was detached"
 SAME_STEP = "same step"
 OFTEN = 0.5
 """Share of the recorded steps with a detached state."""
