@@ -73,7 +73,7 @@ def test_partial_fit_goes_on(tmp_path: Path) -> None:
     net = classifier(GradscopeCallback(tmp_path, every=1))
     net.fit(*DATA).partial_fit(*DATA)
     assert list(gradscope.load(tmp_path).frame("steps")["step"]) == list(range(12))
-    with pytest.warns(gradscope.GradscopeWarning, match="already has steps up to 11.*recorded in .*-2"):
+    with pytest.warns(gradscope.GradscopeWarning, match="already has steps up to 11.*records this run in .*-2"):
         net.fit(*DATA)  # another training: its steps begin at 0
     net.partial_fit(*DATA)  # it goes on in the folder of that one
     assert list(gradscope.load(f"{tmp_path}-2").frame("steps")["step"]) == list(range(12))

@@ -30,7 +30,7 @@ class Served(nullcontext):
 tab.serve = lambda *arguments: Served()
 demo._train_all = lambda trials, data, epochs, output, console: []
 gradscope.demo.show.show = lambda *arguments: None
-demo._written = lambda summaries, output: f"Runs: {output}"
+demo._write = lambda summaries, output: f"Runs: {output}"
 gc.collect()
 gc.freeze()
 answers = os.fdopen(os.dup(1), "w")
