@@ -122,10 +122,10 @@ def is_due(step: int, costs: Costs, share: float) -> bool:
 def even_interval(step: int, record_s: float = 0.0) -> int:
     """1 up to step 15, 2 up to 31, 4 up to 63, ...: eight records to each doubling of the step number.
 
-    If a record takes longer than 13 ms, the number falls to four, two or one, or one in two doublings, so that the
+    If a record takes much longer than 13 ms, the number falls to four, two or one, or one in two doublings, so that the
     second of credit lasts as long: ten records over 256 steps show more of a training than ten at its beginning.
     """
-    times = 1 << math.ceil(math.log2(record_s / CHEAP_S)) if record_s > CHEAP_S else 1
+    times = 1 << round(math.log2(record_s / CHEAP_S)) if record_s > CHEAP_S else 1
     times = min(times, RECORDS_A_DOUBLING * DOUBLINGS)
     if times <= RECORDS_A_DOUBLING:
         return max(1, (1 << step.bit_length()) * times // (2 * RECORDS_A_DOUBLING))
