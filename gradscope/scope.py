@@ -104,10 +104,10 @@ def attach(
         every, budget, quantities, max_sequences, include, exclude, first_step, writer, sinks, cells, positions,
         split_layers, strict, existing,
     )  # fmt: skip
-    opening, folder = Opening(model, arguments), None if logdir is None else Path(logdir)
-    _close_earlier(folder, existing, opening.watched.model)
-    with opening.open(folder, lambda store: Run(Recent(store)).findings) as parts:
-        scope = Scope(parts, arguments, folder)
+    opening = Opening(model, logdir, arguments)
+    _close_earlier(opening.folder, existing, opening.watched.model)
+    with opening.open(lambda store: Run(Recent(store)).findings) as parts:
+        scope = Scope(parts, arguments, opening.folder)
     parts.begin_sinks(scope.run)
     return scope
 

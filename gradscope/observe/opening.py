@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +107,22 @@ class Opening:
 
     Args:
         model: to observe.
-        arguments: of `attach`.
+        logdir: run folder to ask for; None for memory.
+        arguments: the other arguments of `attach`.
 
     Attributes:
         watched: the model and its observed modules.
+        folder: the run folder that `attach` asks for.
 
     Raises:
         AttachError: the model has no recurrent layer that can be observed, or an argument is unusable.
     """
 
-    def __init__(self, model: nn.Module, arguments: Arguments) -> None:
+    def __init__(self, model: nn.Module, logdir: str | PathLike[str] | None, arguments: Arguments) -> None:
         if not isinstance(model, nn.Module):
             raise AttachError(f"attach() takes a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
         a = self._arguments = arguments
+        self.folder = None if logdir is None else Path(logdir)
         self.watched = find_watched(model, a.include, a.exclude, a.cells, a.positions)
         self._wanted = choose_quantities(a.quantities)
         self._schedule = make_schedule(a.every, a.budget)
@@ -127,17 +131,16 @@ class Opening:
         check_existing(a.existing, self._processes)
 
     @contextmanager
-    def open(self, logdir: Path | None, findings: Callable[[Store], Callable[[], list[Finding]]]) -> Generator[Parts]:
+    def open(self, findings: Callable[[Store], Callable[[], list[Finding]]]) -> Generator[Parts]:
         """Open the parts of a scope; the store is closed again if something fails before the context ends.
 
         Args:
-            logdir: run folder; None for memory.
             findings: makes, for a store, the function that tells sinks what the run shows so far.
 
         Raises:
             RecordError: the folder cannot be written, or has the first step already.
         """
-        a, store = self._arguments, self._store(logdir)
+        a, store = self._arguments, self._store()
         try:
             first = store.first_step if isinstance(store, ParquetStore) else a.first_step
             sinks = [*self._installed(store, findings(store)), *a.sinks]
@@ -151,11 +154,11 @@ class Opening:
             store.close()
             raise
 
-    def _store(self, logdir: Path | None) -> Store:
+    def _store(self) -> Store:
         a, meta = self._arguments, self._meta()
-        if logdir is None:
+        if self.folder is None:
             return MemoryStore(meta, rank=self._rank)
-        return open_store(logdir, meta, rank=self._rank, first_step=a.first_step, existing=a.existing)
+        return open_store(self.folder, meta, rank=self._rank, first_step=a.first_step, existing=a.existing)
 
     def _installed(self, store: Store, findings: Callable[[], list[Finding]]) -> list[Sink]:
         """The sinks of installed packages, if there is a folder or writer; only in the first process."""
