@@ -111,7 +111,7 @@ def test_nothing_else_is_computed(monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 
 def test_an_own_cell_is_asked_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for function in ("saturation", "measure_square_blocks"):
+    for function in ("Saturation", "measure_square_blocks"):
         monkeypatch.setattr(generic, function, None)
     monkeypatch.setattr(generic._Measuring, "_sizes", None)
     assert len(run_of("own cell", ["grad_h"]).frame("timesteps")) == T
