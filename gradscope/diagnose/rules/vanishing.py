@@ -112,6 +112,8 @@ def _explained(tables: Tables, reach: Reach, down: float, where: str) -> str:
     why = ""
     if down < LOST:
         why = f"{percent(down)} of the loss gradient that enters the uppermost layer comes down to the lowest. "
+    if down < NOTHING and not _short(reach, enters >= EVERYWHERE):  # through time it reaches far enough
+        return why + f"{training.sentence} The lower layers learn next to nothing." + rests_on(tables, key)
     why += (
         f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early "
         f"in the training and {number(late)} late, of {number(longest)} steps in all. "
@@ -130,6 +132,8 @@ def _remedies(tables: Tables, reach: Reach, down: float, level: Severity) -> tup
     """Order tests and cures: the tests come first unless the finding is certain."""
     tests = (loops.cut(reach.late), loops.what_if())
     cures = _cures(tables, reach.key, int(reach.longest) + 1, down)
+    if down < NOTHING and not _short(reach, loss_enters(tables, reach.key.module) >= EVERYWHERE):
+        return (*cures, loops.what_if())
     return (*cures, *tests) if level != "info" and cures else (*tests, *cures)
 
 
