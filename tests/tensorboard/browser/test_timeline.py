@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from browsers import Tab, until, walked
 from made_boards import HOSTILE, RECORDED
 from playwright.sync_api import Locator
 
 pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
+
+RESTS_S = 5
 
 
 def hover(tab: Tab, share: float) -> tuple[float, float]:
@@ -20,9 +24,15 @@ def hover(tab: Tab, share: float) -> tuple[float, float]:
 
 
 def shows(tab: Tab, share: float, title: Locator, *steps: int) -> bool:
-    """Whether the pictures below are of one of these steps, with the pointer at a share of the axis."""
+    """True if the pictures below follow the pointer to one of these steps, at a share of the axis.
+
+    The pointer rests meanwhile: each move calls off what the page still fetches for the move before.
+    """
     hover(tab, share)
-    return title.inner_text() in {f"Reach by lag, at step {step}" for step in steps}
+    wanted, end = {f"Reach by lag, at step {step}" for step in steps}, time.monotonic() + RESTS_S
+    while title.inner_text() not in wanted and time.monotonic() < end:
+        tab.page.wait_for_timeout(100)
+    return title.inner_text() in wanted
 
 
 def test_moving_along_the_time_axis_moves_what_is_below(tab: Tab) -> None:
