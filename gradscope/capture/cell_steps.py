@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import CellSnapshot
-from gradscope.capture.places import Places
+from gradscope.capture.places import Places, padded
 
 
 class CellSteps:
@@ -90,9 +90,3 @@ def _alike(snapshots: Sequence[CellSnapshot]) -> list[list[int]]:
 def _width(snapshots: Sequence[CellSnapshot], part: int) -> int:
     """The largest width of a part of the state, over inputs and results."""
     return max(x[part].shape[1:].numel() for s in snapshots for x in (s.given, s.returned))
-
-
-def padded(rows: Tensor, width: int) -> Tensor:
-    """Pad rows with zeros to a width, for states whose width changes."""
-    missing = width - rows.shape[-1]
-    return nn.functional.pad(rows, (0, missing)) if missing else rows

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.chain import Chain, Linked, Place
+from gradscope.capture.places import Places, padded
 
 EPSILONS = 16
 """Roundings in a difference that counts as zero."""
@@ -113,3 +114,34 @@ def link_factor(call: Linked, part: int, like: Tensor) -> Tensor | None:
         here = strand.rows[rows] >= 0
         factor[here] = scale[rows][here].to(factor.dtype).expand_as(factor[here])
     return factor
+
+
+def link_scales(
+    calls: Sequence[Linked],
+    places: Places,
+    like: Sequence[Sequence[Tensor]],
+    given: Sequence[Tensor],
+    returned: Sequence[Tensor],
+) -> tuple[Tensor, ...] | None:
+    """The factor by which the loop scaled each part of the state, at the first timestep of each call.
+
+    Args:
+        calls: the calls of a chain, in order.
+        places: their places.
+        like: by part of the state, a tensor [n, F] for each call.
+        given: the states before the timesteps, by part, [T, B, F].
+        returned: the states after them.
+
+    Returns:
+        By part, [T, B, F], 1 elsewhere; None if the loop passed on every state unchanged.
+    """
+    factors = [[link_factor(c, p, x) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(like)]
+    valid = places.valid[1:].unsqueeze(-1)
+    same = all(bool(((g[1:] == r[:-1]) | ~valid).all()) for g, r in zip(given, returned, strict=True))
+    if same and all(f is None for part in factors for f in part):
+        return None
+    scales = list[Tensor]()
+    for part, shapes, states in zip(factors, like, given, strict=True):
+        rows = [torch.ones_like(x) if f is None else f for f, x in zip(part, shapes, strict=True)]
+        scales.append(places.at_begins([padded(row, states.shape[-1]) for row in rows], 1.0))
+    return tuple(scales)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.chain import Chain
-from gradscope.capture.direct import Gradients, direct_gradients, link_factor, total_gradient
+from gradscope.capture.direct import Gradients, direct_gradients, link_scales, total_gradient
 from gradscope.capture.places import Places, find_places
 from gradscope.capture.snapshot import Snapshot
 from gradscope.types import Joined, Stack
@@ -124,14 +124,6 @@ def _of_cells(
     ]
     returned = [places.by_time(part) for part in results]
     given = tuple(places.by_time(part) for part in states)
-    inside = places.valid[1:].unsqueeze(-1)
-    as_returned = all(bool(((g[1:] == r[:-1]) | ~inside).all()) for g, r in zip(given, returned, strict=True))
-    factors = [[link_factor(c, p, x[0]) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(states)]
     known = {"totals": tuple(places.by_time(part) for part in totals), "cells": returned[1] if cell else None}
-    if as_returned and all(f is None for part in factors for f in part):
-        return known
-    scales = [
-        places.at_begins([torch.ones_like(x[0]) if f is None else f for f, x in zip(part, shape, strict=True)], 1.0)
-        for part, shape in zip(factors, states, strict=True)
-    ]
-    return {**known, "given": given, "factors": tuple(scales)}
+    scales = link_scales(calls, places, [[x[0] for x in part] for part in states], given, returned)
+    return known if scales is None else {**known, "given": given, "factors": scales}

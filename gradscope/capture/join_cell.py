@@ -11,9 +11,9 @@ from torch import Tensor
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import CellSnapshot
 from gradscope.capture.cell_spec import measures_of
-from gradscope.capture.cell_steps import CellSteps, padded
+from gradscope.capture.cell_steps import CellSteps
 from gradscope.capture.chain import Chain
-from gradscope.capture.direct import Gradients, direct_gradients, link_factor, total_gradient
+from gradscope.capture.direct import Gradients, direct_gradients, link_scales, total_gradient
 from gradscope.capture.places import Places, find_places
 from gradscope.capture.snapshot import tolerance
 from gradscope.types import Recurrence
@@ -47,6 +47,7 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
     measures = measures_of(steps, kind)
     before, after = _states(snapshots)
     given, returned = _by_time(steps, before, kind), _by_time(steps, after, kind)
+    like = [[c.snapshot.given[p].flatten(1).to(g.dtype) for c in mine] for p, g in enumerate(given)]
     blank = [[torch.zeros_like(x, dtype=kind) for x in part] for part in after]
     direct, totals = (_by_time(steps, parts, kind) for parts in _loss_gradients(chain, mine, blank, factor))
     return Recurrence(
@@ -57,7 +58,7 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
         returned=returned,
         direct=direct,
         totals=totals,
-        links=_links(steps, mine, given, returned),
+        links=link_scales(mine, places, like, given, returned),
         gates=measures.gates,
         blocks=measures.blocks,
         transition=measures.transition,
@@ -103,20 +104,3 @@ def _widths(blank: list[list[Tensor]], widths: Sequence[int], places: Places) ->
         return None
     sizes = [[row.new_full((*row.shape[:2], 1), row.shape[-1]) for row in part] for part in blank]
     return tuple(places.by_time(part).squeeze(-1).clamp(min=1) for part in sizes)
-
-
-def _links(
-    steps: CellSteps, calls: Sequence[ObservedCell], given: tuple[Tensor, ...], returned: tuple[Tensor, ...]
-) -> tuple[Tensor, ...] | None:
-    """The factor by which the loop scaled each part of the state; None if it passed on every state unchanged."""
-    like = [[c.snapshot.given[p].flatten(1).to(g.dtype) for c in calls] for p, g in enumerate(given)]
-    factors = [[link_factor(c, p, x) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(like)]
-    valid = steps.places.valid[1:].unsqueeze(-1)
-    same = all(bool(((g[1:] == r[:-1]) | ~valid).all()) for g, r in zip(given, returned, strict=True))
-    if same and all(f is None for part in factors for f in part):
-        return None
-    scales = list[Tensor]()
-    for part, shapes, width in zip(factors, like, steps.widths, strict=True):
-        rows = [torch.ones_like(x) if f is None else f for f, x in zip(part, shapes, strict=True)]
-        scales.append(steps.places.at_begins([padded(row, width) for row in rows], 1.0))
-    return tuple(scales)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope.capture.chain import Chain
 
@@ -53,6 +53,12 @@ class Places:
         placed = rows.new_full((*self.index.shape, rows.shape[1]), blank)
         placed[begin, sequence] = rows[row]
         return placed
+
+
+def padded(rows: Tensor, width: int) -> Tensor:
+    """Pad rows with zeros to a width, for states whose width changes."""
+    missing = width - rows.shape[-1]
+    return nn.functional.pad(rows, (0, missing)) if missing else rows
 
 
 def find_places(chain: Chain, lengths: Sequence[Sequence[int]], device: torch.device) -> Places:

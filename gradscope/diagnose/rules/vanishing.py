@@ -68,6 +68,11 @@ def _short(reach: Reach, everywhere: bool) -> bool:
     return longest >= LEAST and early <= SHORT_EARLY * longest and late <= SHORT_LATE * longest
 
 
+def _lost_in_the_stack_alone(tables: Tables, reach: Reach, down: float) -> bool:
+    """True if no gradient comes down the stack, and it reaches far enough through time."""
+    return down < NOTHING and not _short(reach, loss_enters(tables, reach.key.module) >= EVERYWHERE)
+
+
 def _next_to_nothing(reach: Reach) -> bool:
     return reach.longest > 2 * NEXT_TO_NOTHING and max(reach.early, reach.late) <= NEXT_TO_NOTHING
 
@@ -112,7 +117,7 @@ def _explained(tables: Tables, reach: Reach, down: float, where: str) -> str:
     why = ""
     if down < LOST:
         why = f"{percent(down)} of the loss gradient that enters the uppermost layer comes down to the lowest. "
-    if down < NOTHING and not _short(reach, enters >= EVERYWHERE):  # through time it reaches far enough
+    if _lost_in_the_stack_alone(tables, reach, down):
         return why + f"{training.sentence} The lower layers learn next to nothing." + rests_on(tables, key)
     why += (
         f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early "
@@ -132,7 +137,7 @@ def _remedies(tables: Tables, reach: Reach, down: float, level: Severity) -> tup
     """Order tests and cures: the tests come first unless the finding is certain."""
     tests = (loops.cut(reach.late), loops.what_if())
     cures = _cures(tables, reach.key, int(reach.longest) + 1, down)
-    if down < NOTHING and not _short(reach, loss_enters(tables, reach.key.module) >= EVERYWHERE):
+    if _lost_in_the_stack_alone(tables, reach, down):
         return (*cures, loops.what_if())
     return (*cures, *tests) if level != "info" and cures else (*tests, *cures)
 
