@@ -25,12 +25,11 @@ from torch import nn
 import fleet
 import gradscope
 import long_run
-from costs.memory import reset_peak
+from costs.memory import MIB, peak, reset_peak
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 STEPS = 3
-MIB = 2**20
 
 
 class Case(NamedTuple):
@@ -72,22 +71,24 @@ def train(name: str) -> dict[str, float]:
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     x = torch.randn(case.T, case.B, case.sizes["input_size"])
 
-    def steps() -> float:
+    def steps() -> tuple[float, float]:
+        """Median seconds of a step, and the peak memory of the process meanwhile in MiB."""
         seconds: list[float] = []
+        known = reset_peak()
         for _ in range(STEPS):
             began = time.perf_counter()
             optimizer.zero_grad()
             model(x)[0].square().mean().backward()
             optimizer.step()
             seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds)
+        return statistics.median(seconds), peak() / MIB if known else float("nan")
 
     steps()
-    bare, low = steps(), _peak(steps)
+    bare, low = steps()
     with tempfile.TemporaryDirectory() as folder:
         with gradscope.attach(model, folder, every=1) as scope:
             steps()
-            recorded, high = steps(), _peak(steps)
+            recorded, high = steps()
             rows = sum(len(scope.run.frame(table)) for table in ("timesteps", "reach", "gates", "units", "weights"))
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
     return {
@@ -95,18 +96,9 @@ def train(name: str) -> dict[str, float]:
         "recorded_s": recorded,
         "bare_mib": low,
         "more_mib": high - low,
-        "rows": rows / (3 * STEPS),
-        "disk_kib": disk / (3 * STEPS) / 1024,
+        "rows": rows / (2 * STEPS),
+        "disk_kib": disk / (2 * STEPS) / 1024,
     }
-
-
-def _peak(run: Any) -> float:
-    """Peak memory of the process while something runs, in MiB."""
-    if not reset_peak():
-        return float("nan")
-    run()
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def row_of_training(name: str) -> str:
