@@ -129,7 +129,8 @@ def explain(tables: Tables, onset: Onset) -> str:
     parts = [_of_loss(onset)] if onset.has_loss else []
     if onset.step != onset.first and onset.parameters and onset.key is not None:
         where = _where(tables, onset.key)
-        parts.append(f"gradscope did not record step {onset.first}; at its end {where} had {onset.parameters}.")
+        at_end = f"at its end the gradients of {where} were not finite in {onset.parameters}"
+        parts.append(f"gradscope did not record step {onset.first}; {at_end}.")
     elif onset.step != onset.first:
         parts.append(f"gradscope did not record step {onset.first}.")
     if onset.origin is not None and onset.key is not None:

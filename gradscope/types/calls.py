@@ -29,13 +29,13 @@ class LayerKey(NamedTuple):
 
 def in_words(key: LayerKey) -> str:
     """Name a layer in words: `encoder, layer 1, reverse`."""
-    chain = f", chain {key.chain}" if key.chain else ""
+    chain = f", chain {key.chain}" if key.chain > 0 else ""
     return f"{key.module or 'the model'}, layer {key.layer}{', reverse' if key.direction == 'reverse' else ''}{chain}"
 
 
 def in_short(key: LayerKey) -> str:
     """Name a layer in short: `encoder[1] reverse`."""
-    chain = f" chain {key.chain}" if key.chain else ""
+    chain = f" chain {key.chain}" if key.chain > 0 else ""
     return f"{key.module or 'model'}[{key.layer}]{'' if key.direction == 'forward' else ' reverse'}{chain}"
 
 
