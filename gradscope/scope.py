@@ -253,7 +253,7 @@ class Scope:
     def _model_gone(self) -> None:
         """Stop listening, and close; later if another thread or one of our callbacks runs now."""
         self._undo.close()
-        if self._observer.guard.busy or threading.get_ident() != self._thread:
+        if self._observer.guard.depth or threading.get_ident() != self._thread:
             return  # the next `attach`, or the exit of Python, closes the scope
         try:
             self.close()

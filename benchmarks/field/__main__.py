@@ -28,12 +28,11 @@ import torch
 
 from benchmarks.field import store
 from benchmarks.field.case import FAULTY, ODD, SOUND, UNRELATED, Case
-from benchmarks.field.cases import all_cases
+from benchmarks.field.cases import PARTS, all_cases
 from benchmarks.field.confirm import train_bare
 from benchmarks.field.judge import confirmed, faulty, judge
 from benchmarks.field.remedies import try_remedy
 from benchmarks.field.report import report, write
-from benchmarks.field.tasks import HALVES
 from benchmarks.field.watch import MODES, watched
 
 
@@ -41,7 +40,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("all", *COMMANDS), nargs="?", default="all")
-    parser.add_argument("--half", choices=HALVES)
+    parser.add_argument("--half", choices=PARTS)
     parser.add_argument("--truth", choices=(SOUND, ODD, UNRELATED, FAULTY))
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--write", action="store_true", help="the figures also to docs/diagnosis.md")
@@ -91,7 +90,7 @@ def remedy(cases: Sequence[Case], chosen: argparse.Namespace) -> None:
 
 
 def figures(cases: Sequence[Case], chosen: argparse.Namespace) -> None:
-    text = report(cases, [chosen.half] if chosen.half else HALVES, chosen.out)
+    text = report(cases, [chosen.half] if chosen.half else PARTS, chosen.out)
     print(text)
     if chosen.write:
         write(text)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gradscope.attach.seam import Restore, Seam, replace
+from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.private import ENGINE, backward_pass
 
 
@@ -36,7 +36,10 @@ def _around(original: Callable[..., Any], roots: Sequence[Any], *args: Any, **kw
     # A nested pass, as in activation checkpointing, is part of the outer one.
     if not kwargs.get("accumulate_grad") or backward_pass() != -1:
         return original(roots, *args, **kwargs)
-    tokens = [(each, one.before_backward(roots)) for each in BACKWARD.handles if (one := each.listener) is not None]
+    tokens: list[tuple[Handle[BackwardListener], Any]] = []
+    for handle in BACKWARD.handles:
+        if (listener := handle.listener) is not None:
+            tokens.append((handle, listener.before_backward(roots)))
     ended = False
     try:
         result = original(roots, *args, **kwargs)

@@ -22,8 +22,6 @@ from gradscope.attach.modified import largest, local, present_gradients, two_nor
 from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.private import clip_grads_with_norm, wrapped_cell
 
-Report = Callable[["Clip"], None]
-
 
 class Outcome(NamedTuple):
     """The effect of a clipping call, in numbers.
@@ -45,7 +43,7 @@ class Outcome(NamedTuple):
     nonfinite: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Clip:
     """One clipping call. Its tensors are 0-dim and detached, and may still be the training's own.
 
@@ -122,107 +120,100 @@ class ClippingListener(Protocol):
         ...
 
 
+Observed = tuple[Clip, Any]
+"""A clipping call, and its result: an exception that is to be raised, if `error_if_nonfinite` refused it."""
+
+
 def _clip_grad_norm_(
     run: Callable[[], Tensor],
-    report: Report,
     parameters: Sequence[Tensor],
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     *_: Any,
     **__: Any,
-) -> Tensor:
-    what = "clip_grad_norm_", "norm", parameters, _reference(max_norm), float(norm_type)
+) -> Observed:
+    threshold = max_norm if type(max_norm) is float else _reference(max_norm)
     try:
-        norm = run()
-    except RuntimeError:
-        if error_if_nonfinite:
-            report(Clip(*what, (get_total_norm(present_gradients(parameters), norm_type),), refused=True))
-        raise
-    report(Clip(*what, (_reference(norm),)))
-    return norm
+        result: Any = run()
+        norm, refused = _reference(result), False
+    except RuntimeError as error:
+        if not error_if_nonfinite:
+            raise
+        result, norm, refused = error, get_total_norm(present_gradients(parameters), norm_type), True
+    return Clip("clip_grad_norm_", "norm", parameters, threshold, float(norm_type), (norm,), refused), result
 
 
 def _clip_grads_with_norm_(
-    run: Callable[[], None],
-    report: Report,
-    parameters: Sequence[Tensor],
-    max_norm: float,
-    total_norm: Tensor,
-    *_: Any,
-    **__: Any,
-) -> None:
-    norm = torch.as_tensor(total_norm)
-    run()
-    report(Clip("clip_grads_with_norm_", "norm", parameters, _reference(max_norm), math.nan, (_reference(norm),)))
+    run: Callable[[], None], parameters: Sequence[Tensor], max_norm: float, total_norm: Tensor, *_: Any, **__: Any
+) -> Observed:
+    norm = _reference(torch.as_tensor(total_norm))
+    result = run()
+    return Clip("clip_grads_with_norm_", "norm", parameters, _reference(max_norm), math.nan, (norm,)), result
 
 
 def _clip_grad_value_(
-    run: Callable[[], None], report: Report, parameters: Sequence[Tensor], clip_value: float, *_: Any, **__: Any
-) -> None:
+    run: Callable[[], None], parameters: Sequence[Tensor], clip_value: float, *_: Any, **__: Any
+) -> Observed:
     clip = functools.partial(Clip, "clip_grad_value_", "value", parameters, _reference(clip_value), 2.0)
     if not any([one.looking for handle in CLIPPING.handles if (one := handle.listener) is not None]):
-        run()
-        report(clip(()))
-        return
+        return clip(()), run()
     gradients = present_gradients(parameters)
     before, bound = _together(two_norms(gradients), 2), _together(largest(gradients), math.inf)
-    run()
+    result = run()
     # On the CPU the bound shows for free whether the call changes anything.
     unchanged = bound.device.type == "cpu" and bool(bound <= clip_value)
     after = before if unchanged else _together(two_norms(gradients), 2)
-    report(clip((before, after, bound)))
+    return clip((before, after, bound)), result
 
 
 def _reference(value: Any) -> Any:
-    """The local part of a tensor, detached; anything else as a number."""
-    if isinstance(value, Tensor):
-        return value.detach() if type(value) is Tensor else local(value.detach())
-    return float(value)
+    """The local part of a tensor, without a graph; anything else as a number."""
+    if type(value) is Tensor:
+        return value.detach() if value.requires_grad else value
+    return local(value.detach()) if isinstance(value, Tensor) else float(value)
 
 
 def _together(norms: list[Tensor], order: float) -> Tensor:
     return torch.linalg.vector_norm(vector(torch.stack, norms or [torch.zeros(())]), order)
 
 
-_running = threading.local()
+class _Thread(threading.local):
+    """True while a clipping call runs in this thread."""
+
+    running = False
 
 
-def _observed(observe: Callable[..., Any]) -> Callable[..., Any]:
+_thread = _Thread()
+
+
+def _observed(observe: Callable[..., Observed]) -> Callable[..., Any]:
     """Wrap a clipping function: listeners receive its outermost calls."""
 
-    def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if getattr(_running, "now", False):
-            return original(*args, **kwargs)
-        _running.now = True
+    def around(original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        if _thread.running:
+            return original(parameters, *args, **kwargs)
+        _thread.running = True
         try:
-            return _observe(observe, original, *args, **kwargs)
+            parameters, readable = _readable(parameters)
+            wanted: list[Handle[ClippingListener]] = []
+            for handle in CLIPPING.handles:
+                if (listener := handle.listener) is not None and listener.wants_clip(readable):
+                    wanted.append(handle)  # no comprehension: before Python 3.12 it is one more call
+            run = functools.partial(original, parameters, *args, **kwargs)
+            if not wanted:
+                return run()
+            clip, result = observe(run, readable, *args, **kwargs)
+            for handle in wanted:
+                if (listener := handle.listener) is not None:
+                    listener.after_clip(clip)
         finally:
-            _running.now = False
+            _thread.running = False
+        if clip.refused:
+            raise result
+        return result
 
     return around
-
-
-def _observe(
-    observe: Callable[..., Any], original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any
-) -> Any:
-    parameters, readable = _readable(parameters)
-    wanted: list[Handle[ClippingListener]] = []
-    for handle in CLIPPING.handles:
-        if (one := handle.listener) is not None and one.wants_clip(readable):
-            wanted.append(handle)  # no comprehension: before Python 3.12 it is one more call on every idle step
-    if not wanted:
-        return original(parameters, *args, **kwargs)
-
-    def run() -> Any:
-        return original(parameters, *args, **kwargs)
-
-    def report(clip: Clip) -> None:
-        for handle in wanted:
-            if (listener := handle.listener) is not None:
-                listener.after_clip(clip)
-
-    return observe(run, report, readable, *args, **kwargs)
 
 
 def _readable(parameters: Any) -> tuple[Any, Sequence[Tensor]]:

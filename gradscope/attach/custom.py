@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from torch import nn
+from torch.compiler import is_compiling
 
 from gradscope.attach.seam import Handle, Restore, Seam, replace
 from gradscope.attach.signature import SCRIPTED, is_cell, is_scripted, state_arguments
@@ -174,7 +175,7 @@ def _seam(kind: type, method: str) -> Seam[CallListener]:
 def _around(reference: weakref.ref[type], method: str) -> Callable[..., Any]:
     def around(original: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         kind = reference()
-        if kind is None or _has_own(type(self), kind) or is_tracing():
+        if kind is None or _has_own(type(self), kind) or is_tracing() or is_compiling():
             return original(self, *args, **kwargs)
         armed = [handle.listener for handle in _SEAMS[kind][method].handles if handle.armed]
         tokens = [(each, each.before_call(self, method, args, kwargs)) for each in armed if each is not None]

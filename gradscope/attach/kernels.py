@@ -13,6 +13,7 @@ from dataclasses import replace as replace_fields
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from gradscope.attach.seam import Restore, Seam, replace
 from gradscope.attach.split import SPLITS, split
@@ -56,7 +57,7 @@ def _around(family: str, parse: Callable[[str, tuple[Any, ...]], KernelCall]) ->
     def around(original: Callable[..., Any], *args: Any) -> Any:
         armed = [handle.listener for handle in KERNELS.handles if handle.armed]
         listeners = [listener for listener in armed if listener is not None and listener.listening]
-        if not (listeners or SPLITS.busy) or is_tracing():
+        if not (listeners or SPLITS.busy) or is_tracing() or is_compiling():
             return original(*args)
         call = parse(family, args)
         splits = [one.splits(call) for handle in SPLITS.handles if (one := handle.listener) is not None]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import torch
+from torch.compiler import is_dynamo_compiling
 
 from gradscope.attach.uncompiled import as_written, uncompiled
 from gradscope.private import has_compiled, operators, set_eval_frame
@@ -103,7 +103,7 @@ def _replace(owner: Any, name: str, around: Callable[..., Any]) -> Restore:
 
     @functools.wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        if not live or torch.compiler.is_compiling():
+        if not live or is_dynamo_compiling():
             return original(*args, **kwargs)
         compiler = set_eval_frame(None)
         if compiler is None:

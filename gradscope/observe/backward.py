@@ -65,7 +65,8 @@ class PassReceiver:
     @guarded
     def before_backward(self, roots: Sequence[Any]) -> Pass | None:
         """See `BackwardListener`."""
-        self._clock.start()
+        if not self._clock.begun:
+            self._clock.start()
         if not (self.by_hand.over or self._passes.within) and self.by_hand.begins(self._parameters.trained()):
             self.guard.note(BY_HAND)
         one = self._passes.begin(roots, thorough=self._look.wanted)

@@ -8,31 +8,32 @@ from contextlib import contextmanager
 
 
 class StepClock:
-    """Measures each step from the end of the one before; the first from the first event of the training."""
+    """Measures each step from the end of the one before; the first from the first event of the training.
+
+    Attributes:
+        begun: True once an event of the training has arrived.
+    """
 
     def __init__(self) -> None:
         """Nothing has happened yet."""
-        self._since: float | None = None
-
-    @property
-    def begun(self) -> bool:
-        """True once an event of the training has arrived."""
-        return self._since is not None
+        self.begun, self._since = False, 0.0
 
     def start(self) -> None:
         """An event of the training arrives."""
-        self._since = self._since or time.perf_counter()
+        if not self.begun:
+            self.begun, self._since = True, time.perf_counter()
 
     def step_over(self, ended: float) -> float:
         """Begin the next step at `ended`; the seconds of the last one."""
-        duration, self._since = ended - (self._since or ended), ended
+        duration, self._since = ended - self._since, ended
         return duration
 
     @contextmanager
     def stopped(self) -> Generator[None]:
         """Leave the time meanwhile out."""
-        since, began = self._since, time.perf_counter()
+        begun, began = self.begun, time.perf_counter()
         try:
             yield
         finally:
-            self._since = None if since is None else since + time.perf_counter() - began
+            self.begun = begun
+            self._since += time.perf_counter() - began

@@ -42,6 +42,49 @@ class Overhead:
         return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
 
 
+class Guarded(Protocol):
+    """An object with a guard."""
+
+    @property
+    def guard(self) -> Guard:
+        """See the class."""
+        ...
+
+
+G = TypeVar("G", bound=Guarded)
+
+
+def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R | None]:
+    """Run a callback under the guard of its object; None if it fails."""
+
+    @functools.wraps(method)
+    @uncompiled
+    def around(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        guard = self.guard  # its methods would be further Python calls on every idle step
+        if not guard.depth:
+            guard.since = time.perf_counter()
+            if guard.events is not None:
+                guard.mark()
+        guard.depth += 1
+        compiler = set_eval_frame(None)
+        try:
+            return method(self, *args, **kwargs)
+        except AnalysisError:
+            raise
+        except Exception as error:
+            guard.fail(error)
+            return None
+        finally:
+            set_eval_frame(compiler)
+            guard.depth -= 1
+            if not guard.depth:
+                if guard.events is not None:
+                    guard.mark()
+                guard.spent += time.perf_counter() - guard.since
+
+    return around
+
+
 class Guard:
     """Measures the time in our callbacks, and catches their failures.
 
@@ -51,76 +94,58 @@ class Guard:
 
     Attributes:
         reasons: texts for the notes of this step.
+        depth: number of our callbacks that run, one within the other.
+        since: time at which the outermost one began, or at which `take_overhead` was last called.
+        spent: seconds in callbacks before that.
+        events: of the device, around the callbacks; None while only the host's clock measures.
     """
 
     def __init__(self, strict: bool, *, cuda: bool = False) -> None:
         """See the class."""
-        self._cuda = cuda
-        self._events: list[torch.cuda.Event] | None = None
-        self._spent = 0.0
-        self._since = 0.0
-        self._strict = strict
-        self._depth = 0
+        self._cuda, self._strict = cuda, strict
+        self.events: list[torch.cuda.Event] | None = None
+        self.spent = self.since = 0.0
+        self.depth = 0
         self.reasons: list[str] = []
         self._warned: set[str] = set()
 
-    @uncompiled
-    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """Call one of our functions; None if it fails."""
-        if not self._depth:
-            self._since = time.perf_counter()
-            if self._events is not None:
-                self._mark()
-        self._depth += 1
-        compiler = set_eval_frame(None)
-        try:
-            return function(*args, **kwargs)
-        except AnalysisError:
-            raise
-        except Exception as error:
-            self._fail(error)
-            return None
-        finally:
-            set_eval_frame(compiler)
-            self._depth -= 1
-            if not self._depth:
-                if self._events is not None:
-                    self._mark()
-                self._spent += time.perf_counter() - self._since
-
     @property
-    def busy(self) -> bool:
-        """True while one of our callbacks runs."""
-        return self._depth > 0
+    def guard(self) -> Guard:
+        """Itself: `call` is a callback like any other."""
+        return self
 
-    def take_overhead(self, now: float | None = None) -> Overhead:
+    @guarded
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call one of our functions; None if it fails."""
+        return function(*args, **kwargs)
+
+    def take_overhead(self, now: float) -> Overhead:
         """The time in our callbacks, including the running one, from the last call of this to `now`."""
-        now = time.perf_counter() if now is None else now
-        host = self._spent + (now - self._since if self._depth else 0.0)
-        self._spent, self._since = 0.0, now
-        if self._events is None:
+        host = self.spent + (now - self.since if self.depth else 0.0)
+        self.spent, self.since = 0.0, now
+        if self.events is None:
             return Overhead(host)
-        if self._depth:
-            self._mark()
-        events, self._events = tuple(self._events), []
-        if self._depth:
-            self._mark()  # the rest of the running callback counts next time
+        if self.depth:
+            self.mark()
+        events, self.events = tuple(self.events), []
+        if self.depth:
+            self.mark()  # the rest of the running callback counts next time
         return Overhead(host, events)
 
     def by_device(self, wanted: bool) -> None:
         """Measure by the device's clock from now on, if there is one: for steps that give the device work."""
-        if not self._cuda or wanted == (self._events is not None):
+        if not self._cuda or wanted == (self.events is not None):
             return
-        self._events = [] if wanted else None
-        if self._depth:
-            self._mark()
+        self.events = [] if wanted else None
+        if self.depth:
+            self.mark()
 
-    def _mark(self) -> None:
+    def mark(self) -> None:
         """Record an event in the device's queue, without a wait."""
-        if self._events is not None:
+        if self.events is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self._events.append(event)
+            self.events.append(event)
 
     def note(self, reason: str) -> None:
         """Add a reason to the notes of this step, and warn about it the first time."""
@@ -140,28 +165,13 @@ class Guard:
         reasons, self.reasons = self.reasons, []
         return reasons
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Note a failure of ours, or raise it.
+
+        Raises:
+            AnalysisError: failures are to be raised.
+        """
         reason = f"gradscope failed: {type(error).__name__}: {error}"
         if self._strict:
             raise AnalysisError(reason) from error
         self.note(reason)
-
-
-class Guarded(Protocol):
-    """An object with a guard."""
-
-    guard: Guard
-
-
-G = TypeVar("G", bound=Guarded)
-
-
-def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R | None]:
-    """Run a callback under the guard of its object."""
-
-    @functools.wraps(method)
-    @uncompiled
-    def around(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        return self.guard.call(method, self, *args, **kwargs)
-
-    return around

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from gradscope.observe.look import Gradients, Look
 from gradscope.observe.losses import Losses
 from gradscope.observe.owners import Owners
 from gradscope.observe.parameters import Parameters
-from gradscope.record.recorder import Later, Number, keep
+from gradscope.record.recorder import Later, Number, Pending, keep
 from gradscope.types import Rows
 
 CLIPPED_SCALED = (
@@ -56,7 +57,7 @@ class Ledger:
         self.guard, self._parameters, self._losses = guard, parameters, losses
         self._owners, self._stepped = owners, stepped
         self.scaling = Scaling()
-        self._rows: list[Rows | Later] = []
+        self._rows: list[Rows | Pending] = []
         self.look = Look(parameters, owners, self.scaling, self._rows)
         self.norm: Number | None = None
         self.suspect = False
@@ -88,7 +89,7 @@ class Ledger:
         if clip.measured:
             self.norm = values[1]
             self.suspect |= type(self.norm) is float and not math.isfinite(self.norm)
-        self._rows.append(Later(values, _rows(len(self._rows), clip)))
+        self._rows.append(Later(values, partial(_row, len(self._rows), clip)))
         if self.look.wanted:
             touched = {id(p) for p in clip.parameters if p.grad is not None}
             self._clipped |= touched
@@ -142,15 +143,19 @@ class Ledger:
         finite = self.look.finite
         return self.suspect if finite is None else not finite
 
-    def close_step(self, optimizer: Optimizer | None = None) -> tuple[Gradients | None, list[Rows | Later]]:
+    def take_rows(self) -> list[Rows | Pending]:
+        """The rows of `clips` of this step, which is over."""
+        rows = self._rows.copy()
+        self._rows.clear()
+        self.norm = None
+        return rows
+
+    def close_step(self, optimizer: Optimizer | None = None) -> tuple[Gradients | None, list[Rows | Pending]]:
         """End the step: the gradients at the optimizer, None without a look, and the rows of `clips`."""
         if self.look.wanted and self.look.gradients is None:
             self.guard.call(self.look.at_optimizer, optimizer)
-        rows = self._rows.copy()
-        self._rows.clear()
-        self.norm, self.suspect = None, False
-        if self._clipped:
-            self._clipped.clear()
+        rows, self.suspect = self.take_rows(), False
+        self._clipped.clear()
         looked = self.look.gradients is not None or self.look.reference is not None
         gradients = self.look.close_step(optimizer) if looked else None
         if self.scaling.used:
@@ -158,8 +163,8 @@ class Ledger:
         return gradients, rows
 
 
-def _rows(index: int, clip: Clip) -> Callable[..., Rows]:
-    """Makes the row of a clipping call from its numbers."""
+def _row(index: int, clip: Clip, *numbers: Any) -> Rows:
+    """The row of a clipping call, from its numbers on the host."""
     columns = {
         "index": index,
         "kind": clip.kind,
@@ -167,10 +172,5 @@ def _rows(index: int, clip: Clip) -> Callable[..., Rows]:
         "norm_type": clip.norm_type,
         "parameters": len(clip.parameters),
     }
-    outcome = clip.outcome
-
-    def rows(*numbers: Any) -> Rows:
-        result = outcome(*map(float, numbers))
-        return Rows("clips", {**columns, **result._asdict(), "nonfinite": int(result.nonfinite)})
-
-    return rows
+    outcome = clip.outcome(*map(float, numbers))
+    return Rows("clips", {**columns, **outcome._asdict(), "nonfinite": int(outcome.nonfinite)})

@@ -15,7 +15,7 @@ from gradscope.attach.modified import Change, Reference, compare, snapshot
 from gradscope.attach.scaler import Scaling
 from gradscope.observe.owners import Owners
 from gradscope.observe.parameters import Parameters
-from gradscope.record.recorder import Later, known
+from gradscope.record.recorder import Later, Pending, known
 from gradscope.types import Rows
 
 
@@ -48,7 +48,7 @@ class Look:
         reference: the gradients as they should be; None before backward.
     """
 
-    def __init__(self, parameters: Parameters, owners: Owners, scaling: Scaling, rows: list[Rows | Later]) -> None:
+    def __init__(self, parameters: Parameters, owners: Owners, scaling: Scaling, rows: list[Rows | Pending]) -> None:
         """See the class."""
         self._parameters, self._owners, self._scaling, self._rows = parameters, owners, scaling, rows
         self.wanted, self.seconds = True, 0.0

@@ -25,6 +25,7 @@ class Nonfinite:
 
     Attributes:
         suspect: True if the loss of this step, or an element of its gradients, is not finite.
+        clips: True if the loop clipped in the last step, and so will in this one.
         lost: whose gradients were not finite in this step, and how.
     """
 
@@ -33,13 +34,13 @@ class Nonfinite:
     ) -> None:
         """See the class."""
         self._parameters, self._ledger, self._alarm, self._modules = parameters, ledger, alarm, modules
-        self.suspect = self._clipped = False
+        self.suspect = self.clips = False
         self.lost: list[tuple[LayerKey, str]] = []
 
     def after_idle_pass(self, loss: Loss) -> None:
         """Look at the loss of a pass, and at an element of the gradients unless a clipping call gives their norm."""
         if type(loss) is float and self._alarm.armed and not self._ledger.scaling.used:
-            self.suspect = not math.isfinite(loss) or (not self._clipped and self._parameters.spoilt)
+            self.suspect = not math.isfinite(loss) or (not self.clips and self._parameters.spoilt)
 
     def before_step(self) -> bool:
         """Look at the gradients that the optimizer gets; True if they are not finite."""
@@ -52,7 +53,3 @@ class Nonfinite:
         """Whose gradients were not finite, as rows of `notes`."""
         lost, self.lost = self.lost, []
         return [Rows("notes", {"step": step, **key._asdict(), "reason": reason}) for key, reason in lost]
-
-    def step_over(self, *, clipped: bool) -> None:
-        """Begin the next step; assumes that a loop that clips in one step clips in the next."""
-        self.suspect, self._clipped = False, clipped

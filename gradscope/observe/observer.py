@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Generator, Mapping
@@ -33,7 +34,7 @@ from gradscope.observe.recorded import RecordedRows
 from gradscope.observe.schedule import Schedule
 from gradscope.observe.tree import Tree
 from gradscope.observe.watched import Watched
-from gradscope.record.recorder import Later, Recorder
+from gradscope.record.recorder import Pending, Recorder
 from gradscope.types import Rows
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -134,8 +135,7 @@ class Observer:
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """See `OptimizerListener`; most idle steps need nothing."""
-        ledger = self.ledger
-        if not self._idle or has_closure or self._nonfinite.suspect or ledger.suspect or ledger.scaling.used:
+        if has_closure or not self._idle or self.ledger.suspect or self._nonfinite.suspect or self.ledger.scaling.used:
             self._before_step(optimizer, has_closure)
 
     @guarded
@@ -157,8 +157,13 @@ class Observer:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
-        scaling = self.ledger.scaling
-        if self._owners.of(optimizer).watched and not (scaling.used and scaling.steps(optimizer)):
+        owned, ledger = self._owners.of(optimizer), self.ledger
+        if not owned.watched or (ledger.scaling.used and ledger.scaling.steps(optimizer)):
+            return
+        special = ledger.scaling.used or ledger.suspect or self._nonfinite.suspect or self.guard.reasons
+        if self._idle and not special:
+            self._idle_over(optimizer, owned.share)
+        else:
             self._over(optimizer, False)
 
     def _over(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
@@ -184,12 +189,11 @@ class Observer:
             optimizer: the one that stepped.
         """
         self._clock.start()
-        if not self._backward.by_hand.over:
-            self._backward.by_hand.stop()
+        self._backward.by_hand.stop()
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self._owners.of(optimizer).share
-        rows, recorded = list[Rows | Later](), False
+        rows, recorded = list[Rows | Pending](), False
         tried = self.calls.recording is not None  # with or without a gradient to show for it
         if tried or self.guard.reasons:
             rows, recorded = self._record(share)
@@ -201,17 +205,47 @@ class Observer:
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
         duration = max(self._clock.step_over(ended), overhead.host_s)  # the clock may start a moment after ours
-        columns = {"step": self.step, "optimizer": name, "recorded": recorded, "step_s": duration}
-        ending = Ending(columns, losses, gradients, skipped, norm, overhead, spoilt).row(self._alarm.step_over)
-        if self._recorder.add(self.step, [*rows, *clips, ending], at=ended) or recorded:
+        ending = Ending(
+            self.step, name, duration, overhead, losses, norm, gradients, skipped, recorded, spoilt,
+            self._alarm.step_over,
+        )  # fmt: skip
+        if self._recorder.add(self.step, [*rows, *clips, ending.row()], at=ended) or recorded:
             self.guard.call(self._recorder.drain)
         cost = overhead.seconds() if tried else overhead.host_s  # a recorded step has waited for the device anyway
         self._plan.ended(recorded=tried, look_s=self._look.seconds, overhead_s=cost, step_s=duration)
-        self._nonfinite.step_over(clipped=norm is not None)
+        self._nonfinite.suspect, self._nonfinite.clips = False, norm is not None
         self.step += 1
         self._begin()
 
-    def _record(self, share: set[int] | None) -> tuple[list[Rows | Later], bool]:
+    @guarded
+    def _idle_over(self, optimizer: Optimizer, share: set[int]) -> None:
+        """End an idle step without anything unusual: `finish` with fewer calls, whose row a flush makes.
+
+        Args:
+            optimizer: the one that stepped.
+            share: identities of its parameters.
+        """
+        norm = self.ledger.norm
+        rows = self.ledger.take_rows()
+        losses = self._passes.step_over(optimizer, share, self._parameters.ids)
+        ended = time.perf_counter()
+        overhead = self.guard.take_overhead(ended)
+        duration = self._clock.step_over(ended)
+        ending = Ending(self.step, type(optimizer).__name__, duration, overhead, losses, norm)
+        if ending.finite:
+            self._alarm.step_over(norm if type(norm) is float else math.nan, 0)
+            rows.append(ending)
+        else:
+            ending.report = self._alarm.step_over
+            rows.append(ending.row())
+        if self._recorder.add(self.step, rows, at=ended):
+            self.guard.call(self._recorder.drain)
+        self._nonfinite.clips = norm is not None
+        self.step += 1
+        if not self._plan.idle_over(self.step, overhead_s=overhead.host_s, step_s=duration):
+            self._begin()
+
+    def _record(self, share: set[int] | None) -> tuple[list[Rows | Pending], bool]:
         """The rows of a recorded step, with notes; True if there are measurements among them."""
         rows = self.rows(share, stepped=True)
         recorded = any(block.table == "layers" for block in rows)
@@ -248,9 +282,9 @@ class Observer:
     def _begin(self) -> None:
         """Decide whether the next step is recorded, and looked at."""
         recorded, looking = self._plan.begin(self.step)
-        self._idle = not looking
         self._look.wanted, self._look.seconds = looking, 0.0
         if recorded or self.calls.listening:
             self.calls.begin(recorded)
             self.guard.by_device(recorded)
             self._backward.arrivals.forget()
+        self._idle = not (looking or self.calls.listening) and self._backward.by_hand.over

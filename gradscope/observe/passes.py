@@ -120,8 +120,10 @@ class Passes:
         """
         self._passes += 1
         thorough |= self._passes <= SETTLED or not self._witnesses
-        stamped = self._all() if thorough else self._witnesses
-        stamps = [(p, g, -1 if g is None else g._version) for p in stamped for g in (p.grad,)]
+        stamps: list[Stamp] = []
+        for parameter in self._all() if thorough else self._witnesses:
+            gradient = parameter.grad
+            stamps.append((parameter, gradient, -1 if gradient is None else gradient._version))
         one = Pass(stamps, roots, thorough, self.within)
         for other in self._running:
             other.alone = one.alone = False
@@ -131,11 +133,13 @@ class Passes:
     def end(self, one: Pass) -> bool:
         """A pass has ended; True if it has left gradients in observed parameters, or in others of their optimizers."""
         self._running.remove(one)
-        touched = {
-            id(p)
-            for p, before, version in one.stamps
-            if (now := p.grad) is not None and (now is not before or now._version != version)
-        }
+        touched = set[int]()
+        for parameter, before, version in one.stamps:  # no comprehension: before Python 3.12 it is one more call
+            now = parameter.grad
+            if now is not None and (now is not before or now._version != version):
+                touched.add(id(parameter))
+                if not one.thorough and len(self._shares) == 1:
+                    break  # whose pass it is, is known
         if not one.alone and one.thread != self._home:
             return False
         if one.thorough:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -54,25 +54,26 @@ def known(values: Sequence[Number]) -> bool:
     return True
 
 
+class Pending(Protocol):
+    """Pending rows: a flush makes them, or none, when their numbers are on the host."""
+
+    @property
+    def values(self) -> Sequence[Number]:
+        """The numbers; NaN replaces a number of the training that the loop has overwritten meanwhile."""
+        ...
+
+    @property
+    def rows(self) -> Callable[..., Rows | None]:
+        """Makes rows from the numbers, each a float or a tensor on the host."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Later:
-    """Pending rows: a flush computes them, or none, when their numbers are on the host.
-
-    Attributes:
-        values: the numbers; NaN replaces a number of the training that the loop has overwritten meanwhile.
-        rows: makes rows from the numbers, each a float or a tensor on the host.
-    """
+    """See `Pending`."""
 
     values: Sequence[Number]
     rows: Callable[..., Rows | None]
-
-    def make(self, numbers: dict[int, torch.Tensor]) -> Rows | None:
-        """Make the rows.
-
-        Args:
-            numbers: each tensor's values on the host, by the tensor's `id`.
-        """
-        return self.rows(*[_read(value, numbers) for value in self.values])
 
 
 def _read(value: Number, numbers: dict[int, torch.Tensor]) -> float | torch.Tensor:
@@ -93,10 +94,10 @@ class Recorder:
 
     sinks: Sequence[Sink]
     threads: Sequence[SinkThread] = ()
-    waiting: list[tuple[int, list[Rows | Later]]] = field(default_factory=list)
+    waiting: list[tuple[int, list[Rows | Pending]]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
 
-    def add(self, step: int, rows: list[Rows | Later], *, at: float) -> bool:
+    def add(self, step: int, rows: list[Rows | Pending], *, at: float) -> bool:
         """Add the rows of a step; returns True if `drain` is due.
 
         Args:
@@ -143,12 +144,12 @@ def _all(actions: Iterable[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Later]]]) -> list[Batch]:
+def on_host(waiting: Sequence[tuple[int, Sequence[Rows | Pending]]]) -> list[Batch]:
     """Replace tensors in the rows of steps by numbers, with one copy for each device."""
     tensors: list[torch.Tensor] = []
     for _, rows in waiting:
         for block in rows:
-            if isinstance(block, Later):
+            if not isinstance(block, Rows):
                 tensors += [x for value in block.values if (x := tensor_of(value)) is not None]
     numbers = _numbers(tensors) if tensors else {}
     return [Batch(step, tuple(r for b in rows if (r := _made(b, numbers)) is not None)) for step, rows in waiting]
@@ -165,5 +166,5 @@ def _numbers(tensors: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
     return numbers
 
 
-def _made(block: Rows | Later, numbers: dict[int, torch.Tensor]) -> Rows | None:
-    return block.make(numbers) if isinstance(block, Later) else block
+def _made(block: Rows | Pending, numbers: dict[int, torch.Tensor]) -> Rows | None:
+    return block if isinstance(block, Rows) else block.rows(*[_read(value, numbers) for value in block.values])
