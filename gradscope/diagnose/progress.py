@@ -53,9 +53,17 @@ def broken(tables: Tables) -> bool:
     return bool(len(executed)) and float((executed["nonfinite"] > 0).mean()) > ACCIDENT
 
 
-def severity(tables: Tables, *, critical: bool = False) -> Severity:
-    """Return the severity of a fault that matters in failing trainings: `info` if the training learns or is unclear."""
+def severity(tables: Tables, *, critical: bool = False, built: bool = False) -> Severity:
+    """Return the severity of a fault that matters in failing trainings: `info` if the training learns or is unclear.
+
+    Args:
+        tables: of the run.
+        critical: the fault certainly keeps a training from learning, so that one that fails does so because of it.
+        built: model, data or loop are made so, and no training makes it right: a warning even if the training learns.
+    """
     training = learning(tables)
-    if len(tables.records) < ENOUGH or not (training.fails or broken(tables)):
+    if len(tables.records) < ENOUGH:
         return "info"
+    if not (training.fails or broken(tables)):
+        return "warning" if built else "info"
     return "critical" if critical and (training.source == "loss" or broken(tables)) else "warning"

@@ -51,10 +51,13 @@ def test_two_records_show_what_is_the_same_in_every_step(reason: str, records: i
     assert [finding.severity for finding in detached_state(made.seen())] == (["warning"] if found else [])
 
 
-@pytest.mark.parametrize(("loss", "severity"), [(FALLS, "info"), (STALLS, "warning")])
-def test_a_state_that_is_detached_within_a_step_matters_where_the_training_fails(
-    loss: list[float], severity: str
+@pytest.mark.parametrize(
+    ("loss", "timesteps", "severity"),
+    [(FALLS, 5, "info"), (FALLS, 4, "warning"), (STALLS, 5, "warning")],
+)
+def test_a_state_that_is_detached_within_a_step_matters_where_the_training_fails_or_the_pieces_are_tiny(
+    loss: list[float], timesteps: int, severity: str
 ) -> None:
-    made = detached(WITHIN)
+    made = detached(WITHIN, timesteps=timesteps)
     made.loss = loss
     assert [finding.severity for finding in detached_state(made.seen())] == [severity]

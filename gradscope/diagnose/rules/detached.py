@@ -9,7 +9,7 @@ from gradscope.diagnose.frames import KEY, Tables
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, span
 from gradscope.diagnose.words import percent, plural, typed
-from gradscope.types import Finding, LayerKey
+from gradscope.types import Finding, LayerKey, Severity
 from gradscope.types.notes import DETACHED
 
 SAME_STEP = "same step"
@@ -52,12 +52,19 @@ def _detached(tables: Tables) -> Iterator[tuple[str, float, bool]]:
         yield str(module), share, bool(within.mean() >= OFTEN)
 
 
+def _severity(tables: Tables, longest: int, *, within: bool) -> Severity:
+    """Warn if the training fails, or if the state is detached after so few timesteps that nobody intends it."""
+    if within and (learning(tables).fails or longest <= TINY):
+        return "warning"
+    return severity(tables)
+
+
 def _finding(tables: Tables, module: str, share: float, longest: int, chains: int, *, within: bool) -> Finding:
     first = tables["layers"][tables["layers"]["module"] == module][KEY].iloc[0]
     key = LayerKey(module, int(first["layer"]), first["direction"], int(first["chain"]))
     return Finding(
         code="detached_state",
-        severity="warning" if within and learning(tables).fails else severity(tables),
+        severity=_severity(tables, longest, within=within),
         layer_key=key,
         title=f"{typed(module)}: the gradient ends after {plural(longest, 'timestep')}, where the state is detached",
         explanation=(

@@ -28,8 +28,8 @@ SHUT = {
     ("gru", "update"): 0.02,
 }
 """A gate is shut below this mean activation; some gates rest near 0 for good reasons, but not so near."""
-STUCK = {("gru", "update"): 1 - 1e-4}
-"""A gate is stuck open above this mean activation: the state never changes."""
+STUCK = {("gru", "update"): 0.05}
+"""A gate is stuck open if it replaces at most this share of the state over a whole sequence: the state never changes."""
 
 MEANS = {
     ("lstm", "forget", "low"): "the layer forgets its cell state at every step",
@@ -56,7 +56,7 @@ def saturated_gate(tables: Tables) -> list[Finding]:
     """Find gates that are saturated early as well as late.
 
     An open forget gate is no fault, nor are units of a tanh network at their limits now and then. In a training that
-    learns, a gate at its limits is a mere fact.
+    learns, a gate that came to its limits is a mere fact; one that began there is a fault of the initialisation.
     """
     if len(tables.records) < ENOUGH:
         return []
@@ -80,7 +80,8 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
         mean = early_and_late(by_step(rows, "mean"))[1]
         if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
             yield Saturation(gate, low, mean, "low")
-        if high >= NEARLY_ALL and mean >= STUCK.get((family, gate), math.inf):
+        replaced = (1 - mean) * timesteps(tables, key)
+        if high >= NEARLY_ALL and replaced <= STUCK.get((family, gate), -math.inf):
             yield Saturation(gate, high, mean, "high")
         if family == "rnn_tanh" and gate == "hidden" and sides >= SATURATED:
             yield Saturation(gate, sides, mean, "both")
@@ -123,7 +124,7 @@ def _finding(tables: Tables, key: LayerKey, case: Saturation, count: int) -> Fin
         severity=_severity(tables, certain=certain, started=started),
         layer_key=key,
         title=f"{where}: all gates are saturated" if whole else f"{where}: {_named(case.gate)} is saturated",
-        explanation=_explained(tables, key, case),
+        explanation=_explained(tables, key, case, started=started),
         evidence={
             "gate": case.gate,
             "steps": span(tables),
@@ -140,14 +141,14 @@ def _finding(tables: Tables, key: LayerKey, case: Saturation, count: int) -> Fin
 
 def _severity(tables: Tables, *, certain: bool, started: bool) -> Severity:
     """Grade the finding: saturation that arose while the loss fell may be right."""
-    return "info" if not started and had_fallen(tables) else severity(tables, critical=certain)
+    return "info" if not started and had_fallen(tables) else severity(tables, critical=certain, built=started)
 
 
 def _named(gate: str) -> str:
     return {"hidden": "the state", "all gates": "all gates"}.get(gate, f"the {gate} gate")
 
 
-def _explained(tables: Tables, key: LayerKey, case: Saturation) -> str:
+def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool) -> str:
     meaning = MEANS.get((tables.family(key.module), case.gate, case.side), NOTHING_PASSES)
     limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
     units = f"{percent(case.share)} of the units of {_named(case.gate)} of {place(key, False)}"
@@ -155,8 +156,10 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation) -> str:
     if math.isfinite(case.mean) and case.side != "both":
         why += f" Its mean activation is {number(case.mean)}."
     why += f" {learning(tables).sentence}"
-    if learning(tables).learns:
+    if learning(tables).learns and not started:
         why += " Look here only if it stops falling too early."
+    if started:
+        why += " They are so from the first record on: the initialisation, or the input, puts them there."
     return why + rests_on(tables, key)
 
 

@@ -107,7 +107,7 @@ def _finding(tables: Tables, sign: Sign, count: int) -> Finding:
     where, normalised = place(key, count == 1), swaps.layer_norm(tables, key)
     return Finding(
         code="unscaled_input",
-        severity=severity(tables, critical=kind == "invisible"),
+        severity=severity(tables, critical=kind == "invisible", built=kind != "invisible"),
         layer_key=key,
         title=f"{where}: {TITLES[kind]}",
         explanation=f"{_explained(where, kind, size)} {learning(tables).sentence}" + rests_on(tables, key),
