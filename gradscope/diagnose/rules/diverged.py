@@ -9,14 +9,12 @@ import numpy as np
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import broken, learning, severity
-from gradscope.diagnose.rules.updates import largest_updates, typical_update
+from gradscope.diagnose.rules.updates import LARGE, largest_updates, smaller_steps, typical_update
 from gradscope.diagnose.trend import ENOUGH
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding, Remedy, Severity
 from gradscope.types.clips import limiting
 
-LARGE = 0.05
-"""A step that moves weights by this share of their norm is large."""
 THROWN, AT_ONCE = 0.2, 0.5
 """The first three steps, or the very first, throw the weights off by such shares; a tenth of this is usual."""
 
@@ -73,7 +71,7 @@ def _finding(tables: Tables, title: str, why: str, level: Severity, numbers: Map
     clipped = bool(limiting(tables["clips"])["clipped"].astype(bool).any())
     clip: tuple[Remedy, ...] = () if clipped else (loops.clip(usual_norm(tables)),)
     evidence = {**numbers, **learning(tables).evidence}
-    return Finding("diverged", level, None, title, why, evidence, (loops.rate(0.1), *clip))
+    return Finding("diverged", level, None, title, why, evidence, (smaller_steps(tables), *clip))
 
 
 def usual_norm(tables: Tables) -> float:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gradscope.diagnose import loops, remedies, swaps
+from gradscope.diagnose import remedies, swaps
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import had_fallen, learning, severity
+from gradscope.diagnose.rules.updates import smaller_steps
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey, Remedy, Severity
@@ -29,7 +30,7 @@ SHUT = {
 }
 """A gate is shut below this mean activation; some gates rest near 0 for good reasons, but not so near."""
 STUCK = {("gru", "update"): 0.05}
-"""A gate is stuck open if it replaces at most this share of the state over a whole sequence: the state never changes."""
+"""A gate is stuck open if it replaces at most this share of the state in a whole sequence: the state never changes."""
 
 MEANS = {
     ("lstm", "forget", "low"): "the layer forgets its cell state at every step",
@@ -166,8 +167,8 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool
 def _remedies(tables: Tables, key: LayerKey, *, started: bool) -> tuple[Remedy, ...]:
     """Choose remedies: another initialisation if the first record is saturated, else smaller steps first."""
     if not remedies.can_be_initialised(tables, key):
-        return loops.rate(0.1), remedies.torch_layer(key)
+        return smaller_steps(tables), remedies.torch_layer(key)
     again = remedies.start_again(key, tables.family(key.module), timesteps(tables, key))
     normalised = swaps.layer_norm(tables, key)
     middle = () if normalised is None else (normalised,)
-    return (again, *middle, loops.rate(0.1)) if started else (loops.rate(0.1), *middle, again)
+    return (again, *middle, smaller_steps(tables)) if started else (smaller_steps(tables), *middle, again)

@@ -20,6 +20,8 @@ SMALL = 1e-3
 """A step moves a block by less than this share of its norm, median."""
 STEPS = 50
 """Fewer steps cannot have moved the weights far."""
+LARGE = 0.05
+"""A step that moves weights by this share of their norm is large."""
 RUN_OUT = 1e-3
 """Late over early steps if the learning rate has run out; the end of a schedule does not make them so small."""
 
@@ -103,6 +105,15 @@ def typical_update(tables: Tables) -> float:
     """Return the median of the largest updates; NaN if unknown."""
     known: Array = largest_updates(tables).to_numpy(dtype=np.float64)
     return float(np.median(known)) if len(known) else math.nan
+
+
+def smaller_steps(tables: Tables) -> Remedy:
+    """Return the remedy that makes steps of usual size: a tenth of the learning rate, or less if they are huge.
+
+    After a warm-up the late steps are the large ones.
+    """
+    update = max(early_and_late(largest_updates(tables)))
+    return loops.rate_for(update) if update > LARGE else loops.rate(0.1)
 
 
 def _path(tables: Tables) -> float:
