@@ -120,6 +120,8 @@ def test_losses_that_rise_for_good(loss: list[float], severity: str | None) -> N
         ([0.21] * 3, STALLS, "warning"),
         ([1.1] * 3, STALLS, "critical"),
         ([0.21] * 3, FALLS, None),
+        ([0.99] * 3, FALLS, None),
+        ([1.1] * 3, FALLS, "warning"),
         ([0.01, 0.01, 5.0], STALLS, None),
         ([0.6, 0.01, 0.01], STALLS, "warning"),
         ([0.4, 0.01, 0.01], STALLS, None),
@@ -130,7 +132,7 @@ def test_first_steps_that_throw_the_weights_off(first: list[float], loss: list[f
     made.update, made.loss = [*first, *[1e-3] * 5], loss
     findings = diverged(made.seen())
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
-    factor = "0.01" if severity == "critical" else "0.1"  # a step is to move the weights by a hundredth
+    factor = "0.01" if first[0] > 1 else "0.1"  # a step is to move the weights by a hundredth
     assert all(finding.remedies[0].code.endswith(f"*= {factor}") for finding in findings)
 
 

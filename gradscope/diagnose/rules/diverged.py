@@ -17,10 +17,12 @@ from gradscope.types.clips import limiting
 
 THROWN, AT_ONCE = 0.2, 0.5
 """The first three steps, or the very first, throw the weights off by such shares; a tenth of this is usual."""
+ALL = 1.0
+"""Of weights that first steps change by this share of their norm nothing is left, even if the training learns."""
 
 
 def diverged(tables: Tables) -> list[Finding]:
-    """Find losses that have risen for good, and trainings that fail after far too large first steps."""
+    """Find losses that have risen for good, and far too large first steps, mostly of trainings that fail."""
     if broken(tables) or learning(tables).source != "loss":
         return []
     return list(_cases(tables))[:1]
@@ -28,7 +30,7 @@ def diverged(tables: Tables) -> list[Finding]:
 
 def _cases(tables: Tables) -> Iterator[Finding]:
     training, first = learning(tables), _first_steps(tables)
-    if training.fails and first > 0:
+    if first > 0 and (training.fails or first >= ALL):
         yield _thrown(tables, first)
     if training.verdict == "lost":
         yield _risen(tables)
@@ -50,7 +52,7 @@ def _thrown(tables: Tables, first: float) -> Finding:
     )
     title = "the first steps are far too large"
     numbers = {"steps": (tables.records[0], tables.records[2]), "update": first, "thrown": True}
-    return _finding(tables, title, why, severity(tables, critical=first >= 1), numbers)
+    return _finding(tables, title, why, severity(tables, critical=first >= ALL, built=first >= ALL), numbers)
 
 
 def _risen(tables: Tables) -> Finding:
