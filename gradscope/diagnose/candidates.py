@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from gradscope.diagnose import remedies, swaps
+from gradscope.diagnose import remedies
 from gradscope.diagnose.frames import Tables
 from gradscope.types import Finding, LayerKey, Remedy
 
@@ -49,7 +49,7 @@ def _usual_for(tables: Tables, key: LayerKey, layers: int) -> list[Remedy | None
     family = tables.family(key.module)
     timesteps = int(tables.of("layers", key)["timesteps"].max())
     whole, chrono = remedies.orthogonal(tables, key, layers), remedies.chrono(key, timesteps)
-    normalised, bridged = swaps.layer_norm(tables, key), swaps.residual(tables, key)
+    normalised, bridged = remedies.layer_norm(tables, key), remedies.residual(tables, key)
     if family == "lstm":
         return [whole, remedies.forget_bias(key), chrono, normalised, bridged]
     if family == "gru":
@@ -58,8 +58,8 @@ def _usual_for(tables: Tables, key: LayerKey, layers: int) -> list[Remedy | None
         return [
             whole,
             remedies.identity(key),
-            swaps.gated(tables, key, "LSTM"),
-            swaps.gated(tables, key, "GRU"),
+            remedies.gated(tables, key, "LSTM"),
+            remedies.gated(tables, key, "GRU"),
             normalised,
             bridged,
         ]

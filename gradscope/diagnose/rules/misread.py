@@ -154,7 +154,7 @@ def _from_padding(tables: Tables, key: LayerKey, tail: int, length: int) -> Find
         f"the loss gradient is left after {late:g} steps back, so next to none reaches the timesteps before."
     )
     remedies = (
-        loops.pack(),
+        loops.PACK,
         Remedy(
             "or read each sequence at its own last timestep",
             "last = output[torch.arange(len(lengths)), lengths - 1]  # batch first",

@@ -67,7 +67,7 @@ def _always_skipped(tables: Tables) -> list[Finding]:
                 "numbers, or the loss is not finite."
             ),
             evidence={"steps": (int(steps["step"].min()), last), "count": count, "share": share, "skipped": True},
-            remedies=(_bfloat16(), loops.find_nonfinite()),
+            remedies=(_bfloat16(), loops.FIND_NONFINITE),
         )
     ]
 
@@ -122,12 +122,12 @@ def _remedies(tables: Tables, onset: Onset) -> tuple[Remedy, ...]:
         start = () if key is None or onset.grew else (remedies.orthogonal(tables, key, 2),)
         return (*start, loops.clip(1.0), loops.rate(0.1), *again)
     if onset.in_loss and math.isnan(onset.loss):
-        return (loops.look_at_batch(onset.first), loops.leave_out(), loops.find_nonfinite(), *again)
+        return (loops.look_at_batch(onset.first), loops.LEAVE_OUT, loops.FIND_NONFINITE, *again)
     if onset.in_loss:
-        return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(onset.first), *again)
+        return (loops.LEAVE_OUT, loops.ZERO_INFINITY, loops.look_at_batch(onset.first), *again)
     if what == "input" or what.startswith("argument "):
-        return (loops.look_at_batch(onset.step or onset.first), loops.find_nonfinite())
-    return (_safe(), loops.find_nonfinite(), *again)
+        return (loops.look_at_batch(onset.step or onset.first), loops.FIND_NONFINITE)
+    return (_safe(), loops.FIND_NONFINITE, *again)
 
 
 def _safe() -> Remedy:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gradscope.diagnose import loops, remedies, swaps
+from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import had_fallen, learning, severity
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
@@ -165,6 +165,6 @@ def _remedies(tables: Tables, key: LayerKey, *, started: bool) -> tuple[Remedy, 
     if not remedies.can_be_initialised(tables, key):
         return loops.rate(0.1), remedies.torch_layer(key)
     again = remedies.start_again(key, tables.family(key.module), timesteps(tables, key))
-    normalised = swaps.layer_norm(tables, key)
+    normalised = remedies.layer_norm(tables, key)
     middle = () if normalised is None else (normalised,)
     return (again, *middle, loops.rate(0.1)) if started else (loops.rate(0.1), *middle, again)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradscope.diagnose import loops, states, swaps
+from gradscope.diagnose import loops, remedies, states
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, timesteps
@@ -104,7 +104,7 @@ TITLES = {
 
 def _finding(tables: Tables, sign: Sign, count: int) -> Finding:
     key, kind, size = sign
-    where, normalised = place(key, count == 1), swaps.layer_norm(tables, key)
+    where, normalised = place(key, count == 1), remedies.layer_norm(tables, key)
     return Finding(
         code="unscaled_input",
         severity=severity(tables, critical=kind == "invisible"),
@@ -112,7 +112,7 @@ def _finding(tables: Tables, sign: Sign, count: int) -> Finding:
         title=f"{where}: {TITLES[kind]}",
         explanation=f"{_explained(where, kind, size)} {learning(tables).sentence}" + rests_on(tables, key),
         evidence={"steps": span(tables), "timesteps": (0, 0), "kind": kind, "size": size, **learning(tables).evidence},
-        remedies=(loops.scale_input(), *((normalised,) if normalised and kind != "invisible" else ())),
+        remedies=(loops.SCALE_INPUT, *((normalised,) if normalised and kind != "invisible" else ())),
     )
 
 
