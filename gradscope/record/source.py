@@ -1,4 +1,4 @@
-"""The protocol of a source of rows, and the union of two sources."""
+"""The protocol of a source of rows; the union of two sources, and the rows of one process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gradscope.record.query import Filters
+from gradscope.record.query import Filters, conditions
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -61,3 +61,49 @@ class Joined:
     def count(self, table: str) -> int:
         """Count the rows of both."""
         return self.first.count(table) + self.second.count(table)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of another source, which `within` selects."""
+
+    source: Source
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The metadata of the whole run."""
+        return self.source.meta
+
+    @property
+    def ranks(self) -> list[int]:
+        """All ranks."""
+        return self.source.ranks
+
+    def within(self, table: str, filters: Filters) -> Filters:
+        """Restrict filters to the part."""
+        raise NotImplementedError
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read the selected rows of the part."""
+        return self.source.read(table, self.within(table, filters or {}), columns)
+
+    def count(self, table: str) -> int:
+        """Count the rows of the part in a table."""
+        return len(self.read(table, columns=["step"]))
+
+
+@dataclass(frozen=True, slots=True)
+class OfRank(Part):
+    """The rows of one process; none if a filter excludes its rank."""
+
+    rank: int
+
+    @property
+    def ranks(self) -> list[int]:
+        """This rank."""
+        return [self.rank]
+
+    def within(self, table: str, filters: Filters) -> Filters:
+        """Restrict filters to the rank."""
+        wanted = conditions(table, filters).get("rank")
+        return {**filters, "rank": self.rank if wanted is None or wanted.holds(self.rank) else -1}
