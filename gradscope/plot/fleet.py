@@ -42,10 +42,9 @@ def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Ax
     """
     from matplotlib.ticker import MaxNLocator
 
-    ax = style.axes(ax)
+    ax = style.axes(ax, f"{column.replace('_', ' ')} of the runs")
     if column not in table or table[column].dtype.kind not in "if":
         raise GradscopeError(f"a fleet's table has no column of numbers {column!r}; pass a column of fleet.table()")
-    ax.set_title(f"{column.replace('_', ' ')} of the runs", loc="left")
     values = table[column].to_numpy(float)
     known = np.isfinite(values) & ((values > 0) | (column not in LOGARITHMIC))
     if not known.any():

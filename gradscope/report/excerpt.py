@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradscope.plot import data
-from gradscope.record import TABLES, RunData
+from gradscope.record import TABLES, RunData, arrow
 from gradscope.record.query import Condition, Filters, conditions
 from gradscope.types import LATE, LayerKey
 
@@ -52,7 +52,7 @@ class Excerpt:
         parts = [part.loc[_mask(part, wanted), names] for part in self._parts(table, filters or {})]
         if len(parts) == 1:
             return parts[0].reset_index(drop=True)
-        return pd.concat(parts, ignore_index=True) if parts else _empty(table)[names]
+        return pd.concat(parts, ignore_index=True) if parts else arrow.frame([], table, None)[names]
 
     def _parts(self, table: str, filters: Filters) -> list[Frame]:
         parts = self.frames[table]
@@ -78,13 +78,6 @@ def _mask(frame: Frame, wanted: Mapping[str, Condition]) -> Frame:
         if condition.high is not None:
             mask &= (values <= condition.high).to_numpy()
     return mask
-
-
-def _empty(table: str) -> Frame:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
-    kinds = {name: "str" if kind == "text" else kind for name, kind in TABLES[table].columns.items()}
-    return pd.DataFrame({name: pd.Series(dtype=cast(Any, kind)) for name, kind in {**kinds, "rank": "int64"}.items()})
 
 
 def excerpt(run: RunData, max_rows: int = MAX_ROWS) -> RunData:

@@ -8,9 +8,10 @@ from typing import Any
 
 from gradscope.diagnose.headline import learns
 from gradscope.record import RunData
+from gradscope.record.fleet import worst
 from gradscope.report import words
 from gradscope.report.settings import differing, separating, settings_of
-from gradscope.types import LATE, SEVERITIES, Finding, LayerKey
+from gradscope.types import LATE, Finding, LayerKey
 from gradscope.types.clips import share
 from gradscope.types.loss import change, known_losses
 
@@ -35,7 +36,7 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
     shades = [_shades(differ[setting]) for setting in shown]
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
-        worst = _worst(findings[name]) if findings is not None else None
+        first = worst(findings[name]) if findings and findings[name] else None
         loss = change(steps[name])
         rows.append(
             {
@@ -46,8 +47,8 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
                 "curve": _curve(steps[name]),
                 "learns": LEARNS[verdicts[name]],
                 "horizon": _horizon(run),
-                "finding": worst.code if worst else "–",
-                "severity": worst.severity if worst and worst.code != "healthy" else "",
+                "finding": first.code if first else "–",
+                "severity": first.severity if first and first.code != "healthy" else "",
                 "clipped": words.percent(share(steps[name], run.source.read("clips"))),
             }
         )
@@ -74,11 +75,6 @@ def _curve(steps: Any) -> list[float]:
     """Return the thinned losses; infinite if not finite."""
     losses = known_losses(steps).sort_values("step")["loss"].fillna(math.inf).tolist()
     return losses[:: max(1, len(losses) // POINTS)]
-
-
-def _worst(findings: Sequence[Finding]) -> Finding | None:
-    faults = [finding for finding in findings if finding.code != "healthy"]
-    return max(faults or findings, key=lambda finding: SEVERITIES.index(finding.severity), default=None)
 
 
 def _horizon(run: RunData) -> str:
