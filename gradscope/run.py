@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.errors import GradscopeError
-from gradscope.record.data import RunData
-from gradscope.record.find import find
+from gradscope.errors import GradscopeError, LoadError
+from gradscope.record import meta
+from gradscope.record.data import RunData, natural
 from gradscope.record.fleet import SHOWN, FleetData, diagnosed
 from gradscope.record.reader import FolderSource
 from gradscope.types import Finding
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], object]
 """Receives the numbers of diagnosed runs and of all runs."""
+DEEP = 8
+"""How many folders deep the search goes."""
 
 
 def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
@@ -39,8 +41,16 @@ def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
     Raises:
         LoadError: there is no run, or a newer gradscope wrote it.
     """
-    runs = find(logdir)
-    return Run(FolderSource(runs)) if isinstance(runs, Path) else Fleet(Path(logdir), runs)
+    folder = Path(logdir)
+    for root in (folder / meta.FOLDER, folder):
+        if os.path.exists(root / meta.FILE):  # `Path.exists` raises where no file can have the name
+            return Run(FolderSource(root))
+    if names := sorted(_below(folder), key=natural):
+        return Fleet(folder, names)
+    fault = "holds no run" if os.path.isdir(folder) else "is a file" if os.path.exists(folder) else "does not exist"
+    raise LoadError(
+        f"{folder} {fault}: there is no {meta.FOLDER}/{meta.FILE} in it, nor below it; pass the logdir of attach()"
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -178,3 +188,14 @@ class Fleet(Mapping[str, Run]):
         except GradscopeError as error:
             return f"<pre>{escape(repr(self))}</pre><p>{escape(str(error))}</p>"
         return f"<pre>{escape(repr(self))}</pre>{numbers.head(SHOWN).to_html(index=False)}"
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Yield the paths of the runs below, with `/` as separator; the search follows no links."""
+    for place, folders, _ in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        if meta.FOLDER in folders:
+            folders.remove(meta.FOLDER)
+            if os.path.exists(os.path.join(place, meta.FOLDER, meta.FILE)):
+                yield Path(place).relative_to(folder).as_posix()
+        folders[:] = [name for name in folders if not name.startswith(".") and depth < DEEP]

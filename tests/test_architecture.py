@@ -46,8 +46,7 @@ ARROWS: dict[str, tuple[str, str]] = {
     "cli.run":         ("attach record PUBLIC",                             "click"),
     "cli.watch":       ("private attach diagnose PUBLIC",                   "torch"),
     "demo":            ("types report compare PUBLIC",                      "click rich torch pandas"),
-    "demo.tasks":      ("",                                                 "torch"),
-    "demo.digits":     ("",                                                 "torch sklearn"),
+    "demo.tasks":      ("",                                                 "sklearn torch"),
     "demo.figure":     ("types",                                            "matplotlib seaborn"),
 }  # fmt: skip
 FREE = {*sys.stdlib_module_names, "__future__", "typing_extensions", "gradscope"}

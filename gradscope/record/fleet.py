@@ -71,7 +71,7 @@ class FleetData:
         names = self._chosen(filters.pop("run", None))
         sql, parameters = duck.rows(table, conditions(table, filters))
         rows = duck.query([self.folder(name) for name in names], table, sql, parameters)
-        frame = arrow.frame([], table, None).assign(run=[]) if rows is None else rows.to_pandas()
+        frame: Any = arrow.frame([], table, None).assign(run=[]) if rows is None else rows.to_pandas()
         frame["run"] = pd.Series(names, dtype="str").take(frame["run"]).array
         return frame[["run", *(column for column in frame.columns if column != "run")]]
 

@@ -13,10 +13,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gradscope.report import screen, words
-from gradscope.report.bars import bar, sparkline
+from gradscope.report import words
 from gradscope.report.layers import COLUMNS, OPEN
-from gradscope.report.sparks import spark
+from gradscope.report.small import bar, horizon_bar, loss_line, reach_chart, spark, sparkline
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -103,7 +102,7 @@ def _filters() -> dict[str, Any]:
         "bar": bar,
         "spark": spark,
         "sparkline": sparkline,
-        "horizon_bar": screen.horizon_bar,
+        "horizon_bar": horizon_bar,
     }
 
 
@@ -111,8 +110,8 @@ def _filters_by_width() -> dict[str, Any]:
     return {
         "wrap": wrap,
         "aligned": aligned,
-        "loss_line": lambda context, picture: screen.loss_line(picture, _width(context) - 8),
-        "reach_chart": lambda context, layers: screen.reach_chart(layers, _width(context), shortened),
+        "loss_line": lambda context, picture: loss_line(picture, _width(context) - 8),
+        "reach_chart": lambda context, layers: reach_chart(layers, _width(context), shortened),
     }
 
 

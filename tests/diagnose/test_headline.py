@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gradscope.diagnose.headline import headline, learns
+from gradscope.diagnose.progress import headline, learns
 from gradscope.record import MemoryStore
 from gradscope.run import Run
 from gradscope.types import Batch, Rows

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradscope.diagnose import loops, remedies, states
+from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import learning, severity
-from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, timesteps
+from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, state_sizes, state_spread, timesteps
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey
 
@@ -55,7 +55,7 @@ def _signs(tables: Tables, key: LayerKey) -> Iterator[Sign]:
     elif tables.family(key.module) == "rnn_relu" and (size := _first_state(tables, key)) >= OVERSIZED:
         yield Sign(key, "oversized", size)
     elif len(tables.records) >= ENOUGH and timesteps(tables, key) > 1 and not _at_limits(tables, key):
-        if (spread := states.spread(tables, key)) <= ALIKE:
+        if (spread := state_spread(tables, key)) <= ALIKE:
             yield Sign(key, "invisible", spread)
 
 
@@ -90,7 +90,7 @@ def _saturated_at_first(tables: Tables, key: LayerKey) -> float:
 
 
 def _first_state(tables: Tables, key: LayerKey) -> float:
-    rows = states.sizes(tables, key)
+    rows = state_sizes(tables, key)
     first = rows[(rows["step"] == rows["step"].min()) & (rows["t"] == 0)]["p50"].to_numpy(dtype=np.float64)
     return float(first[0]) if len(first) and np.isfinite(first[0]) else 0.0
 
