@@ -56,12 +56,7 @@ class Script:
 
 
 def execute(script: Script, around: AbstractContextManager[object]) -> int:
-    """Run a script to its end, and pass its exceptions on, `SystemExit` included.
-
-    Args:
-        script: the script.
-        around: a context that surrounds the script.
-    """
+    """Run a script to its end within a context, and pass its exceptions on, `SystemExit` included."""
     try:
         with around:
             if script.as_module:

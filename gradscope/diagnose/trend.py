@@ -27,9 +27,6 @@ def early_and_late(values: Frame) -> tuple[float, float]:
     """Return the medians over the first and the last quarter of the steps; NaN without finite values.
 
     The density of records does not matter: each counts for the steps around it.
-
-    Args:
-        values: a series by step, rising.
     """
     steps, numbers = values.index.to_numpy(dtype=np.float64), values.to_numpy(dtype=np.float64)
     if not len(steps):

@@ -26,9 +26,9 @@ _ROWS = """
     ) AS rows
     JOIN listed USING (filename)
 """
-"""The rows of one table of all runs, with `run` (a number), `rank`, `place` (the place of their file), and `shared`
-(whether the run has several ranks: only then can rows of `steps` have a step in common). A column that no file has, as
-in runs of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
+"""The rows of one table of all runs, with `run` (the place of its folder), `rank`, `place` (the place of their file),
+and `shared` (whether the run has several ranks: only then can rows of `steps` have a step in common). A column that no
+file has, as in runs of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
 
 
 def _nan(column: str) -> str:
@@ -150,12 +150,6 @@ def query(roots: Sequence[Path], table: str, sql: str, parameters: Mapping[str, 
 
     If a merge removes files meanwhile, the query starts again with the new files. Damaged files are skipped with a
     warning.
-
-    Args:
-        roots: the run folders; their places here are the numbers of the runs.
-        table: name of the table.
-        sql: a query over `_ROWS`.
-        parameters: values for the parameters of the query.
     """
     failures, files = engine().Error, listed(roots, table)
     for _ in range(_ATTEMPTS):

@@ -53,12 +53,7 @@ SHOWN = 20
 
 
 class FleetData:
-    """The data of the runs below a folder. DuckDB reads all their Parquet files together; they may exceed memory.
-
-    Args:
-        root: the folder.
-        names: the folders of the runs below it.
-    """
+    """The data of the runs below a folder. DuckDB reads all their Parquet files together; they may exceed memory."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root

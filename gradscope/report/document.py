@@ -106,13 +106,10 @@ def _pictures(value: Any) -> list[dict[str, Any]]:
 
 def _strict(value: Any) -> Any:
     """Convert a value for JSON: NaN becomes null, and infinities become text."""
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        value = value.item()  # a numpy number
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, list | tuple) else plain(_python(value))
-
-
-def _python(value: Any) -> Any:
-    """Convert a numpy number to Python's."""
-    return _strict(value.item()) if hasattr(value, "item") and not hasattr(value, "__len__") else value
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else plain(value)

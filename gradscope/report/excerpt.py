@@ -81,12 +81,7 @@ def _mask(frame: Frame, wanted: Mapping[str, Condition]) -> Frame:
 
 
 def excerpt(run: RunData, max_rows: int = MAX_ROWS) -> RunData:
-    """Read the part of a run that a report needs into memory, and skip the rest of a folder.
-
-    Args:
-        run: any run.
-        max_rows: largest number of rows of one table, roughly.
-    """
+    """Read the part of a run that a report needs into memory, and skip the rest of a folder."""
     if isinstance(run.source, Excerpt):
         return run
     counts = {name: run.source.count(name) for name in TABLES}

@@ -36,38 +36,21 @@ HEADS = {
 
 
 def report(run: RunData, findings: Sequence[Finding], name: str | None = None) -> Report:
-    """Make the report of one run.
-
-    Args:
-        run: any run.
-        findings: its findings.
-        name: its name; by default its folder.
-    """
+    """Make the report of one run, by default with the name of its folder."""
     contents, figures = summary.summarise(excerpt(run), findings, name or name_of(run))
     contents["headline"], contents["processes"] = headline(run), processes(run)
     return Report(contents, tuple(findings), figures)
 
 
 def comparison(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]]) -> Report:
-    """Make the report of several runs side by side.
-
-    Args:
-        runs: runs by name.
-        findings: findings by name.
-    """
+    """Make the report of several runs side by side."""
     contents, figures = summarise_runs({name: excerpt(run) for name, run in runs.items()}, findings)
     contents["overview"] = runs_table(runs, findings)
     return Report(contents, tuple(finding for own in findings.values() for finding in own), figures)
 
 
 def fleet(data: FleetData, runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]]) -> Report:
-    """Make one report of many runs.
-
-    Args:
-        data: the runs below a folder.
-        runs: the same, by name.
-        findings: findings by name.
-    """
+    """Make one report of many runs, the runs below a folder."""
     contents, figures = summarise_fleet(data, findings)
     worst_first = {row["run"]: runs[row["run"]] for row in contents["rows"]}
     contents["overview"] = runs_table(worst_first, findings)
@@ -82,12 +65,7 @@ def short(run: RunData) -> str:
 
 
 def overview(runs: Mapping[str, RunData], width: int = 100) -> str:
-    """Render the table of several runs as text, without findings, which would take long.
-
-    Args:
-        runs: runs by name.
-        width: columns of the page.
-    """
+    """Render the table of several runs as text, without findings, which would take long."""
     return render.overview(runs_table(runs), width)
 
 

@@ -45,13 +45,7 @@ def markdown(summary: Summary) -> str:
 
 
 def text(summary: Summary, width: int | None = None, full: bool = True) -> str:
-    """Render plain text.
-
-    Args:
-        summary: the contents.
-        width: columns of the page; by default 100, and tables as wide as they need.
-        full: whether to render everything, or the first screen alone.
-    """
+    """Render plain text; see `Report.text`."""
     return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width, full=full, most=FINDINGS, shown=RUNS))
 
 

@@ -32,9 +32,7 @@ CHANCE = 0.1
 def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]] | None = None) -> dict[str, Any]:
     """Make one row per run, in their order, and name the settings that separate runs that learn.
 
-    Args:
-        runs: runs by name.
-        findings: findings by name; without them the table has no findings.
+    Without findings by name the table has no findings.
     """
     steps = {name: run.source.read("steps") for name, run in runs.items()}
     verdicts = {name: _verdict(run, steps[name]) for name, run in runs.items()}
@@ -102,10 +100,6 @@ def settings_of(run: RunData, name: str = "") -> dict[str, Any]:
     """Collect the settings of a run's layers and optimizer, and settings in its name such as `lr=0.1`.
 
     The position identifies a layer, as modules of the same role often have other names in other runs.
-
-    Args:
-        run: any run.
-        name: name of its folder.
     """
     settings: dict[str, Any] = {key: _value(text) for key, text in IN_NAME.findall(name)}
     layers = run.meta.get("layers")
@@ -152,12 +146,7 @@ def differing(settings: Mapping[str, Settings]) -> dict[str, dict[str, Any]]:
 
 
 def separating(differ: Mapping[str, Mapping[str, Any]], learn: Mapping[str, bool | None]) -> list[str]:
-    """Write a sentence on each setting that separates runs that learn from the others.
-
-    Args:
-        differ: the result of `differing`.
-        learn: whether each run learns; None if unknown.
-    """
+    """Write a sentence on each of some differing settings that separates runs that learn from the others."""
     good, bad = ([run for run, learns in learn.items() if learns is wanted] for wanted in (True, False))
     if not good or not bad:
         return []

@@ -29,11 +29,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """Draw a curve with at most `width` characters, as medians if there are more values.
 
     The lowest line is zero, or the lowest value if that is negative. A range of more than a factor of 30 gets a
-    logarithmic scale.
-
-    Args:
-        values: evenly spaced; NaN leaves a gap, and infinities are crosses.
-        width: largest number of characters.
+    logarithmic scale. NaN leaves a gap, and infinities are crosses.
     """
     array = np.asarray(values, float)
     parts = [part for part in np.array_split(array, min(width, len(array)) or 1) if len(part)]

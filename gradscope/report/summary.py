@@ -27,13 +27,7 @@ WHOLE_RUN = LayerKey("", -1, "forward", -1)
 
 
 def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dict[str, Any], Figures]:
-    """Summarise a run for a report, with the functions that draw its pictures.
-
-    Args:
-        run: an excerpt.
-        findings: its findings, the most probable cause first.
-        name: its name.
-    """
+    """Summarise an excerpt of a run for a report, with the functions that draw its pictures."""
     figures: Figures = {}
     known = facts(run)
     keys = worst_first(run.layers, findings, run)
