@@ -18,7 +18,7 @@ from gradscope.types import Finding
 from gradscope.types.loss import change
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     from gradscope.report import Report
 
@@ -94,11 +94,8 @@ class Fleet(Mapping[str, Run]):
     """The runs below a folder, by name, from `gradscope.load`; `gradscope.compare` takes such a mapping.
 
     A fleet reads its runs on demand. DuckDB answers questions about all runs from all their Parquet files together,
-    which may exceed memory.
-
-    Args:
-        root: the folder.
-        names: the folders of the runs below it.
+    which may exceed memory. While methods diagnose runs, `progress` receives the numbers of diagnosed runs and of all
+    runs.
     """
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
@@ -137,9 +134,7 @@ class Fleet(Mapping[str, Run]):
     def table(self, *, findings: bool = True, progress: Progress | None = None) -> pd.DataFrame:
         """Make a table with one row per run, in the order of their names; docs/tables.md explains the columns.
 
-        Args:
-            findings: whether to diagnose each run, which takes by far the most time.
-            progress: receives the numbers of diagnosed runs and of all runs.
+        To diagnose each run takes by far the most time; `findings=False` leaves this out.
 
         Raises:
             GradscopeError: DuckDB is not installed.
@@ -148,11 +143,7 @@ class Fleet(Mapping[str, Run]):
         return diagnosed(numbers, self.findings(progress)) if findings else numbers
 
     def findings(self, progress: Progress | None = None) -> dict[str, list[Finding]]:
-        """Diagnose each run.
-
-        Args:
-            progress: receives the numbers of diagnosed runs and of all runs.
-        """
+        """Diagnose each run."""
         findings: dict[str, list[Finding]] = {}
         for name, run in self.items():
             findings[name] = run.findings()
@@ -161,11 +152,7 @@ class Fleet(Mapping[str, Run]):
         return findings
 
     def report(self, progress: Progress | None = None) -> Report:
-        """Make one report of all runs, the worst first, for HTML, Markdown, text or JSON.
-
-        Args:
-            progress: receives the numbers of diagnosed runs and of all runs.
-        """
+        """Make one report of all runs, the worst first, for HTML, Markdown, text or JSON."""
         from gradscope.report import fleet
 
         return fleet(self.data, dict(self), self.findings(progress))

@@ -1,4 +1,7 @@
-"""Initialisers of recurrent weights and gate biases, in place, for torch's recurrent modules and for ours."""
+"""Initialisers of recurrent weights and gate biases, for torch's recurrent modules and for ours.
+
+They work in place, and return their argument.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,8 @@ def recurrences(module: nn.Module, caller: str) -> list[Recurrence]:
     """
     if isinstance(module, Recurrent):
         return [recurrence for cell in module.cells for recurrence in recurrences(cell, caller)]
-    gates = module.blocks if isinstance(module, Cell) else gates_of(module)
+    of_torch = next((gates for kind, gates in TORCHS.items() if isinstance(module, kind)), None)
+    gates = module.blocks if isinstance(module, Cell) else of_torch
     if gates is None:
         raise GradscopeError(
             f"{caller} takes nn.RNN, nn.LSTM, nn.GRU, one of their cells, or a network of gradscope.cells, and got "
@@ -59,11 +63,6 @@ def recurrences(module: nn.Module, caller: str) -> list[Recurrence]:
         )
     own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     return [_recurrence(own, suffix, gates, module, caller) for suffix in suffixes(module)]
-
-
-def gates_of(module: nn.Module) -> tuple[str, ...] | None:
-    """The gates of one of torch's recurrent modules."""
-    return next((gates for kind, gates in TORCHS.items() if isinstance(module, kind)), None)
 
 
 def suffixes(module: nn.Module) -> Iterator[str]:
@@ -105,9 +104,6 @@ def orthogonal_(rnn: Module) -> Module:
     Args:
         rnn: `nn.RNN`, `nn.LSTM`, `nn.GRU`, one of their cells, a `Cell` or a `Recurrent`: all layers and directions.
 
-    Returns:
-        The same module.
-
     Raises:
         GradscopeError: it is none of these, or its weights are computed from others.
 
@@ -131,9 +127,6 @@ def identity_(rnn: Module, scale: float = 1.0) -> Module:
     Args:
         rnn: `nn.RNN`, `nn.RNNCell`, `LinearCell`, `RNNCell`, `LayerNormRNNCell`, or a `Recurrent` of these.
         scale: below 1, gradients decay as scale^k over k steps.
-
-    Returns:
-        The same module.
 
     Raises:
         GradscopeError: it is none of these, or its weights are computed from others.
@@ -164,9 +157,6 @@ def forget_bias_(lstm: Module, value: float = 1.0) -> Module:
         lstm: `nn.LSTM`, `nn.LSTMCell`, `LSTMCell`, `LayerNormLSTMCell` or a `Recurrent` of these: all layers and
             directions.
         value: sum of `bias_ih` and `bias_hh` of the forget gate.
-
-    Returns:
-        The same module.
 
     Raises:
         GradscopeError: it has no forget gate or no biases, or these are computed from others.
@@ -199,9 +189,6 @@ def chrono_(rnn: Module, t_max: float) -> Module:
         rnn: `nn.LSTM`, `nn.GRU`, one of their cells, their counterparts here, or a `Recurrent` of these: all layers and
             directions.
         t_max: longest range of the dependencies to be learnt, in timesteps; at least 2.
-
-    Returns:
-        The same module.
 
     Raises:
         GradscopeError: it has no such gates or no biases, or these are computed from others; `t_max` is below 2.

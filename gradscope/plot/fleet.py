@@ -30,12 +30,7 @@ LOGARITHMIC = ("grad_norm", "grad_norm_max", "seconds", "residual")
 
 
 def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Axes:
-    """Draw the distribution of a number over the runs of a fleet, coloured by the worst finding of each run.
-
-    Args:
-        table: the result of `fleet.table()`, or some rows of it.
-        column: a column of numbers.
-        ax: axes; the current axes by default.
+    """Draw the distribution of a column of `fleet.table()` over its runs, or some of them, by their worst finding.
 
     Raises:
         GradscopeError: the table has no such column of numbers.

@@ -12,7 +12,7 @@ from gradscope.record.source import OfRank, Source
 from gradscope.types import LayerKey
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
     from typing_extensions import Self
 
 

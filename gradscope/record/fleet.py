@@ -13,7 +13,7 @@ from gradscope.record.schema import choices
 from gradscope.types import LATE, SEVERITIES, Finding
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
 FOUND: Mapping[str, str] = {
     "finding": "the run's worst finding; of several equally severe findings, the most probable cause",
@@ -61,7 +61,7 @@ class FleetData:
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
         """Read one table of all runs; see `gradscope.run.Fleet.frame`."""
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         names = self._chosen(filters.pop("run", None))
         sql, parameters = duck.rows(table, conditions(table, filters))
@@ -76,7 +76,7 @@ class FleetData:
         Raises:
             GradscopeError: DuckDB is not installed.
         """
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         whole: Any = pd.DataFrame({"run": pd.Series(list(self.names), dtype="str")})
         roots = [self.folder(name) for name in self.names]

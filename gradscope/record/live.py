@@ -5,16 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from gradscope.record.memory import MemoryStore
 from gradscope.record.parquet import ParquetStore
-from gradscope.record.query import Filters, conditions
+from gradscope.record.query import Filters, Frame, conditions
 from gradscope.record.reader import FolderSource
 from gradscope.record.source import Part, Source
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 STEPS = 2**15
 """Number of optimizer steps of a running training that stay readable, however long the training is."""
@@ -45,7 +42,7 @@ class Live:
         """The store's ranks."""
         return self.store.ranks
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows so far."""
         return self._now().read(table, filters, columns)
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradscope.errors import GradscopeWarning
 from gradscope.record import arrow, meta, parts
-from gradscope.record.query import Filters, conditions
+from gradscope.record.query import Filters, Frame, conditions
 from gradscope.record.schema import lookup
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _ATTEMPTS = 5
 
@@ -34,7 +31,7 @@ class FolderSource:
         """The ranks that have written so far."""
         return parts.ranks(self.root)
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows in the order of writing, rank by rank, with the column `rank` at the end."""
         return arrow.frame(self.tables(table, filters or {}, columns), table, columns)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from gradscope.record.query import Filters, conditions
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+from gradscope.record.query import Filters, Frame, conditions
 
 
 class Source(Protocol):
@@ -25,7 +22,7 @@ class Source(Protocol):
         """The ranks that have written."""
         ...
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows in the order of writing, with the column `rank` at the end."""
         ...
 
@@ -51,9 +48,9 @@ class Joined:
         """The ranks of both."""
         return sorted({*self.first.ranks, *self.second.ranks})
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the rows of the first, then of the second."""
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         both = [source.read(table, filters, columns) for source in (self.first, self.second)]
         return pd.concat(both, ignore_index=True)
@@ -83,7 +80,7 @@ class Part:
         """Restrict filters to the part."""
         raise NotImplementedError
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows of the part."""
         return self.source.read(table, self.within(table, filters or {}), columns)
 

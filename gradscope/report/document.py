@@ -17,7 +17,6 @@ from gradscope.types import Finding
 
 FORMATS = {".html": "html", ".htm": "html", ".md": "markdown", ".txt": "text", ".json": "json"}
 Progress = Callable[[int, int], object]
-"""Receives the numbers of finished pictures and of all pictures."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -36,8 +35,7 @@ class Report:
     def html(self, progress: Progress | None = None) -> str:
         """Render one self-contained page: no network, no script; light and dark, for screen and paper.
 
-        Args:
-            progress: receives the numbers of finished pictures and of all pictures.
+        `progress` receives the numbers of finished pictures and of all pictures.
         """
         pictures = {picture["id"]: picture for picture in _pictures(self.summary)}
         drawn: dict[str, str] = {}

@@ -45,7 +45,7 @@ class Excerpt:
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows of the excerpt."""
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         wanted = conditions(table, filters or {})
         names = [*(columns or TABLES[table].columns), "rank"]
@@ -109,7 +109,7 @@ def _steps(steps: Steps, late: Steps, counts: Mapping[str, int], max_rows: int) 
 
 def _read(run: RunData, table: str, steps: Steps, late: Steps) -> Frame:
     if table == "timesteps":
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         between = {"step": np.setdiff1d(steps, late), "quantity": "grad_h"}
         parts = [run.source.read(table, {"step": late, "quantity": DRAWN}), run.source.read(table, between)]

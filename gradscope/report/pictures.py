@@ -67,7 +67,7 @@ def _gradient(run: RunData, key: LayerKey, step: Any = None) -> Frame:
 
 
 def _jacobians(run: RunData, key: LayerKey) -> Frame:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     names = ("jacobian", "jacobian_h", "jacobian_c", "jacobian_max")
     parts = [data.spread(run, key, name).assign(quantity=name) for name in names]

@@ -107,7 +107,7 @@ def _overlaid(place: Place, overlays: Sequence[Picture], figures: Figures) -> li
 
 
 def _picture(place: Place, overlay: Picture, figures: Figures) -> dict[str, Any] | None:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     tables = {name: frame for name, run in place.runs.items() if len(frame := overlay.table(run, place.key))}
     if not tables:

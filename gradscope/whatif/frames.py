@@ -59,7 +59,7 @@ class WhatIf:
         return self._shown().to_html(index=False, border=0)
 
     def _shown(self) -> Frame:
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         return pd.DataFrame([_line(row) for row in self.layers.to_dict("records")])
 
@@ -76,7 +76,7 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
 
 def as_frames(trials: Sequence[Trial]) -> WhatIf:
     """Put the trials into two frames, in their order."""
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     layers: list[dict[str, Any]] = []
     reach: list[Frame] = []
