@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ DECADES = 30.0
 SPARK_WIDTH, SPARK_HEIGHT, EDGE = 96, 24, 2
 Summary = Mapping[str, Any]
 CURVES = 3
-"""Number of layers, the worst ones, in the chart of reach."""
+"""Number of curves in the chart of reach."""
 WIDEST, HEIGHT, DEEPEST = 64, 6, -4
 LABEL = 24
 
@@ -108,7 +108,7 @@ def losses(picture: Summary) -> list[float]:
     return [math.inf if math.isnan(value) else value for value in column(picture, "loss")]
 
 
-def column(picture: Summary, name: str) -> list[float]:
+def column(picture: Summary, name: str) -> list[Any]:
     """Return one column of the numbers behind a picture."""
     place = picture["columns"].index(name)
     return [row[place] for row in picture["rows"]]
@@ -122,22 +122,27 @@ def horizon_bar(numbers: Summary) -> str:
 
 
 def reach_chart(layers: Iterable[Summary], width: int, shorten: Any) -> str:
-    """Draw the share of the loss gradient left, by steps back, of the worst layers; empty if unknown."""
-    from gradscope.report.chart import BRAILLE, Curve, draw
+    """Draw the share of the loss gradient left, by steps back, in the first layers or runs; empty if unknown."""
+    from gradscope.report.chart import draw
 
     pictures = [(layer["name"], picture) for layer in layers for picture in layer["pictures"] if _is_reach(picture)]
-    curves = [Curve(shorten(name, LABEL), "", _by_lag(picture)) for name, picture in pictures[:CURVES]]
-    if not any(value > 0 for curve in curves for value in curve.values[1:]):
+    curves = [curve for name, picture in pictures for curve in _by_lag(name, picture)][:CURVES]
+    shown = {shorten(name, LABEL): shares for name, shares in curves}
+    if not any(value > 0 for shares in shown.values() for value in shares[1:]):
         return ""
-    room = width - 10 - max(len(curve.name) for curve in curves)
-    return draw(curves, BRAILLE, max(16, min(WIDEST, room)), HEIGHT, DEEPEST).plain
+    room = width - 10 - max(map(len, shown))
+    return draw(shown, max(16, min(WIDEST, room)), HEIGHT, DEEPEST)
 
 
 def _is_reach(picture: Summary) -> bool:
     return str(picture["id"]).endswith("-reach")
 
 
-def _by_lag(picture: Summary) -> Sequence[float]:
-    lags, shares = column(picture, "lag"), column(picture, "p50")
-    known = {int(lag): share for lag, share in zip(lags, shares, strict=True)}
-    return [known.get(lag, math.nan) for lag in range(max(known) + 1)]
+def _by_lag(layer: str, picture: Summary) -> Iterator[tuple[str, Sequence[float]]]:
+    """Yield the curves of a picture, with the name of its layer or of their runs."""
+    names = column(picture, "run") if "run" in picture["columns"] else [layer] * len(picture["rows"])
+    curves: dict[Any, dict[int, float]] = {}
+    for name, lag, share in zip(names, column(picture, "lag"), column(picture, "p50"), strict=True):
+        curves.setdefault(name, {})[int(lag)] = share
+    for name, known in curves.items():
+        yield name, [known.get(lag, math.nan) for lag in range(max(known) + 1)]
