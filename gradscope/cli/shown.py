@@ -28,6 +28,12 @@ PLAIN = {
 FORMATS = {"html": ".html", "md": ".md", "text": ".txt", "json": ".json"}
 
 logdir_argument = click.argument("logdir", type=click.Path(path_type=Path))
+format_option = click.option(
+    "--format", "form", type=click.Choice(list(FORMATS)), help="By default the format of the file's suffix."
+)
+full_option = click.option(
+    "--full", is_flag=True, help="Print the whole text, not the first screen alone; files always have the whole text."
+)
 
 
 def console() -> Console:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gradscope.diagnose.words import plural
 from gradscope.types.loss import change, number
 
 Frame = Any
@@ -28,11 +29,6 @@ def as_text(value: Any) -> str:
         shown = [as_text(item) for item in value[:6]]
         return ", ".join([*shown, f"… ({len(value)} in all)"] if len(value) > 6 else shown)
     return str(value)
-
-
-def plural(number: int, thing: str) -> str:
-    """Write a count with its noun: `1 run`, `2 runs`."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def percent(share: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradscope.diagnose import loops, remedies
-from gradscope.diagnose.frames import Frame, Tables
+from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import had_fallen, learning, severity
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
 from gradscope.diagnose.words import number, percent, place
@@ -75,8 +75,8 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
     both: list[float] = []
     for gate, rows in gates.groupby("gate", sort=False):
         gate = str(gate)
-        low, high = _always(rows, "low"), _always(rows, "high")
-        sides = _at_limits(rows)
+        lows, highs = by_step(rows, "low"), by_step(rows, "high")
+        low, high, sides = (min(early_and_late(shares)) for shares in (lows, highs, lows + highs))
         mean = early_and_late(by_step(rows, "mean"))[1]
         if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
             yield Saturation(gate, low, mean, "low")
@@ -88,17 +88,6 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
             both.append(sides)
     if both and sum(both) / len(both) >= TWO_SIDED:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
-
-
-def _always(rows: Frame, column: str) -> float:
-    """Return the smaller of the early and the late share."""
-    return min(early_and_late(by_step(rows, column)))
-
-
-def _at_limits(rows: Frame) -> float:
-    """Return the share at either limit, the smaller of early and late."""
-    both = by_step(rows, "low") + by_step(rows, "high")
-    return min(early_and_late(both))
 
 
 def _from_start(tables: Tables, key: LayerKey, case: Saturation) -> bool:
