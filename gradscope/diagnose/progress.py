@@ -90,7 +90,7 @@ def headline(run: Recorded) -> str:
     """Summarise a training in one sentence."""
     steps = run.frame("steps")
     if steps.empty:
-        return "gradscope has seen no optimizer step."
+        return "gradscope has observed no optimizer step."
     count, recorded = steps["step"].nunique(), steps.loc[steps["recorded"].astype(bool), "step"].nunique()
     length = f"{plural(count, 'step')}, {recorded:,} recorded"
     training, loss = learns(run), change(steps)

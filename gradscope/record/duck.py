@@ -50,17 +50,17 @@ STEPS = f"""
     ), common AS (SELECT run, count(DISTINCT step) AS steps {_ROWS} WHERE shared GROUP BY run),
     ill AS (SELECT run, count(DISTINCT step) AS nonfinite_steps {_ROWS} WHERE nonfinite > 0 GROUP BY run),
     passed AS (SELECT run, count(DISTINCT step) AS skipped_steps {_ROWS} WHERE skipped GROUP BY run),
-    seen AS (
+    known AS (
         SELECT run, step, {_nan("loss")} AS lost, CASE WHEN lost THEN CAST('infinity' AS DOUBLE) ELSE loss END AS value
         {_ROWS} WHERE NOT lost OR nonfinite > 0
     ), stretches AS (
         SELECT run, min(step) AS first_step, max(step) AS last_step,
             greatest(1, (last_step - first_step + 1) // {loss.SHARE}) AS tenth
-        FROM seen GROUP BY run HAVING bool_or(NOT lost)
+        FROM known GROUP BY run HAVING bool_or(NOT lost)
     ), ends AS (
         SELECT run, median(value) FILTER (step < first_step + least(tenth, {loss.EARLY})) AS loss_first,
             median(value) FILTER (step > last_step - least(tenth, {loss.LATE})) AS loss_last
-        FROM seen JOIN stretches USING (run) GROUP BY run
+        FROM known JOIN stretches USING (run) GROUP BY run
     )
     SELECT counted.*, coalesce(steps, attempts) AS steps, nonfinite_steps, skipped_steps, loss_first, loss_last
     FROM counted LEFT JOIN common USING (run) LEFT JOIN ill USING (run) LEFT JOIN passed USING (run)

@@ -38,7 +38,7 @@ def run_of(losses: Sequence[float], rank: int = 0) -> Run:
             [1.0] * 15 + [math.inf] * 85,
             "The training diverges: loss 1.00 → not finite (first at step 15), 100 steps",
         ),
-        ([], "gradscope has seen no optimizer step."),
+        ([], "gradscope has observed no optimizer step."),
     ],
 )
 def test_headline(losses: Sequence[float], said: str) -> None:
