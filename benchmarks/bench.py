@@ -48,27 +48,28 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 READING = """
 # What gradscope costs
 
-Ratios of the time of a training step with gradscope to the same step without it. To measure it on your machine:
+These are ratios: the time of a training step with gradscope over that of the same step without it. To measure them on
+your machine:
 
     make bench                                   # as text
     .venv/bin/python benchmarks/bench.py --write # and to this page
     .venv/bin/python benchmarks/profile_step.py  # where the time of a recorded step goes
 
-How it is measured: bare and variants take turns in one process, each a fresh model from the same seed, after a warm-up,
-with the garbage collector held back; every figure is the median over the rounds of the ratio to the bare block of the
-same round, with the smallest and largest in brackets. A scope is attached before its block and closed after it, outside
-the timing. While a bare block is timed no scope is attached anywhere; in *What a user gets by default* one scope lives
-through the whole run, as is said there.
+Bare trainings and variants take turns in one process, each with a fresh model from the same seed, after a warm-up, with
+the garbage collector off. Every figure is the median over the rounds of the ratio to the bare block of the same round,
+with the smallest and the largest in brackets. A scope is attached before its block and closed after it, outside of the
+timing. No scope is attached anywhere during a bare block; only in *What a user gets by default* does one scope live
+through the whole run.
 
-* **composed**: recorded steps and steps of an attached scope that records nothing are measured apart, and the ratio at
-  interval N is (recorded + (N - 1) other) / N. **whole blocks**: 16 steps of which the first is recorded, measured
-  directly.
+* **composed**: separate measurements of recorded steps, and of steps of an attached scope that records nothing; the
+  ratio at interval N is (recorded + (N - 1) other) / N. **whole blocks**: a direct measurement of 16 steps, the first
+  of which is recorded.
 * **noise**: two standard errors of the median, where they reach across the target.
 
-Ratios differ between machines where the bare step does: one whose gradient vanishes takes ten times as long on
-processors that are slow with subnormal numbers, and recording it, which avoids them, looks cheap beside it. A note
-under each table of fixed intervals says how much of that there is; where there is much, the loss on every step is the
-figure to look at.
+Ratios differ between machines if the bare step does. If its gradient vanishes, the bare step takes ten times as long on
+processors that are slow with subnormal numbers; the recording avoids such numbers, and its ratio looks low. A note
+under each table of fixed intervals gives the size of this effect; where it is large, read the figures with the loss on
+every step.
 """
 
 
@@ -77,8 +78,9 @@ ON_A_GPU = "<!-- on a GPU -->"
 READING_GPU = """
 ## On a GPU
 
-The same trainings on one GPU, with cuDNN's kernels: `benchmarks/bench.py --device cuda --write`. The device is waited
-for before the clock is read, at the ends of a block, not between its steps. The targets are those for a processor.
+These are the same trainings on one GPU, with cuDNN's kernels: `benchmarks/bench.py --device cuda --write`. At the ends
+of a block, and not between its steps, the benchmark waits for the device before it reads the clock. The targets are
+those for a processor.
 """
 
 

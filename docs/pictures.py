@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import gradscope
 from gradscope import cells, plot
-from gradscope.demo.digits import load
+from gradscope.demo.tasks import digits
 from gradscope.demo.training import BATCH, LEARNING_RATE, Classifier
 
 OUT = Path(__file__).parent / "images"
@@ -33,7 +33,7 @@ STYLE = {"grid.color": "0.92", "axes.edgecolor": "0.7"}
 def watch_digits(cell: str, epochs: int = 8) -> gradscope.Run:
     """Train as `gradscope demo` does, clipping by value, with a record of every eighth step."""
     torch.manual_seed(0)
-    x, y, *_ = load(0)
+    x, y, *_ = digits(0)
     model = Classifier(cell)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     with gradscope.attach(model, every=8) as scope:

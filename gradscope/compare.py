@@ -11,7 +11,7 @@ from gradscope.run import Run
 from gradscope.types import Finding
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     from gradscope.report import Report
 
@@ -63,7 +63,7 @@ class Comparison:
         Raises:
             GradscopeError: there is no such table or column, or the column cannot have such a value.
         """
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         frames = [(name, run.frame(table, **filters)) for name, run in self.runs.items()]
         for name, frame in frames:

@@ -9,21 +9,23 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.errors import GradscopeError
-from gradscope.record.data import RunData
-from gradscope.record.find import find
+from gradscope.errors import GradscopeError, LoadError
+from gradscope.record import meta
+from gradscope.record.data import RunData, natural
 from gradscope.record.fleet import SHOWN, FleetData, diagnosed
 from gradscope.record.reader import FolderSource
 from gradscope.types import Finding
 from gradscope.types.loss import change
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     from gradscope.report import Report
 
 Progress = Callable[[int, int], object]
 """Receives the numbers of diagnosed runs and of all runs."""
+DEEP = 8
+"""How many folders deep the search goes."""
 
 
 def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
@@ -39,8 +41,16 @@ def load(logdir: str | os.PathLike[str]) -> Run | Fleet:
     Raises:
         LoadError: there is no run, or a newer gradscope wrote it.
     """
-    runs = find(logdir)
-    return Run(FolderSource(runs)) if isinstance(runs, Path) else Fleet(Path(logdir), runs)
+    folder = Path(logdir)
+    for root in (folder / meta.FOLDER, folder):
+        if os.path.exists(root / meta.FILE):  # `Path.exists` raises where no file can have the name
+            return Run(FolderSource(root))
+    if names := sorted(_below(folder), key=natural):
+        return Fleet(folder, names)
+    fault = "holds no run" if os.path.isdir(folder) else "is a file" if os.path.exists(folder) else "does not exist"
+    raise LoadError(
+        f"{folder} {fault}: there is no {meta.FOLDER}/{meta.FILE} in it, nor below it; pass the logdir of attach()"
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -84,11 +94,8 @@ class Fleet(Mapping[str, Run]):
     """The runs below a folder, by name, from `gradscope.load`; `gradscope.compare` takes such a mapping.
 
     A fleet reads its runs on demand. DuckDB answers questions about all runs from all their Parquet files together,
-    which may exceed memory.
-
-    Args:
-        root: the folder.
-        names: the folders of the runs below it.
+    which may exceed memory. While methods diagnose runs, `progress` receives the numbers of diagnosed runs and of all
+    runs.
     """
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
@@ -127,9 +134,7 @@ class Fleet(Mapping[str, Run]):
     def table(self, *, findings: bool = True, progress: Progress | None = None) -> pd.DataFrame:
         """Make a table with one row per run, in the order of their names; docs/tables.md explains the columns.
 
-        Args:
-            findings: whether to diagnose each run, which takes by far the most time.
-            progress: receives the numbers of diagnosed runs and of all runs.
+        To diagnose each run takes by far the most time; `findings=False` leaves this out.
 
         Raises:
             GradscopeError: DuckDB is not installed.
@@ -138,11 +143,7 @@ class Fleet(Mapping[str, Run]):
         return diagnosed(numbers, self.findings(progress)) if findings else numbers
 
     def findings(self, progress: Progress | None = None) -> dict[str, list[Finding]]:
-        """Diagnose each run.
-
-        Args:
-            progress: receives the numbers of diagnosed runs and of all runs.
-        """
+        """Diagnose each run."""
         findings: dict[str, list[Finding]] = {}
         for name, run in self.items():
             findings[name] = run.findings()
@@ -151,11 +152,7 @@ class Fleet(Mapping[str, Run]):
         return findings
 
     def report(self, progress: Progress | None = None) -> Report:
-        """Make one report of all runs, the worst first, for HTML, Markdown, text or JSON.
-
-        Args:
-            progress: receives the numbers of diagnosed runs and of all runs.
-        """
+        """Make one report of all runs, the worst first, for HTML, Markdown, text or JSON."""
         from gradscope.report import fleet
 
         return fleet(self.data, dict(self), self.findings(progress))
@@ -178,3 +175,14 @@ class Fleet(Mapping[str, Run]):
         except GradscopeError as error:
             return f"<pre>{escape(repr(self))}</pre><p>{escape(str(error))}</p>"
         return f"<pre>{escape(repr(self))}</pre>{numbers.head(SHOWN).to_html(index=False)}"
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Yield the paths of the runs below, with `/` as separator; the search follows no links."""
+    for place, folders, _ in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        if meta.FOLDER in folders:
+            folders.remove(meta.FOLDER)
+            if os.path.exists(os.path.join(place, meta.FOLDER, meta.FILE)):
+                yield Path(place).relative_to(folder).as_posix()
+        folders[:] = [name for name in folders if not name.startswith(".") and depth < DEEP]

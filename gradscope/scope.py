@@ -18,8 +18,7 @@ from torch import nn
 
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.record import Joined, MemoryStore, ParquetStore, Source
-from gradscope.record.live import Live
-from gradscope.record.recent import Recent
+from gradscope.record.live import Live, Recent
 from gradscope.record.recorder import on_host
 from gradscope.record.sink_thread import Sink
 from gradscope.run import Run

@@ -20,12 +20,10 @@ from gradscope.types import HORIZON_SHARE, SEVERITIES, Finding, LayerKey, in_wor
 from gradscope.whatif.copies import copied, undisturbed
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
     from torch import Tensor, nn
 
 __all__ = ["assert_no_findings", "assert_reach"]
-
-"""Least share of the loss gradient left."""
 
 
 def assert_reach(

@@ -35,20 +35,17 @@ ARROWS: dict[str, tuple[str, str]] = {
     "whatif":          ("types errors diagnose",                            "numpy pandas torch"),
     "plot":            ("types errors record",                              "numpy pandas matplotlib seaborn"),
     "report":          ("types errors record diagnose plot",            "numpy pandas matplotlib jinja2 markupsafe"),
-    "report.chart":    ("types",                                            "rich"),
     "run":             ("types errors record diagnose report",              "pandas"),
     "scope":           ("types errors record observe whatif run",           "torch"),
     "compare":         ("types errors report run",                          "pandas"),
     "__init__":        ("types errors attach run scope compare version",    ""),
     "testing":         ("types errors whatif run scope",                    "pandas torch"),
     "cli":             ("types compare demo PUBLIC",                        "click rich"),
+    "cli.demo":        ("compare demo PUBLIC",                              "click torch"),
     "cli.view":        ("record PUBLIC",                                    "click"),
     "cli.run":         ("attach record PUBLIC",                             "click"),
     "cli.watch":       ("private attach diagnose PUBLIC",                   "torch"),
-    "demo":            ("types report compare PUBLIC",                      "click rich torch pandas"),
-    "demo.tasks":      ("",                                                 "torch"),
-    "demo.digits":     ("",                                                 "torch sklearn"),
-    "demo.figure":     ("types",                                            "matplotlib seaborn"),
+    "demo":            ("PUBLIC",                                           "sklearn torch"),
 }  # fmt: skip
 FREE = {*sys.stdlib_module_names, "__future__", "typing_extensions", "gradscope"}
 

@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 import gradscope
 
 pytest.importorskip("click")
-from gradscope.cli import traces  # noqa: E402
+from gradscope.cli import script  # noqa: E402
 from gradscope.cli.watch import Watch, models  # noqa: E402
 from gradscope.record import ParquetStore  # noqa: E402
 
@@ -358,9 +358,9 @@ def frames(error: BaseException) -> list[str]:
 
 
 def test_our_frames_are_taken_out_of_whole_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = re.escape(traces._HOUSE)
+    house = re.escape(script._HOUSE)
     assert re.match(house, gradscope.__file__)
-    ours = compile("def ours(call):\n    call()\n", f"{traces._HOUSE}made_up.py", "exec")
+    ours = compile("def ours(call):\n    call()\n", f"{script._HOUSE}made_up.py", "exec")
     space: dict[str, object] = {}
     exec(ours, space)
 
@@ -377,6 +377,6 @@ def test_our_frames_are_taken_out_of_whole_chains(monkeypatch: pytest.MonkeyPatc
         space["ours"](outer)  # type: ignore[operator]
     error = caught.value
     assert "ours" in frames(error) and error.__cause__ and "ours" in frames(error.__cause__)
-    traces.clean(error)
+    script.clean(error)
     assert "ours" not in frames(error) and frames(error)[-1] == "outer"
     assert frames(error.__cause__) == ["outer", "inner"]

@@ -87,17 +87,18 @@ def default_section(workloads: Sequence[Workload], budget: Budget) -> Iterator[T
         wanted = idle_goal(workload)
         table.rows.append(_default_row(workload, one, wanted))
     table.notes += [
-        "As a user types it: `attach(model, logdir=...)`, in a process of its own, garbage collected as usual. Bare "
-        "and attached training take turns; while the bare one has its turn torch is as it was, and the scope's clock "
-        "stands still. *Extra time* is all that the attached one took longer, libraries that the first record loads, "
-        f"attaching and closing included; ± two standard errors. Goals: {SHARE:.1%} and {ALLOWANCE_S:g} s; as many "
-        f"records as the contract promises, or, at more than {1e3 * CHEAP_RECORD_S:g} ms each, as that time pays.",
-        "An *idle step* is neither recorded nor looked at: differences of the medians of each pair of slices, of these "
-        f"the median and the range. Where a step takes more than {1e3 * SHORT_S:g} ms, what one adds is measured at "
-        "T = 1, B = 1, where a scope does the same, each step after one in full size that is not timed and leaves "
-        "nothing in the caches; the ratio is to the step in full size. *Tensor operations*: what torch dispatches "
-        "beyond the bare step, in the idle step that adds most; goal: none but `detach` and reading a number (`item`), "
-        f"at most {OPERATIONS}.",
+        "The command is the one that a user types: `attach(model, logdir=...)`, in a process of its own, with "
+        "Python's usual garbage collection. Bare and attached training take turns; in the bare one's turn torch is "
+        "as before, and the scope's clock stands still. *Extra time* is the whole time by which the attached one "
+        "took longer, with attaching, closing and the libraries that the first record loads; ± two standard errors. "
+        f"Goals: {SHARE:.1%} and {ALLOWANCE_S:g} s; as many records as the contract promises, or, at more than "
+        f"{1e3 * CHEAP_RECORD_S:g} ms each, as this time pays.",
+        "gradscope neither records an *idle step* nor looks at it. Its cost: the differences of the medians of each "
+        f"pair of slices, as median and range. If a step takes more than {1e3 * SHORT_S:g} ms, we measure the cost "
+        "at T = 1, B = 1, where a scope does the same work, each such step after an untimed one in full size, which "
+        "leaves nothing in the caches; the ratio is to the step in full size. *Tensor operations*: operations that "
+        "torch dispatches beyond the bare step, in the idle step with most of them; goal: none but `detach` and "
+        f"reading a number (`item`), at most {OPERATIONS}.",
     ]
     if after := {operation: n for one in found.values() for operation, n in one.after_record.items()}:
         table.notes.append(f"An idle step that follows a recorded one adds up to: {_operations(after)}.")
@@ -142,8 +143,8 @@ def steps_section(workload: Workload, budget: Budget) -> Table:
     slower = bare_by_loss(workload)
     table.notes.append(
         f"A bare step with the loss on the last step takes {slower.median:.2f} times as long as one with the loss on "
-        f"every step here ({slower.low:.2f} to {slower.high:.2f}). There is less to do, so that much more than 1 means "
-        "that the gradient becomes subnormal on its way back, which this processor is slow at."
+        f"every step here ({slower.low:.2f} to {slower.high:.2f}). It has less work: so far more than 1 means that "
+        "the gradient becomes subnormal on its way back, and this processor is slow with subnormal numbers."
     )
     return table
 
@@ -173,10 +174,10 @@ def jacobians_section(workload: Workload, budget: Budget) -> Table:
         table.rows.append((name, *cells, *said))
     table.notes.append(
         f"For {found.pairs:,} pairs (t, b): {found.training_steps:,.0f} training steps by vmap(jacrev), "
-        f"{found.closed_steps:.3f} by the closed form. vmap(jacrev) was run on {found.sampled} random pairs, "
-        f"16 at once, and scaled per pair; there the two differ by at most {found.difference:.1e}. 16 is the fastest "
-        "number found, and the target is held against it; the more pairs in one vmap, the longer each takes, for "
-        "their Jacobians no longer fit a cache."
+        f"{found.closed_steps:.3f} by the closed form. We ran vmap(jacrev) on {found.sampled} random pairs, 16 in "
+        "one call, and scaled the time by the number of pairs; there the two differ by at most "
+        f"{found.difference:.1e}. 16 is the fastest number, and the target refers to it; with more pairs in one vmap "
+        "each takes longer, because their Jacobians no longer fit into a cache."
     )
     return table
 
@@ -192,11 +193,11 @@ def memory_section(workloads: list[Workload], budget: Budget) -> Table:
         cells = [(f"{x:.2f}", _within(x)) for x in (found.step, found.analysis)]
         table.rows.append((workload.title, f"{found.copy / 2**20:.1f} MiB", *cells[0], *cells[1]))
     table.notes.append(
-        "Peak resident set (on a GPU, of what torch allocates there) of a recorded step less that of a bare one, each "
-        "in a process of its own whose allocator hands freed memory back at once. The first is what a machine has to "
-        "have more. The second is the analysis alone, with what was copied for it: it runs within optimizer.step, when "
-        "backward has freed the graph. One copy is (T, 16, 4H) float32 of one layer and direction, whatever the family "
-        "and however many there are."
+        "The peak of the resident set (on a GPU, of torch's allocations there) of a recorded step less that of a "
+        "bare one, each in a process of its own whose allocator returns freed memory at once. The first number is "
+        "the additional memory that a machine needs. The second is the analysis alone, with its copies: it runs "
+        "within optimizer.step, when backward has freed the graph. One copy is (T, 16, 4H) float32 of one layer and "
+        "direction, for any family and any number of layers."
     )
     if unreset:
         table.notes.append("The system does not let peaks be reset here: both columns are peaks of the whole process.")
@@ -267,10 +268,10 @@ def scans_section(budget: Budget, device: str) -> Table:
         cells = [found.get((steps, rows, hidden)) for hidden in widths]
         table.rows.append((f"{steps}, {rows}", *("" if c is None else f"{c:.2f}" for c in cells)))
     table.notes.append(
-        "The kernel's forward pass on the pre-activations and autograd's gradient of them, over our loop; above 1 the "
-        "loop is faster. The kernel multiplies by an identity of 4 H by 4 H in place of W_ih, its backward pass makes "
-        "gradients of weights that nobody needs, and dL/dh_t and dL/dc_t are still to be made from what it gives: "
-        "another product with U, and another loop over timesteps."
+        "The time of the kernel's forward pass on the pre-activations, and of autograd's gradient of them, over "
+        "that of our loop; above 1 the loop is faster. The kernel multiplies by an identity of 4 H by 4 H in place "
+        "of W_ih, and its backward pass computes gradients of weights that nobody needs. Its results still lack "
+        "dL/dh_t and dL/dc_t: another product with U, and another loop over timesteps."
     )
     return table
 

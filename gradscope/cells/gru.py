@@ -25,13 +25,7 @@ class GRUCell(Cell):
     Torch and cuDNN reset the candidate after the product with U_n, the paper before it. In all of them z = 1 keeps the
     state.
 
-    Args:
-        input_size: D.
-        hidden_size: H.
-        bias: True for biases.
-        reset: `"after"` or `"before"`.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
+    `reset` is `"after"` or `"before"`; see `Cell` for the other arguments.
 
     Raises:
         GradscopeError: `reset` is neither.

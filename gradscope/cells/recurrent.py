@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import override
 
-from gradscope.cells import names
 from gradscope.cells.layout import Layout, each, opened
 from gradscope.cells.skip import skips
 from gradscope.cells.unroll import unroll
 from gradscope.errors import GradscopeError
+
+OURS = re.compile(r"cells\.(\d+)\.(.+)")
+TORCHS = re.compile(r"(.+)_l(\d+)(_reverse)?")
 
 
 class Recurrent(nn.Module):
@@ -81,8 +84,8 @@ class Recurrent(nn.Module):
         _check_cell(self.cells[0], recurrent_dropout)
         like = next(self.cells.parameters(), torch.empty(0))
         self.skips = skips(skip, sizes, width).to(like)
-        self.register_state_dict_post_hook(names.renamed_on_save)
-        self.register_load_state_dict_pre_hook(names.renamed_on_load)
+        self.register_state_dict_post_hook(renamed_on_save)
+        self.register_load_state_dict_pre_hook(renamed_on_load)
 
     @property
     def directions(self) -> int:
@@ -195,3 +198,32 @@ def _check_cell(cell: nn.Module, recurrent_dropout: float) -> None:
             f"Recurrent: recurrent_dropout needs a cell with forward(x, state, mask), and {name} takes no mask: "
             "use one of gradscope.cells, or set recurrent_dropout=0"
         )
+
+
+def to_torch(name: str, directions: int) -> str:
+    """The name under which torch.nn saves a parameter of our cells; any other name unchanged."""
+    match = OURS.fullmatch(name)
+    if not match:
+        return name
+    layer, reverse = divmod(int(match[1]), directions)
+    return f"{match[2]}_l{layer}" + "_reverse" * reverse
+
+
+def from_torch(name: str, directions: int, layers: int) -> str:
+    """The inverse of `to_torch`; the name of a missing layer or direction stays as it is, and torch reports it."""
+    match = TORCHS.fullmatch(name)
+    if not match or int(match[2]) >= layers or (match[3] and directions == 1):
+        return name
+    return f"cells.{int(match[2]) * directions + bool(match[3])}.{match[1]}"
+
+
+def renamed_on_save(module: Any, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Rename parameters; a hook after `state_dict`."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[prefix + to_torch(key[len(prefix) :], module.directions)] = state_dict.pop(key)
+
+
+def renamed_on_load(module: Any, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename parameters; a hook before `load_state_dict`."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[prefix + from_torch(key[len(prefix) :], module.directions, module.num_layers)] = state_dict.pop(key)

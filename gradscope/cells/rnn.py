@@ -59,13 +59,7 @@ class RNNCell(Cell):
 
         h_t = f(W x_t + b + U h_{t-1} + b'),  f = tanh, ReLU or GELU (Hendrycks & Gimpel 2016)
 
-    Args:
-        input_size: D.
-        hidden_size: H.
-        bias: True for biases.
-        nonlinearity: `"tanh"`, `"relu"` or `"gelu"`.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
+    `nonlinearity` is `"tanh"`, `"relu"` or `"gelu"`; see `Cell` for the other arguments.
 
     Raises:
         GradscopeError: there is no such nonlinearity.

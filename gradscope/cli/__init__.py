@@ -1,7 +1,6 @@
 """The entry point of the `gradscope` command.
 
-This file needs nothing beyond the base install, so it can name missing packages. Each command has its own file, except
-the demo, which is a room.
+This file needs nothing beyond the base install, so it can name missing packages. Each command has its own file.
 """
 
 from __future__ import annotations
@@ -70,10 +69,10 @@ def commands() -> click.Group:
 
     from gradscope.cli.check import check
     from gradscope.cli.compare import compare
+    from gradscope.cli.demo import demo
     from gradscope.cli.report import report
     from gradscope.cli.run import run
     from gradscope.cli.view import view
-    from gradscope.demo.command import demo
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     listed = [run, report, compare, view, demo, check]

@@ -22,10 +22,8 @@ MOST = 16
     "-o", "--output", default="compare.html", show_default=True,
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True), help="File to write, '-' for stdout.",
 )  # fmt: skip
-@click.option(
-    "--format", "form", type=click.Choice(list(shown.FORMATS)), help="By default the format of the file's suffix."
-)
-@click.option("--full", is_flag=True, help="Print the whole text, not the first screen alone.")
+@shown.format_option
+@shown.full_option
 def compare(logdirs: tuple[Path, ...], output: Path, form: str | None, full: bool) -> None:
     r"""Put runs side by side: numbers next to each other, and overlaid curves.
 

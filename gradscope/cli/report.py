@@ -17,12 +17,8 @@ from gradscope.cli import shown
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     help="File to write, '-' for stdout; by default LOGDIR/report.html, or stdout for the other formats.",
 )  # fmt: skip
-@click.option(
-    "--format", "form", type=click.Choice(list(shown.FORMATS)), help="By default the format of the file's suffix."
-)
-@click.option(
-    "--full", is_flag=True, help="Print the whole text, not the first screen alone; files always have the whole text."
-)
+@shown.format_option
+@shown.full_option
 def report(logdir: Path, output: Path | None, form: str | None, full: bool) -> None:
     r"""Show the findings of a run, and write a report with all figures.
 

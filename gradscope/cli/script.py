@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import click
 
-from gradscope.cli.traces import hide_ours
+_HOUSE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,7 @@ class Script:
 
 
 def execute(script: Script, around: AbstractContextManager[object]) -> int:
-    """Run a script to its end, and pass its exceptions on, `SystemExit` included.
-
-    Args:
-        script: the script.
-        around: a context that surrounds the script.
-    """
+    """Run a script to its end within a context, and pass its exceptions on, `SystemExit` included."""
     try:
         with around:
             if script.as_module:
@@ -118,3 +114,46 @@ def _of(spec: ModuleSpec) -> tuple[types.ModuleType, Any]:
     loader: Any = spec.loader
     attributes = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
     return _main(**attributes, __spec__=spec), lambda: loader.get_code(spec.name)
+
+
+def hide_ours() -> None:
+    """Hide gradscope's frames in the exception that ends the process."""
+    show = sys.excepthook
+
+    def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        clean(error)
+        show(kind, error, error.__traceback__)
+
+    sys.excepthook = shown
+
+
+def clean(error: BaseException) -> None:
+    """Remove gradscope's frames from an exception and from its causes."""
+    pending, done = [error], set[int]()
+    while pending:
+        error = pending.pop()
+        if id(error) in done:
+            continue
+        done.add(id(error))
+        error.__traceback__ = _without_ours(error.__traceback__)
+        causes = (error.__cause__, error.__context__, *getattr(error, "exceptions", ()))
+        pending += [cause for cause in causes if isinstance(cause, BaseException)]
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    frames: list[TracebackType] = []
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    last = max((place for place, frame in enumerate(frames) if _runs_the_script(frame)), default=-1)
+    rest: TracebackType | None = None
+    for frame in reversed(frames[last + 1 :]):
+        if not frame.tb_frame.f_code.co_filename.startswith(_HOUSE):
+            rest = TracebackType(rest, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return rest
+
+
+def _runs_the_script(trace: TracebackType) -> bool:
+    """True for the frame that began the script: earlier frames are not the script's."""
+    code = trace.tb_frame.f_code
+    return code.co_name == "execute" and code.co_filename.startswith(_HOUSE)

@@ -20,26 +20,20 @@ from gradscope.types import Finding, in_short
 
 COLOURS = {"critical": "bold red", "warning": "yellow", "info": "blue"}
 PLAIN = {
+    **{"≥ ": ">=", "→ ": "->", "…": ".."},
     **dict(zip("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", "_.,-~=+####-===", strict=True)),
-    **{
-        "≥ ": ">=",
-        "→ ": "->",
-        "⠀": " ",
-        "┄": "-",
-        "│": "|",
-        "└": "+",
-        "─": "-",
-        "┬": "+",
-        "…": "..",
-        "–": "-",
-        "·": ".",
-        "×": "x",
-    },
+    **dict(zip("⠀┄│└─┬–·×", " -|+-+-.x", strict=True)),
 }
 """Replacements for characters that a terminal lacks, of the same width if possible."""
 FORMATS = {"html": ".html", "md": ".md", "text": ".txt", "json": ".json"}
 
 logdir_argument = click.argument("logdir", type=click.Path(path_type=Path))
+format_option = click.option(
+    "--format", "form", type=click.Choice(list(FORMATS)), help="By default the format of the file's suffix."
+)
+full_option = click.option(
+    "--full", is_flag=True, help="Print the whole text, not the first screen alone; files always have the whole text."
+)
 
 
 def console() -> Console:
@@ -75,24 +69,16 @@ def counted(what: str, things: str) -> Generator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def html(report: Any) -> str:
-    """Render the report's page, with a progress bar of its pictures."""
-    with counted("drawing", "figures") as progress:
-        return report.html(progress)
-
-
 def write(report: Any, output: Path, form: str, full: bool = False) -> str:
     """Write a report in one of the formats, to a file, or to stdout for `-`; returns a message for the terminal."""
     if str(output) == "-" and form == "text":
         screen(report, full)
         return ""
-    formats = {
-        "html": html,
-        "md": lambda report: report.markdown(),
-        "text": lambda report: report.text(),
-        "json": lambda report: report.json(),
-    }
-    content = formats[form](report)
+    if form == "html":
+        with counted("drawing", "figures") as progress:
+            content = report.html(progress)
+    else:
+        content = {"md": report.markdown, "text": report.text, "json": report.json}[form]()
     if str(output) == "-":
         _replace_unwritable()
         click.echo(content, nl=not content.endswith("\n"))

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import gradscope
 from gradscope.attach.custom import find_recurrent, looks_recurrent
-from gradscope.diagnose.headline import headline
+from gradscope.diagnose.progress import headline
 from gradscope.private import disable_dynamo
 
 

@@ -18,6 +18,8 @@ HIDDEN = 64
 BATCH = 32
 LEARNING_RATE = 0.01
 RECORD_EVERY = 64
+Progress = Callable[[int, int], object]
+"""Receives the numbers of finished epochs and of all epochs."""
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -60,8 +62,8 @@ class Classifier(nn.Module):
         return self.classify(output).mT if self.every_step else self.classify(output[:, -1])
 
 
-def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, report: Callable[[], object]) -> float:
-    """Train one network, with its run in `logdir`, and call `report` after every epoch.
+def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, progress: Progress) -> float:
+    """Train one network, with its run in `logdir`, and call `progress` after every epoch.
 
     Returns:
         The share of right answers on test data.
@@ -73,13 +75,13 @@ def train(trial: Trial, task: Task, epochs: int, logdir: Path, seed: int, report
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     clip = CLIPPINGS[trial.clipping]
     with gradscope.attach(model, logdir=logdir, every=RECORD_EVERY):
-        for _ in range(epochs):
+        for epoch in range(epochs):
             for batch in torch.randperm(len(task.train_x)).split(BATCH):
                 optimizer.zero_grad()
                 F.cross_entropy(model(task.train_x[batch]), task.train_y[batch]).backward()
                 clip(parameters)
                 optimizer.step()
-            report()
+            progress(epoch + 1, epochs)
     with torch.no_grad():
         counts = task.test_y != ANY
         return (model(task.test_x).argmax(1) == task.test_y)[counts].float().mean().item()

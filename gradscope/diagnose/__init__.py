@@ -55,9 +55,6 @@ RULES: Sequence[Callable[[Tables], list[Finding]]] = (
 def diagnose(run: Recorded) -> list[Finding]:
     """Find the faults of a training.
 
-    Args:
-        run: a `Run`, finished or live.
-
     Returns:
         Findings, the most probable root cause first; `healthy` alone if no rule finds a fault.
     """
@@ -67,11 +64,7 @@ def diagnose(run: Recorded) -> list[Finding]:
 
 
 def diagnose_ranks(run: Ranked) -> list[Finding]:
-    """Find the faults of each process separately; a finding names its ranks unless all processes have it.
-
-    Args:
-        run: a `Run`, finished or live.
-    """
+    """Find the faults of each process separately; a finding names its ranks unless all processes have it."""
     if len(run.ranks) < 2:
         return diagnose(run)
     runs = {rank: run.of_rank(rank) for rank in run.ranks}

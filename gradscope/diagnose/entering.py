@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from gradscope.diagnose.frames import Frame, Tables
@@ -77,8 +75,8 @@ def loss_enters(tables: Tables, module: str) -> float:
     top = max((key.layer for key in keys), default=0)
     shares: list[float] = []
     for direction in {key.direction for key in keys}:
-        rows = [above(tables, key) for key in keys if key.layer == top and key.direction == direction]
-        sizes = [size for _, size in _by_timestep(rows)]
+        read = [key for key in keys if key.layer == top and key.direction == direction]
+        sizes = [_by_timestep(tables, key).to_numpy(dtype=np.float64) for key in read]
         largest = max((float(size.max()) for size in sizes if len(size)), default=0.0)
         count = sum(len(size) for size in sizes)
         shares.append(sum(int((size >= PART * largest).sum()) for size in sizes) / count if largest > 0 else 0.0)
@@ -87,9 +85,9 @@ def loss_enters(tables: Tables, module: str) -> float:
 
 def entered(tables: Tables, key: LayerKey) -> list[int]:
     """List the timesteps at which the loss enters one recurrence with a tenth of its largest size or more."""
-    ((times, size),) = _by_timestep([above(tables, key)])
-    largest = float(size.max()) if len(size) else 0.0
-    return [int(t) for t in times[size >= PART * largest]] if largest > 0 else []
+    sizes = _by_timestep(tables, key)
+    largest = float(sizes.max()) if len(sizes) else 0.0
+    return [int(t) for t in sizes.index[sizes >= PART * largest]] if largest > 0 else []
 
 
 def entered_by_record(tables: Tables, key: LayerKey) -> dict[int, list[int]]:
@@ -103,8 +101,7 @@ def entered_by_record(tables: Tables, key: LayerKey) -> dict[int, list[int]]:
     return places
 
 
-def _by_timestep(frames: list[Frame]) -> Iterator[tuple[Array, Array]]:
-    """Yield timesteps, and the mean size of the entering gradient at each over the records."""
-    for frame in frames:
-        sizes = frame[np.isfinite(frame["mean"])].groupby("t")["mean"].mean()
-        yield sizes.index.to_numpy(), sizes.to_numpy(dtype=np.float64)
+def _by_timestep(tables: Tables, key: LayerKey) -> Frame:
+    """Return the mean size of the entering gradient at each timestep over the records, a series."""
+    rows = above(tables, key)
+    return rows[np.isfinite(rows["mean"])].groupby("t")["mean"].mean()

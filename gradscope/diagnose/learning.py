@@ -102,12 +102,7 @@ UNKNOWN = Learning("unknown")
 
 
 def read(steps: Array, losses: Array) -> Learning:
-    """Judge a training by its losses.
-
-    Args:
-        steps: numbers of the steps, rising, [steps].
-        losses: the loss of each; NaN where unknown, [steps].
-    """
+    """Judge a training by its losses, NaN where unknown, at rising numbers of steps."""
     known = np.isfinite(losses)
     if int(known.sum()) < LEAST:
         return UNKNOWN

@@ -8,6 +8,53 @@ from collections.abc import Sequence
 from gradscope.diagnose.words import MODEL, number, plural, typed
 from gradscope.types import LayerKey, Remedy
 
+NO_DECAY = Remedy("switch weight decay off", 'for group in optimizer.param_groups: group["weight_decay"] = 0.0')
+ZERO_GRAD = Remedy("clear the gradients in every step, before backward()", "optimizer.zero_grad()")
+REGISTER = Remedy(
+    "store layers in a ModuleList, tensors as nn.Parameter: then model.parameters() has them",
+    "self.layers = torch.nn.ModuleList(layers)  # in __init__, in place of a list; then make the optimizer anew",
+)
+SCALE_INPUT = Remedy(
+    "scale the input, feature by feature, to mean 0 and standard deviation 1",
+    "x = (x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-8)  # better: mean and deviation of the training set",
+)
+PACK = Remedy(
+    "pack padded sequences, so that the last state is the state of the last real timestep",
+    "packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)",
+)
+LONGER_WINDOW = Remedy("if you truncate on purpose, detach less often: use a longer window", "window = 4 * window")
+WHAT_IF = Remedy("see how far gradients would reach with each remedy", "print(scope.whatif(batch, loss))")
+OTHER_RATES = Remedy(
+    "try a learning rate ten times smaller, and one ten times larger",
+    'for group in optimizer.param_groups: group["lr"] *= 0.1  # in another run: 10',
+)
+BY_HEART = Remedy(
+    "learn one batch by heart. If its loss does not go to zero, model or loop are wrong; else check the data",
+    "for _ in range(300):  # always the same batch\n"
+    "    optimizer.zero_grad()\n"
+    "    loss = loss_of(model, batch)\n"
+    "    loss.backward()\n"
+    "    optimizer.step()",
+)
+LOOK_AT_SHAPES = Remedy(
+    "compare answers and targets: the same shape, the labels of the same inputs, a suitable loss",
+    "print(output.shape, target.shape, output.flatten()[:8], target.flatten()[:8])",
+)
+LOOK_AT_OPTIMIZER = Remedy(
+    "check that the optimizer has all parameters, and its learning rates",
+    'print([(len(g["params"]), g["lr"]) for g in optimizer.param_groups], len(list(model.parameters())))',
+)
+FIND_NONFINITE = Remedy("let torch name the first non-finite operation", "torch.autograd.set_detect_anomaly(True)")
+LEAVE_OUT = Remedy(
+    "leave out the sequences with a non-finite loss, and look at them",
+    "loss = losses[losses.isfinite()].mean()  # losses: one for each sequence, with reduction='none'",
+)
+ZERO_INFINITY = Remedy(
+    "with CTC, targets longer than their input have an infinite loss; count them as zero",
+    "criterion = torch.nn.CTCLoss(zero_infinity=True)",
+)
+RECORD_MORE = Remedy("record every step (or `gradscope run --every 1 SCRIPT`)", f"gradscope.attach({MODEL}, every=1)")
+
 
 def clip(norm: float) -> Remedy:
     """Clip by norm at a threshold from the run's own records."""
@@ -27,16 +74,6 @@ def rate_for(update: float, aim: float = 1e-2) -> Remedy:
     return rate(max(10.0, factor) if aim > update else min(0.1, factor))
 
 
-def no_decay() -> Remedy:
-    """Switch weight decay off."""
-    return Remedy("switch weight decay off", 'for group in optimizer.param_groups: group["weight_decay"] = 0.0')
-
-
-def zero_grad() -> Remedy:
-    """Clear the gradients."""
-    return Remedy("clear the gradients in every step, before backward()", "optimizer.zero_grad()")
-
-
 def optimize(names: Sequence[str]) -> Remedy:
     """Pass missing parameters to the optimizer."""
     missing = ", ".join(f"{typed(name.rpartition('.')[0])}.{name.rpartition('.')[2]}" for name in names)
@@ -44,33 +81,10 @@ def optimize(names: Sequence[str]) -> Remedy:
     return Remedy("pass these parameters to the optimizer as well, or freeze them with requires_grad_(False)", code)
 
 
-def register() -> Remedy:
-    """Register layers that `parameters()` lacks."""
-    code = "self.layers = torch.nn.ModuleList(layers)  # in __init__, in place of a list; then make the optimizer anew"
-    return Remedy("store layers in a ModuleList, tensors as nn.Parameter: then model.parameters() has them", code)
-
-
-def scale_input() -> Remedy:
-    """Scale features to mean 0 and variance 1."""
-    code = "x = (x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-8)  # better: mean and deviation of the training set"
-    return Remedy("scale the input, feature by feature, to mean 0 and standard deviation 1", code)
-
-
-def pack() -> Remedy:
-    """Pack padded sequences."""
-    code = "packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)"
-    return Remedy("pack padded sequences, so that the last state is the state of the last real timestep", code)
-
-
 def keep_graph(key: LayerKey) -> Remedy:
     """Pass the state on with its graph."""
     code = f"output, state = {typed(key.module)}(x, state)  # the state as it came, without .detach() or .data"
     return Remedy("pass the state on within a training step without detaching it", code)
-
-
-def longer_window() -> Remedy:
-    """Detach the state after more timesteps."""
-    return Remedy("if you truncate on purpose, detach less often: use a longer window", "window = 4 * window")
 
 
 def cut(horizon: float) -> Remedy:
@@ -84,68 +98,11 @@ def cut(horizon: float) -> Remedy:
     return Remedy(title, code)
 
 
-def what_if() -> Remedy:
-    """Predict the effect of remedies before training."""
-    return Remedy("see how far gradients would reach with each remedy", "print(scope.whatif(batch, loss))")
-
-
 def cut_tail(count: int) -> Remedy:
     """Test whether the end of the sequences is the obstacle."""
     first = plural(count, "timestep")
     title = f"a decisive test: keep the first {first} of each sequence, and see whether the network learns"
     return Remedy(title, f"x = x[:, :{count}]  # time first: x[:{count}]")
-
-
-def other_rates() -> Remedy:
-    """Try a smaller and a larger learning rate."""
-    code = 'for group in optimizer.param_groups: group["lr"] *= 0.1  # in another run: 10'
-    return Remedy("try a learning rate ten times smaller, and one ten times larger", code)
-
-
-def by_heart() -> Remedy:
-    """Learn one batch, the first test of any training."""
-    code = (
-        "for _ in range(300):  # always the same batch\n"
-        "    optimizer.zero_grad()\n"
-        "    loss = loss_of(model, batch)\n"
-        "    loss.backward()\n"
-        "    optimizer.step()"
-    )
-    title = "learn one batch by heart. If its loss does not go to zero, model or loop are wrong; else check the data"
-    return Remedy(title, code)
-
-
-def look_at_shapes() -> Remedy:
-    """Compare shapes and labels, which broadcast silently."""
-    return Remedy(
-        "compare answers and targets: the same shape, the labels of the same inputs, a suitable loss",
-        "print(output.shape, target.shape, output.flatten()[:8], target.flatten()[:8])",
-    )
-
-
-def look_at_optimizer() -> Remedy:
-    """Count the optimizer's parameters."""
-    return Remedy(
-        "check that the optimizer has all parameters, and its learning rates",
-        'print([(len(g["params"]), g["lr"]) for g in optimizer.param_groups], len(list(model.parameters())))',
-    )
-
-
-def find_nonfinite() -> Remedy:
-    """Find the origin with torch."""
-    return Remedy("let torch name the first non-finite operation", "torch.autograd.set_detect_anomaly(True)")
-
-
-def leave_out() -> Remedy:
-    """Leave out samples with a non-finite loss."""
-    code = "loss = losses[losses.isfinite()].mean()  # losses: one for each sequence, with reduction='none'"
-    return Remedy("leave out the sequences with a non-finite loss, and look at them", code)
-
-
-def zero_infinity() -> Remedy:
-    """Set CTC's own switch."""
-    code = "criterion = torch.nn.CTCLoss(zero_infinity=True)"
-    return Remedy("with CTC, targets longer than their input have an infinite loss; count them as zero", code)
 
 
 def look_at_batch(step: int) -> Remedy:
@@ -158,8 +115,3 @@ def record_again(step: int) -> Remedy:
     """Record the step in a second run."""
     code = f"gradscope.attach({MODEL}, logdir=..., every=lambda step: step >= {max(0, step - 2)})"
     return Remedy("repeat the run from the last checkpoint and record every step around it", code)
-
-
-def record_more() -> Remedy:
-    """Record every step."""
-    return Remedy("record every step (or `gradscope run --every 1 SCRIPT`)", f"gradscope.attach({MODEL}, every=1)")

@@ -11,7 +11,6 @@ from gradscope.diagnose.words import number, place
 from gradscope.types import LayerKey, Origin
 from gradscope.types.notes import LOST
 
-"""Beginning of the note that names the parameters with such gradients at a step that was not recorded."""
 JUMP = 100.0
 """Gradients or losses so many times the usual have grown before the onset."""
 MEANING = {

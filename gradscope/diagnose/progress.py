@@ -1,14 +1,19 @@
-"""The verdict on a training, and the severity of findings that depends on it."""
+"""The verdict on a training: for the severity of findings, and as one sentence."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from gradscope.diagnose.entering import loss_left
-from gradscope.diagnose.frames import Tables
+from gradscope.diagnose.frames import Recorded, Tables, read_tables
 from gradscope.diagnose.learning import UNKNOWN, Learning, read
 from gradscope.diagnose.trend import ENOUGH
+from gradscope.diagnose.verdict import Verdict
+from gradscope.diagnose.words import plural
 from gradscope.types import Severity
+from gradscope.types.loss import Change, change
 
 FALLS, STAYS = 0.35, 0.6
 """With less than the first share of its loss gradient left a training seems to learn, with more than the second to
@@ -17,6 +22,17 @@ ACCIDENT = 0.01
 """A larger share of steps with non-finite gradients is no accident."""
 FALLEN = 0.5
 """A stalled loss that fell by this share may have reached its minimum."""
+UNCERTAIN = "Whether the training learns is not known yet"
+VERDICTS: dict[Verdict, str] = {
+    "learns": "The training learns",
+    "stalls": "The training does not learn",
+    "lost": "The training has lost what it had learnt",
+    "unknown": UNCERTAIN,
+}
+GUESSED: dict[Verdict, str] = {
+    "learns": "By the loss gradient the training seems to learn",
+    "stalls": "By the loss gradient the training may stall",
+}
 
 
 def learning(tables: Tables) -> Learning:
@@ -67,3 +83,34 @@ def severity(tables: Tables, *, critical: bool = False, built: bool = False) -> 
     if not (training.fails or broken(tables)):
         return "warning" if built else "info"
     return "critical" if critical and (training.source == "loss" or broken(tables)) else "warning"
+
+
+def learns(run: Recorded) -> Learning:
+    """Judge whether a training learns, by its losses, or without losses by its loss gradient."""
+    steps = run.frame("steps")
+    if not np.isfinite(steps["loss"].to_numpy(dtype=np.float64)).any():
+        return learning(read_tables(run))
+    losses = steps.groupby("step")["loss"].median()  # of all processes
+    return read(losses.index.to_numpy(dtype=np.float64), losses.to_numpy(dtype=np.float64))
+
+
+def headline(run: Recorded) -> str:
+    """Summarise a training in one sentence."""
+    steps = run.frame("steps")
+    if steps.empty:
+        return "gradscope has observed no optimizer step."
+    count, recorded = steps["step"].nunique(), steps.loc[steps["recorded"].astype(bool), "step"].nunique()
+    length = f"{plural(count, 'step')}, {recorded:,} recorded"
+    training, loss = learns(run), change(steps)
+    if loss is None:
+        return f"{GUESSED.get(training.verdict, UNCERTAIN)}: {length}."
+    if math.isinf(loss.last):
+        since = int(steps.loc[steps["nonfinite"] > 0, "step"].min())
+        return f"The training diverges: loss {str(loss).replace('->', '→')} (first at step {since:,}), {length}."
+    return f"{_verdict(training, loss)}: loss {str(loss).replace('->', '→')}, {length}."
+
+
+def _verdict(training: Learning, loss: Change) -> str:
+    if training.verdict == "stalls" and loss.last < 0.9 * loss.first:
+        return "The loss has stopped falling"
+    return VERDICTS[training.verdict]

@@ -25,12 +25,7 @@ class Ranked(Recorded, Protocol):
 
 
 def merge_ranks(findings: Mapping[int, Sequence[Finding]], runs: Mapping[int, Recorded]) -> list[Finding]:
-    """Merge the findings of the processes, the most probable root cause first.
-
-    Args:
-        findings: findings by rank.
-        runs: tables by rank.
-    """
+    """Merge the findings of the processes by rank, the most probable root cause first."""
     alike: dict[tuple[object, ...], dict[int, Finding]] = {}
     for rank, own in findings.items():
         for finding in own:

@@ -14,6 +14,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 ENOUGH = 3
 """Fewer recorded steps show no trend."""
+SEQUENCES = 4
+"""Fewer sequences do not show the differences of states between sequences."""
 
 
 def by_step(frame: Frame, column: str, how: str = "mean") -> Frame:
@@ -25,9 +27,6 @@ def early_and_late(values: Frame) -> tuple[float, float]:
     """Return the medians over the first and the last quarter of the steps; NaN without finite values.
 
     The density of records does not matter: each counts for the steps around it.
-
-    Args:
-        values: a series by step, rising.
     """
     steps, numbers = values.index.to_numpy(dtype=np.float64), values.to_numpy(dtype=np.float64)
     if not len(steps):
@@ -90,3 +89,22 @@ def rests_on(tables: Tables, key: LayerKey) -> str:
     count, (first, last) = len(tables.records), span(tables)
     steps = f"step {first}" if count == 1 else f"steps {first} to {last}"
     return f" ({plural(count, 'record')}, {steps}; sequences of up to {plural(timesteps(tables, key), 'timestep')}.)"
+
+
+def state_sizes(tables: Tables, key: LayerKey) -> Frame:
+    """Return the size of the state, a row for each step and timestep."""
+    rows = tables.of("timesteps", key)
+    return rows[rows["quantity"] == "state"]
+
+
+def state_spread(tables: Tables, key: LayerKey) -> float:
+    """Return the largest relative difference of states between sequences, over time and records.
+
+    Infinite if unknown.
+    """
+    rows = state_sizes(tables, key)
+    rows = rows[rows["sequences"] >= SEQUENCES]
+    size = rows["p50"].to_numpy(dtype=np.float64)
+    if not len(rows) or not (size > 0).all():
+        return float("inf")
+    return float(((rows["p90"] - rows["p10"]).to_numpy(dtype=np.float64) / size).max())

@@ -5,9 +5,16 @@
     plot.timesteps(run)                                        # into the current axes, as seaborn does
     plot.reach(run, layer=run.layers[0], step=0, ax=ax)        # before training, into your own
 
-`layer` is a key of `run.layers` or the name of a module. `step` is a filter as in `run.frame`; by default a figure
-shows the median of the last recorded steps, or the last ones before NaN. If records are missing, the axes say so. Only
-`plot.runs` takes something else: the table of a fleet.
+Arguments that figures have in common:
+
+* `layer`: a key of `run.layers`, or the name of a module. A figure of several layers draws all by default, one colour
+  each; a figure of one layer needs the argument if the run has several. An unknown layer raises `GradscopeError`.
+* `step`: recorded steps, a filter as in `run.frame`; by default a figure shows the median (of shares the mean) of the
+  last recorded steps, or of the last ones before NaN.
+* `ax`: axes of matplotlib; by default the current ones.
+* `**line`: matplotlib's options of a line, such as `color` and `label`.
+
+If records are missing, the axes say so. Only `plot.runs` takes something else: the table of a fleet.
 """
 
 from gradscope.plot.clips import clipping, thresholds

@@ -20,14 +20,9 @@ def clipping(run: RunData, *, ax: Axes | None = None) -> Axes:
 
     If nothing clips, the figure shows the norm of the recurrent layers' gradients. Runs of more than a thousand steps
     appear in bins: the median, and a band from the 10th to the 90th percentile.
-
-    Args:
-        run: the run.
-        ax: axes; the current axes by default.
     """
-    ax = style.axes(ax)
+    ax = style.axes(ax, "Gradient norm before and after clipping")
     frame = data.norms(run)
-    ax.set_title("Gradient norm before and after clipping", loc="left")
     if not style.drawable(frame["before"]):
         return style.message(ax, "the run has no positive finite gradient norm")
     clips = bool(frame["kind"].iloc[0])
@@ -61,21 +56,14 @@ def _thresholds(ax: Axes, frame: Frame) -> None:
     limits = frame[frame["kind"] == "norm"].groupby("step")["threshold"].median()
     if len(set(limits)) == 1:
         level = float(limits.iloc[0])
-        ax.axhline(level, color=style.muted(ax), linestyle=(0, (4, 3)), linewidth=0.9, label=f"threshold {level:g}")
+        ax.axhline(level, color=style.muted(), linestyle=(0, (4, 3)), linewidth=0.9, label=f"threshold {level:g}")
     elif len(limits):
-        ax.plot(limits.index, limits, color=style.muted(ax), linestyle=(0, (4, 3)), linewidth=0.9, label="threshold")
+        ax.plot(limits.index, limits, color=style.muted(), linestyle=(0, (4, 3)), linewidth=0.9, label="threshold")
 
 
 def thresholds(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
-    """Draw the share of gradients that clipping by norm would have changed, for every threshold.
-
-    Args:
-        run: the run.
-        ax: axes; the current axes by default.
-        **line: matplotlib's options of a line, such as `color` and `label`.
-    """
-    ax = style.axes(ax)
-    ax.set_title("What other thresholds would have clipped", loc="left")
+    """Draw the share of gradients that clipping by norm would have changed, for every threshold."""
+    ax = style.axes(ax, "What other thresholds would have clipped")
     curve = data.would_clip(run)
     if curve.empty:
         return style.message(ax, "the run has no positive finite gradient norm", line)
@@ -86,7 +74,7 @@ def thresholds(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
     (drawn,) = ax.plot(x, y, **look)
     frame = data.norms(run)
     for limit in sorted(set(frame.loc[frame["kind"] == "norm", "threshold"].dropna()))[:3]:
-        tint = drawn.get_color() if "label" in line else style.muted(ax)
+        tint = drawn.get_color() if "label" in line else style.muted()
         ax.axvline(limit, color=tint, linewidth=0.9, linestyle=(0, (4, 3)))
         ax.text(limit, 0.98, f" {limit:g}", transform=ax.get_xaxis_transform(), va="top", fontsize="small")
     style.logarithmic(ax.xaxis, np.concatenate([np.asarray(line.get_xdata(), float) for line in ax.get_lines()]))

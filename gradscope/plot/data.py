@@ -227,7 +227,7 @@ def would_clip(run: RunData, points: int = 101) -> Frame:
 
     The thresholds are percentiles of the norms before clipping.
     """
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     sizes = norms(run)["before"].to_numpy(float)
     sizes = np.sort(sizes[np.isfinite(sizes) & (sizes > 0)])

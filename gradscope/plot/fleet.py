@@ -30,22 +30,16 @@ LOGARITHMIC = ("grad_norm", "grad_norm_max", "seconds", "residual")
 
 
 def runs(table: Frame, column: str = "horizon", *, ax: Axes | None = None) -> Axes:
-    """Draw the distribution of a number over the runs of a fleet, coloured by the worst finding of each run.
-
-    Args:
-        table: the result of `fleet.table()`, or some rows of it.
-        column: a column of numbers.
-        ax: axes; the current axes by default.
+    """Draw the distribution of a column of `fleet.table()` over its runs, or some of them, by their worst finding.
 
     Raises:
         GradscopeError: the table has no such column of numbers.
     """
     from matplotlib.ticker import MaxNLocator
 
-    ax = style.axes(ax)
+    ax = style.axes(ax, f"{column.replace('_', ' ')} of the runs")
     if column not in table or table[column].dtype.kind not in "if":
         raise GradscopeError(f"a fleet's table has no column of numbers {column!r}; pass a column of fleet.table()")
-    ax.set_title(f"{column.replace('_', ' ')} of the runs", loc="left")
     values = table[column].to_numpy(float)
     known = np.isfinite(values) & ((values > 0) | (column not in LOGARITHMIC))
     if not known.any():

@@ -26,21 +26,12 @@ def gates(
 ) -> Axes:
     """Draw the share of a layer's units at their upper limit (upwards) and at their lower one (downwards), by gate.
 
-    Args:
-        run: the run.
-        over: `"t"`, by timestep, or `"step"`, over the whole training.
-        layer: the layer; optional if there is only one.
-        step: recorded steps under one mean, over `"t"`; the last ones by default.
-        ax: axes; the current axes by default.
-
-    Raises:
-        GradscopeError: the run has no such layer, or several, or `over` is something else.
+    `over="t"` draws them by timestep, `over="step"` over the whole training, where `step` has no effect.
     """
     if over not in ("t", "step"):
         raise GradscopeError(f"over={over!r}: expected 't', by timestep, or 'step', over training")
-    ax = style.axes(ax)
+    ax = style.axes(ax, "Saturated units" if over == "t" else "Saturated units over training")
     key = data.one(run, layer)
-    ax.set_title("Saturated units" if over == "t" else "Saturated units over training", loc="left")
     frame = None if key is None else data.saturated(run, key, over, step)
     if frame is None or not frame["high"].notna().any():
         return style.message(ax, "these steps have no records of gates")
@@ -59,7 +50,7 @@ def gates(
 
 def _mirrored(ax: Axes) -> None:
     """Set the axis for shares upwards and downwards from a line in the middle."""
-    ax.axhline(0, color=style.muted(ax), linewidth=0.9)
+    ax.axhline(0, color=style.muted(), linewidth=0.9)
     ax.set_ylim(-1.03, 1.03)
     ax.set_yticks([-1, -0.5, 0, 0.5, 1], ["100%", "50%", "0", "50%", "100%"])
     ax.margins(x=0.01)
@@ -69,19 +60,9 @@ def saturation(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axe
     """Draw each unit of a layer by its share of time at the lower and at the upper limit (Karpathy et al. 2015).
 
     Units near the diagonal are always saturated, at one limit or the other; units in the lower left corner never are.
-
-    Args:
-        run: the run.
-        layer: the layer; optional if there is only one.
-        step: recorded steps under one mean; the last ones by default.
-        ax: axes; the current axes by default.
-
-    Raises:
-        GradscopeError: the run has no such layer, or several.
     """
-    ax = style.axes(ax)
+    ax = style.axes(ax, "Units at their limits")
     key = data.one(run, layer)
-    ax.set_title("Units at their limits", loc="left")
     frame = None if key is None else data.units(run, key, step)
     if frame is None or not frame["high"].notna().any():
         return style.message(ax, "these steps have no records of units")
@@ -90,7 +71,7 @@ def saturation(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axe
         rows = frame[frame["gate"] == gate]
         many: dict[str, Any] = {"rasterized": len(rows) > 300}
         ax.plot(rows["low"], rows["high"], marker, color=colour, label=gate, alpha=0.65, markersize=4, mew=0, **many)
-    ax.plot([0, 1], [1, 0], color=style.muted(ax), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.plot([0, 1], [1, 0], color=style.muted(), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
     ax.set(xlabel="share of time at the lower limit", ylabel="at the upper limit")
     style.legend(ax, loc="upper right")

@@ -35,23 +35,13 @@ def timesteps(
     ax: Axes | None = None,
     **line: Any,
 ) -> Axes:
-    """Draw a quantity by timestep: the median over the sequences, and a band from the 10th to the 90th percentile.
+    """Draw a quantity of the table `timesteps` for each layer, by timestep.
 
-    Args:
-        run: the run.
-        quantity: a quantity of the table `timesteps`.
-        layer: the layers; all by default, one colour each.
-        step: recorded steps under one median; the last ones by default.
-        ax: axes; the current axes by default.
-        **line: matplotlib's options of a line, such as `color` and `label`.
-
-    Raises:
-        GradscopeError: the run has no such layer.
+    A line is the median over the sequences, its band reaches from the 10th to the 90th percentile.
     """
-    ax = style.axes(ax)
+    ax = style.axes(ax, style.TITLES.get(quantity, quantity))
     keys = data.chosen(run, layer)
     frames = {in_short(key): data.spread(run, key, quantity, step) for key in keys}
-    ax.set_title(style.TITLES.get(quantity, quantity), loc="left")
     level = 1.0 if quantity in (*JACOBIANS, "gain") else None
     if not _curves(ax, frames, "t", line, level):
         return style.message(ax, f"no positive finite {quantity} at these steps", line)
@@ -62,21 +52,9 @@ def timesteps(
 
 
 def reach(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None, **line: Any) -> Axes:
-    """Draw the share of the loss gradient left, by steps back: median, band, and the line of the horizon.
-
-    Args:
-        run: the run.
-        layer: the layers; all by default, one colour each.
-        step: recorded steps under one median; the last ones by default.
-        ax: axes; the current axes by default.
-        **line: matplotlib's options of a line, such as `color` and `label`.
-
-    Raises:
-        GradscopeError: the run has no such layer.
-    """
-    ax = style.axes(ax)
+    """Draw the share of the loss gradient left by steps back, for each layer, and the line of the horizon."""
+    ax = style.axes(ax, "Reach of the loss gradient")
     frames = {in_short(key): data.reached(run, key, step) for key in data.chosen(run, layer)}
-    ax.set_title("Reach of the loss gradient", loc="left")
     if not _curves(ax, frames, "lag", line, HORIZON_SHARE):
         return style.message(ax, "no positive finite reach at these steps", line)
     style.reference(ax, HORIZON_SHARE, "horizon")
@@ -88,19 +66,9 @@ def jacobians(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes
     """Draw the sizes of one layer's Jacobians by timestep; at the line of 1 a gradient keeps its size.
 
     Their product, the gain, spans many more decades: `timesteps(run, "gain")` draws it.
-
-    Args:
-        run: the run.
-        layer: the layer; optional if there is only one.
-        step: recorded steps under one median; the last ones by default.
-        ax: axes; the current axes by default.
-
-    Raises:
-        GradscopeError: the run has no such layer, or several.
     """
-    ax = style.axes(ax)
+    ax = style.axes(ax, "Jacobians")
     key = data.one(run, layer)
-    ax.set_title("Jacobians", loc="left")
     frames = {} if key is None else {label: data.spread(run, key, name, step) for name, label in JACOBIANS.items()}
     if "h alone" in frames and frames["h alone"].equals(frames["whole state"]):
         del frames["h alone"]  # without a cell, they are the same
@@ -142,20 +110,11 @@ def _curve(ax: Axes, frame: Frame, over: str, line: dict[str, Any]) -> None:
 def heatmap(run: RunData, quantity: str = "grad_h", *, layer: Layer = None, ax: Axes | None = None) -> Axes:
     """Draw a quantity of one layer over timesteps and training: log10 of the median, recorded steps x timesteps.
 
-    Cells without a positive finite value stay empty.
-
-    Args:
-        run: the run.
-        quantity: a quantity of the table `timesteps`.
-        layer: the layer; optional if there is only one.
-        ax: axes; the current axes by default. Their figure gets a colour bar beside them.
-
-    Raises:
-        GradscopeError: the run has no such layer, or several.
+    The quantity is one of the table `timesteps`; cells without a positive finite value stay empty. The figure gets a
+    colour bar beside the axes.
     """
-    ax = style.axes(ax)
+    ax = style.axes(ax, f"{style.TITLES.get(quantity, quantity)} over training")
     key = data.one(run, layer)
-    ax.set_title(f"{style.TITLES.get(quantity, quantity)} over training", loc="left")
     cells = None if key is None else data.over_training(run, key, quantity)
     if cells is None or not style.drawable(cells):
         return style.message(ax, f"the run has no positive finite {quantity}")
@@ -174,21 +133,10 @@ def heatmap(run: RunData, quantity: str = "grad_h", *, layer: Layer = None, ax: 
 
 
 def horizon(run: RunData, *, layer: Layer = None, ax: Axes | None = None, **line: Any) -> Axes:
-    """Draw the horizon over training; a hollow point means that the gradient reaches further back than the sequence.
-
-    Args:
-        run: the run.
-        layer: the layers; all by default, one colour each.
-        ax: axes; the current axes by default.
-        **line: matplotlib's options of a line, such as `color` and `label`.
-
-    Raises:
-        GradscopeError: the run has no such layer.
-    """
-    ax = style.axes(ax)
+    """Draw each layer's horizon over training; a hollow point: the gradient reaches further back than the sequence."""
+    ax = style.axes(ax, "Horizon over training")
     frames = {in_short(key): data.horizons(run, key) for key in data.chosen(run, layer)}
     frames = {name: frame for name, frame in frames.items() if frame["horizon"].notna().any()}
-    ax.set_title("Horizon over training", loc="left")
     if not frames:
         return style.message(ax, "the run has no horizon", line)
     for (name, frame), colour in zip(frames.items(), style.colours(len(frames)), strict=True):

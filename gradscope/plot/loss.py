@@ -23,14 +23,8 @@ def loss(run: RunData, *, ax: Axes | None = None, **line: Any) -> Axes:
 
     Runs of more than a thousand steps appear in bins: their medians, and a band from the 10th to the 90th percentile. A
     curve with a `label`, for several curves in the same axes, is the running median alone.
-
-    Args:
-        run: the run.
-        ax: axes; the current axes by default.
-        **line: matplotlib's options of a line, such as `color` and `label`.
     """
-    ax = style.axes(ax)
-    ax.set_title("Loss", loc="left")
+    ax = style.axes(ax, "Loss")
     frame = data.losses(run)
     bins = data.binned_losses(frame)
     if not bins["running"].notna().any():
@@ -68,7 +62,7 @@ def _ticks(ax: Axes, run: RunData) -> None:
     if len(steps):
         width = max(1, (steps[-1] - steps[0]) // data.MAX_POINTS)
         where = ax.get_xaxis_transform()
-        ax.vlines(np.unique(steps // width * width), 0, 0.035, color=style.muted(ax), linewidth=0.7, transform=where)
+        ax.vlines(np.unique(steps // width * width), 0, 0.035, color=style.muted(), linewidth=0.7, transform=where)
 
 
 def _scale(ax: Axes) -> None:

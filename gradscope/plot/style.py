@@ -48,14 +48,15 @@ DENSE = 16
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def axes(ax: Axes | None) -> Axes:
-    """Return the argument, or the current axes, as in seaborn."""
-    if ax is not None:
-        return ax
-    with from_extra("report"):
-        import matplotlib.pyplot as plt
+def axes(ax: Axes | None, title: str = "") -> Axes:
+    """Return the argument, or the current axes, as in seaborn, with a title."""
+    if ax is None:
+        with from_extra("report"):
+            import matplotlib.pyplot as plt
 
-    return plt.gca()
+        ax = plt.gca()
+    ax.set_title(title, loc="left")
+    return ax
 
 
 def colours(number: int) -> list[str]:
@@ -72,7 +73,7 @@ def severity(name: str) -> str:
     return colours(8)[{"healthy": 2, "info": 0, "warning": 1, "critical": 3, "runs": 0}[name]]
 
 
-def muted(ax: Axes) -> Any:
+def muted() -> Any:
     """Return the colour of lines and texts behind the data."""
     import matplotlib
 
@@ -87,7 +88,7 @@ def message(ax: Axes, text: str, line: Mapping[str, Any] | None = None) -> Axes:
         return ax
     if not ax.lines and not ax.collections:
         ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", wrap=True, color=muted(ax))
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", wrap=True, color=muted())
     return ax
 
 
@@ -95,7 +96,7 @@ def reference(ax: Axes, y: float, text: str = "") -> None:
     """Draw a horizontal reference line, with its meaning at the right end."""
     if any(line.get_gid() == "reference" for line in ax.get_lines()):
         return  # overlaid runs share it
-    ax.axhline(y, color=muted(ax), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, gid="reference")
+    ax.axhline(y, color=muted(), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, gid="reference")
     if text:
         place: dict[str, Any] = {
             "xy": (1, y),
@@ -103,7 +104,7 @@ def reference(ax: Axes, y: float, text: str = "") -> None:
             "textcoords": "offset points",
             "xytext": (-3, 3),
         }
-        ax.annotate(text, **place, ha="right", va="bottom", fontsize="small", color=muted(ax))
+        ax.annotate(text, **place, ha="right", va="bottom", fontsize="small", color=muted())
 
 
 def legend(ax: Axes, **options: Any) -> None:
@@ -191,7 +192,7 @@ def drawable(*columns: Any) -> bool:
 def mark_nonfinite(ax: Axes, places: Any) -> None:
     """Draw crosses at the upper edge for non-finite values."""
     where = ax.get_xaxis_transform()
-    look: dict[str, Any] = {"color": muted(ax), "label": "NaN or inf", "markersize": 5, "gid": "marks"}
+    look: dict[str, Any] = {"color": muted(), "label": "NaN or inf", "markersize": 5, "gid": "marks"}
     if len(places):
         ax.plot(places, np.full(len(places), 0.97), "x", transform=where, **look)
 

@@ -31,14 +31,8 @@ def timeline(run: RunData, findings: Sequence[Finding] = (), *, layer: Layer = N
     """Draw loss, horizon and findings one below the other over the same steps.
 
     A ring marks the lowest point of a loss that has risen again. The figure shows at most six layers, with the shortest
-    horizons, and five findings.
-
-    Args:
-        run: the run.
-        findings: findings; the figure shows their steps.
-        layer: the layers; by default all.
-        ax: axes of a grid, as from `plt.subplots()`, whose place the figure divides; the current axes by default. They
-            become the uppermost.
+    horizons, and five findings, at their steps. The axes belong to a grid, as from `plt.subplots()`; the figure divides
+    their place, and they become the uppermost.
 
     Raises:
         GradscopeError: the run has no such layer, or the axes belong to no grid.

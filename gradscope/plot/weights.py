@@ -16,19 +16,9 @@ if TYPE_CHECKING:
 
 
 def updates(run: RunData, *, layer: Layer = None, ax: Axes | None = None) -> Axes:
-    """Draw the change of one layer's recurrent blocks by each recorded step, relative to the norm of the block.
-
-    Args:
-        run: the run.
-        layer: the layer; optional if there is only one.
-        ax: axes; the current axes by default.
-
-    Raises:
-        GradscopeError: the run has no such layer, or several.
-    """
-    ax = style.axes(ax)
+    """Draw the change of one layer's recurrent blocks by each recorded step, relative to the norm of the block."""
+    ax = style.axes(ax, "Updates of the recurrent weights")
     key = data.one(run, layer)
-    ax.set_title("Updates of the recurrent weights", loc="left")
     frame = None if key is None else data.updates(run, key)
     if frame is None or not style.drawable(frame["update"]):
         return style.message(ax, "the run has no update of the weights")
@@ -48,20 +38,10 @@ def updates(run: RunData, *, layer: Layer = None, ax: Axes | None = None) -> Axe
 def spectra(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes | None = None) -> Axes:
     """Draw the eigenvalues of one layer's recurrent blocks in the complex plane, with the unit circle.
 
-    `attach(..., quantities="full")` records them.
-
-    Args:
-        run: the run.
-        layer: the layer; optional if there is only one.
-        step: the figure shows the last of these steps; the last recorded step by default.
-        ax: axes; the current axes by default.
-
-    Raises:
-        GradscopeError: the run has no such layer, or several.
+    `attach(..., quantities="full")` records them. The figure shows the last step alone.
     """
-    ax = style.axes(ax)
+    ax = style.axes(ax, "Eigenvalues of the recurrent weights")
     key = data.one(run, layer)
-    ax.set_title("Eigenvalues of the recurrent weights", loc="left")
     frame = None if key is None else data.eigenvalues(run, key, step)
     if frame is None or not frame["real"].notna().any():
         return style.message(ax, 'no eigenvalues: attach with quantities="full"')
@@ -72,7 +52,7 @@ def spectra(run: RunData, *, layer: Layer = None, step: Steps = None, ax: Axes |
         named: dict[str, Any] = {"label": gate} if len(names) > 1 else {}
         ax.plot(rows["real"], rows["imag"], "o", color=colour, alpha=0.7, markersize=4, mew=0, **named, **many)
     angle = np.linspace(0, 2 * np.pi, 181)
-    ax.plot(np.cos(angle), np.sin(angle), color=style.muted(ax), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.plot(np.cos(angle), np.sin(angle), color=style.muted(), linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     ax.set(aspect="equal", xlabel="real part", ylabel="imaginary part")
     style.legend(ax, handletextpad=0.1)
     return ax

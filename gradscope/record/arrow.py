@@ -9,16 +9,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gradscope.record.query import Condition, conditions
+from gradscope.record.query import Condition, Frame, conditions
 from gradscope.record.schema import TABLES, TEXT, Table, lookup
 from gradscope.types import Rows
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 POOL = "ARROW_DEFAULT_MEMORY_POOL"
 Block = tuple[int, Rows, int]
@@ -149,7 +146,7 @@ def select(name: str, tables: Sequence[Any], filters: Mapping[str, Any], columns
     return table.cast(plain).select(list(columns or plain.names))
 
 
-def frame(tables: Sequence[tuple[int, Any]], name: str, columns: Sequence[str] | None) -> pd.DataFrame:
+def frame(tables: Sequence[tuple[int, Any]], name: str, columns: Sequence[str] | None) -> Frame:
     """Convert plain Arrow tables to one pandas frame; the rank that wrote each becomes the last column, `rank`."""
     pa = pyarrow()
     names = list(columns or TABLES[name].columns)

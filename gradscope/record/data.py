@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gradscope.record.ranks import of_rank
+from gradscope.errors import GradscopeError
 from gradscope.record.schema import TABLES, lookup
-from gradscope.record.source import Source
+from gradscope.record.source import OfRank, Source
 from gradscope.types import LayerKey
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
     from typing_extensions import Self
 
 
@@ -61,7 +61,9 @@ class RunData:
         Raises:
             GradscopeError: no process of that rank has written.
         """
-        return replace(self, source=of_rank(self.source, rank))
+        if rank not in self.ranks:
+            raise GradscopeError(f"no process of rank {rank} has written into this run; there are {self.ranks}")
+        return self if len(self.ranks) < 2 else replace(self, source=OfRank(self.source, rank))
 
     def _sizes(self) -> dict[str, int]:
         """Count the rows of each table, without empty tables."""

@@ -26,9 +26,9 @@ _ROWS = """
     ) AS rows
     JOIN listed USING (filename)
 """
-"""The rows of one table of all runs, with `run` (a number), `rank`, `place` (the place of their file), and `shared`
-(whether the run has several ranks: only then can rows of `steps` have a step in common). A column that no file has, as
-in runs of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
+"""The rows of one table of all runs, with `run` (the place of its folder), `rank`, `place` (the place of their file),
+and `shared` (whether the run has several ranks: only then can rows of `steps` have a step in common). A column that no
+file has, as in runs of an earlier gradscope, comes from the table `blank`, which has every column and no row."""
 
 
 def _nan(column: str) -> str:
@@ -50,17 +50,17 @@ STEPS = f"""
     ), common AS (SELECT run, count(DISTINCT step) AS steps {_ROWS} WHERE shared GROUP BY run),
     ill AS (SELECT run, count(DISTINCT step) AS nonfinite_steps {_ROWS} WHERE nonfinite > 0 GROUP BY run),
     passed AS (SELECT run, count(DISTINCT step) AS skipped_steps {_ROWS} WHERE skipped GROUP BY run),
-    seen AS (
+    known AS (
         SELECT run, step, {_nan("loss")} AS lost, CASE WHEN lost THEN CAST('infinity' AS DOUBLE) ELSE loss END AS value
         {_ROWS} WHERE NOT lost OR nonfinite > 0
     ), stretches AS (
         SELECT run, min(step) AS first_step, max(step) AS last_step,
             greatest(1, (last_step - first_step + 1) // {loss.SHARE}) AS tenth
-        FROM seen GROUP BY run HAVING bool_or(NOT lost)
+        FROM known GROUP BY run HAVING bool_or(NOT lost)
     ), ends AS (
         SELECT run, median(value) FILTER (step < first_step + least(tenth, {loss.EARLY})) AS loss_first,
             median(value) FILTER (step > last_step - least(tenth, {loss.LATE})) AS loss_last
-        FROM seen JOIN stretches USING (run) GROUP BY run
+        FROM known JOIN stretches USING (run) GROUP BY run
     )
     SELECT counted.*, coalesce(steps, attempts) AS steps, nonfinite_steps, skipped_steps, loss_first, loss_last
     FROM counted LEFT JOIN common USING (run) LEFT JOIN ill USING (run) LEFT JOIN passed USING (run)
@@ -150,12 +150,6 @@ def query(roots: Sequence[Path], table: str, sql: str, parameters: Mapping[str, 
 
     If a merge removes files meanwhile, the query starts again with the new files. Damaged files are skipped with a
     warning.
-
-    Args:
-        roots: the run folders; their places here are the numbers of the runs.
-        table: name of the table.
-        sql: a query over `_ROWS`.
-        parameters: values for the parameters of the query.
     """
     failures, files = engine().Error, listed(roots, table)
     for _ in range(_ATTEMPTS):

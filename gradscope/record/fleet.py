@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import GradscopeError
-from gradscope.record import duck, meta
+from gradscope.record import arrow, duck, meta
 from gradscope.record.query import conditions
-from gradscope.record.schema import TABLES, TEXT, choices
+from gradscope.record.schema import choices
 from gradscope.types import LATE, SEVERITIES, Finding
 
 if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
 FOUND: Mapping[str, str] = {
     "finding": "the run's worst finding; of several equally severe findings, the most probable cause",
@@ -53,38 +53,22 @@ SHOWN = 20
 
 
 class FleetData:
-    """The data of the runs below a folder. DuckDB reads all their Parquet files together; they may exceed memory.
-
-    Args:
-        root: the folder.
-        names: the folders of the runs below it.
-    """
+    """The data of the runs below a folder. DuckDB reads all their Parquet files together; they may exceed memory."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
         self.names = dict.fromkeys(names)
 
     def frame(self, table: str, /, **filters: Any) -> pd.DataFrame:
-        """Read one table of all runs, with their names in the first column, `run`, and `rank` in the last.
-
-        Filters are as in `Run.frame`, and `run` with one name or several.
-
-        Raises:
-            GradscopeError: there is no such table, column or run, the column cannot have such a value, or DuckDB is
-                not installed.
-        """
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        """Read one table of all runs; see `gradscope.run.Fleet.frame`."""
+        import pandas as pd
 
         names = self._chosen(filters.pop("run", None))
         sql, parameters = duck.rows(table, conditions(table, filters))
         rows = duck.query([self.folder(name) for name in names], table, sql, parameters)
-        if rows is None:
-            columns = {"run": TEXT, **TABLES[table].columns, "rank": "int64"}
-            kinds = {name: cast(Any, "str" if kind == TEXT else kind) for name, kind in columns.items()}
-            return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
-        frame = rows.to_pandas()
+        frame: Any = arrow.frame([], table, None).assign(run=[]) if rows is None else rows.to_pandas()
         frame["run"] = pd.Series(names, dtype="str").take(frame["run"]).array
-        return frame
+        return frame[["run", *(column for column in frame.columns if column != "run")]]
 
     def numbers(self) -> pd.DataFrame:
         """Return one row per run, in the order of their names: `COLUMNS` without the columns of findings.
@@ -92,7 +76,7 @@ class FleetData:
         Raises:
             GradscopeError: DuckDB is not installed.
         """
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         whole: Any = pd.DataFrame({"run": pd.Series(list(self.names), dtype="str")})
         roots = [self.folder(name) for name in self.names]

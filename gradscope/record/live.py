@@ -1,20 +1,20 @@
-"""The source of a running training: the store, and the unfinished step."""
+"""The sources of a running training: all rows with the unfinished step, and the last steps alone."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from gradscope.record.memory import MemoryStore
 from gradscope.record.parquet import ParquetStore
-from gradscope.record.query import Filters
+from gradscope.record.query import Filters, Frame, conditions
 from gradscope.record.reader import FolderSource
-from gradscope.record.source import Source
+from gradscope.record.source import Part, Source
 
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+STEPS = 2**15
+"""Number of optimizer steps of a running training that stay readable, however long the training is."""
 
 
 class Sourced(Protocol):
@@ -42,7 +42,7 @@ class Live:
         """The store's ranks."""
         return self.store.ranks
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows so far."""
         return self._now().read(table, filters, columns)
 
@@ -65,3 +65,26 @@ class Live:
 def _unpickled(source: Source) -> Source:
     """Return the rows at the time of pickling."""
     return source
+
+
+@dataclass(frozen=True, slots=True)
+class Recent(Part):
+    """A store restricted to its last `STEPS` steps until it is closed, and unrestricted afterwards.
+
+    The memory for reading a whole table grows with the training, and allocators never return it.
+    """
+
+    source: MemoryStore | ParquetStore
+
+    def within(self, table: str, filters: Filters) -> Filters:
+        """Restrict filters to those steps."""
+        first = self.source.last_step - STEPS + 1
+        if self.source.closed or first <= 0:
+            return filters
+        wanted = conditions(table, filters).get("step")
+        if wanted is None:
+            return {**filters, "step": slice(first, None)}
+        if wanted.values is not None:
+            return {**filters, "step": [step for step in wanted.values if step >= first]}
+        low = first if wanted.low is None else max(first, wanted.low)
+        return {**filters, "step": slice(low, wanted.high)}

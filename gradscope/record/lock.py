@@ -55,10 +55,6 @@ class FolderLock:
             _release(self._file)
             self._file.close()
 
-    def abandon(self) -> None:
-        """Close this process's copy and leave the lock to its owner, another process."""
-        self._file.close()
-
 
 def _me() -> str:
     return f"process {os.getpid()} on {platform.node()}"
@@ -97,5 +93,6 @@ def _closed_in_children(lock: FolderLock) -> None:
 
 
 def _abandon_all() -> None:
+    """Close this process's copies, and leave the locks to their owner, another process."""
     for lock in list(_locks):
-        lock.abandon()
+        lock._file.close()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gradscope.record import arrow, thin
-from gradscope.record.query import Filters, conditions
+from gradscope.record.query import Filters, Frame, conditions
 from gradscope.record.schema import SCHEMA_VERSION, TABLES, check, lookup
 from gradscope.record.seqlock import Seqlock
 from gradscope.types import Batch
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _PIECE_BYTES = 8 * 2**20  # gathering doubles this much memory
 _GATHER_EVERY = 16
@@ -81,7 +78,7 @@ class MemoryStore:
         self.meta: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **(meta or {})}
         self.ranks = [rank]
         arrow.ready()
-        self._limit = thin.memory_limit(limit)
+        self._limit = thin.size_limit(limit, "GRADSCOPE_MEMORY_LIMIT", "512M", "limit")
         self._gather_steps = gather_steps
         self._tables = _Tables()
         self._tail = Buffer()
@@ -117,7 +114,7 @@ class MemoryStore:
         self._tail.append(Batch(self._tail.last_step, (thin.note(reason),)))
         self._gather()
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows in the order of writing, with the column `rank` at the end."""
         filters = filters or {}
         wanted = conditions(table, filters).get("rank")

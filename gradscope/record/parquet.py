@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradscope.errors import RecordError
 from gradscope.record import arrow, folder, meta, parts, thin
 from gradscope.record.lock import FolderLock
 from gradscope.record.memory import Buffer
-from gradscope.record.query import Filters, conditions
+from gradscope.record.query import Filters, Frame, conditions
 from gradscope.record.reader import FolderSource
 from gradscope.record.seqlock import Seqlock
 from gradscope.types import Batch
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _BUFFER_BYTES = 64 * 2**20  # beyond this a flush is due, and if the flush fails the rows are dropped
 DELETED = "something deleted the run folder {root} during the run: steps before {first} are gone"
@@ -64,7 +61,7 @@ class ParquetStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.root, self.rank = Path(logdir) / "gradscope", rank
-        self._limit = thin.disk_limit(disk_limit)
+        self._limit = thin.size_limit(disk_limit, "GRADSCOPE_DISK_LIMIT", "1G", "disk_limit")
         self._flush_seconds, self._flush_steps, self._clock = flush_seconds, flush_steps, clock
         self._meta = dict(meta)
         self._lock, number, self.first_step = self._open(first_step, existing)
@@ -73,7 +70,7 @@ class ParquetStore:
         self._tail = Buffer(number, self.first_step - 1)
         self._folder = FolderSource(self.root)
         self._flushed_at, self._due = clock(), flush_steps  # time of the last attempt; rows of `steps` for the next
-        self._closed = False
+        self.closed = False
         self._seqlock = Seqlock()
 
     def _open(self, first_step: int, existing: str) -> tuple[FolderLock, int, int]:
@@ -97,11 +94,6 @@ class ParquetStore:
         return self._tail.last_step
 
     @property
-    def closed(self) -> bool:
-        """True if the store accepts no more rows."""
-        return self._closed
-
-    @property
     def ranks(self) -> list[int]:
         """This rank, and the ranks with files in the folder."""
         return sorted({self.rank, *self._folder.ranks})
@@ -109,7 +101,7 @@ class ParquetStore:
     def tell(self, facts: Mapping[str, Any]) -> None:
         """Add facts to `run.json` during the run; rank 0 does so for all ranks."""
         self._meta |= facts
-        if self.rank == 0 and not self._closed and (self.root / meta.FILE).exists():
+        if self.rank == 0 and not self.closed and (self.root / meta.FILE).exists():
             meta.tell(self.root, facts, self.rank)
             self._folder.meta |= meta.plain(facts)
 
@@ -119,7 +111,7 @@ class ParquetStore:
         Raises:
             RecordError: the rows do not match their table, the store is closed, or a flush has failed.
         """
-        if self._closed:
+        if self.closed:
             raise RecordError(f"the store of {self.root} is closed; open a new scope to go on writing")
         self._tail.append(batch)
         if (
@@ -135,7 +127,7 @@ class ParquetStore:
         Raises:
             RecordError: the rows cannot be written; they wait for the next flush as long as there is memory for them.
         """
-        if self._closed or os.getpid() != self._owner:
+        if self.closed or os.getpid() != self._owner:
             return
         self._flushed_at, self._due = self._clock(), self._tail.rows["steps"] + self._flush_steps
         with self._translated():
@@ -194,7 +186,7 @@ class ParquetStore:
         self._tail.append(Batch(tail.last_step, (thin.note(f"{lost}: {error}"),)))
         return lost
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read as `FolderSource.read`, with the rows that wait for a flush."""
         filters = filters or {}
         wanted = conditions(table, filters).get("rank")
@@ -217,12 +209,12 @@ class ParquetStore:
         Raises:
             RecordError: the rows cannot be written; the folder is released all the same.
         """
-        if self._closed or os.getpid() != self._owner:
+        if self.closed or os.getpid() != self._owner:
             return
         try:
             with self._translated():
                 self._commit(durable=True)
                 parts.merge(self.root, self.rank)
         finally:
-            self._closed = True
+            self.closed = True
             self._lock.release()

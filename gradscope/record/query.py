@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
 from gradscope.errors import GradscopeError
 from gradscope.record.schema import BOOL, CLOSED, FLOAT, INT, TEXT, Kind, choices, lookup
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Frame: TypeAlias = "pd.DataFrame"
 Filters = Mapping[str, Any]
 _INT64 = (-(2**63), 2**63 - 1)
 

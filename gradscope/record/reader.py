@@ -5,15 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradscope.errors import GradscopeWarning
 from gradscope.record import arrow, meta, parts
-from gradscope.record.query import Filters, conditions
+from gradscope.record.query import Filters, Frame, conditions
 from gradscope.record.schema import lookup
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 _ATTEMPTS = 5
 
@@ -34,7 +31,7 @@ class FolderSource:
         """The ranks that have written so far."""
         return parts.ranks(self.root)
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows in the order of writing, rank by rank, with the column `rank` at the end."""
         return arrow.frame(self.tables(table, filters or {}, columns), table, columns)
 
@@ -50,7 +47,7 @@ class FolderSource:
     def count(self, table: str) -> int:
         """Count the rows of a table, from the footers of its parts."""
         lookup(table)
-        return sum(rows for rank in self.ranks for rows in self._each(table, rank, _count))
+        return sum(rows for rank in self.ranks for rows in self._each(table, rank, lambda part, _: parts.count(part)))
 
     def _each(self, table: str, rank: int, read: Any, *arguments: Any) -> list[Any]:
         """Call `read` for each live part; start again if a merge has removed a part meanwhile."""
@@ -62,10 +59,6 @@ class FolderSource:
         gone = f"{self.root}: rank {rank} of {table!r} changes too fast to be read"
         warnings.warn(gone, GradscopeWarning, stacklevel=4)
         return []
-
-
-def _count(part: parts.Part, _: str) -> int:
-    return parts.count(part)
 
 
 def _readable(live: Sequence[parts.Part], table: str, read: Any, *arguments: Any) -> Iterator[Any]:

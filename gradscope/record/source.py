@@ -1,15 +1,12 @@
-"""The protocol of a source of rows, and the union of two sources."""
+"""The protocol of a source of rows; the union of two sources, and the rows of one process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from gradscope.record.query import Filters
-
-if TYPE_CHECKING:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+from gradscope.record.query import Filters, Frame, conditions
 
 
 class Source(Protocol):
@@ -25,7 +22,7 @@ class Source(Protocol):
         """The ranks that have written."""
         ...
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows in the order of writing, with the column `rank` at the end."""
         ...
 
@@ -51,9 +48,9 @@ class Joined:
         """The ranks of both."""
         return sorted({*self.first.ranks, *self.second.ranks})
 
-    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the rows of the first, then of the second."""
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         both = [source.read(table, filters, columns) for source in (self.first, self.second)]
         return pd.concat(both, ignore_index=True)
@@ -61,3 +58,49 @@ class Joined:
     def count(self, table: str) -> int:
         """Count the rows of both."""
         return self.first.count(table) + self.second.count(table)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of another source, which `within` selects."""
+
+    source: Source
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The metadata of the whole run."""
+        return self.source.meta
+
+    @property
+    def ranks(self) -> list[int]:
+        """All ranks."""
+        return self.source.ranks
+
+    def within(self, table: str, filters: Filters) -> Filters:
+        """Restrict filters to the part."""
+        raise NotImplementedError
+
+    def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
+        """Read the selected rows of the part."""
+        return self.source.read(table, self.within(table, filters or {}), columns)
+
+    def count(self, table: str) -> int:
+        """Count the rows of the part in a table."""
+        return len(self.read(table, columns=["step"]))
+
+
+@dataclass(frozen=True, slots=True)
+class OfRank(Part):
+    """The rows of one process; none if a filter excludes its rank."""
+
+    rank: int
+
+    @property
+    def ranks(self) -> list[int]:
+        """This rank."""
+        return [self.rank]
+
+    def within(self, table: str, filters: Filters) -> Filters:
+        """Restrict filters to the rank."""
+        wanted = conditions(table, filters).get("rank")
+        return {**filters, "rank": self.rank if wanted is None or wanted.holds(self.rank) else -1}

@@ -40,13 +40,7 @@ ROUNDED = (
 
 
 def summarise(step: int, key: LayerKey, analysis: Analysis) -> list[Rows]:
-    """Make the rows of all layer tables for one layer of one call.
-
-    Args:
-        step: number of the optimizer step.
-        key: key of the layer.
-        analysis: measurements of the layer, on any device.
-    """
+    """Make the rows of all layer tables for one layer of one call."""
     host = statistics(analysis)
     unusable = _unusable(analysis, host)
     for name, values in host.items():

@@ -13,8 +13,6 @@ from gradscope.errors import RecordError
 from gradscope.record.schema import EVERY_STEP, RECORDED
 from gradscope.types import Rows
 
-DISK_LIMIT = "GRADSCOPE_DISK_LIMIT"
-MEMORY_LIMIT = "GRADSCOPE_MEMORY_LIMIT"
 _ENOUGH = 0.8  # thin to this share of the limit, so that the next thinning is not due at once
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -66,25 +64,12 @@ def note(reason: str) -> Rows:
     return Rows("notes", {"module": "", "layer": -1, "direction": "", "chain": -1, "reason": reason})
 
 
-def disk_limit(limit: int | None) -> int:
-    """Return the limit of a folder in bytes: the argument, else the environment's, else 1 GiB.
+def size_limit(limit: int | None, variable: str, default: str, name: str) -> int:
+    """Return the limit of a run in bytes: the argument `name`, else the environment's, else the default.
 
     Raises:
         RecordError: the limit is not a positive size.
     """
-    return _size(limit, DISK_LIMIT, "1G", "disk_limit")
-
-
-def memory_limit(limit: int | None) -> int:
-    """Return the limit of a run in memory: the argument, else the environment's, else 512 MiB.
-
-    Raises:
-        RecordError: the limit is not a positive size.
-    """
-    return _size(limit, MEMORY_LIMIT, "512M", "limit")
-
-
-def _size(limit: int | None, variable: str, default: str, name: str) -> int:
     text = str(limit) if limit is not None else os.environ.get(variable, default)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()]) if match else 0

@@ -1,45 +1,21 @@
-"""Curves over a logarithmic axis, made of characters."""
+"""Curves over a logarithmic axis, made of braille dots."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log2, log10
 
-from rich.text import Text
-
 from gradscope.types import HORIZON_SHARE
 
-COLOURS = ("#56B4E9", "#E69F00", "#009E73")  # Okabe and Ito 2008: distinct for the colour-blind as well
-DEEPEST = -9
-HEIGHT = 16
 TICKS = 10  # labels on the vertical axis, at most
 MARGIN = 8  # width of the labels on the vertical axis
 NUMBER_WIDTH = 6  # width of the labels on the horizontal axis, with the space between them
-
+ACROSS, DOWN = 2, 4  # dots of a character
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
-
-@dataclass(frozen=True, slots=True)
-class Pen:
-    """The points of one character: `across` x `down`, as braille dots or as one of the `marks`."""
-
-    across: int
-    down: int
-    rule: str
-    side: str
-    corner: str
-    bottom: str
-    tick: str
-    marks: str = ""
-
-    def glyph(self, points: set[tuple[int, int]], curve: int) -> str:
-        """Return the character for a set of points."""
-        return self.marks[curve] if self.marks else chr(0x2800 + sum(_DOTS[y][x] for x, y in points))
-
-
-BRAILLE = Pen(2, 4, rule="┄", side="│", corner="└", bottom="─", tick="┬")
-ASCII = Pen(1, 1, rule="-", side="|", corner="+", bottom="-", tick="+", marks="o*x")
+Cells = dict[tuple[int, int], str]
+"""Characters by row and column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,49 +28,40 @@ class Axes:
     rows: int
     columns: int
 
-    def row(self, decade: float, points: int = 1) -> int:
-        """Return the row of a power of ten, counted from the top in characters of so many points."""
-        return round((self.top - decade) / (self.top - self.bottom) * (self.rows * points - 1))
+    def row(self, decade: float, dots: int = 1) -> int:
+        """Return the row of a power of ten, counted from the top in characters of so many dots."""
+        return round((self.top - decade) / (self.top - self.bottom) * (self.rows * dots - 1))
 
-    def column(self, lag: float, points: int = 1) -> int:
+    def column(self, lag: float, dots: int = 1) -> int:
         """Return the column of a lag, counted from the left."""
-        return round(lag / self.last * (self.columns * points - 1))
+        return round(lag / self.last * (self.columns * dots - 1))
+
+    @property
+    def rule(self) -> int:
+        """The row of the horizon."""
+        return self.row(log10(HORIZON_SHARE))
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Values at lag 0, 1, 2, ...; the chart leaves out values that are not positive and finite."""
-
-    name: str
-    colour: str
-    values: Sequence[float]
-
-
-Cells = dict[tuple[int, int], tuple[str, str]]
-"""Character and style by row and column."""
-
-
-def draw(curves: Sequence[Curve], pen: Pen, columns: int = 64, rows: int = HEIGHT, deepest: int = DEEPEST) -> Text:
-    """Draw up to three curves on a base-10 logarithmic axis, each with its name at its end.
+def draw(curves: Mapping[str, Sequence[float]], columns: int, rows: int, deepest: int) -> str:
+    """Draw curves on a base-10 logarithmic axis, each with its name at its end.
 
     Args:
-        curves: the curves; later ones lie on top.
-        pen: `BRAILLE`, or `ASCII` for terminals without braille.
+        curves: values at lag 0, 1, 2, ... by name; the chart leaves out values that are not positive and finite. Later
+            curves lie on top.
         columns: width of the plot without labels.
         rows: approximate height.
         deepest: the lowest power of ten of the axis.
     """
-    axes = _fit([curve.values for curve in curves], columns, rows, deepest)
-    rule: Cells = {(axes.row(log10(HORIZON_SHARE)), column): (pen.rule, "dim") for column in range(columns)}
-    cells: Cells = {}
-    ends: list[tuple[int, int, str, str]] = []
-    for index, curve in enumerate(curves):
-        drawn = _characters(_points(curve.values, axes, pen), pen, index)
-        cells |= {place: (glyph, curve.colour) for place, glyph in drawn.items()}
-        if drawn:
-            label = f"{pen.marks[index]} {curve.name}" if pen.marks else curve.name
-            ends.append((*list(drawn)[-1], label, curve.colour))
-    return _compose(rule | cells | _labels(ends, cells, axes), axes, pen)
+    axes = _fit(list(curves.values()), columns, rows, deepest)
+    rule: Cells = {(axes.rule, column): "┄" for column in range(columns)}
+    drawn: Cells = {}
+    ends: list[tuple[int, int, str]] = []
+    for name, values in curves.items():
+        curve = _characters(_points(values, axes))
+        drawn |= curve
+        if curve:
+            ends.append((*list(curve)[-1], name))
+    return _compose(rule | drawn | _labels(ends, drawn, axes), axes)
 
 
 def _fit(curves: Sequence[Sequence[float]], columns: int, height: int, deepest: int) -> Axes:
@@ -110,67 +77,64 @@ def _visible(value: float) -> bool:
     return isfinite(value) and value > 0
 
 
-def _points(values: Sequence[float], axes: Axes, pen: Pen) -> Iterator[tuple[int, int]]:
-    """Yield the points of a curve within the axes from left to right, without gaps."""
+def _points(values: Sequence[float], axes: Axes) -> Iterator[tuple[int, int]]:
+    """Yield the dots of a curve within the axes from left to right, without gaps."""
     before: tuple[int, int] | None = None
     for lag, value in enumerate(values):
         if not _visible(value):
             before = None
             continue
-        here = axes.row(log10(value), pen.down), axes.column(lag, pen.across)
+        here = axes.row(log10(value), DOWN), axes.column(lag, ACROSS)
         start = before or here
         steps = max(abs(here[0] - start[0]), abs(here[1] - start[1]), 1)
         for step in range(steps + 1):
             row, column = (round(a + (b - a) * step / steps) for a, b in zip(start, here, strict=True))
-            if 0 <= row < axes.rows * pen.down:
+            if 0 <= row < axes.rows * DOWN:
                 yield row, column
         before = here
 
 
-def _characters(points: Iterator[tuple[int, int]], pen: Pen, curve: int) -> dict[tuple[int, int], str]:
-    grouped: dict[tuple[int, int], set[tuple[int, int]]] = {}
+def _characters(points: Iterator[tuple[int, int]]) -> Cells:
+    """Gather dots in characters."""
+    dots: dict[tuple[int, int], int] = {}
     for row, column in points:
-        place = row // pen.down, column // pen.across
-        grouped.setdefault(place, set()).add((column % pen.across, row % pen.down))
-    return {place: pen.glyph(dots, curve) for place, dots in grouped.items()}
+        place = row // DOWN, column // ACROSS
+        dots[place] = dots.get(place, 0) | _DOTS[row % DOWN][column % ACROSS]
+    return {place: chr(0x2800 + some) for place, some in dots.items()}
 
 
-def _labels(ends: list[tuple[int, int, str, str]], drawn: Cells, axes: Axes) -> Cells:
-    """Put names to the right of their curves' ends, and of other marks in the row; one name a row."""
+def _labels(ends: list[tuple[int, int, str]], drawn: Cells, axes: Axes) -> Cells:
+    """Put names to the right of their curves' ends, and of other characters in the row; one name a row."""
     cells: Cells = {}
     used: set[int] = set()
-    for row, column, name, style in sorted(ends):
+    for row, column, name in sorted(ends):
         free = min(set(range(axes.rows)) - used, key=lambda candidate: (abs(candidate - row), -candidate))
         used.add(free)
         start = 1 + max([column, *(right for line, right in drawn if line == free)])
-        cells |= {
-            (free, start + place): (letter, style)
-            for place, letter in enumerate(f" {name}{' ' * (free == axes.row(log10(HORIZON_SHARE)))}")
-        }
+        label = f" {name}{' ' * (free == axes.rule)}"
+        cells |= {(free, start + place): letter for place, letter in enumerate(label)}
     return cells
 
 
-def _compose(cells: Cells, axes: Axes, pen: Pen) -> Text:
+def _compose(cells: Cells, axes: Axes) -> str:
     every = ceil((axes.top - axes.bottom) / TICKS)
     ticks = {axes.row(decade): decade for decade in range(axes.top, axes.bottom - 1, -every)}
-    text = Text()
+    lines: list[str] = []
     for row in range(axes.rows):
         name = "1" if ticks.get(row) == 0 else f"1e{ticks[row]}" if row in ticks else ""
-        text.append(f"{name:>{MARGIN - 2}} {pen.side}", "dim")
         width = 1 + max((column for line, column in cells if line == row), default=-1)
-        for column in range(width):
-            text.append(*cells.get((row, column), (" ", "")))
-        text.append("\n")
-    return text.append(_lags(axes, pen), "dim")
+        curve = "".join(cells.get((row, column), " ") for column in range(width))
+        lines.append(f"{name:>{MARGIN - 2}} │{curve}")
+    return "\n".join([*lines, _lags(axes)])
 
 
-def _lags(axes: Axes, pen: Pen) -> str:
+def _lags(axes: Axes) -> str:
     """Draw the horizontal axis: line, numbers and label."""
     step = 2 ** max(0, ceil(log2(NUMBER_WIDTH * axes.last / axes.columns)))
-    line, numbers = [pen.bottom] * axes.columns, [" "] * (axes.columns + 4)
+    line, numbers = ["─"] * axes.columns, [" "] * (axes.columns + 4)
     for lag in range(0, axes.last + 1, step):
         column = axes.column(lag)
-        line[column] = pen.tick
+        line[column] = "┬"
         numbers[column : column + len(str(lag))] = str(lag)
-    rows = pen.corner + "".join(line), " " + "".join(numbers).rstrip(), f" {'steps back':^{axes.columns}}".rstrip()
+    rows = "└" + "".join(line), " " + "".join(numbers).rstrip(), f" {'steps back':^{axes.columns}}".rstrip()
     return "\n".join(" " * (MARGIN - 1) + row for row in rows)

@@ -17,7 +17,6 @@ from gradscope.types import Finding
 
 FORMATS = {".html": "html", ".htm": "html", ".md": "markdown", ".txt": "text", ".json": "json"}
 Progress = Callable[[int, int], object]
-"""Receives the numbers of finished pictures and of all pictures."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -36,8 +35,7 @@ class Report:
     def html(self, progress: Progress | None = None) -> str:
         """Render one self-contained page: no network, no script; light and dark, for screen and paper.
 
-        Args:
-            progress: receives the numbers of finished pictures and of all pictures.
+        `progress` receives the numbers of finished pictures and of all pictures.
         """
         pictures = {picture["id"]: picture for picture in _pictures(self.summary)}
         drawn: dict[str, str] = {}
@@ -106,13 +104,10 @@ def _pictures(value: Any) -> list[dict[str, Any]]:
 
 def _strict(value: Any) -> Any:
     """Convert a value for JSON: NaN becomes null, and infinities become text."""
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        value = value.item()  # a numpy number
     if isinstance(value, float) and value != value:
         return None
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, list | tuple) else plain(_python(value))
-
-
-def _python(value: Any) -> Any:
-    """Convert a numpy number to Python's."""
-    return _strict(value.item()) if hasattr(value, "item") and not hasattr(value, "__len__") else value
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else plain(value)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradscope.plot import data
-from gradscope.record import TABLES, RunData
+from gradscope.record import TABLES, RunData, arrow
 from gradscope.record.query import Condition, Filters, conditions
 from gradscope.types import LATE, LayerKey
 
@@ -45,14 +45,14 @@ class Excerpt:
 
     def read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> Frame:
         """Read the selected rows of the excerpt."""
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         wanted = conditions(table, filters or {})
         names = [*(columns or TABLES[table].columns), "rank"]
         parts = [part.loc[_mask(part, wanted), names] for part in self._parts(table, filters or {})]
         if len(parts) == 1:
             return parts[0].reset_index(drop=True)
-        return pd.concat(parts, ignore_index=True) if parts else _empty(table)[names]
+        return pd.concat(parts, ignore_index=True) if parts else arrow.frame([], table, None)[names]
 
     def _parts(self, table: str, filters: Filters) -> list[Frame]:
         parts = self.frames[table]
@@ -80,20 +80,8 @@ def _mask(frame: Frame, wanted: Mapping[str, Condition]) -> Frame:
     return mask
 
 
-def _empty(table: str) -> Frame:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
-
-    kinds = {name: "str" if kind == "text" else kind for name, kind in TABLES[table].columns.items()}
-    return pd.DataFrame({name: pd.Series(dtype=cast(Any, kind)) for name, kind in {**kinds, "rank": "int64"}.items()})
-
-
 def excerpt(run: RunData, max_rows: int = MAX_ROWS) -> RunData:
-    """Read the part of a run that a report needs into memory, and skip the rest of a folder.
-
-    Args:
-        run: any run.
-        max_rows: largest number of rows of one table, roughly.
-    """
+    """Read the part of a run that a report needs into memory, and skip the rest of a folder."""
     if isinstance(run.source, Excerpt):
         return run
     counts = {name: run.source.count(name) for name in TABLES}
@@ -121,7 +109,7 @@ def _steps(steps: Steps, late: Steps, counts: Mapping[str, int], max_rows: int) 
 
 def _read(run: RunData, table: str, steps: Steps, late: Steps) -> Frame:
     if table == "timesteps":
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         between = {"step": np.setdiff1d(steps, late), "quantity": "grad_h"}
         parts = [run.source.read(table, {"step": late, "quantity": DRAWN}), run.source.read(table, between)]

@@ -30,12 +30,7 @@ PICTURES = {
 
 
 def summarise_fleet(fleet: FleetData, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
-    """Summarise a fleet for a report, with the functions that draw its pictures.
-
-    Args:
-        fleet: the runs.
-        findings: findings by run.
-    """
+    """Summarise a fleet for a report, with the functions that draw its pictures."""
     table: Any = diagnosed(fleet.numbers(), findings)
     table = table.iloc[_worst_first(table)].reset_index(drop=True)
     figures: Figures = {}

@@ -20,14 +20,14 @@ Frame = Any
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture of a layer, or of a whole run (with any key).
+    """One picture of a layer, or of a whole run (with any key); of several runs, with a curve for each.
 
     Attributes:
         name: name in files.
         title: title above the picture.
         table: returns the numbers; a report leaves the picture out if there are none.
         words: describes the numbers.
-        draw: draws the picture.
+        draw: draws the picture, or with options one of its curves.
         drawn: reduces the numbers to the drawn part, if they are too many for the eye.
         records: least number of recorded steps.
     """
@@ -36,7 +36,7 @@ class Picture:
     title: str
     table: Callable[[RunData, LayerKey], Frame]
     words: Callable[[Frame], str]
-    draw: Callable[[RunData, LayerKey, Axes], object]
+    draw: Callable[..., object]
     drawn: Callable[[Frame], Frame] = lambda frame: frame
     records: int = 0
 
@@ -67,7 +67,7 @@ def _gradient(run: RunData, key: LayerKey, step: Any = None) -> Frame:
 
 
 def _jacobians(run: RunData, key: LayerKey) -> Frame:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+    import pandas as pd
 
     names = ("jacobian", "jacobian_h", "jacobian_c", "jacobian_max")
     parts = [data.spread(run, key, name).assign(quantity=name) for name in names]
@@ -106,7 +106,7 @@ LAYER = (
         "Horizon over training",
         data.horizons,
         words.horizon,
-        lambda run, key, ax: plot.horizon(run, layer=key, ax=ax),
+        lambda run, key, ax, **line: plot.horizon(run, layer=key, ax=ax, **line),
         records=2,
     ),
     Picture(
@@ -175,6 +175,6 @@ CLIPPING = (
         "What other thresholds would have clipped",
         lambda run, _: data.would_clip(run),
         words.thresholds,
-        lambda run, _, ax: plot.thresholds(run, ax=ax),
+        lambda run, _, ax, **line: plot.thresholds(run, ax=ax, **line),
     ),
 )

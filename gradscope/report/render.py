@@ -13,10 +13,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from gradscope.report import screen, words
-from gradscope.report.bars import bar, sparkline
+from gradscope.report import words
 from gradscope.report.layers import COLUMNS, OPEN
-from gradscope.report.sparks import spark
+from gradscope.report.small import bar, horizon_bar, loss_line, reach_chart, spark, sparkline
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -46,13 +45,7 @@ def markdown(summary: Summary) -> str:
 
 
 def text(summary: Summary, width: int | None = None, full: bool = True) -> str:
-    """Render plain text.
-
-    Args:
-        summary: the contents.
-        width: columns of the page; by default 100, and tables as wide as they need.
-        full: whether to render everything, or the first screen alone.
-    """
+    """Render plain text; see `Report.text`."""
     return _tidy(_fill(f"{summary['kind']}.txt", summary, width=width, full=full, most=FINDINGS, shown=RUNS))
 
 
@@ -83,37 +76,9 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(_filters())
-    environment.filters.update({name: pass_context(function) for name, function in _filters_by_width().items()})
+    environment.filters.update(FILTERS)
+    environment.filters.update({name: pass_context(function) for name, function in FILTERS_BY_WIDTH.items()})
     return environment
-
-
-def _filters() -> dict[str, Any]:
-    return {
-        "as_text": words.as_text,
-        "plural": words.plural,
-        "percent": words.percent,
-        "one_line": one_line,
-        "md": markdown_safe,
-        "csv": csv,
-        "codeline": codeline,
-        "sampled": sampled,
-        "pretty": pretty,
-        "short": shortened,
-        "bar": bar,
-        "spark": spark,
-        "sparkline": sparkline,
-        "horizon_bar": screen.horizon_bar,
-    }
-
-
-def _filters_by_width() -> dict[str, Any]:
-    return {
-        "wrap": wrap,
-        "aligned": aligned,
-        "loss_line": lambda context, picture: screen.loss_line(picture, _width(context) - 8),
-        "reach_chart": lambda context, layers: screen.reach_chart(layers, _width(context), shortened),
-    }
 
 
 def one_line(value: Any) -> str:
@@ -218,3 +183,27 @@ def pretty(value: Any, indent: int = 0) -> str:
         return opening + lines[0] + closing
     blank = "\n" + " " * inner
     return opening + blank + f",{blank}".join(lines) + "\n" + " " * indent + closing
+
+
+FILTERS: Mapping[str, Any] = {
+    "as_text": words.as_text,
+    "plural": words.plural,
+    "percent": words.percent,
+    "one_line": one_line,
+    "md": markdown_safe,
+    "csv": csv,
+    "codeline": codeline,
+    "sampled": sampled,
+    "pretty": pretty,
+    "short": shortened,
+    "bar": bar,
+    "spark": spark,
+    "sparkline": sparkline,
+    "horizon_bar": horizon_bar,
+}
+FILTERS_BY_WIDTH: Mapping[str, Any] = {
+    "wrap": wrap,
+    "aligned": aligned,
+    "loss_line": lambda context, picture: loss_line(picture, _width(context) - 8),
+    "reach_chart": lambda context, layers: reach_chart(layers, _width(context), shortened),
+}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from math import comb
 from typing import Any
 
-from gradscope.diagnose.headline import learns
+from gradscope.diagnose.progress import learns
 from gradscope.record import RunData
-from gradscope.report import words
-from gradscope.report.settings import differing, separating, settings_of
-from gradscope.types import LATE, SEVERITIES, Finding, LayerKey
+from gradscope.record.fleet import worst
+from gradscope.report.words import as_text, lags, percent
+from gradscope.types import LATE, Finding, LayerKey
 from gradscope.types.clips import share
 from gradscope.types.loss import change, known_losses
 
@@ -19,14 +21,18 @@ POINTS = 64
 MOST = 4
 """Number of columns for settings."""
 LEARNS = {"learns": "yes", "stalls": "no", "lost": "lost it", "unknown": "–"}
+Settings = Mapping[str, Any]
+IN_NAME = re.compile(r"([A-Za-z_][\w.-]*)=([^,/\\]+)")
+NAMES = {"class": "cell"}
+OPTIMIZER = {"class": "optimizer"}
+CHANCE = 0.1
+"""A split that arises by chance with a larger probability gets a word of caution."""
 
 
 def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Finding]] | None = None) -> dict[str, Any]:
     """Make one row per run, in their order, and name the settings that separate runs that learn.
 
-    Args:
-        runs: runs by name.
-        findings: findings by name; without them the table has no findings.
+    Without findings by name the table has no findings.
     """
     steps = {name: run.source.read("steps") for name, run in runs.items()}
     verdicts = {name: _verdict(run, steps[name]) for name, run in runs.items()}
@@ -35,20 +41,20 @@ def runs_table(runs: Mapping[str, RunData], findings: Mapping[str, Sequence[Find
     shades = [_shades(differ[setting]) for setting in shown]
     rows: list[dict[str, Any]] = []
     for name, run in runs.items():
-        worst = _worst(findings[name]) if findings is not None else None
+        first = worst(findings[name]) if findings and findings[name] else None
         loss = change(steps[name])
         rows.append(
             {
                 "name": name,
-                "settings": [words.as_text(differ[setting][name]) for setting in shown],
+                "settings": [as_text(differ[setting][name]) for setting in shown],
                 "shades": [shade[name] for shade in shades],
                 "loss": str(loss).replace("->", "→") if loss else "–",
                 "curve": _curve(steps[name]),
                 "learns": LEARNS[verdicts[name]],
                 "horizon": _horizon(run),
-                "finding": worst.code if worst else "–",
-                "severity": worst.severity if worst and worst.code != "healthy" else "",
-                "clipped": words.percent(share(steps[name], run.source.read("clips"))),
+                "finding": first.code if first else "–",
+                "severity": first.severity if first and first.code != "healthy" else "",
+                "clipped": percent(share(steps[name], run.source.read("clips"))),
             }
         )
     learn = {name: None if verdict == "unknown" else verdict == "learns" for name, verdict in verdicts.items()}
@@ -76,11 +82,6 @@ def _curve(steps: Any) -> list[float]:
     return losses[:: max(1, len(losses) // POINTS)]
 
 
-def _worst(findings: Sequence[Finding]) -> Finding | None:
-    faults = [finding for finding in findings if finding.code != "healthy"]
-    return max(faults or findings, key=lambda finding: SEVERITIES.index(finding.severity), default=None)
-
-
 def _horizon(run: RunData) -> str:
     """Write the shortest horizon of a layer over the last recorded steps, and its number of timesteps."""
     layers = run.source.read("layers").sort_values("step", kind="stable")
@@ -92,4 +93,86 @@ def _horizon(run: RunData) -> str:
     if not horizons:
         return "–"
     lag, censored, timesteps = min(horizons, key=lambda horizon: (horizon[1], horizon[0]))
-    return f"{words.lags(lag, censored)} of {timesteps}"
+    return f"{lags(lag, censored)} of {timesteps}"
+
+
+def settings_of(run: RunData, name: str = "") -> dict[str, Any]:
+    """Collect the settings of a run's layers and optimizer, and settings in its name such as `lr=0.1`.
+
+    The position identifies a layer, as modules of the same role often have other names in other runs.
+    """
+    settings: dict[str, Any] = {key: _value(text) for key, text in IN_NAME.findall(name)}
+    layers = run.meta.get("layers")
+    for place, part in enumerate(layers.values() if isinstance(layers, Mapping) else ()):
+        where = f" ({place})" if place else ""
+        settings |= {f"{NAMES.get(key, key)}{where}": value for key, value in _single(part)}
+    optimizers = run.meta.get("optimizers")
+    for place, optimizer in enumerate(optimizers if isinstance(optimizers, list) else ()):
+        where = f" ({place})" if place else ""
+        settings |= {f"{OPTIMIZER.get(key, key)}{where}": value for key, value in _single(optimizer)}
+    return settings
+
+
+def _single(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield numbers and texts; without `mode`, which repeats `class` and `nonlinearity`."""
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if isinstance(value, str | int | float) and key != "mode":
+                yield key, value
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def differing(settings: Mapping[str, Settings]) -> dict[str, dict[str, Any]]:
+    """Return the settings that all runs have and that differ between them, with the value of each run."""
+    names = dict.fromkeys(name for own in settings.values() for name in own)
+    table = {
+        name: {run: own[name] for run, own in settings.items()}
+        for name in names
+        if all(name in own for own in settings.values())
+    }
+    unique: dict[str, dict[str, Any]] = {}
+    for name, values in table.items():
+        if len({repr(value) for value in values.values()}) > 1 and values not in unique.values():
+            unique[name] = values  # settings with equal values appear once
+    return unique
+
+
+def separating(differ: Mapping[str, Mapping[str, Any]], learn: Mapping[str, bool | None]) -> list[str]:
+    """Write a sentence on each of some differing settings that separates runs that learn from the others."""
+    good, bad = ([run for run, learns in learn.items() if learns is wanted] for wanted in (True, False))
+    if not good or not bad:
+        return []
+    sentences = [_sentence(name, values, good, bad) for name, values in differ.items()]
+    sentences = [sentence for sentence in sentences if sentence]
+    if sentences and 2 / comb(len(good) + len(bad), len(good)) > CHANCE:
+        sentences.append("With so few runs this may be chance.")
+    return sentences
+
+
+def _sentence(name: str, values: Mapping[str, Any], good: list[str], bad: list[str]) -> str:
+    """Compare one setting of both kinds of runs; empty if it does not separate them."""
+    with_it, without = ([values[run] for run in runs] for runs in (good, bad))
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in (*with_it, *without)):
+        if max(with_it) < min(without):
+            return _compare(name, f"at most {as_text(max(with_it))}", f"at least {as_text(min(without))}", good, bad)
+        if min(with_it) > max(without):
+            return _compare(name, f"at least {as_text(min(with_it))}", f"at most {as_text(max(without))}", good, bad)
+    theirs, others = ({as_text(value) for value in some} for some in (with_it, without))
+    alone = len(theirs) + len(others) == len(good) + len(bad) > 2  # each run has a value of its own
+    if theirs & others or alone:
+        return ""
+    return _compare(name, " or ".join(sorted(theirs)), " or ".join(sorted(others)), good, bad)
+
+
+def _compare(name: str, learning: str, failing: str, good: list[str], bad: list[str]) -> str:
+    runs = "The run that learns has" if len(good) == 1 else f"The {len(good)} runs that learn have"
+    rest = "the run that does not has" if len(bad) == 1 else f"the {len(bad)} that do not have"
+    return f"{runs} {name} {learning}; {rest} {failing}."

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gradscope.plot as plot
 from gradscope.plot import data
 from gradscope.plot.style import colours
 from gradscope.record import RunData
-from gradscope.report import words
+from gradscope.report import pictures, words
 from gradscope.report.layers import cells, numbers
+from gradscope.report.pictures import Picture
 from gradscope.report.summary import PICTURED, WHOLE_RUN, Figures, drawable, facts, finding_data, picture_data, settings
 from gradscope.types import SEVERITIES, Finding, LayerKey, in_words
 
@@ -22,72 +23,28 @@ Frame = Any
 Runs = Mapping[str, RunData]
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """One picture with a curve for every run.
-
-    Attributes:
-        name: name in files.
-        title: title above the picture.
-        table: returns one run's numbers.
-        words: describes the numbers.
-        draw: draws one run's curve.
-        drawn: reduces the numbers to the drawn part, if they are too many for the eye.
-    """
-
-    name: str
-    title: str
-    table: Callable[[RunData, LayerKey], Frame]
-    words: Callable[[Frame], str]
-    draw: Callable[..., object]
-    drawn: Callable[[Frame], Frame] = lambda frame: frame
-
-
-LOSS = Overlay(
+OF_ONE = {picture.name: picture for picture in (*pictures.LAYER, *pictures.CLIPPING)}
+LOSS = Picture(
     "loss",
     "Running median of the loss",
     lambda run, _: data.losses(run),
     words.loss,
-    lambda run, _, **options: plot.loss(run, **options),
+    lambda run, _, ax, **line: plot.loss(run, ax=ax, **line),
     data.binned_losses,
 )
 LAYER = (
-    Overlay(
-        "timesteps",
-        "Gradient by timestep",
-        lambda run, key: data.spread(run, key, "grad_h"),
-        lambda frame: words.ends(frame, "t", "gradient"),
-        lambda run, key, **options: plot.timesteps(run, layer=key, **options),
-    ),
-    Overlay(
-        "reach",
-        "Reach of the loss gradient",
-        data.reached,
-        lambda frame: words.ends(frame, "lag", "share of the loss gradient left"),
-        lambda run, key, **options: plot.reach(run, layer=key, **options),
-    ),
-    Overlay(
-        "horizon",
-        "Horizon over training",
-        data.horizons,
-        words.horizon,
-        lambda run, key, **options: plot.horizon(run, layer=key, **options),
-    ),
-    Overlay(
+    replace(OF_ONE["timesteps"], draw=lambda run, key, ax, **line: plot.timesteps(run, layer=key, ax=ax, **line)),
+    replace(OF_ONE["reach"], draw=lambda run, key, ax, **line: plot.reach(run, layer=key, ax=ax, **line)),
+    OF_ONE["horizon"],
+    Picture(
         "jacobian",
         "State Jacobian by timestep",
         lambda run, key: data.spread(run, key, "jacobian"),
         lambda frame: words.ends(frame, "t", "size of the state Jacobian"),
-        lambda run, key, **options: plot.timesteps(run, "jacobian", layer=key, **options),
+        lambda run, key, ax, **line: plot.timesteps(run, "jacobian", layer=key, ax=ax, **line),
     ),
 )
-THRESHOLDS = Overlay(
-    "thresholds",
-    "What thresholds would have clipped",
-    lambda run, _: data.would_clip(run),
-    words.thresholds,
-    lambda run, _, **options: plot.thresholds(run, **options),
-)
+THRESHOLDS = replace(OF_ONE["thresholds"], title="What thresholds would have clipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +58,7 @@ class Place:
 
 
 def summarise_runs(runs: Runs, findings: Mapping[str, Sequence[Finding]]) -> tuple[dict[str, Any], Figures]:
-    """Summarise several runs for a report, with the functions that draw its pictures.
-
-    Args:
-        runs: excerpts by name.
-        findings: findings by name.
-    """
+    """Summarise excerpts of several runs for a report, with the functions that draw its pictures."""
     figures: Figures = {}
     tints = dict(zip(runs, colours(len(runs)), strict=True))
     holders: dict[LayerKey, dict[str, RunData]] = {}
@@ -149,13 +101,13 @@ def _layer(place: Place) -> dict[str, Any]:
     }
 
 
-def _overlaid(place: Place, overlays: Sequence[Overlay], figures: Figures) -> list[dict[str, Any]]:
-    pictures = [_picture(place, overlay, figures) for overlay in overlays]
-    return [picture for picture in pictures if picture]
+def _overlaid(place: Place, overlays: Sequence[Picture], figures: Figures) -> list[dict[str, Any]]:
+    drawn = [_picture(place, overlay, figures) for overlay in overlays]
+    return [picture for picture in drawn if picture]
 
 
-def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any] | None:
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+def _picture(place: Place, overlay: Picture, figures: Figures) -> dict[str, Any] | None:
+    import pandas as pd
 
     tables = {name: frame for name, run in place.runs.items() if len(frame := overlay.table(run, place.key))}
     if not tables:
@@ -163,7 +115,7 @@ def _picture(place: Place, overlay: Overlay, figures: Figures) -> dict[str, Any]
 
     def draw(ax: Axes) -> None:
         for name in tables:
-            overlay.draw(place.runs[name], place.key, ax=ax, label=name, color=place.tints[name])
+            overlay.draw(place.runs[name], place.key, ax, label=name, color=place.tints[name])
 
     text = "\n".join(f"{name}: {overlay.words(frame)}" for name, frame in tables.items())
     stacked = pd.concat([overlay.drawn(frame).assign(run=name) for name, frame in tables.items()], ignore_index=True)

@@ -27,13 +27,7 @@ WHOLE_RUN = LayerKey("", -1, "forward", -1)
 
 
 def summarise(run: RunData, findings: Sequence[Finding], name: str) -> tuple[dict[str, Any], Figures]:
-    """Summarise a run for a report, with the functions that draw its pictures.
-
-    Args:
-        run: an excerpt.
-        findings: its findings, the most probable cause first.
-        name: its name.
-    """
+    """Summarise an excerpt of a run for a report, with the functions that draw its pictures."""
     figures: Figures = {}
     known = facts(run)
     keys = worst_first(run.layers, findings, run)
@@ -68,12 +62,9 @@ def _over_time(run: RunData, findings: Sequence[Finding], figures: Figures) -> l
         return []
     bins, title = data.binned_losses(losses), "Loss"
     if drawable(bins):
-        figures["run-loss"], title = partial(_timeline, run, findings), "Loss, horizon and findings"
+        title = "Loss, horizon and findings"
+        figures["run-loss"] = lambda ax: plot.timeline(run, findings, ax=ax)
     return [{**picture_data("run-loss", title, words.loss(losses), bins), "across": True}]
-
-
-def _timeline(run: RunData, findings: Sequence[Finding], ax: Any) -> None:
-    plot.timeline(run, findings, ax=ax)
 
 
 def _finite_until(layers: Sequence[Mapping[str, Any]]) -> int | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gradscope.diagnose.words import plural
 from gradscope.types.loss import change, number
 
 Frame = Any
@@ -28,11 +29,6 @@ def as_text(value: Any) -> str:
         shown = [as_text(item) for item in value[:6]]
         return ", ".join([*shown, f"… ({len(value)} in all)"] if len(value) > 6 else shown)
     return str(value)
-
-
-def plural(number: int, thing: str) -> str:
-    """Write a count with its noun: `1 run`, `2 runs`."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def percent(share: float) -> str:
@@ -89,8 +85,6 @@ def updates(frame: Frame) -> str:
 
 def training(frame: Frame) -> str:
     """Describe the medians at both ends of the sequence over training."""
-    if frame.empty or not len(frame.columns):
-        return "The run has no gradient."
     frame = frame.dropna(how="all") if frame.notna().to_numpy().any() else frame
     steps, times = frame.index, frame.columns
     first, last = (frame.iloc[row] for row in (0, -1))
@@ -107,8 +101,6 @@ def training(frame: Frame) -> str:
 
 def gates(frame: Frame, over: str) -> str:
     """Describe each gate's saturation at the end of the axis."""
-    if frame.empty:
-        return "The run has no gates."
     place = "the last timestep" if over == "t" else f"step {int(frame[over].max())}"
     parts, free = [], []
     for gate, rows in frame.groupby("gate", sort=False):
@@ -126,8 +118,6 @@ def gates(frame: Frame, over: str) -> str:
 
 def units(frame: Frame) -> str:
     """Count the units at their limits nearly always."""
-    if frame.empty:
-        return "The run has no units."
     parts = []
     for gate, rows in frame.groupby("gate", sort=False):
         stuck = int((rows["low"] + rows["high"] > ALWAYS).sum())
@@ -137,8 +127,6 @@ def units(frame: Frame) -> str:
 
 def spectra(frame: Frame) -> str:
     """Write the largest absolute eigenvalue of each block."""
-    if frame.empty:
-        return "The run has no eigenvalues."
     size = (frame["real"] ** 2 + frame["imag"] ** 2) ** 0.5
     parts = [
         f"{as_text(float(radius))} ({gate})" for gate, radius in size.groupby(frame["gate"], sort=False).max().items()
@@ -179,8 +167,6 @@ def norms(frame: Frame) -> str:
 
 def thresholds(frame: Frame) -> str:
     """Name the thresholds that clip a half, a tenth and a hundredth of the steps."""
-    if frame.empty:
-        return "The run has no finite gradient norm."
     rows = [nearest(frame, share) for share in (0.5, 0.1, 0.01)]
     parts = [f"{as_text(float(row['threshold']))} clips {percent(float(row['share']))} of the steps" for row in rows]
     return f"By norm, a threshold of {', of '.join(dict.fromkeys(parts))}."

@@ -5,20 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from gradscope.types import LayerKey
-
-if TYPE_CHECKING:
-    from gradscope.diagnose.candidates import Candidate
-    from gradscope.diagnose.frames import Frame, Recorded
+from gradscope.diagnose.frames import KEY, Frame, Recorded
+from gradscope.types import LayerKey, Remedy
 
 UNCHANGED = "as it is"
-KEY = list(LayerKey._fields)
 REMEDY = ["remedy", "code", "changed"]
 MEASURED = ["timesteps", "horizon", "horizon_censored", "decay"]
 LAYERS = [*REMEDY, *KEY, *MEASURED, "peak", "left", "enters", "loss", "note"]
 REACH = [*REMEDY, *KEY, "lag", "p10", "p50", "p90", "mean", "sequences", "nonfinite"]
+
+
+class Candidate(NamedTuple):
+    """A remedy, and its module."""
+
+    module: str
+    remedy: Remedy
+
+
+class Trial(NamedTuple):
+    """One copy: its remedy (None for none), its loss, and its records or the reason of a failure."""
+
+    candidate: Candidate | None
+    loss: float
+    run: Recorded | None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -47,7 +59,7 @@ class WhatIf:
         return self._shown().to_html(index=False, border=0)
 
     def _shown(self) -> Frame:
-        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+        import pandas as pd
 
         return pd.DataFrame([_line(row) for row in self.layers.to_dict("records")])
 
@@ -62,13 +74,9 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
     return {**head, "horizon": f"{lags} of {row['timesteps'] - 1:g}", **numbers}
 
 
-def as_frames(trials: Sequence[tuple[Candidate | None, float, Recorded | None, str]]) -> WhatIf:
-    """Put the trials into two frames, the unchanged model first.
-
-    Args:
-        trials: remedy (None for none), loss, records (None for a failed trial), and reason of the failure.
-    """
-    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+def as_frames(trials: Sequence[Trial]) -> WhatIf:
+    """Put the trials into two frames, in their order."""
+    import pandas as pd
 
     layers: list[dict[str, Any]] = []
     reach: list[Frame] = []

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gradscope.diagnose.candidates import Candidate, candidates
-from gradscope.diagnose.frames import Recorded, read_tables
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import Recorded, Tables, read_tables
 from gradscope.errors import GradscopeError
-from gradscope.types import Finding
+from gradscope.types import Finding, LayerKey, Remedy
 from gradscope.whatif.copies import copied, undisturbed
-from gradscope.whatif.frames import WhatIf, as_frames
+from gradscope.whatif.frames import Candidate, Trial, WhatIf, as_frames
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,16 +34,6 @@ Attach = Callable[[nn.Module], "AbstractContextManager[Watch]"]
 
 UNFIT = (TypeError, AttributeError, RuntimeError, ValueError, LookupError, AssertionError, GradscopeError)
 """Exceptions of a model that cannot use the replacement of a module."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One copy: its remedy, its loss, and its records or the reason of a failure."""
-
-    candidate: Candidate | None
-    loss: float
-    run: Recorded | None
-    note: str = ""
 
 
 def what_if(model: nn.Module, batch: Any, loss: Loss, findings: Sequence[Finding], attach: Attach) -> WhatIf:
@@ -73,7 +62,7 @@ def what_if(model: nn.Module, batch: Any, loss: Loss, findings: Sequence[Finding
                 trials.append(_trial(model, batch, loss, attach, rewind, candidate))
             except UNFIT as error:
                 trials.append(Trial(candidate, float("nan"), None, f"{type(error).__name__}: {error}"))
-    return as_frames([(t.candidate, t.loss, t.run, t.note) for t in trials])
+    return as_frames(trials)
 
 
 def _trial(
@@ -111,3 +100,52 @@ def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return f"a tensor of shape {list(value.shape)}{'' if value.requires_grad else ' without one'}"
+
+
+def candidates(tables: Tables, findings: Sequence[Finding]) -> list[Candidate]:
+    """List every remedy that changes a module once, module by module; the module of the first finding comes first.
+
+    The list has no remedies that change the loop, such as clipping or another learning rate: they do not change `reach`
+    on one batch.
+    """
+    unique: dict[tuple[str, str], Candidate] = {}
+    for candidate in (*_of_findings(tables, findings), *_usual(tables)):
+        if candidate.remedy.apply is not None:
+            unique.setdefault((candidate.module, candidate.remedy.code), candidate)
+    order = list(dict.fromkeys(module for module, _ in unique))
+    return sorted(unique.values(), key=lambda candidate: order.index(candidate.module))
+
+
+def _of_findings(tables: Tables, findings: Sequence[Finding]) -> Iterator[Candidate]:
+    known = {module for module, _ in tables.by_module}
+    for finding in findings:
+        if finding.layer_key is not None and finding.layer_key.module in known:
+            yield from (Candidate(finding.layer_key.module, remedy) for remedy in finding.remedies)
+
+
+def _usual(tables: Tables) -> Iterator[Candidate]:
+    for module, keys in tables.by_module:
+        if remedies.can_be_initialised(tables, keys[0]):
+            usual = _usual_for(tables, keys[0], len(keys))
+            yield from (Candidate(module, remedy) for remedy in usual if remedy is not None)
+
+
+def _usual_for(tables: Tables, key: LayerKey, layers: int) -> list[Remedy | None]:
+    family = tables.family(key.module)
+    timesteps = int(tables.of("layers", key)["timesteps"].max())
+    whole, chrono = remedies.orthogonal(tables, key, layers), remedies.chrono(key, timesteps)
+    normalised, bridged = remedies.layer_norm(tables, key), remedies.residual(tables, key)
+    if family == "lstm":
+        return [whole, remedies.forget_bias(key), chrono, normalised, bridged]
+    if family == "gru":
+        return [whole, chrono, normalised, bridged]
+    if family in ("rnn_tanh", "rnn_relu"):
+        return [
+            whole,
+            remedies.identity(key),
+            remedies.gated(tables, key, "LSTM"),
+            remedies.gated(tables, key, "GRU"),
+            normalised,
+            bridged,
+        ]
+    return []

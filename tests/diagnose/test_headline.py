@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gradscope.diagnose.headline import headline, learns
+from gradscope.diagnose.progress import headline, learns
 from gradscope.record import MemoryStore
 from gradscope.run import Run
 from gradscope.types import Batch, Rows
@@ -38,7 +38,7 @@ def run_of(losses: Sequence[float], rank: int = 0) -> Run:
             [1.0] * 15 + [math.inf] * 85,
             "The training diverges: loss 1.00 → not finite (first at step 15), 100 steps",
         ),
-        ([], "gradscope has seen no optimizer step."),
+        ([], "gradscope has observed no optimizer step."),
     ],
 )
 def test_headline(losses: Sequence[float], said: str) -> None:

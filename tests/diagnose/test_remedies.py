@@ -11,11 +11,11 @@ from torch import nn
 
 import gradscope
 from gradscope.diagnose import Tables
-from gradscope.diagnose.candidates import candidates
 from gradscope.diagnose.rules.exploding import exploding_gradient
 from gradscope.diagnose.rules.saturated import saturated_gate
 from gradscope.diagnose.rules.vanishing import vanishing_gradient
 from gradscope.types import Finding
+from gradscope.whatif.trials import candidates
 
 
 def seen(made: Training, known: dict[str, Any]) -> Tables:

@@ -126,7 +126,7 @@ def test_in_a_training_that_learns_a_gate_that_came_to_its_limits_is_no_more_tha
     assert [finding.severity for finding in saturated_gate(made.seen())] == [severity]
     made.loss = FALLS
     (finding,) = saturated_gate(made.seen())
-    assert finding.severity == "warning" and "so from the first record on" in finding.explanation
+    assert finding.severity == "warning" and "The first record shows this already" in finding.explanation
     free, shut = {"low": 0.1, "high": 0.0, "mean": 0.4}, made.gates[gate]
     later = Training("lstm", records=20)
     later.loss = FALLS

@@ -15,7 +15,7 @@ from record.rows import batch, expected, holds, same, write
 
 from gradscope.errors import LoadError, RecordError
 from gradscope.record import ParquetStore, parquet
-from gradscope.record.thin import disk_limit
+from gradscope.record.thin import size_limit
 from gradscope.run import Run, load
 from gradscope.types import Batch, Rows
 
@@ -320,8 +320,8 @@ def test_the_limit_is_read_from_the_environment(monkeypatch, text: str | None, s
     monkeypatch.delenv("GRADSCOPE_DISK_LIMIT", raising=False)
     if text is not None:
         monkeypatch.setenv("GRADSCOPE_DISK_LIMIT", text)
-    assert disk_limit(None) == size
-    assert disk_limit(7) == 7
+    assert size_limit(None, "GRADSCOPE_DISK_LIMIT", "1G", "disk_limit") == size
+    assert size_limit(7, "GRADSCOPE_DISK_LIMIT", "1G", "disk_limit") == 7
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", "0", "1X", "nan"])
@@ -331,7 +331,7 @@ def test_an_unfit_limit_is_refused(tmp_path, monkeypatch, text: str) -> None:
         ParquetStore(tmp_path, {})
     assert not list(tmp_path.iterdir())
     with pytest.raises(RecordError, match="disk_limit is '0'"):
-        disk_limit(0)
+        size_limit(0, "GRADSCOPE_DISK_LIMIT", "1G", "disk_limit")
 
 
 def test_a_run_of_an_earlier_gradscope_is_read_continued_and_merged(tmp_path) -> None:

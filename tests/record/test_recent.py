@@ -11,7 +11,7 @@ from record.rows import batch
 from torch import nn
 
 import gradscope
-from gradscope.record import MemoryStore, ParquetStore, recent
+from gradscope.record import MemoryStore, ParquetStore, live
 from gradscope.run import Run
 
 LAST, STEPS = 99, 30
@@ -29,7 +29,7 @@ FILTERS: tuple[tuple[Any, set[int]], ...] = (
 
 @pytest.fixture(params=[ParquetStore, MemoryStore])
 def store(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ParquetStore | MemoryStore:
-    monkeypatch.setattr(recent, "STEPS", STEPS)
+    monkeypatch.setattr(live, "STEPS", STEPS)
     store = ParquetStore(tmp_path, {"told": 1}, flush_steps=17) if request.param is ParquetStore else MemoryStore()
     for step in range(LAST + 1):
         store.write(batch(step))
@@ -39,13 +39,13 @@ def store(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parq
 @pytest.mark.parametrize(("asked", "expected"), FILTERS)
 def test_it_is_the_last_stretch(store: Any, asked: Any, expected: set[int]) -> None:
     filters = {} if asked is None else {"step": asked}
-    found = Run(recent.Recent(store)).frame("steps", **filters)
+    found = Run(live.Recent(store)).frame("steps", **filters)
     assert set(found["step"]) == expected
     store.close()
 
 
 def test_it_is_everything_when_the_store_is_closed(store: Any) -> None:
-    one = recent.Recent(store)
+    one = live.Recent(store)
     assert one.count("steps") == STEPS and one.ranks == store.ranks and one.meta == store.meta
     store.close()
     assert one.count("steps") == LAST + 1
@@ -55,12 +55,12 @@ def test_it_is_everything_when_the_store_is_closed(store: Any) -> None:
 def test_a_short_run_is_all_there(tmp_path: Path) -> None:
     with_few = MemoryStore()
     with_few.write(batch(3))
-    assert Run(recent.Recent(with_few)).frame("steps")["step"].tolist() == [3]
+    assert Run(live.Recent(with_few)).frame("steps")["step"].tolist() == [3]
 
 
 def test_findings_for_the_tab_look_back_on_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = pytest.importorskip("gradscope_integrations.tensorboard")
-    monkeypatch.setattr(recent, "STEPS", 3)
+    monkeypatch.setattr(live, "STEPS", 3)
     asked: list[Any] = []
     monkeypatch.setattr(tab, "make_sink", lambda logdir, writer, findings: asked.append(findings))
     model = nn.GRU(2, 2)

@@ -30,7 +30,7 @@ from reliability.test_faults import holds
 from torch import nn
 
 import gradscope
-from gradscope.record import ParquetStore, existing, recent, sink_thread
+from gradscope.record import ParquetStore, existing, live, sink_thread
 
 MEMORY_LIMIT, DISK_LIMIT = "2M", "512K"
 FLUSH_STEPS, RECENT_STEPS = 50, 1024
@@ -191,7 +191,7 @@ def steps(figures: Figures, count: int, until: float) -> None:
             patch.setenv("GRADSCOPE_MEMORY_LIMIT", MEMORY_LIMIT)
             patch.setenv("GRADSCOPE_DISK_LIMIT", DISK_LIMIT)
             patch.setattr(existing, "ParquetStore", partial(ParquetStore, flush_steps=FLUSH_STEPS))
-            patch.setattr(recent, "STEPS", RECENT_STEPS)
+            patch.setattr(live, "STEPS", RECENT_STEPS)
             logdir = None if name == "in memory" else folder
             samples, run = _trained(int(count * share), logdir, until)
             _tell(figures, name, samples, run)

@@ -24,8 +24,8 @@ from gradscope.types import Batch, Finding, LayerKey, Remedy, Rows
 pytest.importorskip("jinja2")
 pytest.importorskip("seaborn")
 from gradscope.report import Report, render, report, short, summary, words  # noqa: E402
-from gradscope.report.bars import bar, sparkline  # noqa: E402
 from gradscope.report.excerpt import excerpt  # noqa: E402
+from gradscope.report.small import bar, sparkline  # noqa: E402
 
 FINDINGS = [VANISHING, CLIPPING]
 GOLDEN = Path(__file__).with_name("golden")

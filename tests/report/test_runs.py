@@ -16,9 +16,13 @@ from gradscope.types import Batch, Rows
 pytest.importorskip("jinja2")
 pytest.importorskip("seaborn")
 from gradscope.report import comparison  # noqa: E402
-from gradscope.report.runs import runs_table  # noqa: E402
-from gradscope.report.settings import differing, separating, settings_of  # noqa: E402
-from gradscope.report.sparks import spark  # noqa: E402
+from gradscope.report.runs import (  # noqa: E402
+    differing,
+    runs_table,  # noqa: E402
+    separating,
+    settings_of,
+)
+from gradscope.report.small import spark  # noqa: E402
 
 
 def gru(size: int, **more: Any) -> dict[str, Any]:

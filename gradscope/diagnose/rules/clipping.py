@@ -73,7 +73,7 @@ def _excessive(tables: Tables, clips: Frame, share: float, left: float, moved: f
             "weights_moved": moved,
             **learning(tables).evidence,
         },
-        remedies=(loops.clip(usual), loops.look_at_optimizer()),
+        remedies=(loops.clip(usual), loops.LOOK_AT_OPTIMIZER),
     )
 
 

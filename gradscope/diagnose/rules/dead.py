@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradscope.diagnose import loops, remedies, swaps
+from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, early_and_late, rests_on, span, timesteps
@@ -60,5 +60,5 @@ def _finding(tables: Tables, key: LayerKey, share: float, count: int) -> Finding
             "share": share,
             **learning(tables).evidence,
         },
-        remedies=(remedies.identity(key), loops.rate(0.1), swaps.gated(tables, key)),
+        remedies=(remedies.identity(key), loops.rate(0.1), remedies.gated(tables, key)),
     )

@@ -60,7 +60,7 @@ def _by_settings(tables: Tables) -> Iterator[Finding]:
             f"left. {learning(tables).sentence}"
         ),
         evidence={"steps": span(tables), "rate": rate, **learning(tables).evidence},
-        remedies=(loops.no_decay(),),
+        remedies=(loops.NO_DECAY,),
     )
 
 
@@ -106,5 +106,5 @@ def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding
             + rests_on(tables, key)
         ),
         evidence={"steps": span(tables), "left": left, "norm": (norms[0], norms[-1]), **learning(tables).evidence},
-        remedies=(loops.no_decay(), *((again,) if again else ())),
+        remedies=(loops.NO_DECAY, *((again,) if again else ())),
     )

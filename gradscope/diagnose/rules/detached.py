@@ -80,5 +80,5 @@ def _finding(tables: Tables, module: str, share: float, longest: int, chains: in
             "share": share,
             **learning(tables).evidence,
         },
-        remedies=(loops.keep_graph(key), loops.longer_window()),
+        remedies=(loops.keep_graph(key), loops.LONGER_WINDOW),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gradscope.diagnose import loops, remedies, swaps
+from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import learning, severity
 from gradscope.diagnose.trend import ENOUGH, peak_reach, rests_on, span, spectral_radius, timesteps
@@ -110,6 +110,6 @@ def _remedies(tables: Tables, key: LayerKey, count: int) -> tuple[Remedy, ...]:
         starts = remedies.start_again(key, family, timesteps(tables, key)), remedies.orthogonal(tables, key, count)
     else:
         start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(tables, key, count)
-        starts = start, swaps.gated(tables, key)
+        starts = start, remedies.gated(tables, key)
     made_so = early >= LARGE or _at_first(tables, key) >= HUGE
     return (starts[0], clip, starts[1], slower) if made_so else (clip, slower, *starts)

@@ -30,6 +30,6 @@ def too_few_records(tables: Tables) -> list[Finding]:
                 f"{ENOUGH} records or more.{notes}{longer} {learning(tables).sentence}"
             ),
             evidence={"records": records, "of": steps, **learning(tables).evidence},
-            remedies=(loops.record_more(),),
+            remedies=(loops.RECORD_MORE,),
         )
     ]

@@ -101,5 +101,5 @@ def _next(tables: Tables) -> tuple[Remedy, ...]:
     """List checks: one batch, labels and shapes, the learning rate, the optimizer; an unusual step size comes first."""
     update = typical_update(tables)
     usual = not np.isfinite(update) or SMALL <= update <= LARGE
-    first, last = (loops.by_heart(), loops.look_at_shapes()), loops.look_at_optimizer()
-    return (*first, loops.other_rates(), last) if usual else (loops.rate_for(update), *first, last)
+    first, last = (loops.BY_HEART, loops.LOOK_AT_SHAPES), loops.LOOK_AT_OPTIMIZER
+    return (*first, loops.OTHER_RATES, last) if usual else (loops.rate_for(update), *first, last)

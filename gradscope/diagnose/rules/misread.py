@@ -7,11 +7,20 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from gradscope.diagnose import loops, states
+from gradscope.diagnose import loops
 from gradscope.diagnose.entering import above, entered, entered_by_record
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import broken, learning, severity
-from gradscope.diagnose.trend import ENOUGH, horizons, rests_on, span, spectral_radius, timesteps
+from gradscope.diagnose.trend import (
+    ENOUGH,
+    horizons,
+    rests_on,
+    span,
+    spectral_radius,
+    state_sizes,
+    state_spread,
+    timesteps,
+)
 from gradscope.diagnose.words import percent, place, plural, typed
 from gradscope.types import Finding, LayerKey, Remedy
 
@@ -128,9 +137,9 @@ def _at_the_start(tables: Tables, key: LayerKey, t: int, length: int) -> Finding
 
 def _constant_tail(tables: Tables, key: LayerKey, read: Mapping[int, int]) -> int:
     """Count the timesteps before the readout with a constant state, in every record; 0 if they are few."""
-    if max(spectral_radius(tables, key)) < SMALL or not VARIED < states.spread(tables, key) < math.inf:
+    if max(spectral_radius(tables, key)) < SMALL or not VARIED < state_spread(tables, key) < math.inf:
         return 0
-    sizes = states.sizes(tables, key)
+    sizes = state_sizes(tables, key)
     tails = [_tail(sizes[sizes["step"] == step], t) for step, t in read.items()]
     tail, late = min(tails, default=0), horizons(tables, key)[1]
     long = tail >= max(STEPS, TAIL * timesteps(tables, key))
@@ -154,7 +163,7 @@ def _from_padding(tables: Tables, key: LayerKey, tail: int, length: int) -> Find
         f"the loss gradient is left after {late:g} steps back, so next to none reaches the timesteps before."
     )
     remedies = (
-        loops.pack(),
+        loops.PACK,
         Remedy(
             "or read each sequence at its own last timestep",
             "last = output[torch.arange(len(lengths)), lengths - 1]  # batch first",

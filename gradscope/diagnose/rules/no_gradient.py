@@ -59,18 +59,17 @@ def _of_call(tables: Tables, module: str, count: int, steps: tuple[int, int]) ->
             f"rounding, .item(), numpy). {learning(tables).sentence}"
         ),
         evidence={"steps": steps, "count": count, **learning(tables).evidence},
-        remedies=(_pass_on(module), _trace(module)),
+        remedies=(
+            Remedy(
+                "pass its result on: a decoder begins from the encoder's state, not from zeros",
+                f"output, state = {name}(x)  # and hand output or state on to what the loss is made of",
+            ),
+            Remedy(
+                "follow the path from its output to the loss: it ends at the first tensor without grad_fn",
+                f"print({name}(x)[0].requires_grad, loss.grad_fn)  # then the same for each tensor in between",
+            ),
+        ),
     )
-
-
-def _pass_on(module: str) -> Remedy:
-    code = f"output, state = {typed(module)}(x)  # and hand output or state on to what the loss is made of"
-    return Remedy("pass its result on: a decoder begins from the encoder's state, not from zeros", code)
-
-
-def _trace(module: str) -> Remedy:
-    code = f"print({typed(module)}(x)[0].requires_grad, loss.grad_fn)  # then the same for each tensor in between"
-    return Remedy("follow the path from its output to the loss: it ends at the first tensor without grad_fn", code)
 
 
 # --- gradients of exactly zero

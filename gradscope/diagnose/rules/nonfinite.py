@@ -15,6 +15,16 @@ LASTING = 0.01
 SKIPPED, STEPS = 0.25, 20
 """A GradScaler that skips this share of so many steps finds no scale with finite gradients."""
 
+OVERFLOWS = ("state", "recurrence")
+BFLOAT16 = Remedy(
+    "use bfloat16, with the range of float32, and no GradScaler",
+    'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = loss_of(model, batch)',
+)
+SAFE = Remedy(
+    "keep roots, logarithms and divisions away from zero: there their gradient is infinite, and times zero NaN",
+    "y = torch.sqrt(x.clamp(min=1e-8))  # log, norm and division alike",
+)
+
 
 def nonfinite_gradient(tables: Tables) -> list[Finding]:
     """Find optimizer steps with non-finite gradients, and a GradScaler that skips too many steps."""
@@ -67,14 +77,9 @@ def _always_skipped(tables: Tables) -> list[Finding]:
                 "numbers, or the loss is not finite."
             ),
             evidence={"steps": (int(steps["step"].min()), last), "count": count, "share": share, "skipped": True},
-            remedies=(_bfloat16(), loops.find_nonfinite()),
+            remedies=(BFLOAT16, loops.FIND_NONFINITE),
         )
     ]
-
-
-def _bfloat16() -> Remedy:
-    code = 'with torch.autocast("cuda", dtype=torch.bfloat16):\n    loss = loss_of(model, batch)'
-    return Remedy("use bfloat16, with the range of float32, and no GradScaler", code)
 
 
 def _how_many(bad: Frame, steps: int, forever: bool) -> str:
@@ -110,9 +115,6 @@ def _course(before: tuple[tuple[int, float, float, float], ...]) -> str:
     return f"The last records before it (gradient norm, largest state, largest dL/dh): {'; '.join(each)}."
 
 
-OVERFLOWS = ("state", "recurrence")
-
-
 def _remedies(tables: Tables, onset: Onset) -> tuple[Remedy, ...]:
     """Choose remedies by the onset. Clipping helps if gradients grew; a norm of NaN clips to NaN."""
     again = () if onset.step == onset.first else (loops.record_again(onset.first),)
@@ -122,14 +124,9 @@ def _remedies(tables: Tables, onset: Onset) -> tuple[Remedy, ...]:
         start = () if key is None or onset.grew else (remedies.orthogonal(tables, key, 2),)
         return (*start, loops.clip(1.0), loops.rate(0.1), *again)
     if onset.in_loss and math.isnan(onset.loss):
-        return (loops.look_at_batch(onset.first), loops.leave_out(), loops.find_nonfinite(), *again)
+        return (loops.look_at_batch(onset.first), loops.LEAVE_OUT, loops.FIND_NONFINITE, *again)
     if onset.in_loss:
-        return (loops.leave_out(), loops.zero_infinity(), loops.look_at_batch(onset.first), *again)
+        return (loops.LEAVE_OUT, loops.ZERO_INFINITY, loops.look_at_batch(onset.first), *again)
     if what == "input" or what.startswith("argument "):
-        return (loops.look_at_batch(onset.step or onset.first), loops.find_nonfinite())
-    return (_safe(), loops.find_nonfinite(), *again)
-
-
-def _safe() -> Remedy:
-    title = "keep roots, logarithms and divisions away from zero: there their gradient is infinite, and times zero NaN"
-    return Remedy(title, "y = torch.sqrt(x.clamp(min=1e-8))  # log, norm and division alike")
+        return (loops.look_at_batch(onset.step or onset.first), loops.FIND_NONFINITE)
+    return (SAFE, loops.FIND_NONFINITE, *again)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gradscope.diagnose import remedies, swaps
-from gradscope.diagnose.frames import Frame, Tables
+from gradscope.diagnose import remedies
+from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import had_fallen, learning, severity
 from gradscope.diagnose.rules.updates import smaller_steps
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
@@ -76,8 +76,8 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
     both: list[float] = []
     for gate, rows in gates.groupby("gate", sort=False):
         gate = str(gate)
-        low, high = _always(rows, "low"), _always(rows, "high")
-        sides = _at_limits(rows)
+        lows, highs = by_step(rows, "low"), by_step(rows, "high")
+        low, high, sides = (min(early_and_late(shares)) for shares in (lows, highs, lows + highs))
         mean = early_and_late(by_step(rows, "mean"))[1]
         if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
             yield Saturation(gate, low, mean, "low")
@@ -90,17 +90,6 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
             both.append(sides)
     if both and sum(both) / len(both) >= TWO_SIDED:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
-
-
-def _always(rows: Frame, column: str) -> float:
-    """Return the smaller of the early and the late share."""
-    return min(early_and_late(by_step(rows, column)))
-
-
-def _at_limits(rows: Frame) -> float:
-    """Return the share at either limit, the smaller of early and late."""
-    both = by_step(rows, "low") + by_step(rows, "high")
-    return min(early_and_late(both))
 
 
 def _from_start(tables: Tables, key: LayerKey, case: Saturation) -> bool:
@@ -160,7 +149,7 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool
     if learning(tables).learns and not started:
         why += " Look here only if it stops falling too early."
     if started:
-        why += " They are so from the first record on: the initialisation, or the input, puts them there."
+        why += " The first record shows this already: the initialisation, or the input, puts the gate there."
     return why + rests_on(tables, key)
 
 
@@ -169,6 +158,6 @@ def _remedies(tables: Tables, key: LayerKey, *, started: bool) -> tuple[Remedy, 
     if not remedies.can_be_initialised(tables, key):
         return smaller_steps(tables), remedies.torch_layer(key)
     again = remedies.start_again(key, tables.family(key.module), timesteps(tables, key))
-    normalised = swaps.layer_norm(tables, key)
+    normalised = remedies.layer_norm(tables, key)
     middle = () if normalised is None else (normalised,)
     return (again, *middle, smaller_steps(tables)) if started else (smaller_steps(tables), *middle, again)

@@ -51,7 +51,7 @@ def _finding(tables: Tables, steps: list[int], records: int, ratio: float) -> Fi
             "kept": ratio,
             **training.evidence,
         },
-        remedies=(loops.zero_grad(),),
+        remedies=(loops.ZERO_GRAD,),
     )
 
 

@@ -31,7 +31,7 @@ def unoptimized_parameters(tables: Tables) -> list[Finding]:
             title=f"no optimizer steps {_listed(names, shapes)}",
             explanation=f"{_explained(_listed(names, shapes, len(names)), bool(shapes))} {training.sentence}",
             evidence={"steps": (int(notes["step"].min()),) * 2, "parameters": tuple(names), **training.evidence},
-            remedies=(loops.register(),) if shapes and not named else (loops.optimize(named), loops.register()),
+            remedies=(loops.REGISTER,) if shapes and not named else (loops.optimize(named), loops.REGISTER),
         )
     ]
 

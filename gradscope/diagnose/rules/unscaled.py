@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradscope.diagnose import loops, states, swaps
+from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import learning, severity
-from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, timesteps
+from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, state_sizes, state_spread, timesteps
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey
 
@@ -55,7 +55,7 @@ def _signs(tables: Tables, key: LayerKey) -> Iterator[Sign]:
     elif tables.family(key.module) == "rnn_relu" and (size := _first_state(tables, key)) >= OVERSIZED:
         yield Sign(key, "oversized", size)
     elif len(tables.records) >= ENOUGH and timesteps(tables, key) > 1 and not _at_limits(tables, key):
-        if (spread := states.spread(tables, key)) <= ALIKE:
+        if (spread := state_spread(tables, key)) <= ALIKE:
             yield Sign(key, "invisible", spread)
 
 
@@ -90,7 +90,7 @@ def _saturated_at_first(tables: Tables, key: LayerKey) -> float:
 
 
 def _first_state(tables: Tables, key: LayerKey) -> float:
-    rows = states.sizes(tables, key)
+    rows = state_sizes(tables, key)
     first = rows[(rows["step"] == rows["step"].min()) & (rows["t"] == 0)]["p50"].to_numpy(dtype=np.float64)
     return float(first[0]) if len(first) and np.isfinite(first[0]) else 0.0
 
@@ -104,7 +104,7 @@ TITLES = {
 
 def _finding(tables: Tables, sign: Sign, count: int) -> Finding:
     key, kind, size = sign
-    where, normalised = place(key, count == 1), swaps.layer_norm(tables, key)
+    where, normalised = place(key, count == 1), remedies.layer_norm(tables, key)
     return Finding(
         code="unscaled_input",
         severity=severity(tables, critical=kind == "invisible", built=kind != "invisible"),
@@ -112,7 +112,7 @@ def _finding(tables: Tables, sign: Sign, count: int) -> Finding:
         title=f"{where}: {TITLES[kind]}",
         explanation=f"{_explained(where, kind, size)} {learning(tables).sentence}" + rests_on(tables, key),
         evidence={"steps": span(tables), "timesteps": (0, 0), "kind": kind, "size": size, **learning(tables).evidence},
-        remedies=(loops.scale_input(), *((normalised,) if normalised and kind != "invisible" else ())),
+        remedies=(loops.SCALE_INPUT, *((normalised,) if normalised and kind != "invisible" else ())),
     )
 
 

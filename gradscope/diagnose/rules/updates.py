@@ -52,7 +52,7 @@ def _none(tables: Tables) -> Finding:
         f"{learning(tables).sentence}"
     )
     order = "optimizer.zero_grad()\nloss.backward()\noptimizer.step()"
-    remedies = (Remedy("clear gradients before backward(), not behind it", order), loops.look_at_optimizer())
+    remedies = (Remedy("clear gradients before backward(), not behind it", order), loops.LOOK_AT_OPTIMIZER)
     level = severity(tables, critical=True)
     return _finding(tables, "the optimizer does not move the weights at all", why, level, {"update": 0.0}, remedies)
 
@@ -64,7 +64,7 @@ def _run_out(tables: Tables, early: float, late: float) -> Finding:
         f"steps it with every batch. {learning(tables).sentence}"
     )
     code = "scheduler.step()  # once an epoch, or with a schedule that is as long as the training has batches"
-    remedies = (Remedy("step the scheduler in its own unit, epochs or batches", code), loops.look_at_optimizer())
+    remedies = (Remedy("step the scheduler in its own unit, epochs or batches", code), loops.LOOK_AT_OPTIMIZER)
     numbers = {"update_early": early, "update_late": late}
     return _finding(
         tables, "the steps have become too small to move the weights", why, severity(tables), numbers, remedies
@@ -79,7 +79,7 @@ def _small(tables: Tables, update: float, path: float, steps: int) -> Finding:
     )
     level = severity(tables, critical=path < STILL / 10)
     title = f"the optimizer moves the weights by {percent(update)} of their norm a step"
-    remedies = (loops.rate_for(update), loops.look_at_optimizer())
+    remedies = (loops.rate_for(update), loops.LOOK_AT_OPTIMIZER)
     return _finding(tables, title, why, level, {"update": update, "path": path}, remedies)
 
 

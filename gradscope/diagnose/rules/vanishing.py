@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from gradscope.diagnose import loops, remedies, swaps
+from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.entering import loss_enters, passed_down
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import learning, severity
@@ -135,10 +135,10 @@ def _explained(tables: Tables, reach: Reach, down: float, where: str) -> str:
 
 def _remedies(tables: Tables, reach: Reach, down: float, level: Severity) -> tuple[Remedy, ...]:
     """Order tests and cures: the tests come first unless the finding is certain."""
-    tests = (loops.cut(reach.late), loops.what_if())
+    tests = (loops.cut(reach.late), loops.WHAT_IF)
     cures = _cures(tables, reach.key, int(reach.longest) + 1, down)
     if _lost_in_the_stack_alone(tables, reach, down):
-        return (*cures, loops.what_if())
+        return (*cures, loops.WHAT_IF)
     return (*cures, *tests) if level != "info" and cures else (*tests, *cures)
 
 
@@ -146,7 +146,7 @@ def _cures(tables: Tables, key: LayerKey, timesteps: int, down: float) -> tuple[
     family = tables.family(key.module)
     if not remedies.can_be_initialised(tables, key):
         return (remedies.torch_layer(key),)
-    bridged, normalised = swaps.residual(tables, key) if down < LOST else None, swaps.layer_norm(tables, key)
+    bridged, normalised = remedies.residual(tables, key) if down < LOST else None, remedies.layer_norm(tables, key)
     layers = sum(other.module == key.module for other in tables.first_chains)
     if family == "lstm":
         cures = [remedies.chrono(key, timesteps), remedies.forget_bias(key), normalised]
@@ -154,6 +154,6 @@ def _cures(tables: Tables, key: LayerKey, timesteps: int, down: float) -> tuple[
         cures = [remedies.chrono(key, timesteps), normalised]
     else:
         start = remedies.identity(key) if family == "rnn_relu" else remedies.orthogonal(tables, key, layers)
-        cures = [start, swaps.gated(tables, key), normalised]
+        cures = [start, remedies.gated(tables, key), normalised]
     cures = [bridged, *cures] if down < NOTHING else [*cures, bridged]
     return tuple(remedy for remedy in cures if remedy is not None)
