@@ -148,22 +148,22 @@ class Scope:
         self._model_class, self._since = type(self._observer.tree.model).__name__, datetime.now()
         self._pending: tuple[tuple[int, int], MemoryStore] | None = None
         self._undo = parts.listen()
-        self._observer.tree.when_gone(lambda: parts.observer.begun, self._model_gone)
+        self._observer.tree.when_gone(lambda: parts.observer.clock.begun, self._model_gone)
         _close_at_exit()
         _OPEN[self] = None
 
     def step(self) -> None:
         """End a step, in a loop without a `torch.optim.Optimizer`."""
         self._check_open("step()")
-        self._observer.finish("")
+        self._observer.finish()
 
     def pause(self) -> None:
         """Record nothing until `resume`; gradscope still counts steps."""
-        self._observer.paused = True
+        self._observer.calls.paused = True
 
     def resume(self) -> None:
         """Record again."""
-        self._observer.paused = False
+        self._observer.calls.paused = False
 
     @property
     def next_step(self) -> int:
@@ -242,7 +242,7 @@ class Scope:
         try:
             self._undo.close()
             if self._observer.unfinished:
-                self._observer.finish("")
+                self._observer.finish()
         finally:
             self._pending = None
             self._observer.close()

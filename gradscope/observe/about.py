@@ -22,7 +22,7 @@ def about(observer: Observer, *, of: str, since: datetime, closed: bool, logdir:
         logdir: the run folder, if there is one.
     """
     steps = observer.step - observer.first_step
-    state = "closed" if closed else "paused" if observer.paused else "open"
+    state = "closed" if closed else "paused" if observer.calls.paused else "open"
     begun = f" from step {observer.first_step}" if observer.first_step else ""
     counted = f"{observer.records:,} of {steps:,} step{'s' * (steps != 1)}{begun} recorded"
     where = "in memory" if logdir is None else f"in {logdir}"

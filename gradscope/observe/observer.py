@@ -34,7 +34,7 @@ from gradscope.observe.recorded import RecordedRows
 from gradscope.observe.schedule import Schedule
 from gradscope.observe.tree import Tree
 from gradscope.observe.watched import Watched
-from gradscope.record.recorder import Pending, Recorder
+from gradscope.record.recorder import Recorder
 from gradscope.types import Rows
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -68,6 +68,7 @@ class Observer:
         first_step: number of the first one.
         records: how many steps have been recorded.
         observed: class of every observed module, by name.
+        clock: of the steps.
     """
 
     def __init__(
@@ -78,20 +79,20 @@ class Observer:
         modules, others = list(layers.values()), [one.module for one in own if isinstance(one, SequenceModule)]
         self.tree = Tree(watched.model, [*modules, *(one.module for one in own)])
         self._layers, self._recorder = weakref.WeakValueDictionary(layers), recorder
-        self._parameters, self._clock = Parameters(self.tree, modules, others), StepClock()
+        self._parameters, self.clock = Parameters(self.tree, modules, others), StepClock()
         self.guard = guard = Guard(settings.strict, cuda=any(p.is_cuda for p in self._parameters.all))
         work = Work(settings.wanted)
-        self.calls = CallReceiver(self._layers, own, settings.limit, work, guard, self._clock.start)
+        self.calls = CallReceiver(self._layers, own, settings.limit, work, guard, self.clock.start)
         self._passes = Passes(self.tree.parameters)
         self._parameters.when_replaced(self._passes.forget_parameters)
         self._owners = Owners(self.tree, modules, partial(guard.call, tell))
-        self.ledger = Ledger(self._parameters, self._passes.losses, guard, self._owners, self._over)
+        self.ledger = Ledger(self._parameters, self._passes.losses, guard, self._owners, self.finish)
         self._look, self._alarm = self.ledger.look, Alarm(jumps=settings.jumps)
         self._nonfinite = Nonfinite(self._parameters, self.ledger, self._alarm, self._modules)
         self._plan, self._idle = Plan(schedule, self._alarm, guard.call), False
         checks = Checks(self.tree)
         self._backward = PassReceiver(
-            self._parameters, self._passes, checks, self._look, self._nonfinite, self.calls, guard, self._clock,
+            self._parameters, self._passes, checks, self._look, self._nonfinite, self.calls, guard, self.clock,
             lambda: self._recorded.unseen(self.step, ()),
         )  # fmt: skip
         self._recorded = RecordedRows(
@@ -114,20 +115,6 @@ class Observer:
             undo.push(self.calls.listen(always=every_call))
             undo.push(self.ledger.listen())
             return undo.pop_all()
-
-    @property
-    def paused(self) -> bool:
-        """True while steps are only counted."""
-        return self.calls.paused
-
-    @paused.setter
-    def paused(self, paused: bool) -> None:
-        self.calls.paused = paused
-
-    @property
-    def begun(self) -> bool:
-        """True once an event of the training has arrived."""
-        return self._clock.begun
 
     def _modules(self) -> dict[str, Any]:
         """The observed modules that still exist, by name."""
@@ -164,39 +151,35 @@ class Observer:
         if self._idle and not special:
             self._idle_over(optimizer, owned.share)
         else:
-            self._over(optimizer, False)
-
-    def _over(self, optimizer: Optimizer, skipped: Tensor | bool) -> None:
-        self.finish(type(optimizer).__name__, skipped, optimizer)
+            self.finish(optimizer)
 
     @contextmanager
     def aside(self) -> Generator[None]:
         """Ignore everything meanwhile, and leave it out of the training's time."""
-        paused, self.paused = self.paused, True
+        paused, self.calls.paused = self.calls.paused, True
         try:
-            with self._clock.stopped():
+            with self.clock.stopped():
                 yield
         finally:
-            self.paused = paused
+            self.calls.paused = paused
 
     @guarded
-    def finish(self, name: str, skipped: Tensor | bool = False, optimizer: Optimizer | None = None) -> None:
+    def finish(self, optimizer: Optimizer | None = None, skipped: Tensor | bool = False) -> None:
         """End the step: analyse it if it is recorded, hand on its rows, and begin the next.
 
         Args:
-            name: class of the optimizer; empty without one.
+            optimizer: the one that stepped, if any.
             skipped: True if a GradScaler has left the parameters as they were; a tensor that is 0 if not.
-            optimizer: the one that stepped.
         """
-        self._clock.start()
+        self.clock.start()
         self._backward.by_hand.stop()
         if optimizer is not None and self.ledger.scaling.used:
             self.ledger.scaling.without(optimizer)
         share = None if optimizer is None else self._owners.of(optimizer).share
-        rows, recorded = list[Rows | Pending](), False
         tried = self.calls.recording is not None  # with or without a gradient to show for it
-        if tried or self.guard.reasons:
-            rows, recorded = self._record(share)
+        rows = self._recorded.close_step(self.step, share) if tried or self.guard.reasons else []
+        recorded = any(block.table == "layers" for block in rows)
+        self.records += recorded
         norm, spoilt = self.ledger.norm, self._nonfinite.suspect
         gradients, clips = self.ledger.close_step(optimizer)
         losses = self._passes.step_over(optimizer, share, self._parameters.ids)
@@ -204,10 +187,10 @@ class Observer:
             rows += self._nonfinite.notes(self.step)
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
-        duration = max(self._clock.step_over(ended), overhead.host_s)  # the clock may start a moment after ours
+        duration = max(self.clock.step_over(ended), overhead.host_s)  # the clock may start a moment after ours
         ending = Ending(
-            self.step, name, duration, overhead, losses, norm, gradients, skipped, recorded, spoilt,
-            self._alarm.step_over,
+            self.step, "" if optimizer is None else type(optimizer).__name__, duration, overhead, losses, norm,
+            gradients, skipped, recorded, spoilt, self._alarm.step_over,
         )  # fmt: skip
         if self._recorder.add(self.step, [*rows, *clips, ending.row()], at=ended) or recorded:
             self.guard.call(self._recorder.drain)
@@ -230,7 +213,7 @@ class Observer:
         losses = self._passes.step_over(optimizer, share, self._parameters.ids)
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
-        duration = self._clock.step_over(ended)
+        duration = self.clock.step_over(ended)
         ending = Ending(self.step, type(optimizer).__name__, duration, overhead, losses, norm)
         if ending.finite:
             self._alarm.step_over(norm if type(norm) is float else math.nan, 0)
@@ -245,20 +228,9 @@ class Observer:
         if not self._plan.idle_over(self.step, overhead_s=overhead.host_s, step_s=duration):
             self._begin()
 
-    def _record(self, share: set[int] | None) -> tuple[list[Rows | Pending], bool]:
-        """The rows of a recorded step, with notes; True if there are measurements among them."""
-        rows = self.rows(share, stepped=True)
-        recorded = any(block.table == "layers" for block in rows)
-        self.records += recorded
-        self.guard.take_reasons()  # the rows have them
-        if self.calls.recording is not None:
-            self.calls.recording.close()
-            self.calls.seen.step()
-        return [*rows], recorded
-
-    def rows(self, share: set[int] | None = None, *, stepped: bool = False) -> list[Rows]:
-        """See `RecordedRows`; of the current step."""
-        return self._recorded.rows(self.step, share, stepped=stepped)
+    def rows(self) -> list[Rows]:
+        """The rows of the current step so far."""
+        return self._recorded.rows(self.step, None, stepped=False)
 
     @property
     def unfinished(self) -> bool:

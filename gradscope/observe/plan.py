@@ -37,14 +37,14 @@ class Plan:
         return recorded, looking
 
     def idle_over(self, next_step: int, *, overhead_s: float, step_s: float) -> bool:
-        """An idle step has ended, see `ended`; True if the next one is idle too, without a call of `begin`."""
+        """An idle step has ended, see `ended`; True if the next one is idle too, and nobody has to call `begin`."""
         self._overhead_s += overhead_s
         self._step_s += step_s
         self._steps += 1
         return next_step < self._next and not self._alarm.wanted
 
     def ended(self, *, recorded: bool, look_s: float, overhead_s: float, step_s: float) -> None:
-        """A step has ended that is not idle.
+        """A step has ended.
 
         Args:
             recorded: True if the step was recorded.

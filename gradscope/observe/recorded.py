@@ -67,6 +67,15 @@ class RecordedRows:
         rows = None if recording is None else self.guard.call(self._analysed, step, recording, share, stepped)
         return [*(rows or []), *(_note(step, WHOLE_MODEL, reason) for reason in self.guard.reasons)]
 
+    def close_step(self, step: int, share: set[int] | None) -> list[Rows]:
+        """The rows of a step that is over; see `rows`."""
+        rows = self.rows(step, share, stepped=True)
+        self.guard.take_reasons()  # the rows have them
+        if self.calls.recording is not None:
+            self.calls.recording.close()
+            self.calls.seen.step()
+        return rows
+
     def _analysed(self, step: int, recording: Recording, share: set[int] | None, stepped: bool) -> list[Rows]:
         summaries: list[Rows] = []
         for module, chain, analyses in recording.analyse(self.ledger.scaling.factor, stepped=stepped):
