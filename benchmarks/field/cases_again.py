@@ -82,7 +82,7 @@ def _loop() -> list[Case]:
         ailing("membrane", "a missing value in one window", "nonfinite_gradient", {},
                {"birth": "missing", "birth_at": 47}),
         ailing("keywords", "logarithm of 0", "nonfinite_gradient", {}, {"birth": "log", "birth_at": 66}),
-        ailing("repeat", "distance of equal states", "nonfinite_gradient", {}, {"birth": "root", "birth_at": 103}),
+        ailing("beats", "distance of equal states", "nonfinite_gradient", {}, {"birth": "root", "birth_at": 103}),
         ailing("keywords", "no zero_grad, Adam", "stale_gradient", {}, {"zero_grad": False}),
         ailing("beats", "no zero_grad, Adam", "stale_gradient", {}, {"zero_grad": False}),
         ailing("tones", "learning rate 1e-6", "small_updates", {}, {"lr": 1e-6}),

@@ -18,6 +18,8 @@ LEFT = 0.35
 """No block has more than this share of its norm left,"""
 GONE = 0.1
 """or one block has no more than this share left."""
+FORGETS = 0.01
+"""Weights that lose this share at every step forget within a hundred steps: nobody intends it, even if they learn."""
 STEADY = 0.8
 """Share of the movement of a norm that goes down."""
 
@@ -28,8 +30,10 @@ def decayed_weights(tables: Tables) -> list[Finding]:
     All blocks have shrunk to a third, or the block of one gate to next to nothing. The gradient may hold the weights
     even against a decay that is far too strong: then the optimizer's own numbers decide.
     """
-    if len(tables.records) < ENOUGH or learning(tables).learns:
+    if len(tables.records) < ENOUGH:
         return []
+    if learning(tables).learns:
+        return list(_by_settings(tables))
     findings: list[Finding] = []
     for _, keys in tables.by_module:
         shrunk = {key: course for key in keys if (course := _course(tables, key)) is not None}
@@ -43,15 +47,17 @@ def _by_settings(tables: Tables) -> Iterator[Finding]:
     """Find an optimizer whose weight decay leaves the weights no more than the last steps."""
     notes = tables["notes"]
     reasons = notes.loc[notes["reason"].str.startswith(DECAY), "reason"]
-    if not len(reasons) or not learning(tables).fails:
+    if not len(reasons):
         return
     share, _, how = str(reasons.iloc[0]).removeprefix(DECAY).partition(" of the recurrent weights ")
     rate = float(share.rstrip("%")) / 100
+    if rate < FORGETS and not learning(tables).fails:
+        return
     share = percent(rate)
     lasting = plural(max(1, round(1 / rate)), "step")
     yield Finding(
         code="decayed_weights",
-        severity=severity(tables),
+        severity=severity(tables, built=rate >= FORGETS),
         layer_key=None,
         title=f"weight decay removes {share} of the recurrent weights at every step",
         explanation=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Tables
@@ -26,7 +27,7 @@ def unoptimized_parameters(tables: Tables) -> list[Finding]:
     return [
         Finding(
             code="unoptimized_parameters",
-            severity=_severity(tables, bool(shapes)),
+            severity=_severity(tables, names, bool(shapes)),
             layer_key=None,
             title=f"no optimizer steps {_listed(names, shapes)}",
             explanation=f"{_explained(_listed(names, shapes, len(names)), bool(shapes))} {training.sentence}",
@@ -36,9 +37,13 @@ def unoptimized_parameters(tables: Tables) -> list[Finding]:
     ]
 
 
-def _severity(tables: Tables, unknown: bool) -> Severity:
-    """Warn if the model lacks the parameters or the training fails; otherwise freezing may be on purpose."""
-    return "warning" if unknown or learning(tables).fails else "info"
+def _severity(tables: Tables, names: Sequence[str], unknown: bool) -> Severity:
+    """Warn unless freezing may be on purpose: the training learns, and some of the parameters are recurrent.
+
+    Who trains a new read-out alone leaves out the recurrent layers. Nobody trains these and leaves out the read-out.
+    """
+    recurrent = any(name.startswith(f"{module}." if module else "") for module, _ in tables.by_module for name in names)
+    return "info" if recurrent and not unknown and not learning(tables).fails else "warning"
 
 
 def _listed(names: list[str], shapes: list[str], limit: int = 3) -> str:
