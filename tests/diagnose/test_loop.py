@@ -125,6 +125,7 @@ def test_losses_that_rise_for_good(loss: list[float], severity: str | None) -> N
         ([1.1] * 3, FALLS, "warning"),
         ([0.01, 0.01, 5.0], STALLS, None),
         ([0.6, 0.01, 0.01], STALLS, "warning"),
+        ([7.0, 0.7, 0.4], FALLS, "warning"),
         ([0.4, 0.01, 0.01], STALLS, None),
     ],
 )
@@ -133,7 +134,7 @@ def test_first_steps_that_throw_the_weights_off(first: list[float], loss: list[f
     made.update, made.loss = [*first, *[1e-3] * 5], loss
     findings = diverged(made.seen())
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
-    factor = "0.01" if first[0] > 1 else "0.1"  # a step is to move the weights by a hundredth
+    factor = {1.1: "0.01", 7.0: "0.001"}.get(first[0], "0.1")  # a step is to move the weights by a hundredth
     assert all(finding.remedies[0].code.endswith(f"*= {factor}") for finding in findings)
 
 

@@ -37,12 +37,12 @@ def _cases(tables: Tables) -> Iterator[Finding]:
 
 
 def _first_steps(tables: Tables) -> float:
-    """Return the change of a block by the first steps (median of three, or the very first); 0 if it is not large."""
+    """Return the change of a block by the very first step, or the median of three; 0 if neither is large."""
     first = largest_updates(tables).to_numpy(dtype=np.float64)[:ENOUGH]
     if len(first) < ENOUGH:
         return 0.0
     typical, very_first = float(np.median(first)), float(first[0])
-    return typical if typical >= THROWN else very_first if very_first >= AT_ONCE else 0.0
+    return very_first if very_first >= AT_ONCE else typical if typical >= THROWN else 0.0
 
 
 def _thrown(tables: Tables, first: float) -> Finding:
