@@ -57,4 +57,4 @@ def _confirmed(family: Family, layer: Layer, kept: Kept, tolerance: float) -> bo
     step = Layer(layer.weights, kept.input.unsqueeze(0), before, None, layer.output[t, b].unsqueeze(0))
     rebuilt = family.replay(step if layer.c_0 is None else replace(step, c_0=torch.zeros_like(layer.c_0[b])))
     theirs = kept.gates[:, t, b].transpose(0, 1)
-    return bool(relative(relative_parts(rebuilt.gates[0].flatten(1), theirs.flatten(1))) <= tolerance)
+    return float(relative(relative_parts(rebuilt.gates[0], theirs))) <= tolerance

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace
-from gradscope.families.norms import drop_nearly_subnormal, norm, norms, relative, relative_parts
+from gradscope.families.norms import combined, drop_nearly_subnormal, norm, norms, relative, relative_parts
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.families.saturation import Saturation
 from gradscope.families.scan import Back, Entering, ReverseScan, backwards
@@ -34,7 +34,7 @@ class Measured:
         reach: [lags, B].
         reached: [lags, B].
         gates: gate -> saturation.
-        residual: of the rebuilt states, 0-dim.
+        difference: norms of the difference of the rebuilt states, and of the kernel's, [2].
         grad_input: total dL/dx_t, [T, B, D]; None unless requested.
         sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless requested.
         total_residual: of the rebuilt total gradients against autograd's, 0-dim; None if those are unknown.
@@ -45,7 +45,7 @@ class Measured:
     reach: Tensor
     reached: Tensor
     gates: dict[str, Gate]
-    residual: Tensor
+    difference: Tensor
     grad_input: Tensor | None
     sketch: Tensor | None
     total_residual: Tensor | None
@@ -250,13 +250,13 @@ class _Pass:
         """
         values = _joined(self.values, 1) if self.values else direct.new_empty(0)
         reach, reached = reach_by_lag(anchors, _joined(self.carried)) if self.carried else _no_reach(direct)
-        total = torch.stack([relative(p) for p in torch.stack(self.totals).sum(0)]).amax() if self.totals else None
+        total = relative(combined(self.totals)).amax() if self.totals else None
         return Measured(
             values={**dict(zip(self.names, values.unbind(0), strict=True)), "grad_h_direct": direct},
             reach=reach,
             reached=reached,
             gates={g: gate for gs, s in self.saturation.items() for g, gate in zip(gs, s.finish(), strict=True)},
-            residual=relative(_summed(self.difference)),
+            difference=combined(self.difference),
             grad_input=_joined(self.inputs) if self.inputs else None,
             sketch=_summed(self.sketches) if self.sketches else None,
             total_residual=total,

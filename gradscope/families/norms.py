@@ -19,52 +19,61 @@ def norm(x: Tensor) -> Tensor:
 
 def norms(parts: Sequence[Tensor]) -> list[Tensor]:
     """2-norms over the last dimension of each part, in float64, with rows scaled if their squares leave the range."""
-    if parts[0].device.type != "cpu":  # one kernel each; a check of the range would wait for the device
+    if parts[0].device.type != "cpu" or parts[0].dtype == torch.float64:  # a check of the range would wait for a device
         return [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in parts]
-    return [_in_range(x, torch.linalg.vector_norm(x, dim=-1)) for x in parts]
-
-
-def _in_range(x: Tensor, rough: Tensor) -> Tensor:
-    """The norms in float64, from rough norms in float32."""
-    size = rough.double()
+    flat = [x.flatten(0, -3) if x.dim() > 3 else x for x in parts]
+    rough = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in flat])
+    sizes, lengths = rough.double(), [len(x) for x in flat]
     low, high = torch.aminmax(rough)
-    if x.dtype == torch.float64 or (float(low) > SAFE[0] and float(high) < SAFE[1]):
-        return size
-    doubtful = ~((size > SAFE[0]) & (size < SAFE[1]))
+    if not (float(low) > SAFE[0] and float(high) < SAFE[1]):
+        doubtful = ~((rough > SAFE[0]) & (rough < SAFE[1]))
+        for x, size, some in zip(flat, sizes.split(lengths), doubtful.split(lengths), strict=True):
+            _refine(x, size, some)
+    return [s.view(x.shape[:-1]) if x.dim() > 3 else s for x, s in zip(parts, sizes.split(lengths), strict=True)]
+
+
+def _refine(x: Tensor, size: Tensor, doubtful: Tensor) -> None:
+    """Replace the norms of the doubtful rows."""
     rows = x[doubtful]  # most of them are 0: nothing enters there
-    peak = rows.abs().amax(-1, keepdim=True)
-    if bool(peak.any()):
+    peak = rows.abs().amax(-1, keepdim=True) if len(rows) else rows
+    if len(rows) and bool(peak.any()):
         peak.clamp_(min=torch.finfo(x.dtype).tiny)
         size[doubtful] = torch.linalg.vector_norm(rows / peak, dim=-1).double() * peak.squeeze(-1)
-    return size
 
 
 def drop_nearly_subnormal(x: Tensor) -> Tensor:
-    """Replace values below 1e-34 (float32, on a CPU) by 0: a step or two later they would be subnormal."""
-    return x if x.device.type != "cpu" else torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).tiny * 2**13)
+    """Replace values below 1e-34 (float32, on a CPU) by 0, in place: a step or two later they would be subnormal."""
+    if x.device.type != "cpu":
+        return x
+    return torch.ops.aten.hardshrink.out(x, torch.finfo(x.dtype).tiny * 2**13, out=x)
 
 
 def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Squared norms of the difference and of the kernel's values, over the valid rows: [2], in float64.
+    """Norms of the difference and of the kernel's values, over the valid rows: [2], in float64.
 
     If a kernel's value is not finite, the difference is 0 if the rebuilt value is not finite either, else infinite.
     """
     difference = rebuilt - kernel
     if valid is not None:
         difference.masked_fill_(~valid.unsqueeze(-1), 0)
-    parts = torch.stack([torch.linalg.vector_norm(x) for x in (difference, kernel)]).double().square()
-    if math.isfinite(parts.sum()):
-        return parts
+    parts = torch.stack([torch.linalg.vector_norm(x) for x in (difference, kernel)])
+    if all(map(math.isfinite, parts.tolist())):
+        return parts.double()
     finite = kernel.isfinite()
     agree = finite == rebuilt.isfinite()
     if valid is not None:
         agree |= ~valid.unsqueeze(-1)
     difference.masked_fill_(~finite, 0).masked_fill_(~agree, torch.inf)
     known = kernel.masked_fill(~finite, 0)
-    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64).square() for x in (difference, known)])
+    return torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64) for x in (difference, known)])
+
+
+def combined(parts: Sequence[Tensor]) -> Tensor:
+    """Norms over several pieces from those of each, all of one shape."""
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(list(parts)), dim=0)
 
 
 def relative(parts: Tensor) -> Tensor:
-    """||difference|| / ||reference||, 0-dim; 0 if both vanish."""
-    difference, reference = parts.sqrt()
+    """||difference|| / ||reference|| of [..., 2], [...]; 0 if both vanish."""
+    difference, reference = parts.unbind(-1)
     return torch.where(difference == 0, difference, difference / reference)

@@ -106,16 +106,16 @@ def analysis_at(family: Family, place: Place, measured: Measured, work: Work) ->
 def _residual(place: Place, measured: Measured) -> Tensor:
     """Relative difference of the rebuilt layer from the kernel, in the output and the final states."""
     stack, trace = place.stack, measured.trace
-    batch = torch.arange(stack.lengths.shape[0], device=stack.lengths.device)
-    finals = [(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot])]
-    if stack.c_n is not None and trace.cells is not None:
-        finals.append((trace.cells[stack.lengths, batch], stack.c_n[place.slot]))
+    differences = [measured.difference]
     if stack.joined is not None and stack.joined.cells is not None and trace.cells is not None:
-        valid = torch.arange(len(stack.joined.cells), device=batch.device).unsqueeze(1) < stack.lengths
-        cells = relative(relative_parts(trace.cells[1:], stack.joined.cells, valid))
-        return torch.maximum(measured.residual, cells)
-    differences = [relative(relative_parts(mine, theirs)) for mine, theirs in finals]
-    return torch.stack([measured.residual, *differences]).amax()
+        valid = torch.arange(len(stack.joined.cells), device=stack.lengths.device).unsqueeze(1) < stack.lengths
+        differences.append(relative_parts(trace.cells[1:], stack.joined.cells, valid))
+    else:
+        batch = torch.arange(stack.lengths.shape[0], device=stack.lengths.device)
+        differences.append(relative_parts(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot]))
+        if stack.c_n is not None and trace.cells is not None:
+            differences.append(relative_parts(trace.cells[stack.lengths, batch], stack.c_n[place.slot]))
+    return relative(torch.stack(differences)).amax()
 
 
 def _turn_gate(place: Place, gate: Gate) -> Gate:
