@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -147,8 +147,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
-        """Carry cotangents back through consecutive steps, in place.
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
+        """Carry cotangents back through consecutive steps, in place; yields t when those of s_{t-1} are complete.
 
         All steps share their temporary memory, which stays in the cache.
 
@@ -166,7 +166,8 @@ class Family(ABC):
     def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         """Carry cotangents of s_t, [R, B, .], back one step with factors [B, ...]: those of s_{t-1}."""
         states = tuple(torch.stack([torch.zeros_like(s), s]) for s in state)
-        self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states)
+        for _ in self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states):
+            pass
         return tuple(s[0] for s in states)
 
     @abstractmethod

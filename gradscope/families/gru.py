@@ -10,6 +10,8 @@ Step Jacobian:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -83,7 +85,7 @@ class GRU(Family):
         return {"jacobian": size, "jacobian_h": size}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         wide = states[0].unsqueeze(-2).unbind(0)
         gates = h[0].new_empty(*h[0].shape[:2], 3, h[0].shape[2])
@@ -93,6 +95,7 @@ class GRU(Family):
             torch.mul(wide[t + 1], d[t], out=gates)
             rows[t].addmm_(flat, weights.hh)
             h[t].addcmul_(h[t + 1], e[t])
+            yield t
 
     @override
     def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:

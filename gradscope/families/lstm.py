@@ -12,6 +12,8 @@ Step Jacobian, with tc = tanh c_t and k = o (1 - tc^2) = dq/dc:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -112,7 +114,7 @@ class LSTM(Family):
         return {name: size.unflatten(0, a.shape[:2]) for name, size in sizes.items()}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         c = states[1].unbind(0)
         total, gates = torch.empty_like(c[0]), c[0].new_empty(*c[0].shape[:2], 4, c[0].shape[2])
@@ -127,6 +129,7 @@ class LSTM(Family):
             torch.mul(q, a_o, out=into_o)
             rows[t].addmm_(flat, weights.hh)
             c[t].addcmul_(total, f)
+            yield t
 
     @override
     def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
