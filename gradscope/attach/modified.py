@@ -123,11 +123,12 @@ class Comparison:
 
 def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference:
     """Take the fingerprint of the gradients of parameters; some parameters may have none."""
-    gradients = present_gradients(parameters)
+    every = [_gradient(parameter) for parameter in parameters]
+    gradients = [gradient for gradient in every if gradient is not None]
     each = each or SAMPLED // max(1, len(gradients)) + 1
     samples = [_every(gradient, gradient.numel() // each | 1) for gradient in gradients]
     return Reference(
-        present=tuple(gradient is not None for gradient in map(_gradient, parameters)),
+        present=tuple(gradient is not None for gradient in every),
         norms=vector(torch.stack, two_norms(gradients)),
         sample=vector(torch.cat, samples),
         each=each,
@@ -155,7 +156,7 @@ def _gradient(parameter: Tensor) -> Tensor | None:
     gradient = parameter.grad
     if gradient is None:
         return None
-    mine = local(gradient.detach())
+    mine = local(gradient.detach() if gradient.requires_grad else gradient)
     mine = torch.view_as_real(mine.resolve_conj()) if mine.is_complex() else mine
     return mine if mine.numel() else None
 

@@ -54,7 +54,7 @@ class LSTM(Family):
     def replay(self, layer: Layer) -> Trace:
         assert layer.c_0 is not None
         previous = layer.previous
-        gates = _gates(layer, previous) if layer.gates is None else layer.gates
+        gates = rebuild_gates(layer, previous) if layer.gates is None else layer.gates
         if layer.state_inputs is not None:
             inputs = layer.state_inputs[1]
             cells = torch.cat([inputs[:1], torch.addcmul(gates[0] * gates[2], gates[1], inputs)])
@@ -150,11 +150,13 @@ class LSTM(Family):
         return (q if weights.hr is None else q @ weights.hr.mT, c)
 
 
-def _gates(layer: Layer, previous: Tensor) -> Tensor:
+def rebuild_gates(layer: Layer, previous: Tensor) -> Tensor:
+    """The gates after their nonlinearity, [4, T, B, H], from the inputs and h_{t-1}."""
     gates = total_preactivation(layer, previous, 4)
-    gates[:2].sigmoid_()
-    gates[2].tanh_()
-    gates[3].sigmoid_()
+    i, f, g, o = gates
+    for gate in (i, f, o):
+        gate.sigmoid_()
+    g.tanh_()
     return gates
 
 

@@ -7,6 +7,7 @@ small kernels would cost launch time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -54,7 +55,7 @@ class Measured:
 
 def measure(
     family: Family,
-    layer: Layer,
+    trace: Trace,
     lengths: Tensor,
     entering: Entering,
     *,
@@ -66,13 +67,14 @@ def measure(
 
     Args:
         family: the layer's equations.
-        layer: inputs and outputs of the kernel.
+        trace: the rebuilt layer.
         lengths: valid timesteps of each sequence, [B].
         entering: the loss gradient from outside.
         below: compute `grad_input`, for the layer below.
         sketch: compute `sketch`, for the certificate.
         work: the quantities; those of the full set alone are ignored.
     """
+    layer = trace.layer
     steps = torch.arange(layer.output.shape[0], device=lengths.device).unsqueeze(1)
     direct = outside = norm(entering.h)
     if entering.c_last is not None:
@@ -83,7 +85,7 @@ def measure(
     scan = ReverseScan(family, layer, lengths, entering, anchors) if "scan" in work.parts else None
     sketch = sketch and scan is not None
     below = below and scan is not None
-    run = _Pass(family, family.replay(layer), steps < lengths, scan, work, below, sketch)
+    run = _Pass(family, trace, steps < lengths, scan, work, below, sketch)
     for start, stop in pieces(layer, len(family.gates)):
         run.piece(start, stop)
     return run.finish(direct, anchors)
@@ -98,9 +100,14 @@ def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
 
 def sketch_matrix(width: int, like: Tensor) -> Tensor:
     """A fixed matrix of signs, [width, 8]: comparing products with it compares the factors (Freivalds 1977)."""
+    return _signs(width, like.device, like.dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _signs(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(width)
     signs = torch.randint(0, 2, (width, SKETCH_COLUMNS), generator=generator, device="cpu") * 2 - 1
-    return signs.to(like.device, like.dtype)
+    return signs.to(device, dtype)
 
 
 @dataclass(slots=True)
@@ -212,7 +219,7 @@ class _Pass:
 
     def _add_reach(self, anchors: Anchors, joint: Tensor) -> None:
         """Add the norms of the active anchors' cotangents relative to their first, [t, A, B]."""
-        missing = len(anchors.times) - joint.shape[1]
+        missing = anchors.active(0) - joint.shape[1]
         if missing:
             joint = torch.cat([joint, joint.new_zeros(joint.shape[0], missing, joint.shape[2])], 1)
         self.carried.append(joint)
@@ -225,9 +232,9 @@ class _Pass:
             inputs = self.family.input_cotangents(piece, total, gates).flatten(-2) @ weights.ih
             self.inputs.append(drop_nearly_subnormal(inputs if factor is None else inputs.mul_(factor)))
         if self.signs is not None:
-            before = piece.previous @ self.signs
-            before = before if factor is None else before.mul_(factor)
-            self.sketches.append(gates.flatten(-2).flatten(0, 1).mT @ before.flatten(0, 1))
+            before = piece.previous.flatten(0, 1) @ self.signs
+            before = before if factor is None else before.mul_(factor.flatten(0, 1))
+            self.sketches.append(gates.flatten(2).flatten(0, 1).mT @ before)
 
     def _autograd_total(self, known: State, total: State, scale: Tensor | None, start: int, stop: int) -> Tensor:
         """Autograd's total gradient of h_t; adds the difference of the rebuilt one to the certificate.
@@ -258,7 +265,7 @@ class _Pass:
             gates={g: gate for gs, s in self.saturation.items() for g, gate in zip(gs, s.finish(), strict=True)},
             difference=combined(self.difference),
             grad_input=_joined(self.inputs) if self.inputs else None,
-            sketch=_summed(self.sketches) if self.sketches else None,
+            sketch=functools.reduce(torch.add, self.sketches) if self.sketches else None,
             total_residual=total,
             trace=self.trace,
         )
@@ -267,10 +274,6 @@ class _Pass:
 def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
     """Join the values of pieces, the first timestep first."""
     return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim)
-
-
-def _summed(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def _no_reach(direct: Tensor) -> tuple[Tensor, Tensor]:

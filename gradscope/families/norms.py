@@ -26,7 +26,7 @@ def norms(parts: Sequence[Tensor]) -> list[Tensor]:
     sizes, lengths = rough.double(), [len(x) for x in flat]
     low, high = torch.aminmax(rough)
     if not (float(low) > SAFE[0] and float(high) < SAFE[1]):
-        doubtful = ~((rough > SAFE[0]) & (rough < SAFE[1]))
+        doubtful = rough != rough.clamp(*SAFE)
         for x, size, some in zip(flat, sizes.split(lengths), doubtful.split(lengths), strict=True):
             _refine(x, size, some)
     return [s.view(x.shape[:-1]) if x.dim() > 3 else s for x, s in zip(parts, sizes.split(lengths), strict=True)]
@@ -49,7 +49,7 @@ def drop_nearly_subnormal(x: Tensor) -> Tensor:
 
 
 def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Norms of the difference and of the kernel's values, over the valid rows: [2], in float64.
+    """Norms of the difference and of the kernel's values, over the valid rows: [2].
 
     If a kernel's value is not finite, the difference is 0 if the rebuilt value is not finite either, else infinite.
     """
@@ -58,7 +58,7 @@ def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None)
         difference.masked_fill_(~valid.unsqueeze(-1), 0)
     parts = torch.stack([torch.linalg.vector_norm(x) for x in (difference, kernel)])
     if all(map(math.isfinite, parts.tolist())):
-        return parts.double()
+        return parts
     finite = kernel.isfinite()
     agree = finite == rebuilt.isfinite()
     if valid is not None:
@@ -74,6 +74,6 @@ def combined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def relative(parts: Tensor) -> Tensor:
-    """||difference|| / ||reference|| of [..., 2], [...]; 0 if both vanish."""
-    difference, reference = parts.unbind(-1)
+    """||difference|| / ||reference|| of [..., 2], [...], in float64; 0 if both vanish."""
+    difference, reference = parts.double().unbind(-1)
     return torch.where(difference == 0, difference, difference / reference)

@@ -116,10 +116,11 @@ def entering_at(place: Place, gradient: Tensor) -> Entering:
         gradient: loss gradient of this direction's output, [T, B, P].
     """
     stack, joined = place.stack, place.stack.joined
-    direct = place.turn(gradient).clone()
+    direct = place.turn(gradient)
     if joined is not None:
         c = None if joined.grad_c is None or not bool(joined.grad_c.any()) else place.turn(joined.grad_c[place.slot])
-        return Entering(direct.add_(place.turn(joined.grad_h[place.slot])), c=c, totals=joined.totals)
-    if direct.shape[1]:
+        return Entering(direct + place.turn(joined.grad_h[place.slot]), c=c, totals=joined.totals)
+    if stack.grad_h_n is not None and direct.shape[1]:
+        direct = direct.clone()
         direct[stack.lengths - 1, torch.arange(direct.shape[1], device=direct.device)] += stack.grad_h_n[place.slot]
     return Entering(direct, None if stack.grad_c_n is None else stack.grad_c_n[place.slot])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
             place = Place(stack, index, bool(reverse))
             layer = layer_at(place, outputs)
             entering = entering_at(place, gradient[..., place.columns])
-            measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch, work=work)
+            measured = measure(family, family.replay(layer), stack.lengths, entering, below=index > 0, sketch=sketch, work=work)
             analyses.append(analysis_at(family, place, measured, work))
             if measured.grad_input is not None:
                 below.append(place.dropout(place.turn(measured.grad_input)))
@@ -64,7 +65,7 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
     if len(sketches) < len(analyses):
         return list(analyses)
     expected = accumulated.to(sketches[0].dtype) @ sketch_matrix(accumulated.shape[1], sketches[0])
-    residual = relative(relative_parts(torch.stack(sketches).sum(0), expected))
+    residual = relative(relative_parts(functools.reduce(torch.add, sketches), expected))
     return [
         replace(a, gradient_residual=residual if (r := a.gradient_residual) is None else torch.maximum(r, residual))
         for a in analyses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -63,7 +64,7 @@ def _certify(chains: Sequence[Chained], analyses: list[list[Analysis]], factor: 
     for gradients, places in _groups(chains):
         totals = [gradient.total for gradient in gradients if gradient.total is not None]
         if totals and all(gradient.complete for gradient in gradients):
-            total = torch.stack(totals).sum(0) / factor
+            total = functools.reduce(torch.add, totals) / factor
             certified = certify([analyses[i][j] for i, j in places], total)
             for (i, j), analysis in zip(places, certified, strict=True):
                 analyses[i][j] = analysis

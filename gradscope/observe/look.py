@@ -96,7 +96,7 @@ class Look:
     def finite(self) -> bool | None:
         """True if the latest gradients are finite; None if this step has not been looked at. Waits for the device."""
         latest = self.gradients or (self.reference if self.wanted else None)
-        return None if latest is None else bool(latest.norms.isfinite().all())
+        return None if latest is None else math.isfinite(latest.norms.sum(dtype=torch.float64))
 
     def close_step(self, optimizer: Optimizer | None) -> Gradients | None:
         """End the step: the gradients that the optimizer got; None if they were not looked at."""
