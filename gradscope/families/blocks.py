@@ -52,13 +52,13 @@ def _measure(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues: 
         blocks, square = blocks.double(), square.double()
     values = torch.linalg.eigvals(square) if eigenvalues or square.shape[-1] <= EXACT else None
     radius = spectral_radius(square) if values is None else values.abs().amax(-1)
-    gram = blocks.mT @ blocks
+    gram = torch.bmm(blocks.mT, blocks)
     size = spectral_norm(gram)
     gram.diagonal(dim1=1, dim2=2).sub_(1)
     orthogonality = torch.linalg.matrix_norm(gram) / blocks.shape[-1] ** 0.5
     spectra = [_sorted(v) for v in values] if eigenvalues and values is not None else [None] * len(gates)
-    parts = zip(radius, size, orthogonality, spectra, strict=True)
-    return {gate: Block(*part) for gate, part in zip(gates, parts, strict=True)}
+    parts = torch.cat([radius, size, orthogonality]).double().unbind()
+    return {gate: Block(*parts[n :: len(gates)], spectra[n]) for n, gate in enumerate(gates)}
 
 
 def spectral_radius(matrices: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from gradscope.families.base import Family, Layer, Trace
 from gradscope.families.lstm import rebuild_gates
 from gradscope.families.measure import measure
-from gradscope.families.norms import relative, relative_parts
+from gradscope.families.norms import relative_parts
 from gradscope.families.place import FAMILIES, Place, entering_at, places_of
 from gradscope.families.scan import Entering
 from gradscope.families.stack import analysis_at
@@ -57,4 +57,5 @@ def _confirmed(trace: Trace, kept: Kept, tolerance: float) -> bool:
     t, b = kept.places
     sample = replace(trace.layer, input=kept.input.unsqueeze(0))
     rebuilt = rebuild_gates(sample, trace.previous[t, b].unsqueeze(0))
-    return float(relative(relative_parts(rebuilt, kept.gates[:, t, b].unsqueeze(1)))) <= tolerance
+    difference, reference = relative_parts(rebuilt, kept.gates[:, t, b].unsqueeze(1)).tolist()
+    return difference <= tolerance * reference

@@ -118,7 +118,7 @@ class LSTM(Family):
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         c = states[1].unbind(0)
         total, gates = torch.empty_like(c[0]), c[0].new_empty(*c[0].shape[:2], 4, c[0].shape[2])
-        flat, into_c, into_o = gates.flatten(0, 1).flatten(1), gates[..., :3, :], gates[..., 3, :]
+        flat, into_c, into_o = gates.view(-1, weights.hh.shape[0]), gates[..., :3, :], gates[..., 3, :]
         wide = total.unsqueeze(-2)
         steps = list(zip(*(f.unbind(0) for f in factors), strict=True))
         for t in range(len(steps) - 1, -1, -1):

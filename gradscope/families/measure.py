@@ -125,7 +125,7 @@ class _Pass:
     values: list[Tensor] = field(default_factory=list[Tensor])
     carried: list[Tensor] = field(default_factory=list[Tensor])
     inputs: list[Tensor] = field(default_factory=list[Tensor])
-    saturation: dict[tuple[str, ...], Saturation] = field(default_factory=dict[tuple[str, ...], Saturation])
+    saturation: Saturation | None = None
     difference: list[Tensor] = field(default_factory=list[Tensor])
     sketches: list[Tensor] = field(default_factory=list[Tensor])
     totals: list[Tensor] = field(default_factory=list[Tensor])
@@ -140,6 +140,11 @@ class _Pass:
             self.constants = self.family.constants(weights)
         if self.sketch:
             self.signs = sketch_matrix(weights.hh.shape[1], weights.hh)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the gates, and of the state unless it is one of them."""
+        return tuple(dict.fromkeys((*self.family.gates, "hidden")))
 
     def piece(self, start: int, stop: int) -> None:
         """Measure timesteps `start` to `stop`."""
@@ -176,11 +181,9 @@ class _Pass:
 
     def _saturate(self, piece: Piece, valid: Tensor, start: int, stop: int) -> None:
         gates, state = self.family.activations(self.trace, piece, start, stop)
-        groups = {self.family.gates: gates, **({} if state is None else {("hidden",): state.unsqueeze(2)})}
-        for names, x in groups.items():
-            if names not in self.saturation:
-                self.saturation[names] = Saturation([self.family.limits(gate) for gate in names], x)
-            self.saturation[names].add(x, valid)
+        if self.saturation is None:
+            self.saturation = Saturation([self.family.limits(gate) for gate in self.gates], gates)
+        self.saturation.add([gates] if state is None else [gates, state.unsqueeze(2)], valid)
 
     def _back(self, scan: ReverseScan, piece: Piece, start: int, stop: int) -> tuple[Back, dict[str, Tensor]]:
         """Carry gradients back through the piece: the gradients, and the tensors whose norms `work` needs."""
@@ -209,17 +212,14 @@ class _Pass:
         if "c" in sizes:
             h = h.hypot(sizes["c"] if scale is None else sizes["c"] * scale)
         if "anchors" in self.work.parts:
-            self._add_reach(scan.anchors, h / scan.anchors.sizes[0].unsqueeze(0) if scan.alone else h[:, 1:])
-        one = 1.0 if scale is None else scale[:, 0]
-        if "inside" in sizes:
-            gradients["weight_grad"] = sizes["inside"] * sizes["previous"] * one
-        if "grad_c" in sizes:
-            gradients["grad_c"] = sizes["grad_c"] * one
-        return gradients
+            self._add_reach(scan.anchors, h / scan.anchors.sizes[0] if scan.alone else h[:, 1:])
+        inside = {"weight_grad": sizes["inside"] * sizes["previous"]} if "inside" in sizes else {}
+        inside |= {"grad_c": sizes["grad_c"]} if "grad_c" in sizes else {}
+        return gradients | (inside if scale is None else {name: x * scale[:, 0] for name, x in inside.items()})
 
     def _add_reach(self, anchors: Anchors, joint: Tensor) -> None:
         """Add the norms of the active anchors' cotangents relative to their first, [t, A, B]."""
-        missing = anchors.active(0) - joint.shape[1]
+        missing = anchors.used - joint.shape[1]
         if missing:
             joint = torch.cat([joint, joint.new_zeros(joint.shape[0], missing, joint.shape[2])], 1)
         self.carried.append(joint)
@@ -262,7 +262,7 @@ class _Pass:
             values={**dict(zip(self.names, values.unbind(0), strict=True)), "grad_h_direct": direct},
             reach=reach,
             reached=reached,
-            gates={g: gate for gs, s in self.saturation.items() for g, gate in zip(gs, s.finish(), strict=True)},
+            gates={} if self.saturation is None else dict(zip(self.gates, self.saturation.finish(), strict=True)),
             difference=combined(self.difference),
             grad_input=_joined(self.inputs) if self.inputs else None,
             sketch=functools.reduce(torch.add, self.sketches) if self.sketches else None,

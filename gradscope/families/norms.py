@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradscope.private import foreach_norm
+
 SAFE = 1e-15, 1e15
 """Norms between these are exact in float32: no square that matters has left its range."""
 
@@ -23,13 +25,14 @@ def norms(parts: Sequence[Tensor]) -> list[Tensor]:
         return [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in parts]
     flat = [x.flatten(0, -3) if x.dim() > 3 else x for x in parts]
     rough = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in flat])
-    sizes, lengths = rough.double(), [len(x) for x in flat]
+    lengths = [len(x) for x in flat]
+    sizes = rough.double().split(lengths)
     low, high = torch.aminmax(rough)
     if not (float(low) > SAFE[0] and float(high) < SAFE[1]):
         doubtful = rough != rough.clamp(*SAFE)
-        for x, size, some in zip(flat, sizes.split(lengths), doubtful.split(lengths), strict=True):
+        for x, size, some in zip(flat, sizes, doubtful.split(lengths), strict=True):
             _refine(x, size, some)
-    return [s.view(x.shape[:-1]) if x.dim() > 3 else s for x, s in zip(parts, sizes.split(lengths), strict=True)]
+    return [s.view(x.shape[:-1]) if x.dim() > 3 else s for x, s in zip(parts, sizes, strict=True)]
 
 
 def _refine(x: Tensor, size: Tensor, doubtful: Tensor) -> None:
@@ -56,7 +59,7 @@ def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None)
     difference = rebuilt - kernel
     if valid is not None:
         difference.masked_fill_(~valid.unsqueeze(-1), 0)
-    parts = torch.stack([torch.linalg.vector_norm(x) for x in (difference, kernel)])
+    parts = torch.stack(foreach_norm([difference, kernel], 2))
     if all(map(math.isfinite, parts.tolist())):
         return parts
     finite = kernel.isfinite()

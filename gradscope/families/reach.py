@@ -32,6 +32,11 @@ class Anchors(NamedTuple):
         """No anchor in any sequence of [T, B]."""
         return cls(entering.new_empty(0, entering.shape[1]).long(), entering.new_empty(0, entering.shape[1]), [])
 
+    @property
+    def used(self) -> int:
+        """How many leading anchors to measure: those of some sequence, at least one."""
+        return max(1, self.active(0))
+
     def active(self, start: int) -> int:
         """How many leading anchors are at or after timestep `start` in some sequence."""
         return sum(time >= start for time in self.latest)
@@ -58,8 +63,10 @@ def pick_anchors(entering: Tensor) -> Anchors:
     anchors = count.clamp(max=ANCHORS)
     rows = torch.arange(ANCHORS, device=entering.device).unsqueeze(1)
     wanted = (anchors - rows) * count // anchors.clamp(min=1)
-    times = (rank < wanted.unsqueeze(1)).sum(1).masked_fill_(rows >= anchors, -1)
-    return Anchors(times, entering.gather(0, times.clamp(min=0)), times.amax(1).tolist())
+    times = (rank < wanted.unsqueeze(1)).sum(1)
+    sizes = entering.gather(0, times)
+    times.masked_fill_(rows >= anchors, -1)
+    return Anchors(times, sizes, times.amax(1).tolist())
 
 
 def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,19 +79,19 @@ def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The medians, [lags, B], and True where some anchor reaches back that far, [lags, B].
     """
-    used, lags = max(1, anchors.active(0)), max(anchors.latest, default=-1) + 1
-    source = anchors.times[:used] - torch.arange(lags, device=carried.device).view(-1, 1, 1)
+    lags = max(anchors.latest, default=-1) + 1
+    source = anchors.times[: anchors.used] - torch.arange(lags, device=carried.device).view(-1, 1, 1)
     present = source >= 0
     values = carried.gather(0, source.clamp_(min=0))
-    unknown = ~(values < torch.inf)
-    if used == 1:
-        return values.masked_fill_(unknown.logical_or_(~present), torch.nan).squeeze(1), present.squeeze(1)
-    return _median(values, present, unknown), present.any(1)
+    known = (values < torch.inf).logical_and_(present)
+    if anchors.used == 1:
+        return values.masked_fill_(~known, torch.nan).squeeze(1), present.squeeze(1)
+    return _median(values, present, known), present.any(1)
 
 
-def _median(values: Tensor, present: Tensor, unknown: Tensor) -> Tensor:
+def _median(values: Tensor, present: Tensor, known: Tensor) -> Tensor:
     """Median over the present anchors of [lags, A, B]; NaN where one of them is not finite."""
-    broken = (present & unknown).any(1, keepdim=True)
+    broken = (present != known).any(1, keepdim=True)
     ranked = values.masked_fill_(~present | broken, torch.inf).sort(1).values
     count = present.sum(1, keepdim=True)
     low = ranked.gather(1, (count - 1).clamp_(min=0) // 2)

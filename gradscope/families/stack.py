@@ -43,7 +43,8 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
             place = Place(stack, index, bool(reverse))
             layer = layer_at(place, outputs)
             entering = entering_at(place, gradient[..., place.columns])
-            measured = measure(family, family.replay(layer), stack.lengths, entering, below=index > 0, sketch=sketch, work=work)
+            trace, below_it = family.replay(layer), index > 0
+            measured = measure(family, trace, stack.lengths, entering, below=below_it, sketch=sketch, work=work)
             analyses.append(analysis_at(family, place, measured, work))
             if measured.grad_input is not None:
                 below.append(place.dropout(place.turn(measured.grad_input)))
