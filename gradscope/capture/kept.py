@@ -42,7 +42,7 @@ def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
             gates=gates,
             output=layout.time_first(output.detach()) if lower else None,
             places=(t, b),
-            input=inputs.detach()[time, column],
+            input=inputs[time, column],
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from torch.nn.functional import linear
 
 from gradscope.families.base import Family, Layer, Trace
-from gradscope.families.lstm import rebuild_gates
+from gradscope.families.lstm import apply_nonlinearity
 from gradscope.families.measure import measure
 from gradscope.families.norms import relative_parts
 from gradscope.families.place import FAMILIES, Place, entering_at, places_of
@@ -40,7 +39,7 @@ def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Trace, Ente
     layers: list[tuple[Place, Trace, Entering]] = []
     for place, kept in zip(places_of(stack), stack.kept, strict=False):
         if kept.output is None:
-            output, direct = (x[..., place.columns] for x in (stack.output, stack.grad_output))
+            output, direct = place.own(stack.output), place.own(stack.grad_output)
         else:
             output = kept.output
             direct = torch.zeros_like(output) if kept.grad_output is None else kept.grad_output
@@ -54,8 +53,8 @@ def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Trace, Ente
 
 def _confirmed(trace: Trace, kept: Kept, tolerance: float) -> bool:
     """True if the saved gates equal those rebuilt from weights and inputs, at a sample of places."""
-    t, b = kept.places
-    sample = replace(trace.layer, input=kept.input.unsqueeze(0))
-    rebuilt = rebuild_gates(sample, trace.previous[t, b].unsqueeze(0))
-    difference, reference = relative_parts(rebuilt, kept.gates[:, t, b].unsqueeze(1)).tolist()
+    (t, b), w = kept.places, trace.layer.weights
+    rebuilt = linear(kept.input, w.ih, w.b_ih) + linear(trace.previous[t, b], w.hh, w.b_hh)
+    gates = apply_nonlinearity(rebuilt.unflatten(1, (len(kept.gates), -1)).movedim(1, 0))
+    difference, reference = relative_parts(gates, kept.gates[:, t, b]).tolist()
     return difference <= tolerance * reference

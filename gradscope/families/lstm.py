@@ -12,7 +12,8 @@ Step Jacobian, with tc = tanh c_t and k = o (1 - tc^2) = dq/dc:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ from gradscope.families.base import (
 )
 from gradscope.types import Weights
 
+CHUNKED, SMALL = 64, 1024
+"""Timesteps from which the cell path takes fewer operations in chunks. On a CPU only those of small layers do."""
+
 
 class LSTM(Family):
     """`nn.LSTM`. Factors of a piece: A_i, A_f, A_g as [t, B, 3, H], then A_o, k and f, [t, B, H] each."""
@@ -54,7 +58,7 @@ class LSTM(Family):
     def replay(self, layer: Layer) -> Trace:
         assert layer.c_0 is not None
         previous = layer.previous
-        gates = rebuild_gates(layer, previous) if layer.gates is None else layer.gates
+        gates = _gates(layer, previous) if layer.gates is None else layer.gates
         if layer.state_inputs is not None:
             inputs = layer.state_inputs[1]
             cells = torch.cat([inputs[:1], torch.addcmul(gates[0] * gates[2], gates[1], inputs)])
@@ -92,12 +96,12 @@ class LSTM(Family):
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
-        parts = [part.flatten(0, 1) for part in a.unbind(2)]
+        parts = [*a.movedim(2, 0).flatten(1, 2).unbind(0)]
         a_o, k, f = a_o.flatten(0, 1), k.flatten(0, 1), f.flatten(0, 1)
         inner, projected, ones = constants[:10], constants[10:-2], constants[-2]
         cell_rows, squares, part = constants[-1].resize_(3, *f.shape).unbind(0)
-        sums = f.new_empty(4, len(f))
-        h_h, h_c, c_h, c_c = sums.unbind(0)
+        sums = f.new_empty(4, *a.shape[:2])
+        h_h, h_c, c_h, c_c = sums.flatten(1).unbind(0)
         torch.mv(torch.mul(f, f, out=squares), ones, out=c_c)
         torch.mv(quadratic_form(inner[:6], parts, cell_rows, part), ones, out=c_h)
         if projected:
@@ -110,8 +114,7 @@ class LSTM(Family):
             torch.mul(k, k, out=part)
             h_h.addmv_(cell_rows.mul_(part), ones)
             torch.mv(squares.mul_(part), ones, out=h_c)
-        sizes = {"jacobian": sums.sum(0), "jacobian_h": h_h, "jacobian_c": c_c}
-        return {name: size.unflatten(0, a.shape[:2]) for name, size in sizes.items()}
+        return {"jacobian": sums.sum(0), "jacobian_h": sums[0], "jacobian_c": sums[3]}
 
     @override
     def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
@@ -150,9 +153,13 @@ class LSTM(Family):
         return (q if weights.hr is None else q @ weights.hr.mT, c)
 
 
-def rebuild_gates(layer: Layer, previous: Tensor) -> Tensor:
+def _gates(layer: Layer, previous: Tensor) -> Tensor:
     """The gates after their nonlinearity, [4, T, B, H], from the inputs and h_{t-1}."""
-    gates = total_preactivation(layer, previous, 4)
+    return apply_nonlinearity(total_preactivation(layer, previous, 4))
+
+
+def apply_nonlinearity(gates: Tensor) -> Tensor:
+    """The gates from their pre-activations, [4, ...], in place."""
     i, f, g, o = gates
     for gate in (i, f, o):
         gate.sigmoid_()
@@ -161,10 +168,26 @@ def rebuild_gates(layer: Layer, previous: Tensor) -> Tensor:
 
 
 def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:
-    """c_{-1}, ..., c_{T-1} by an elementwise scan, [T + 1, B, H]."""
+    """c_{-1}, ..., c_{T-1}, [T + 1, B, H]: an elementwise scan, within `count` chunks of time at once."""
     i, f, g, _ = gates
     cells = torch.cat([c_0.unsqueeze(0), i * g])
-    steps = cells.unbind(0)
-    for forget, before, now in zip(f.unbind(0), steps, steps[1:], strict=False):
-        now.addcmul_(forget, before)
+    launching = c_0.device.type != "cpu" or c_0.numel() <= SMALL
+    length = math.isqrt(len(f) // 3) if launching and len(f) >= CHUNKED else 1
+    count = len(f) // length if length > 1 else 0
+    first = len(f) - count * length  # the steps before the chunks
+    _scan_cells(cells.unbind(0)[: first + 1], f.unbind(0)[:first])
+    if count:
+        inside, forget = (x[-count * length :].unflatten(0, (count, length)).unbind(1) for x in (cells, f))
+        own, kept = inside[0], forget[0].clone()  # a chunk ends with its own + kept * the cell before it
+        for now, keep in zip(inside[1:], forget[1:], strict=True):
+            own = torch.addcmul(now, keep, own)
+            kept.mul_(keep)
+        ends = torch.cat([cells[first : first + 1], own])
+        _scan_cells(ends.unbind(0), kept.unbind(0))
+        _scan_cells([ends[:-1], *inside], forget)
     return cells
+
+
+def _scan_cells(cells: Sequence[Tensor], forget: Sequence[Tensor]) -> None:
+    for now, kept, before in zip(cells[1:], forget, cells, strict=False):
+        now.addcmul_(kept, before)

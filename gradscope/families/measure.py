@@ -40,6 +40,7 @@ class Measured:
         sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless requested.
         total_residual: of the rebuilt total gradients against autograd's, 0-dim; None if those are unknown.
         trace: for the quantities of the full set.
+        padded: True if some sequence is shorter than others.
     """
 
     values: dict[str, Tensor]
@@ -51,6 +52,7 @@ class Measured:
     sketch: Tensor | None
     total_residual: Tensor | None
     trace: Trace
+    padded: bool
 
 
 def measure(
@@ -121,8 +123,7 @@ class _Pass:
     work: Work
     below: bool
     sketch: bool
-    names: list[str] = field(default_factory=list[str])
-    values: list[Tensor] = field(default_factory=list[Tensor])
+    values: list[dict[str, Tensor]] = field(default_factory=list[dict[str, Tensor]])
     carried: list[Tensor] = field(default_factory=list[Tensor])
     inputs: list[Tensor] = field(default_factory=list[Tensor])
     saturation: Saturation | None = None
@@ -167,9 +168,7 @@ class _Pass:
         values |= {name: sizes.pop(name) / sized[name].shape[-1] ** 0.5 for name in ("state", "cell") if name in sizes}
         if back is not None:
             values |= self._gradients(back, sizes)
-        self.names = list(values)
-        if values:
-            self.values.append(torch.stack(list(values.values())))
+        self.values.append(values)
 
     def _jacobians(self, piece: Piece) -> dict[str, Tensor]:
         """Sizes of the step Jacobians, [t, B] each."""
@@ -197,7 +196,7 @@ class _Pass:
         if self.below or self.sketch or {"weight_grad", "grad_c"} & self.work.quantities:
             inside = self.family.cotangents(weights, piece.factors, total)
             if "weight_grad" in self.work.quantities:
-                sized |= {"inside": inside.gates.flatten(-2), "previous": piece.previous}
+                sized |= {"inside": inside.gates.flatten(2), "previous": piece.previous}
             if inside.cell is not None and "grad_c" in self.work.quantities:
                 sized["grad_c"] = inside.cell
             self._pass_down(piece, total, inside.gates, scale)
@@ -255,11 +254,11 @@ class _Pass:
             direct: norms of the gradients from outside, [T, B].
             anchors: the anchors of the scan.
         """
-        values = _joined(self.values, 1) if self.values else direct.new_empty(0)
+        values = {name: _joined([piece[name] for piece in self.values]) for name in self.values[0]}
         reach, reached = reach_by_lag(anchors, _joined(self.carried)) if self.carried else _no_reach(direct)
         total = relative(combined(self.totals)).amax() if self.totals else None
         return Measured(
-            values={**dict(zip(self.names, values.unbind(0), strict=True)), "grad_h_direct": direct},
+            values={**values, "grad_h_direct": direct},
             reach=reach,
             reached=reached,
             gates={} if self.saturation is None else dict(zip(self.gates, self.saturation.finish(), strict=True)),
@@ -268,12 +267,13 @@ class _Pass:
             sketch=functools.reduce(torch.add, self.sketches) if self.sketches else None,
             total_residual=total,
             trace=self.trace,
+            padded=self.padded,
         )
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """Join the values of pieces, the first timestep first."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim)
+    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1])
 
 
 def _no_reach(direct: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,28 +20,21 @@ def norm(x: Tensor) -> Tensor:
 
 
 def norms(parts: Sequence[Tensor]) -> list[Tensor]:
-    """2-norms over the last dimension of each part, in float64, with rows scaled if their squares leave the range."""
+    """2-norms over the last dimension of each part, in float64, from float32 where the squares stay in its range."""
     if parts[0].device.type != "cpu" or parts[0].dtype == torch.float64:  # a check of the range would wait for a device
         return [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in parts]
     flat = [x.flatten(0, -3) if x.dim() > 3 else x for x in parts]
     rough = torch.cat([torch.linalg.vector_norm(x, dim=-1) for x in flat])
     lengths = [len(x) for x in flat]
     sizes = rough.double().split(lengths)
-    low, high = torch.aminmax(rough)
-    if not (float(low) > SAFE[0] and float(high) < SAFE[1]):
-        doubtful = rough != rough.clamp(*SAFE)
-        for x, size, some in zip(flat, sizes, doubtful.split(lengths), strict=True):
-            _refine(x, size, some)
+    doubtful = rough != rough.clamp(*SAFE)
+    somewhere = doubtful.view(len(doubtful), -1).any(1).split(lengths)
+    for x, size, here, some in zip(flat, sizes, somewhere, doubtful.split(lengths), strict=True):
+        if any(here.tolist()):
+            rows = x[some]  # most of them are 0: nothing enters there
+            if any(map(float, torch.aminmax(rows))):
+                size[some] = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
     return [s.view(x.shape[:-1]) if x.dim() > 3 else s for x, s in zip(parts, sizes, strict=True)]
-
-
-def _refine(x: Tensor, size: Tensor, doubtful: Tensor) -> None:
-    """Replace the norms of the doubtful rows."""
-    rows = x[doubtful]  # most of them are 0: nothing enters there
-    peak = rows.abs().amax(-1, keepdim=True) if len(rows) else rows
-    if len(rows) and bool(peak.any()):
-        peak.clamp_(min=torch.finfo(x.dtype).tiny)
-        size[doubtful] = torch.linalg.vector_norm(rows / peak, dim=-1).double() * peak.squeeze(-1)
 
 
 def drop_nearly_subnormal(x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
             layer = layer_at(place, outputs)
-            entering = entering_at(place, gradient[..., place.columns])
+            entering = entering_at(place, place.own(gradient))
             trace, below_it = family.replay(layer), index > 0
             measured = measure(family, trace, stack.lengths, entering, below=below_it, sketch=sketch, work=work)
             analyses.append(analysis_at(family, place, measured, work))
@@ -113,11 +113,17 @@ def _residual(place: Place, measured: Measured) -> Tensor:
         valid = torch.arange(len(stack.joined.cells), device=stack.lengths.device).unsqueeze(1) < stack.lengths
         differences.append(relative_parts(trace.cells[1:], stack.joined.cells, valid))
     else:
-        batch = torch.arange(stack.lengths.shape[0], device=stack.lengths.device)
-        differences.append(relative_parts(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot]))
+        pairs = [(trace.layer.output, stack.h_n)]
         if stack.c_n is not None and trace.cells is not None:
-            differences.append(relative_parts(trace.cells[stack.lengths, batch], stack.c_n[place.slot]))
+            pairs.append((trace.cells[1:], stack.c_n))
+        for states, final in pairs:
+            differences.append(relative_parts(_last(states, stack.lengths, measured.padded), final[place.slot]))
     return relative(torch.stack(differences)).amax()
+
+
+def _last(x: Tensor, lengths: Tensor, padded: bool) -> Tensor:
+    """Last timestep of each sequence of [T, B, .]."""
+    return x[lengths - 1, torch.arange(x.shape[1], device=x.device)] if padded else x[-1]
 
 
 def _turn_gate(place: Place, gate: Gate) -> Gate:

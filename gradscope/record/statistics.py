@@ -72,7 +72,7 @@ def _root_mean_square(errors: Tensor, valid: Tensor) -> Tensor:
 def _named(a: Analysis, host: Values) -> Values:
     """Split the statistics, and name them for the rows."""
     names = (*STATISTICS, "sequences", "nonfinite")
-    values: Values = {"timesteps": np.count_nonzero(host["present"])}
+    values: Values = {"timesteps": np.asarray(np.count_nonzero(host["present"]))}
     kinds = [f"value/{name}" for name in a.values] + (["reach"] if len(a.reach) else [])
     for place, kind in enumerate(kinds):
         stop = len(a.reach) if kind == "reach" else None

@@ -103,7 +103,7 @@ def test_nothing_else_is_computed(monkeypatch: pytest.MonkeyPatch, name: str) ->
     seen("anchors", measure, "pick_anchors")
     seen("sizes", LSTM, "sizes")
     seen("saturation", LSTM, "activations")
-    seen("blocks", blocks, "spectral_norm")
+    seen("blocks", blocks, "singular_values")
     seen("products", stack, "measure_products")
     run_of("lstm", [name])
     parts = {*NEEDS[name].split()} - {"eigenvalues"}
