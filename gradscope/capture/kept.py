@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def _gates(space: Tensor, output: Tensor, columns: Tensor | None) -> Tensor | No
     return gates.contiguous() if columns is None else gates.index_select(2, columns)
 
 
+@functools.lru_cache(maxsize=16)
 def _sample(steps: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Timesteps and sequences of up to `SAMPLE` evenly spaced places."""
     count = steps * batch

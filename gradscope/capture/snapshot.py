@@ -118,9 +118,7 @@ class Snapshot:
             hidden_dropout=self.dropout is not None and self.dropout.hidden,
             dropout_read=self.dropout is not None and self.dropout.bits is not None,
             tolerance=tolerance(self.precision, self.input.device),
-            kept=tuple(
-                k if k.grad_output is None else replace(k, grad_output=over(k.grad_output, factor)) for k in kept
-            ),
+            kept=tuple(replace(k, grad_output=over(k.grad_output, factor)) for k in kept),
             **self._states(kind),
             **self._gradients(grad_output, grad_final, factor, kind),
         )
@@ -149,7 +147,7 @@ class Snapshot:
         """Loss gradients, by field of `Stack`."""
 
         def unscaled(x: Tensor | None) -> Tensor | None:
-            return None if x is None else over(x.to(kind), factor)
+            return over(None if x is None else x.to(kind), factor)
 
         output = unscaled(grad_output)
         return {
@@ -159,9 +157,11 @@ class Snapshot:
         }
 
 
-def over(gradient: Tensor, factor: Tensor | float) -> Tensor:
-    """A gradient divided by the scale of the loss; itself for 1.0."""
-    return gradient if isinstance(factor, float) and factor == 1 else gradient / factor
+def over(gradient: Tensor | None, factor: Tensor | float) -> Tensor | None:
+    """A gradient divided by the scale of the loss: itself for 1.0, and None for None."""
+    if gradient is None or (isinstance(factor, float) and factor == 1):
+        return gradient
+    return gradient / factor
 
 
 def begin_dropout(call: KernelCall) -> Dropout | None:

@@ -57,7 +57,8 @@ def _measure(gates: Sequence[str], blocks: Tensor, square: Tensor, eigenvalues: 
     size, orthogonality = singular_values(blocks)
     spectra = [_sorted(v) for v in values] if eigenvalues and values is not None else [None] * len(gates)
     parts = torch.cat([radius, size, orthogonality]).double().unbind()
-    return {gate: Block(*parts[n :: len(gates)], spectra[n]) for n, gate in enumerate(gates)}
+    rows = zip(parts[: (n := len(gates))], parts[n : 2 * n], parts[2 * n :], spectra, strict=True)
+    return {gate: Block(*row) for gate, row in zip(gates, rows, strict=True)}
 
 
 def spectral_radius(matrices: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from gradscope.families.base import (
     Piece,
     State,
     Trace,
+    cut,
     flat_weights,
     gram,
     linear_form,
@@ -57,8 +58,8 @@ class GRU(Family):
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.inner is not None
-        previous, inner = trace.previous[start:stop], trace.inner[start:stop]
-        r, z, n = trace.gates[start:stop].unbind(2)
+        previous, inner = cut(trace.previous, start, stop), cut(trace.inner, start, stop)
+        r, z, n = cut(trace.gates, start, stop).unbind(2)
         through = 1 - z
         tanh_backward(through, n, out=through)
         d = n.new_empty(3, *n.shape)

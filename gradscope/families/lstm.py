@@ -26,6 +26,7 @@ from gradscope.families.base import (
     Piece,
     State,
     Trace,
+    cut,
     flat_weights,
     gram,
     linear_form,
@@ -68,7 +69,7 @@ class LSTM(Family):
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.cells is not None
-        i, f, g, o = trace.gates[start:stop].unbind(2)
+        i, f, g, o = cut(trace.gates, start, stop).unbind(2)
         inputs = (trace.cells if trace.cell_inputs is None else trace.cell_inputs)[start:stop]
         a_i, a_f, a_g, a_o, k, tc = factors = g.new_empty(6, *g.shape)
         torch.tanh(trace.cells[start + 1 : stop + 1], out=tc)
@@ -80,7 +81,7 @@ class LSTM(Family):
         tanh_backward(i, g, out=a_g)
         hr = trace.layer.weights.hr
         output = q if hr is None else q @ hr.mT
-        return Piece((factors[:3].movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
+        return Piece((factors[:3].movedim(0, 2), a_o, k, f), q, output, cut(trace.previous, start, stop))
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
@@ -109,10 +110,10 @@ class LSTM(Family):
             torch.sum((d @ projected[0]).mul_(d), -1, out=h_h)
             torch.mv(squares.mul_(torch.mul(k, k, out=part)), projected[1], out=h_c)
         else:
-            linear_form(inner[6:9], parts, part).mul_(k).addcmul_(inner[9], a_o).mul_(a_o)
+            linear_form(inner[6:9], parts, part).mul_(k).addcmul_(inner[9], a_o, value=0.5).mul_(a_o)
             torch.mv(part, ones, out=h_h)
             torch.mul(k, k, out=part)
-            h_h.addmv_(cell_rows.mul_(part), ones)
+            h_h.addmv_(cell_rows.mul_(part), ones, beta=2)
             torch.mv(squares.mul_(part), ones, out=h_c)
         return {"jacobian": sums.sum(0), "jacobian_h": sums[0], "jacobian_c": sums[3]}
 

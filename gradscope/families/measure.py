@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradscope.families.base import Family, Layer, Piece, State, Trace
+from gradscope.families.base import Family, Layer, Piece, State, Trace, cut
 from gradscope.families.norms import combined, drop_nearly_subnormal, norm, norms, relative, relative_parts
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.families.saturation import Saturation
@@ -149,8 +149,8 @@ class _Pass:
 
     def piece(self, start: int, stop: int) -> None:
         """Measure timesteps `start` to `stop`."""
-        piece, valid = self.family.piece(self.trace, start, stop), self.valid[start:stop]
-        output, cells = self.trace.layer.output[start:stop], self.trace.cells
+        piece, valid = self.family.piece(self.trace, start, stop), cut(self.valid, start, stop)
+        output, cells = cut(self.trace.layer.output, start, stop), self.trace.cells
         if "saturation" in self.work.parts:
             self._saturate(piece, valid, start, stop)
         self.difference.append(relative_parts(piece.output, output, valid if self.padded else None))
@@ -233,14 +233,14 @@ class _Pass:
         if self.signs is not None:
             before = piece.previous.flatten(0, 1) @ self.signs
             before = before if factor is None else before.mul_(factor.flatten(0, 1))
-            self.sketches.append(gates.flatten(2).flatten(0, 1).mT @ before)
+            self.sketches.append(gates.reshape(len(before), -1).mT @ before)
 
     def _autograd_total(self, known: State, total: State, scale: Tensor | None, start: int, stop: int) -> Tensor:
         """Autograd's total gradient of h_t; adds the difference of the rebuilt one to the certificate.
 
         `scale`, [t, B], is the missing factor of `total`.
         """
-        valid = self.valid[start:stop] if self.padded else None
+        valid = cut(self.valid, start, stop) if self.padded else None
         theirs = [part[start:stop] for part in known]
         factor = 1.0 if scale is None else scale.to(total[0].dtype).unsqueeze(-1)
         pairs = zip(total, theirs, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,9 +29,9 @@ def norms(parts: Sequence[Tensor]) -> list[Tensor]:
     lengths = [len(x) for x in flat]
     sizes = rough.double().split(lengths)
     doubtful = rough != rough.clamp(*SAFE)
-    somewhere = doubtful.view(len(doubtful), -1).any(1).split(lengths)
-    for x, size, here, some in zip(flat, sizes, somewhere, doubtful.split(lengths), strict=True):
-        if any(here.tolist()):
+    somewhere = iter((doubtful.any(1) if doubtful.dim() > 1 else doubtful).tolist())
+    for x, size, some in zip(flat, sizes, doubtful.split(lengths), strict=True):
+        if any(list(itertools.islice(somewhere, len(x)))):
             rows = x[some]  # most of them are 0: nothing enters there
             if any(map(float, torch.aminmax(rows))):
                 size[some] = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
@@ -52,7 +53,7 @@ def relative_parts(rebuilt: Tensor, kernel: Tensor, valid: Tensor | None = None)
     difference = rebuilt - kernel
     if valid is not None:
         difference.masked_fill_(~valid.unsqueeze(-1), 0)
-    parts = torch.stack(foreach_norm([difference, kernel], 2))
+    parts = torch.stack(list(foreach_norm([difference, kernel], 2)))
     if all(map(math.isfinite, parts.tolist())):
         return parts
     finite = kernel.isfinite()

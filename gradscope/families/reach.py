@@ -48,7 +48,7 @@ class Anchors(NamedTuple):
         """
         if not self.latest or self.active(0) > 1:
             return False
-        known = zip(self.times[0].tolist(), self.sizes[0].tolist(), strict=True)
+        known = zip(self.times.tolist()[0], self.sizes.tolist()[0], strict=True)
         return all(1e-9 < size < 1e9 for time, size in known if time >= 0)
 
 

@@ -21,6 +21,7 @@ from gradscope.families.base import (
     Piece,
     State,
     Trace,
+    cut,
     flat_weights,
     gram,
     total_preactivation,
@@ -46,8 +47,8 @@ class _Elman(Family):
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         # The kernel's own backward computes f' from the output; the same here gives the same rounding.
-        output = trace.layer.output[start:stop]
-        return Piece((self.slope(output),), output, trace.gates[start:stop, :, 0], trace.previous[start:stop])
+        output, gates = cut(trace.layer.output, start, stop), cut(trace.gates, start, stop)
+        return Piece((self.slope(output),), output, gates[:, :, 0], cut(trace.previous, start, stop))
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,12 +14,18 @@ AT_ONCE = 1 << 17
 """Elements to compare at once on a CPU."""
 
 
+@functools.lru_cache(maxsize=16)
+def _ends(limits: tuple[tuple[float, float], ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Lower and upper limits, [G, 1, 1] each."""
+    low, high = torch.tensor(limits, dtype=dtype, device=device).view(-1, 2, 1, 1).unbind(1)
+    return low, high
+
+
 class Saturation:
     """Counts units of gates beyond their limits, `(low, high)` each, by timestep and by unit."""
 
     def __init__(self, limits: Sequence[tuple[float, float]], like: Tensor) -> None:
-        ends = torch.tensor(limits, dtype=like.dtype, device=like.device)
-        self.limits = ends.view(-1, 2, 1, 1).unbind(1)
+        self.limits = _ends(tuple(limits), like.dtype, like.device)
         self.scratch = like.new_empty(0)
         self.ones = like.new_ones(1, like.shape[-1], 1)
         self.by_time: list[Tensor] = []
@@ -36,9 +43,9 @@ class Saturation:
         width, gates = flat[0].shape[-1], len(self.limits[0])
         at_once = max(1, AT_ONCE // (valid.numel() * width)) if valid.device.type == "cpu" else gates
         parts = [some for x in flat for some in (x.split(at_once) if len(x) > at_once else (x,))]  # that fit the cache
-        ends = (end.split([len(some) for some in parts]) for end in self.limits)
+        low, high = (end.split([len(some) for some in parts]) for end in self.limits)
         rows = valid.to(flat[0].dtype).view(1, 1, -1)
-        counts = [self._count(*part, rows) for part in zip(parts, *ends, strict=True)]
+        counts = [self._count(*part, rows) for part in zip(parts, low, high, strict=True)]
         by_time, by_unit = (torch.cat([x[n] for n in kinds for x in counts]) for kinds in ((0, 1, 2), (3, 4)))
         self.by_time.append(by_time.div_(width).view(3 * gates, *valid.shape))
         self.by_unit.append(by_unit)
@@ -65,4 +72,4 @@ class Saturation:
             by_unit, count = torch.stack(self.by_unit).sum(0), torch.stack(self.count).sum()
         gates = len(self.limits[0])
         parts = [*by_time.unbind(0), *(by_unit / count).squeeze(1).unbind(0)]
-        return [Gate(*parts[gate::gates]) for gate in range(gates)]
+        return [Gate(*gate) for gate in zip(*(parts[n * gates :][:gates] for n in range(5)), strict=True)]

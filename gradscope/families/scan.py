@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradscope.families.base import Family, Layer, Piece, State
+from gradscope.families.base import Family, Layer, Piece, State, cut
 from gradscope.families.norms import drop_nearly_subnormal
 from gradscope.families.reach import Anchors
 
@@ -145,7 +145,7 @@ class ReverseScan:
         widths = (piece.output.shape[-1], piece.hidden.shape[-1])[: 1 + self.family.cell]
         steps, batch = piece.output.shape[:2]
         states = tuple(piece.output.new_zeros(steps + 1, rows, batch, width) for width in widths)
-        states[0][1:, 0] = entering.h[start:stop]
+        states[0][1:, 0] = cut(entering.h, start, stop)
         if entering.c is not None:
             states[1][1:, 0] = entering.c[start:stop]
         if entering.c_last is not None:

@@ -66,6 +66,7 @@ def _certify(chains: Sequence[Chained], analyses: list[list[Analysis]], factor: 
         totals = [gradient.total for gradient in gradients if gradient.total is not None]
         if totals and all(gradient.complete for gradient in gradients):
             total = over(functools.reduce(torch.add, totals), factor)
+            assert total is not None
             certified = certify([analyses[i][j] for i, j in places], total)
             for (i, j), analysis in zip(places, certified, strict=True):
                 analyses[i][j] = analysis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -123,16 +124,21 @@ def _spread(values: Tensor, where: Tensor) -> Tensor:
     The last two are the numbers of sequences, and of non-finite values.
 
     Args:
-        values: [..., B].
+        values: none below 0, [..., B]; overwritten.
         where: mask of the valid values, [..., B].
     """
-    finite = where & (values.abs() < torch.inf)
+    finite = where & (values < torch.inf)
     ranked = values.masked_fill_(~finite, torch.nan).sort(-1).values  # NaN last
     count, present = finite.sum(-1, keepdim=True), where.sum(-1, keepdim=True)
-    position = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device) * (count - 1).clamp_(min=0)
+    position = _quantiles(values.device) * (count - 1).clamp_(min=0)
     below, above = ranked.gather(-1, position.long()), ranked.gather(-1, position.ceil().long())
     quantiles, mean = torch.lerp(below, above, position.frac_()), values.nansum(-1, keepdim=True) / count
     return torch.cat([quantiles, mean, present, present - count], -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _quantiles(device: torch.device) -> Tensor:
+    return torch.tensor(QUANTILES, dtype=torch.float64, device=device)
 
 
 def _median(values: Tensor) -> Tensor:
