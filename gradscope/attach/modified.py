@@ -140,7 +140,7 @@ def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference
 def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     """Compare the present gradients with a reference."""
     now = snapshot(parameters, reference.each)
-    values = torch.empty(0, device="cpu")
+    values = vector(torch.cat, [])
     if now.present == reference.present and not _known_identical(reference, now):
         bounds = vector(torch.stack, largest(present_gradients(parameters)))
         values = vector(torch.cat, [reference.norms, now.norms, bounds, reference.sample, now.sample])
@@ -186,7 +186,12 @@ def vector(join: Callable[[list[Tensor]], Tensor], parts: list[Tensor]) -> Tenso
     """The parts as one vector, on the device of the first."""
     if len({part.device for part in parts}) > 1:
         parts = [part.to(parts[0].device, non_blocking=True) for part in parts]
-    return join(parts) if parts else torch.empty(0, device="cpu")
+    return join(parts) if parts else _nothing()
+
+
+@functools.cache
+def _nothing() -> Tensor:
+    return torch.empty(0, device="cpu")
 
 
 def _every(gradient: Tensor, stride: int) -> Tensor:

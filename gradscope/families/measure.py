@@ -106,6 +106,12 @@ def sketch_matrix(width: int, like: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+def _column(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """The numbers in float64, [N, 1, 1]."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device).view(-1, 1, 1)
+
+
+@functools.lru_cache(maxsize=16)
 def _signs(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(width)
     signs = torch.randint(0, 2, (width, SKETCH_COLUMNS), generator=generator, device="cpu") * 2 - 1
@@ -173,10 +179,10 @@ class _Pass:
     def _jacobians(self, piece: Piece) -> dict[str, Tensor]:
         """Sizes of the step Jacobians, [t, B] each."""
         hidden, width = piece.hidden.shape[-1], piece.output.shape[-1]
-        widths = {"jacobian": width + hidden * self.family.cell, "jacobian_h": width, "jacobian_c": hidden}
         squares = self.family.sizes(self.constants, piece)
-        sizes = torch.stack(list(squares.values())).double().clamp_(min=0).sqrt_().unbind(0)
-        return {name: size / widths[name] ** 0.5 for name, size in zip(squares, sizes, strict=True)}
+        widths = _column((width + hidden * self.family.cell, width, hidden)[: len(squares)], self.valid.device)
+        sizes = (torch.stack(list(squares.values())) / widths).clamp_(min=0).sqrt_()
+        return dict(zip(squares, sizes.unbind(0), strict=True))
 
     def _saturate(self, piece: Piece, valid: Tensor, start: int, stop: int) -> None:
         gates, state = self.family.activations(self.trace, piece, start, stop)
@@ -188,18 +194,17 @@ class _Pass:
         """Carry gradients back through the piece: the gradients, and the tensors whose norms `work` needs."""
         back, weights = scan.through(piece, start, stop), self.trace.layer.weights
         total: State = tuple(s[:, 0] for s in back.state)
-        scale = None if back.scale is None else back.scale[:, 0]
         names = ["h", "c"] if "anchors" in self.work.parts else ["h"]
         sized = dict(zip(names, back.state, strict=False))
         if scan.entering.totals is not None:
-            sized["grad_h"] = self._autograd_total(scan.entering.totals, total, scale, start, stop)
+            sized["grad_h"] = self._autograd_total(scan.entering.totals, total, back.of_total, start, stop)
         if self.below or self.sketch or {"weight_grad", "grad_c"} & self.work.quantities:
             inside = self.family.cotangents(weights, piece.factors, total)
             if "weight_grad" in self.work.quantities:
                 sized |= {"inside": inside.gates.flatten(2), "previous": piece.previous}
             if inside.cell is not None and "grad_c" in self.work.quantities:
                 sized["grad_c"] = inside.cell
-            self._pass_down(piece, total, inside.gates, scale)
+            self._pass_down(piece, total, inside.gates, back.of_total)
         return back, sized
 
     def _gradients(self, back: Back, sizes: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,7 +219,8 @@ class _Pass:
             self._add_reach(scan.anchors, h / scan.anchors.sizes[0] if scan.alone else h[:, 1:])
         inside = {"weight_grad": sizes["inside"] * sizes["previous"]} if "inside" in sizes else {}
         inside |= {"grad_c": sizes["grad_c"]} if "grad_c" in sizes else {}
-        return gradients | (inside if scale is None else {name: x * scale[:, 0] for name, x in inside.items()})
+        scale = back.of_total
+        return gradients | (inside if scale is None else {name: x * scale for name, x in inside.items()})
 
     def _add_reach(self, anchors: Anchors, joint: Tensor) -> None:
         """Add the norms of the active anchors' cotangents relative to their first, [t, A, B]."""
@@ -226,13 +232,14 @@ class _Pass:
     def _pass_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor | None) -> None:
         """Add gradients for the layer below and the certificate; `scale`, [t, B], is the missing factor of `gates`."""
         weights = self.trace.layer.weights
-        factor = None if scale is None else scale.to(weights.hh.dtype).unsqueeze(-1)
+        factor = None if scale is None else scale.to(weights.hh.dtype).reshape(-1, 1)
         if self.below:
-            inputs = self.family.input_cotangents(piece, total, gates).flatten(-2) @ weights.ih
-            self.inputs.append(drop_nearly_subnormal(inputs if factor is None else inputs.mul_(factor)))
+            inputs = self.family.input_cotangents(piece, total, gates).flatten(0, 1).flatten(1) @ weights.ih
+            inputs = drop_nearly_subnormal(inputs if factor is None else inputs.mul_(factor))
+            self.inputs.append(inputs.unflatten(0, gates.shape[:2]))
         if self.signs is not None:
             before = piece.previous.flatten(0, 1) @ self.signs
-            before = before if factor is None else before.mul_(factor.flatten(0, 1))
+            before = before if factor is None else before.mul_(factor)
             self.sketches.append(gates.reshape(len(before), -1).mT @ before)
 
     def _autograd_total(self, known: State, total: State, scale: Tensor | None, start: int, stop: int) -> Tensor:

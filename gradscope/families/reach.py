@@ -80,12 +80,14 @@ def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
         The medians, [lags, B], and True where some anchor reaches back that far, [lags, B].
     """
     lags = max(anchors.latest, default=-1) + 1
-    source = anchors.times[: anchors.used] - torch.arange(lags, device=carried.device).view(-1, 1, 1)
+    lag = torch.arange(lags, device=carried.device).unsqueeze(1)
+    single = anchors.used == 1
+    source = anchors.times[0] - lag if single else anchors.times[: anchors.used] - lag.unsqueeze(1)
     present = source >= 0
-    values = carried.gather(0, source.clamp_(min=0))
+    values = (carried[:, 0] if single else carried).gather(0, source.clamp_(min=0))
     known = (values < torch.inf).logical_and_(present)
-    if anchors.used == 1:
-        return values.masked_fill_(~known, torch.nan).squeeze(1), present.squeeze(1)
+    if single:
+        return values.masked_fill_(~known, torch.nan), present
     return _median(values, present, known), present.any(1)
 
 

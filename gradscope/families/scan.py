@@ -44,10 +44,12 @@ class Back(NamedTuple):
     Attributes:
         state: cotangents of h_t, and of c_t.
         scale: missing factor of `state`, [t, R, B], in float64; None for 1.
+        of_total: the same of row 0, [t, B].
     """
 
     state: State
     scale: Tensor | None
+    of_total: Tensor | None
 
 
 def backwards(steps: int, size: int) -> Iterator[tuple[int, int]]:
@@ -95,7 +97,9 @@ class ReverseScan:
                     scale = changed.new_zeros(steps, *changed.shape, dtype=torch.float64) if scale is None else scale
                     scale[:t] = changed
         self.carry = tuple(state[0] for state in states)
-        return Back(tuple(state[1:] for state in states), None if scale is None else scale.exp2_())
+        scale = None if scale is None else scale.exp2_()
+        of_total = scale[:, 0] if self.alone and scale is not None else None
+        return Back(tuple(state[1:] for state in states), scale, of_total)
 
     def _steps(self, factors: tuple[Tensor, ...], states: State, start: int) -> Iterator[int]:
         """Carry back step by step; yields t when the cotangents of s_{t-1} are complete. Timestep `start` is t = 0."""
@@ -126,7 +130,7 @@ class ReverseScan:
         rows, sequences = state[0].shape[:2]
         if self.exponents is None:
             self.exponents = state[0].new_zeros(1 + len(self.anchors.times), sequences)
-        exponents = self.exponents[:rows]
+        exponents = cut(self.exponents, 0, rows)
         shift = torch.cat(state, -1).abs_().amax(-1).log2_().neg_().round_().nan_to_num_(0, 0, 0)
         shift = torch.nn.functional.hardshrink(shift.clamp_(-MOST_EXPONENT, MOST_EXPONENT), LEAST_EXPONENT)
         if self.alone:  # an overflow in the kernel stays an overflow here
