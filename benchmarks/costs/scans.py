@@ -59,7 +59,8 @@ class Scan:
                 states[0][1:] = self.entering[start:stop].unsqueeze(1)
                 for state, carried in zip(states, carry, strict=False):
                     state[-1] += carried
-                LSTM().scan(self.layer.weights, piece.factors, states)
+                for _ in LSTM().scan(self.layer.weights, piece.factors, states):
+                    pass
                 carry = tuple(state[0] for state in states)
                 total = tuple(state[1:, 0] for state in states)
                 found.append(LSTM().cotangents(self.layer.weights, piece.factors, total).gates)

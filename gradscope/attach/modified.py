@@ -123,11 +123,12 @@ class Comparison:
 
 def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference:
     """Take the fingerprint of the gradients of parameters; some parameters may have none."""
-    gradients = present_gradients(parameters)
+    every = [_gradient(parameter) for parameter in parameters]
+    gradients = [gradient for gradient in every if gradient is not None]
     each = each or SAMPLED // max(1, len(gradients)) + 1
     samples = [_every(gradient, gradient.numel() // each | 1) for gradient in gradients]
     return Reference(
-        present=tuple(gradient is not None for gradient in map(_gradient, parameters)),
+        present=tuple(gradient is not None for gradient in every),
         norms=vector(torch.stack, two_norms(gradients)),
         sample=vector(torch.cat, samples),
         each=each,
@@ -139,7 +140,7 @@ def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference
 def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     """Compare the present gradients with a reference."""
     now = snapshot(parameters, reference.each)
-    values = torch.empty(0, device="cpu")
+    values = vector(torch.cat, [])
     if now.present == reference.present and not _known_identical(reference, now):
         bounds = vector(torch.stack, largest(present_gradients(parameters)))
         values = vector(torch.cat, [reference.norms, now.norms, bounds, reference.sample, now.sample])
@@ -155,7 +156,7 @@ def _gradient(parameter: Tensor) -> Tensor | None:
     gradient = parameter.grad
     if gradient is None:
         return None
-    mine = local(gradient.detach())
+    mine = local(gradient.detach() if gradient.requires_grad else gradient)
     mine = torch.view_as_real(mine.resolve_conj()) if mine.is_complex() else mine
     return mine if mine.numel() else None
 
@@ -185,7 +186,12 @@ def vector(join: Callable[[list[Tensor]], Tensor], parts: list[Tensor]) -> Tenso
     """The parts as one vector, on the device of the first."""
     if len({part.device for part in parts}) > 1:
         parts = [part.to(parts[0].device, non_blocking=True) for part in parts]
-    return join(parts) if parts else torch.empty(0, device="cpu")
+    return join(parts) if parts else _nothing()
+
+
+@functools.cache
+def _nothing() -> Tensor:
+    return torch.empty(0, device="cpu")
 
 
 def _every(gradient: Tensor, stride: int) -> Tensor:

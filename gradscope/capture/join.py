@@ -46,7 +46,7 @@ def join(chain: Chain, calls: Sequence[Observed], factor: Tensor | float = 1.0) 
         lengths=places.lengths,
         input=places.by_time([s.input for s in stacks]),
         grad_output=places.by_time(entering).div_(factor) if entering else torch.zeros_like(states["output"]),
-        grad_h_n=torch.zeros_like(states["h_n"]),
+        grad_h_n=None,
         grad_c_n=None,
         dropout=tuple(places.by_time(list(masks)) for masks in zip(*(s.dropout for s in stacks), strict=True)),
         hidden_dropout=any(s.hidden_dropout for s in stacks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
             gates=gates,
             output=layout.time_first(output.detach()) if lower else None,
             places=(t, b),
-            input=inputs.detach()[time, column],
+            input=inputs[time, column],
         )
 
 
@@ -54,13 +55,16 @@ def _gates(space: Tensor, output: Tensor, columns: Tensor | None) -> Tensor | No
     size = steps * batch * width
     if space.dtype != torch.uint8 or not space.is_contiguous() or space.numel() < size * output.element_size():
         return None
-    rows = space.view(output.dtype)[:size].view(steps, batch, width)[..., : GATES * hidden]
-    gates = rows.unflatten(-1, (GATES, hidden)).permute(2, 0, 1, 3)
+    strides = hidden, batch * width, width, 1
+    gates = space.view(output.dtype).as_strided((GATES, steps, batch, hidden), strides)
     return gates.contiguous() if columns is None else gates.index_select(2, columns)
 
 
+@functools.lru_cache(maxsize=16)
 def _sample(steps: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Timesteps and sequences of up to `SAMPLE` evenly spaced places."""
     count = steps * batch
-    places = torch.linspace(0, count - 1, min(SAMPLE, count), dtype=torch.float64, device=device).long()
-    return places // batch, places % batch
+    last = min(SAMPLE, count) - 1
+    places = [divmod(n * (count - 1) // max(1, last), batch) for n in range(last + 1)]
+    t, b = torch.tensor(places, device=device).unbind(1)
+    return t, b

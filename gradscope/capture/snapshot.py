@@ -118,7 +118,7 @@ class Snapshot:
             hidden_dropout=self.dropout is not None and self.dropout.hidden,
             dropout_read=self.dropout is not None and self.dropout.bits is not None,
             tolerance=tolerance(self.precision, self.input.device),
-            kept=tuple(k if k.grad_output is None else replace(k, grad_output=k.grad_output / factor) for k in kept),
+            kept=tuple(replace(k, grad_output=over(k.grad_output, factor)) for k in kept),
             **self._states(kind),
             **self._gradients(grad_output, grad_final, factor, kind),
         )
@@ -144,17 +144,24 @@ class Snapshot:
     def _gradients(
         self, grad_output: Tensor | None, grad_final: Sequence[Tensor | None], factor: Tensor | float, kind: torch.dtype
     ) -> dict[str, Any]:
-        """Loss gradients, by field of `Stack`: zeros for none, but None for none of c_n."""
+        """Loss gradients, by field of `Stack`."""
 
-        def unscaled(x: Tensor | None, like: Tensor) -> Tensor:
-            return torch.zeros_like(like, dtype=kind) if x is None else x.to(kind) / factor
+        def unscaled(x: Tensor | None) -> Tensor | None:
+            return over(None if x is None else x.to(kind), factor)
 
-        grad_c = grad_final[1] if len(self.state) == 2 else None
+        output = unscaled(grad_output)
         return {
-            "grad_output": unscaled(grad_output, self.output),
-            "grad_h_n": unscaled(grad_final[0], self.final[0]),
-            "grad_c_n": None if grad_c is None else unscaled(grad_c, self.final[1]),
+            "grad_output": torch.zeros_like(self.output, dtype=kind) if output is None else output,
+            "grad_h_n": unscaled(grad_final[0]),
+            "grad_c_n": unscaled(grad_final[1]) if len(self.state) == 2 else None,
         }
+
+
+def over(gradient: Tensor | None, factor: Tensor | float) -> Tensor | None:
+    """A gradient divided by the scale of the loss: itself for 1.0, and None for None."""
+    if gradient is None or (isinstance(factor, float) and factor == 1):
+        return gradient
+    return gradient / factor
 
 
 def begin_dropout(call: KernelCall) -> Dropout | None:
@@ -193,9 +200,9 @@ def snapshot(
             directions=call.directions,
             layout=layout,
             weights=weights,
-            input=layout.select(call.input.detach()),
+            input=layout.select(call.input),
             state=tuple(_columns(s, layout) for s in call.state),
-            output=layout.select(result[0].detach()),
+            output=layout.select(result[0]),
             final=tuple(_columns(s, layout) for s in (result if call.cell else result[1:])),
             dropout=replace(dropout, drawn=_selected(call.masks, layout)) if dropout and call.masks else dropout,
             precision=_precision(call, result[0]),
@@ -204,14 +211,16 @@ def snapshot(
 
 def select_final(gradient: Tensor, layout: Layout) -> Tensor:
     """Copy the analysed sequences of a gradient of h_n or c_n, [S, n, .]."""
-    return _columns(gradient, layout)
+    with torch.no_grad():
+        return _columns(gradient, layout)
 
 
 def copy_weights(call: KernelCall) -> tuple[Weights, ...]:
     """Copy a call's weights by layer and direction: optimizers and others may change them before the analysis."""
     slots = call.num_layers * call.directions
     count = len(call.weights) // slots
-    copies = [w.detach().clone() for w in call.weights]
+    with torch.no_grad():
+        copies = [w.clone() for w in call.weights]
     return tuple(_named(copies[i : i + count], call.has_biases) for i in range(0, len(copies), count))
 
 
@@ -229,8 +238,8 @@ def _named(flat: list[Tensor], has_biases: bool) -> Weights:
 
 def _columns(x: Tensor, layout: Layout) -> Tensor:
     if isinstance(layout, Single):
-        return layout.select(x.detach())
-    return x.detach().clone() if layout.columns is None else x.detach()[:, layout.columns]
+        return layout.select(x)
+    return x.clone() if layout.columns is None else x[:, layout.columns]
 
 
 def tolerance(precision: torch.dtype, device: torch.device) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -147,8 +147,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
-        """Carry cotangents back through consecutive steps, in place.
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
+        """Carry cotangents back through consecutive steps, in place; yields t when those of s_{t-1} are complete.
 
         All steps share their temporary memory, which stays in the cache.
 
@@ -166,7 +166,8 @@ class Family(ABC):
     def pull(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> State:
         """Carry cotangents of s_t, [R, B, .], back one step with factors [B, ...]: those of s_{t-1}."""
         states = tuple(torch.stack([torch.zeros_like(s), s]) for s in state)
-        self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states)
+        for _ in self.scan(weights, tuple(f.unsqueeze(0) for f in factors), states):
+            pass
         return tuple(s[0] for s in states)
 
     @abstractmethod
@@ -179,11 +180,16 @@ class Family(ABC):
 
     def activations(self, trace: Trace, piece: Piece, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Gates in the order of `gates`, [t, B, G, H], and the `hidden` state unless it is a gate."""
-        return trace.gates[start:stop], piece.hidden
+        return cut(trace.gates, start, stop), piece.hidden
 
     def limits(self, gate: str) -> tuple[float, float]:
         """Limits of saturation: a unit of this gate is `low` below the first, `high` above the second."""
         return TANH_LIMITS if gate in ("candidate", "hidden") else SIGMOID_LIMITS
+
+
+def cut(x: Tensor, start: int, stop: int) -> Tensor:
+    """Timesteps `start` to `stop` of x; x itself if these are all."""
+    return x if stop - start == len(x) else x[start:stop]
 
 
 TANH_LIMITS = (-0.9, 0.9)
@@ -232,32 +238,30 @@ def tanh_backward(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def gram(weights: Weights, gates: int) -> list[Tensor]:
-    """Coefficients of `quadratic_form`: G_kl[i] = <U_k[i], U_l[i]>, doubled for k < l, [H] each, (k, l) row by row."""
+    """Coefficients of `quadratic_form`: G_kl[i] = <U_k[i], U_l[i]> for k <= l, [H] each, (k, l) row by row."""
     units = weights.hh.unflatten(0, (gates, -1)).transpose(0, 1)
-    inner = torch.bmm(units, units.mT).mul_(2)
-    inner.diagonal(dim1=1, dim2=2).div_(2)
-    rows = inner.flatten(1).mT.contiguous().unbind(0)  # contiguous rows
+    rows = torch.bmm(units, units.mT).flatten(1).mT.contiguous().unbind(0)  # contiguous rows
     return [rows[k * gates + other] for k in range(gates) for other in range(k, gates)]
 
 
-def linear_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor) -> Tensor:
-    """sum_k c_k d_k by unit, [N, H], of coefficients [H] each; into `out`."""
+def linear_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor, later: int = 1) -> Tensor:
+    """sum_k c_k d_k by unit, [N, H], of coefficients [H] each, with those after the first times `later`; into `out`."""
     torch.mul(coefficients[0], d[0], out=out)
     for coefficient, part in zip(coefficients[1:], d[1:], strict=True):
-        out.addcmul_(coefficient, part)
+        out.addcmul_(coefficient, part, value=later)
     return out
 
 
 def quadratic_form(coefficients: Sequence[Tensor], d: Sequence[Tensor], out: Tensor, spare: Tensor) -> Tensor:
-    """sum_{k <= l} c_kl d_k d_l by unit, [N, H], of coefficients [H] each, row by row.
+    """sum_kl c_kl d_k d_l by unit, [N, H], of the coefficients with k <= l, [H] each, row by row.
 
     Into `out`. `spare` is work memory: allocating it here would cost several times the operation itself.
     """
     count = len(d)
-    linear_form(coefficients[:count], d, out).mul_(d[0])
+    linear_form(coefficients[:count], d, out, 2).mul_(d[0])
     for k in range(1, count):
         coefficients = coefficients[count - k + 1 :]
-        out.addcmul_(linear_form(coefficients[: count - k], d[k:], spare), d[k])
+        out.addcmul_(linear_form(coefficients[: count - k], d[k:], spare, 2), d[k])
     return out
 
 

@@ -265,7 +265,7 @@ def _gates(r: Recurrence, valid: Tensor, parts: frozenset[str]) -> dict[str, Gat
     gates: dict[str, Gate] = {}
     for name, (x, kind) in r.gates.items() if "saturation" in parts else ():
         counted = Saturation([LIMITS[kind]], x)
-        counted.add(x.unsqueeze(2), valid)
+        counted.add([x.unsqueeze(2)], valid)
         (gates[name],) = counted.finish()
     return gates
 

@@ -10,6 +10,8 @@ Step Jacobian:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -21,6 +23,7 @@ from gradscope.families.base import (
     Piece,
     State,
     Trace,
+    cut,
     flat_weights,
     gram,
     linear_form,
@@ -55,8 +58,8 @@ class GRU(Family):
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.inner is not None
-        previous, inner = trace.previous[start:stop], trace.inner[start:stop]
-        r, z, n = trace.gates[start:stop].unbind(2)
+        previous, inner = cut(trace.previous, start, stop), cut(trace.inner, start, stop)
+        r, z, n = cut(trace.gates, start, stop).unbind(2)
         through = 1 - z
         tanh_backward(through, n, out=through)
         d = n.new_empty(3, *n.shape)
@@ -83,7 +86,7 @@ class GRU(Family):
         return {"jacobian": size, "jacobian_h": size}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         wide = states[0].unsqueeze(-2).unbind(0)
         gates = h[0].new_empty(*h[0].shape[:2], 3, h[0].shape[2])
@@ -93,6 +96,7 @@ class GRU(Family):
             torch.mul(wide[t + 1], d[t], out=gates)
             rows[t].addmm_(flat, weights.hh)
             h[t].addcmul_(h[t + 1], e[t])
+            yield t
 
     @override
     def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from torch.nn.functional import linear
 
-from gradscope.families.base import Family, Layer
+from gradscope.families.base import Family, Layer, Trace
+from gradscope.families.lstm import apply_nonlinearity
 from gradscope.families.measure import measure
-from gradscope.families.norms import relative, relative_parts
+from gradscope.families.norms import relative_parts
 from gradscope.families.place import FAMILIES, Place, entering_at, places_of
 from gradscope.families.scan import Entering
 from gradscope.families.stack import analysis_at
@@ -27,34 +27,34 @@ def analyse_kept(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -
         analysis_at(
             family,
             place,
-            measure(family, layer, stack.lengths, entering, below=False, sketch=sketch, work=work),
+            measure(family, trace, stack.lengths, entering, below=False, sketch=sketch, work=work),
             work,
         )
-        for place, layer, entering in _known_layers(family, stack)
+        for place, trace, entering in _known_layers(family, stack)
     ]
 
 
-def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Layer, Entering]]:
-    """Every layer with its entering gradient; none if one is not confirmed."""
-    layers: list[tuple[Place, Layer, Entering]] = []
+def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Trace, Entering]]:
+    """Every rebuilt layer with its entering gradient; none if one is not confirmed."""
+    layers: list[tuple[Place, Trace, Entering]] = []
     for place, kept in zip(places_of(stack), stack.kept, strict=False):
         if kept.output is None:
-            output, direct = (x[..., place.columns] for x in (stack.output, stack.grad_output))
+            output, direct = place.own(stack.output), place.own(stack.grad_output)
         else:
             output = kept.output
             direct = torch.zeros_like(output) if kept.grad_output is None else kept.grad_output
         layer = Layer(place.weights, None, *place.start(), place.turn(output), gates=kept.gates)
-        if not _confirmed(family, layer, kept, stack.tolerance):
+        trace = family.replay(layer)
+        if not _confirmed(trace, kept, stack.tolerance):
             return []
-        layers.append((place, layer, entering_at(place, direct)))
+        layers.append((place, trace, entering_at(place, direct)))
     return layers
 
 
-def _confirmed(family: Family, layer: Layer, kept: Kept, tolerance: float) -> bool:
+def _confirmed(trace: Trace, kept: Kept, tolerance: float) -> bool:
     """True if the saved gates equal those rebuilt from weights and inputs, at a sample of places."""
-    t, b = kept.places
-    before = torch.where((t == 0).unsqueeze(-1), layer.h_0[b], layer.output[t - 1, b])
-    step = Layer(layer.weights, kept.input.unsqueeze(0), before, None, layer.output[t, b].unsqueeze(0))
-    rebuilt = family.replay(step if layer.c_0 is None else replace(step, c_0=torch.zeros_like(layer.c_0[b])))
-    theirs = kept.gates[:, t, b].transpose(0, 1)
-    return bool(relative(relative_parts(rebuilt.gates[0].flatten(1), theirs.flatten(1))) <= tolerance)
+    (t, b), w = kept.places, trace.layer.weights
+    rebuilt = linear(kept.input, w.ih, w.b_ih) + linear(trace.previous[t, b], w.hh, w.b_hh)
+    gates = apply_nonlinearity(rebuilt.unflatten(1, (len(kept.gates), -1)).movedim(1, 0))
+    difference, reference = relative_parts(gates, kept.gates[:, t, b]).tolist()
+    return difference <= tolerance * reference

@@ -12,6 +12,9 @@ Step Jacobian, with tc = tanh c_t and k = o (1 - tc^2) = dq/dc:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -23,6 +26,7 @@ from gradscope.families.base import (
     Piece,
     State,
     Trace,
+    cut,
     flat_weights,
     gram,
     linear_form,
@@ -32,6 +36,9 @@ from gradscope.families.base import (
     total_preactivation,
 )
 from gradscope.types import Weights
+
+CHUNKED, SMALL = 64, 1024
+"""Timesteps from which the cell path takes fewer operations in chunks. On a CPU only those of small layers do."""
 
 
 class LSTM(Family):
@@ -62,7 +69,7 @@ class LSTM(Family):
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         assert trace.cells is not None
-        i, f, g, o = trace.gates[start:stop].unbind(2)
+        i, f, g, o = cut(trace.gates, start, stop).unbind(2)
         inputs = (trace.cells if trace.cell_inputs is None else trace.cell_inputs)[start:stop]
         a_i, a_f, a_g, a_o, k, tc = factors = g.new_empty(6, *g.shape)
         torch.tanh(trace.cells[start + 1 : stop + 1], out=tc)
@@ -74,7 +81,7 @@ class LSTM(Family):
         tanh_backward(i, g, out=a_g)
         hr = trace.layer.weights.hr
         output = q if hr is None else q @ hr.mT
-        return Piece((factors[:3].movedim(0, 2), a_o, k, f), q, output, trace.previous[start:stop])
+        return Piece((factors[:3].movedim(0, 2), a_o, k, f), q, output, cut(trace.previous, start, stop))
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
@@ -90,12 +97,12 @@ class LSTM(Family):
     @override
     def sizes(self, constants: tuple[Tensor, ...], piece: Piece) -> dict[str, Tensor]:
         a, a_o, k, f = piece.factors
-        parts = [part.flatten(0, 1) for part in a.unbind(2)]
+        parts = [*a.movedim(2, 0).flatten(1, 2).unbind(0)]
         a_o, k, f = a_o.flatten(0, 1), k.flatten(0, 1), f.flatten(0, 1)
         inner, projected, ones = constants[:10], constants[10:-2], constants[-2]
         cell_rows, squares, part = constants[-1].resize_(3, *f.shape).unbind(0)
-        sums = f.new_empty(4, len(f))
-        h_h, h_c, c_h, c_c = sums.unbind(0)
+        sums = f.new_empty(4, *a.shape[:2])
+        h_h, h_c, c_h, c_c = sums.flatten(1).unbind(0)
         torch.mv(torch.mul(f, f, out=squares), ones, out=c_c)
         torch.mv(quadratic_form(inner[:6], parts, cell_rows, part), ones, out=c_h)
         if projected:
@@ -103,20 +110,19 @@ class LSTM(Family):
             torch.sum((d @ projected[0]).mul_(d), -1, out=h_h)
             torch.mv(squares.mul_(torch.mul(k, k, out=part)), projected[1], out=h_c)
         else:
-            linear_form(inner[6:9], parts, part).mul_(k).addcmul_(inner[9], a_o).mul_(a_o)
+            linear_form(inner[6:9], parts, part).mul_(k).addcmul_(inner[9], a_o, value=0.5).mul_(a_o)
             torch.mv(part, ones, out=h_h)
             torch.mul(k, k, out=part)
-            h_h.addmv_(cell_rows.mul_(part), ones)
+            h_h.addmv_(cell_rows.mul_(part), ones, beta=2)
             torch.mv(squares.mul_(part), ones, out=h_c)
-        sizes = {"jacobian": sums.sum(0), "jacobian_h": h_h, "jacobian_c": c_c}
-        return {name: size.unflatten(0, a.shape[:2]) for name, size in sizes.items()}
+        return {"jacobian": sums.sum(0), "jacobian_h": sums[0], "jacobian_c": sums[3]}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
         h, rows = states[0].unbind(0), states[0].flatten(1, 2).unbind(0)
         c = states[1].unbind(0)
         total, gates = torch.empty_like(c[0]), c[0].new_empty(*c[0].shape[:2], 4, c[0].shape[2])
-        flat, into_c, into_o = gates.flatten(0, 1).flatten(1), gates[..., :3, :], gates[..., 3, :]
+        flat, into_c, into_o = gates.view(-1, weights.hh.shape[0]), gates[..., :3, :], gates[..., 3, :]
         wide = total.unsqueeze(-2)
         steps = list(zip(*(f.unbind(0) for f in factors), strict=True))
         for t in range(len(steps) - 1, -1, -1):
@@ -127,6 +133,7 @@ class LSTM(Family):
             torch.mul(q, a_o, out=into_o)
             rows[t].addmm_(flat, weights.hh)
             c[t].addcmul_(total, f)
+            yield t
 
     @override
     def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:
@@ -148,18 +155,40 @@ class LSTM(Family):
 
 
 def _gates(layer: Layer, previous: Tensor) -> Tensor:
-    gates = total_preactivation(layer, previous, 4)
-    gates[:2].sigmoid_()
-    gates[2].tanh_()
-    gates[3].sigmoid_()
+    """The gates after their nonlinearity, [4, T, B, H], from the inputs and h_{t-1}."""
+    return apply_nonlinearity(total_preactivation(layer, previous, 4))
+
+
+def apply_nonlinearity(gates: Tensor) -> Tensor:
+    """The gates from their pre-activations, [4, ...], in place."""
+    i, f, g, o = gates
+    for gate in (i, f, o):
+        gate.sigmoid_()
+    g.tanh_()
     return gates
 
 
 def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:
-    """c_{-1}, ..., c_{T-1} by an elementwise scan, [T + 1, B, H]."""
+    """c_{-1}, ..., c_{T-1}, [T + 1, B, H]: an elementwise scan, within `count` chunks of time at once."""
     i, f, g, _ = gates
     cells = torch.cat([c_0.unsqueeze(0), i * g])
-    steps = cells.unbind(0)
-    for forget, before, now in zip(f.unbind(0), steps, steps[1:], strict=False):
-        now.addcmul_(forget, before)
+    launching = c_0.device.type != "cpu" or c_0.numel() <= SMALL
+    length = math.isqrt(len(f) // 3) if launching and len(f) >= CHUNKED else 1
+    count = len(f) // length if length > 1 else 0
+    first = len(f) - count * length  # the steps before the chunks
+    _scan_cells(cells.unbind(0)[: first + 1], f.unbind(0)[:first])
+    if count:
+        inside, forget = (x[-count * length :].unflatten(0, (count, length)).unbind(1) for x in (cells, f))
+        own, kept = inside[0], forget[0].clone()  # a chunk ends with its own + kept * the cell before it
+        for now, keep in zip(inside[1:], forget[1:], strict=True):
+            own = torch.addcmul(now, keep, own)
+            kept.mul_(keep)
+        ends = torch.cat([cells[first : first + 1], own])
+        _scan_cells(ends.unbind(0), kept.unbind(0))
+        _scan_cells([ends[:-1], *inside], forget)
     return cells
+
+
+def _scan_cells(cells: Sequence[Tensor], forget: Sequence[Tensor]) -> None:
+    for now, kept, before in zip(cells[1:], forget, cells, strict=False):
+        now.addcmul_(kept, before)

@@ -7,14 +7,15 @@ small kernels would cost launch time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from gradscope.families.base import Family, Layer, Piece, State, Trace
-from gradscope.families.norms import drop_nearly_subnormal, norm, norms, relative, relative_parts
+from gradscope.families.base import Family, Layer, Piece, State, Trace, cut
+from gradscope.families.norms import combined, drop_nearly_subnormal, norm, norms, relative, relative_parts
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.families.saturation import Saturation
 from gradscope.families.scan import Back, Entering, ReverseScan, backwards
@@ -34,27 +35,29 @@ class Measured:
         reach: [lags, B].
         reached: [lags, B].
         gates: gate -> saturation.
-        residual: of the rebuilt states, 0-dim.
+        difference: norms of the difference of the rebuilt states, and of the kernel's, [2].
         grad_input: total dL/dx_t, [T, B, D]; None unless requested.
         sketch: sum of the rebuilt contributions to dL/dU times a fixed matrix, [G * H, 8]; None unless requested.
         total_residual: of the rebuilt total gradients against autograd's, 0-dim; None if those are unknown.
         trace: for the quantities of the full set.
+        padded: True if some sequence is shorter than others.
     """
 
     values: dict[str, Tensor]
     reach: Tensor
     reached: Tensor
     gates: dict[str, Gate]
-    residual: Tensor
+    difference: Tensor
     grad_input: Tensor | None
     sketch: Tensor | None
     total_residual: Tensor | None
     trace: Trace
+    padded: bool
 
 
 def measure(
     family: Family,
-    layer: Layer,
+    trace: Trace,
     lengths: Tensor,
     entering: Entering,
     *,
@@ -66,13 +69,14 @@ def measure(
 
     Args:
         family: the layer's equations.
-        layer: inputs and outputs of the kernel.
+        trace: the rebuilt layer.
         lengths: valid timesteps of each sequence, [B].
         entering: the loss gradient from outside.
         below: compute `grad_input`, for the layer below.
         sketch: compute `sketch`, for the certificate.
         work: the quantities; those of the full set alone are ignored.
     """
+    layer = trace.layer
     steps = torch.arange(layer.output.shape[0], device=lengths.device).unsqueeze(1)
     direct = outside = norm(entering.h)
     if entering.c_last is not None:
@@ -83,7 +87,7 @@ def measure(
     scan = ReverseScan(family, layer, lengths, entering, anchors) if "scan" in work.parts else None
     sketch = sketch and scan is not None
     below = below and scan is not None
-    run = _Pass(family, family.replay(layer), steps < lengths, scan, work, below, sketch)
+    run = _Pass(family, trace, steps < lengths, scan, work, below, sketch)
     for start, stop in pieces(layer, len(family.gates)):
         run.piece(start, stop)
     return run.finish(direct, anchors)
@@ -98,9 +102,20 @@ def pieces(layer: Layer, gates: int) -> Iterator[tuple[int, int]]:
 
 def sketch_matrix(width: int, like: Tensor) -> Tensor:
     """A fixed matrix of signs, [width, 8]: comparing products with it compares the factors (Freivalds 1977)."""
+    return _signs(width, like.device, like.dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _column(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """The numbers in float64, [N, 1, 1]."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device).view(-1, 1, 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _signs(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(width)
     signs = torch.randint(0, 2, (width, SKETCH_COLUMNS), generator=generator, device="cpu") * 2 - 1
-    return signs.to(like.device, like.dtype)
+    return signs.to(device, dtype)
 
 
 @dataclass(slots=True)
@@ -114,11 +129,10 @@ class _Pass:
     work: Work
     below: bool
     sketch: bool
-    names: list[str] = field(default_factory=list[str])
-    values: list[Tensor] = field(default_factory=list[Tensor])
+    values: list[dict[str, Tensor]] = field(default_factory=list[dict[str, Tensor]])
     carried: list[Tensor] = field(default_factory=list[Tensor])
     inputs: list[Tensor] = field(default_factory=list[Tensor])
-    saturation: dict[tuple[str, ...], Saturation] = field(default_factory=dict[tuple[str, ...], Saturation])
+    saturation: Saturation | None = None
     difference: list[Tensor] = field(default_factory=list[Tensor])
     sketches: list[Tensor] = field(default_factory=list[Tensor])
     totals: list[Tensor] = field(default_factory=list[Tensor])
@@ -134,10 +148,15 @@ class _Pass:
         if self.sketch:
             self.signs = sketch_matrix(weights.hh.shape[1], weights.hh)
 
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the gates, and of the state unless it is one of them."""
+        return tuple(dict.fromkeys((*self.family.gates, "hidden")))
+
     def piece(self, start: int, stop: int) -> None:
         """Measure timesteps `start` to `stop`."""
-        piece, valid = self.family.piece(self.trace, start, stop), self.valid[start:stop]
-        output, cells = self.trace.layer.output[start:stop], self.trace.cells
+        piece, valid = self.family.piece(self.trace, start, stop), cut(self.valid, start, stop)
+        output, cells = cut(self.trace.layer.output, start, stop), self.trace.cells
         if "saturation" in self.work.parts:
             self._saturate(piece, valid, start, stop)
         self.difference.append(relative_parts(piece.output, output, valid if self.padded else None))
@@ -155,42 +174,37 @@ class _Pass:
         values |= {name: sizes.pop(name) / sized[name].shape[-1] ** 0.5 for name in ("state", "cell") if name in sizes}
         if back is not None:
             values |= self._gradients(back, sizes)
-        self.names = list(values)
-        if values:
-            self.values.append(torch.stack(list(values.values())))
+        self.values.append(values)
 
     def _jacobians(self, piece: Piece) -> dict[str, Tensor]:
         """Sizes of the step Jacobians, [t, B] each."""
         hidden, width = piece.hidden.shape[-1], piece.output.shape[-1]
-        widths = {"jacobian": width + hidden * self.family.cell, "jacobian_h": width, "jacobian_c": hidden}
         squares = self.family.sizes(self.constants, piece)
-        sizes = torch.stack(list(squares.values())).double().clamp_(min=0).sqrt_().unbind(0)
-        return {name: size / widths[name] ** 0.5 for name, size in zip(squares, sizes, strict=True)}
+        widths = _column((width + hidden * self.family.cell, width, hidden)[: len(squares)], self.valid.device)
+        sizes = (torch.stack(list(squares.values())) / widths).clamp_(min=0).sqrt_()
+        return dict(zip(squares, sizes.unbind(0), strict=True))
 
     def _saturate(self, piece: Piece, valid: Tensor, start: int, stop: int) -> None:
         gates, state = self.family.activations(self.trace, piece, start, stop)
-        groups = {self.family.gates: gates, **({} if state is None else {("hidden",): state.unsqueeze(2)})}
-        for names, x in groups.items():
-            if names not in self.saturation:
-                self.saturation[names] = Saturation([self.family.limits(gate) for gate in names], x)
-            self.saturation[names].add(x, valid)
+        if self.saturation is None:
+            self.saturation = Saturation([self.family.limits(gate) for gate in self.gates], gates)
+        self.saturation.add([gates] if state is None else [gates, state.unsqueeze(2)], valid)
 
     def _back(self, scan: ReverseScan, piece: Piece, start: int, stop: int) -> tuple[Back, dict[str, Tensor]]:
         """Carry gradients back through the piece: the gradients, and the tensors whose norms `work` needs."""
         back, weights = scan.through(piece, start, stop), self.trace.layer.weights
         total: State = tuple(s[:, 0] for s in back.state)
-        scale = None if back.scale is None else back.scale[:, 0]
         names = ["h", "c"] if "anchors" in self.work.parts else ["h"]
         sized = dict(zip(names, back.state, strict=False))
         if scan.entering.totals is not None:
-            sized["grad_h"] = self._autograd_total(scan.entering.totals, total, scale, start, stop)
+            sized["grad_h"] = self._autograd_total(scan.entering.totals, total, back.of_total, start, stop)
         if self.below or self.sketch or {"weight_grad", "grad_c"} & self.work.quantities:
             inside = self.family.cotangents(weights, piece.factors, total)
             if "weight_grad" in self.work.quantities:
-                sized |= {"inside": inside.gates.flatten(-2), "previous": piece.previous}
+                sized |= {"inside": inside.gates.flatten(2), "previous": piece.previous}
             if inside.cell is not None and "grad_c" in self.work.quantities:
                 sized["grad_c"] = inside.cell
-            self._pass_down(piece, total, inside.gates, scale)
+            self._pass_down(piece, total, inside.gates, back.of_total)
         return back, sized
 
     def _gradients(self, back: Back, sizes: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -202,17 +216,15 @@ class _Pass:
         if "c" in sizes:
             h = h.hypot(sizes["c"] if scale is None else sizes["c"] * scale)
         if "anchors" in self.work.parts:
-            self._add_reach(scan.anchors, h / scan.anchors.sizes[0].unsqueeze(0) if scan.alone else h[:, 1:])
-        one = 1.0 if scale is None else scale[:, 0]
-        if "inside" in sizes:
-            gradients["weight_grad"] = sizes["inside"] * sizes["previous"] * one
-        if "grad_c" in sizes:
-            gradients["grad_c"] = sizes["grad_c"] * one
-        return gradients
+            self._add_reach(scan.anchors, h / scan.anchors.sizes[0] if scan.alone else h[:, 1:])
+        inside = {"weight_grad": sizes["inside"] * sizes["previous"]} if "inside" in sizes else {}
+        inside |= {"grad_c": sizes["grad_c"]} if "grad_c" in sizes else {}
+        scale = back.of_total
+        return gradients | (inside if scale is None else {name: x * scale for name, x in inside.items()})
 
     def _add_reach(self, anchors: Anchors, joint: Tensor) -> None:
         """Add the norms of the active anchors' cotangents relative to their first, [t, A, B]."""
-        missing = len(anchors.times) - joint.shape[1]
+        missing = anchors.used - joint.shape[1]
         if missing:
             joint = torch.cat([joint, joint.new_zeros(joint.shape[0], missing, joint.shape[2])], 1)
         self.carried.append(joint)
@@ -220,21 +232,22 @@ class _Pass:
     def _pass_down(self, piece: Piece, total: State, gates: Tensor, scale: Tensor | None) -> None:
         """Add gradients for the layer below and the certificate; `scale`, [t, B], is the missing factor of `gates`."""
         weights = self.trace.layer.weights
-        factor = None if scale is None else scale.to(weights.hh.dtype).unsqueeze(-1)
+        factor = None if scale is None else scale.to(weights.hh.dtype).reshape(-1, 1)
         if self.below:
-            inputs = self.family.input_cotangents(piece, total, gates).flatten(-2) @ weights.ih
-            self.inputs.append(drop_nearly_subnormal(inputs if factor is None else inputs.mul_(factor)))
+            inputs = self.family.input_cotangents(piece, total, gates).flatten(0, 1).flatten(1) @ weights.ih
+            inputs = drop_nearly_subnormal(inputs if factor is None else inputs.mul_(factor))
+            self.inputs.append(inputs.unflatten(0, gates.shape[:2]))
         if self.signs is not None:
-            before = piece.previous @ self.signs
+            before = piece.previous.flatten(0, 1) @ self.signs
             before = before if factor is None else before.mul_(factor)
-            self.sketches.append(gates.flatten(-2).flatten(0, 1).mT @ before.flatten(0, 1))
+            self.sketches.append(gates.reshape(len(before), -1).mT @ before)
 
     def _autograd_total(self, known: State, total: State, scale: Tensor | None, start: int, stop: int) -> Tensor:
         """Autograd's total gradient of h_t; adds the difference of the rebuilt one to the certificate.
 
         `scale`, [t, B], is the missing factor of `total`.
         """
-        valid = self.valid[start:stop] if self.padded else None
+        valid = cut(self.valid, start, stop) if self.padded else None
         theirs = [part[start:stop] for part in known]
         factor = 1.0 if scale is None else scale.to(total[0].dtype).unsqueeze(-1)
         pairs = zip(total, theirs, strict=True)
@@ -248,29 +261,26 @@ class _Pass:
             direct: norms of the gradients from outside, [T, B].
             anchors: the anchors of the scan.
         """
-        values = _joined(self.values, 1) if self.values else direct.new_empty(0)
+        values = {name: _joined([piece[name] for piece in self.values]) for name in self.values[0]}
         reach, reached = reach_by_lag(anchors, _joined(self.carried)) if self.carried else _no_reach(direct)
-        total = torch.stack([relative(p) for p in torch.stack(self.totals).sum(0)]).amax() if self.totals else None
+        total = relative(combined(self.totals)).amax() if self.totals else None
         return Measured(
-            values={**dict(zip(self.names, values.unbind(0), strict=True)), "grad_h_direct": direct},
+            values={**values, "grad_h_direct": direct},
             reach=reach,
             reached=reached,
-            gates={g: gate for gs, s in self.saturation.items() for g, gate in zip(gs, s.finish(), strict=True)},
-            residual=relative(_summed(self.difference)),
+            gates={} if self.saturation is None else dict(zip(self.gates, self.saturation.finish(), strict=True)),
+            difference=combined(self.difference),
             grad_input=_joined(self.inputs) if self.inputs else None,
-            sketch=_summed(self.sketches) if self.sketches else None,
+            sketch=functools.reduce(torch.add, self.sketches) if self.sketches else None,
             total_residual=total,
             trace=self.trace,
+            padded=self.padded,
         )
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """Join the values of pieces, the first timestep first."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim)
-
-
-def _summed(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1])
 
 
 def _no_reach(direct: Tensor) -> tuple[Tensor, Tensor]:

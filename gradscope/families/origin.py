@@ -79,7 +79,7 @@ def _backward_origins(
         for place, trace in zip(places, traces, strict=True):
             if place.layer != index:
                 continue
-            entering = entering_at(place, gradient[..., place.columns])
+            entering = entering_at(place, place.own(gradient))
             piece = family.piece(trace, 0, len(trace.layer.output))
             states = _scan(family, trace.layer, piece, entering, stack.lengths)
             total = tuple(s[1:, 0] for s in states)

@@ -41,11 +41,9 @@ class Place:
         """Its parameters."""
         return self.stack.weights[self.slot]
 
-    @property
-    def columns(self) -> slice:
-        """Columns of this direction in the layer's output."""
-        width = self.stack.h_0.shape[-1]
-        return slice(self.reverse * width, (self.reverse + 1) * width)
+    def own(self, x: Tensor) -> Tensor:
+        """The columns of this direction in the layer's output, or in its gradient."""
+        return x if self.stack.directions == 1 else x.chunk(2, -1)[self.reverse]
 
     def turn(self, x: Tensor) -> Tensor:
         """Input order <-> recurrence order, [T, B, ...]: each sequence's valid part reversed for `reverse`."""
@@ -105,7 +103,7 @@ def layer_at(place: Place, outputs: Sequence[Tensor]) -> Layer:
     """
     x, output = place.input(outputs), outputs[place.layer]
     states, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
-    return Layer(place.weights, place.turn(x), *place.start(), place.turn(output[..., place.columns]), states, links)
+    return Layer(place.weights, place.turn(x), *place.start(), place.turn(place.own(output)), states, links)
 
 
 def entering_at(place: Place, gradient: Tensor) -> Entering:
@@ -116,10 +114,11 @@ def entering_at(place: Place, gradient: Tensor) -> Entering:
         gradient: loss gradient of this direction's output, [T, B, P].
     """
     stack, joined = place.stack, place.stack.joined
-    direct = place.turn(gradient).clone()
+    direct = place.turn(gradient)
     if joined is not None:
         c = None if joined.grad_c is None or not bool(joined.grad_c.any()) else place.turn(joined.grad_c[place.slot])
-        return Entering(direct.add_(place.turn(joined.grad_h[place.slot])), c=c, totals=joined.totals)
-    if direct.shape[1]:
+        return Entering(direct + place.turn(joined.grad_h[place.slot]), c=c, totals=joined.totals)
+    if stack.grad_h_n is not None and direct.shape[1]:
+        direct = direct.clone()
         direct[stack.lengths - 1, torch.arange(direct.shape[1], device=direct.device)] += stack.grad_h_n[place.slot]
     return Entering(direct, None if stack.grad_c_n is None else stack.grad_c_n[place.slot])

@@ -20,29 +20,36 @@ class Anchors(NamedTuple):
     Attributes:
         times: timesteps, [A, B], -1 where a sequence has fewer anchors.
         sizes: norm of the gradient that enters at each anchor, [A, B].
+        latest: of each anchor, its latest timestep in any sequence; on the host.
     """
 
     times: Tensor
     sizes: Tensor
+    latest: list[int]
 
     @classmethod
     def none(cls, entering: Tensor) -> Anchors:
         """No anchor in any sequence of [T, B]."""
-        return cls(entering.new_empty(0, entering.shape[1]).long(), entering.new_empty(0, entering.shape[1]))
+        return cls(entering.new_empty(0, entering.shape[1]).long(), entering.new_empty(0, entering.shape[1]), [])
+
+    @property
+    def used(self) -> int:
+        """How many leading anchors to measure: those of some sequence, at least one."""
+        return max(1, self.active(0))
 
     def active(self, start: int) -> int:
         """How many leading anchors are at or after timestep `start` in some sequence."""
-        return int((self.times >= start).any(1).sum())
+        return sum(time >= start for time in self.latest)
 
     def single(self) -> bool:
         """True if gradient enters each sequence only once, so that the total is the gradient of this anchor alone.
 
         False if that gradient is so small or large that its products with Jacobians leave the range of float32 earlier.
         """
-        if not len(self.times) or bool((self.times[1:] >= 0).any()):
+        if not self.latest or self.active(0) > 1:
             return False
-        known = self.sizes[self.times >= 0]
-        return bool(((known > 1e-9) & (known < 1e9)).all())
+        known = zip(self.times.tolist()[0], self.sizes.tolist()[0], strict=True)
+        return all(1e-9 < size < 1e9 for time, size in known if time >= 0)
 
 
 def pick_anchors(entering: Tensor) -> Anchors:
@@ -51,15 +58,15 @@ def pick_anchors(entering: Tensor) -> Anchors:
     Args:
         entering: norm of the gradient that enters the state from outside, [T, B].
     """
-    enters = entering != 0
-    rank = enters.cumsum(0) * enters
-    count = rank.amax(0)
+    rank = (entering != 0).cumsum(0)
+    count = rank[-1]
     anchors = count.clamp(max=ANCHORS)
     rows = torch.arange(ANCHORS, device=entering.device).unsqueeze(1)
     wanted = (anchors - rows) * count // anchors.clamp(min=1)
-    hit = (rank.unsqueeze(0) == wanted.unsqueeze(1)) & (rows < anchors).unsqueeze(1)
-    times = torch.where(hit.any(1), hit.to(torch.uint8).argmax(1), -1)
-    return Anchors(times, entering.gather(0, times.clamp(min=0)))
+    times = (rank < wanted.unsqueeze(1)).sum(1)
+    sizes = entering.gather(0, times)
+    times.masked_fill_(rows >= anchors, -1)
+    return Anchors(times, sizes, times.amax(1).tolist())
 
 
 def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,25 +79,23 @@ def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The medians, [lags, B], and True where some anchor reaches back that far, [lags, B].
     """
-    steps, used = carried.shape[0], max(1, anchors.active(0))
-    times, carried = anchors.times[:used], carried[:, :used]
-    source = times - torch.arange(steps, device=carried.device).view(-1, 1, 1)
+    lags = max(anchors.latest, default=-1) + 1
+    lag = torch.arange(lags, device=carried.device).unsqueeze(1)
+    single = anchors.used == 1
+    source = anchors.times[0] - lag if single else anchors.times[: anchors.used] - lag.unsqueeze(1)
     present = source >= 0
-    values = carried.gather(0, source.clamp_(min=0))
-    reached = present.any(1)
-    lags = int(reached.any(1).sum())
-    if used == 1:
-        median = torch.where(present & values.isfinite(), values, torch.nan).squeeze(1)
-    else:
-        median = _median(values, present)
-    return median[:lags], reached[:lags]
+    values = (carried[:, 0] if single else carried).gather(0, source.clamp_(min=0))
+    known = (values < torch.inf).logical_and_(present)
+    if single:
+        return values.masked_fill_(~known, torch.nan), present
+    return _median(values, present, known), present.any(1)
 
 
-def _median(values: Tensor, present: Tensor) -> Tensor:
+def _median(values: Tensor, present: Tensor, known: Tensor) -> Tensor:
     """Median over the present anchors of [lags, A, B]; NaN where one of them is not finite."""
-    broken = (present & ~values.isfinite()).any(1)
-    ranked = values.masked_fill(~present | broken.unsqueeze(1), torch.inf).sort(1).values
+    broken = (present != known).any(1, keepdim=True)
+    ranked = values.masked_fill_(~present | broken, torch.inf).sort(1).values
     count = present.sum(1, keepdim=True)
     low = ranked.gather(1, (count - 1).clamp_(min=0) // 2)
     high = ranked.gather(1, (count // 2).clamp_(max=values.shape[1] - 1))
-    return ((low + high) / 2).squeeze(1).masked_fill_(broken, torch.nan)
+    return ((low + high) / 2).masked_fill_(broken, torch.nan).squeeze(1)

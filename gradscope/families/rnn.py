@@ -6,7 +6,7 @@ Step Jacobian: dh_t/dh_{t-1} = diag(d_t) U with d = f'(a).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from gradscope.families.base import (
     Piece,
     State,
     Trace,
+    cut,
     flat_weights,
     gram,
     total_preactivation,
@@ -46,8 +47,8 @@ class _Elman(Family):
     @override
     def piece(self, trace: Trace, start: int, stop: int) -> Piece:
         # The kernel's own backward computes f' from the output; the same here gives the same rounding.
-        output = trace.layer.output[start:stop]
-        return Piece((self.slope(output),), output, trace.gates[start:stop, :, 0], trace.previous[start:stop])
+        output, gates = cut(trace.layer.output, start, stop), cut(trace.gates, start, stop)
+        return Piece((self.slope(output),), output, gates[:, :, 0], cut(trace.previous, start, stop))
 
     @override
     def constants(self, weights: Weights) -> tuple[Tensor, ...]:
@@ -61,13 +62,14 @@ class _Elman(Family):
         return {"jacobian": size, "jacobian_h": size}
 
     @override
-    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> None:
+    def scan(self, weights: Weights, factors: tuple[Tensor, ...], states: State) -> Iterator[int]:
         h, rows, slopes = states[0].unbind(0), states[0].flatten(1, 2).unbind(0), factors[0].unbind(0)
         gates = torch.empty_like(h[0])
         flat = gates.flatten(0, 1)
         for t in range(len(slopes) - 1, -1, -1):
             torch.mul(h[t + 1], slopes[t], out=gates)
             rows[t].addmm_(flat, weights.hh)
+            yield t
 
     @override
     def cotangents(self, weights: Weights, factors: tuple[Tensor, ...], state: State) -> Cotangents:

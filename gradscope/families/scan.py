@@ -1,12 +1,11 @@
 """The reverse scan of one layer carries the total loss gradient, and those of single anchors, back through time.
 
 All of them are rows of one matrix product for each timestep. The scan goes piece by piece, like `measure`, and within a
-piece span by span; between spans it rescales gradients.
+piece it rescales gradients after each span of timesteps.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradscope.families.base import Family, Layer, Piece, State
+from gradscope.families.base import Family, Layer, Piece, State, cut
 from gradscope.families.norms import drop_nearly_subnormal
 from gradscope.families.reach import Anchors
 
 SPAN_STEPS = 64
-LEAST_EXPONENT, MOST_EXPONENT = 20, 100
+LEAST_EXPONENT, MOST_EXPONENT = 19, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,12 @@ class Back(NamedTuple):
     Attributes:
         state: cotangents of h_t, and of c_t.
         scale: missing factor of `state`, [t, R, B], in float64; None for 1.
+        of_total: the same of row 0, [t, B].
     """
 
     state: State
     scale: Tensor | None
+    of_total: Tensor | None
 
 
 def backwards(steps: int, size: int) -> Iterator[tuple[int, int]]:
@@ -87,59 +88,59 @@ class ReverseScan:
         states = self._entering(piece, start, stop)
         for state, carried in zip(states, self.carry, strict=False):
             state[-1, : len(carried)] += carried
-        scales: list[Tensor] = []
-        for low, high in backwards(stop - start, SPAN_STEPS):
-            self._span(tuple(f[low:high] for f in piece.factors), tuple(s[low : high + 1] for s in states), start + low)
-            if self.exponents is not None:
-                scales.append(self.exponents[: states[0].shape[1]].exp2().expand(high - low, -1, -1))
-            self.carry = tuple(state[low] for state in states)
-            if start + low:
-                self._rescale()
-        return Back(tuple(state[1:] for state in states), self._scale(scales, stop - start))
+        exponents, rows, steps = self.exponents, states[0].shape[1], stop - start
+        scale = None if exponents is None else exponents[:rows].double().repeat(steps, 1, 1)
+        for t in self._steps(piece.factors, states, start):
+            if start + t and (not t or (steps - t) % SPAN_STEPS == 0):
+                changed = self._rescale(tuple(state[t] for state in states))
+                if changed is not None and t:
+                    scale = changed.new_zeros(steps, *changed.shape, dtype=torch.float64) if scale is None else scale
+                    scale[:t] = changed
+        self.carry = tuple(state[0] for state in states)
+        scale = None if scale is None else scale.exp2_()
+        of_total = scale[:, 0] if self.alone and scale is not None else None
+        return Back(tuple(state[1:] for state in states), scale, of_total)
 
-    def _scale(self, scales: list[Tensor], steps: int) -> Tensor | None:
-        """Scale of a piece from its spans; the last spans may precede the first rescaling and have scale 1."""
-        if not scales:
-            return None
-        missing = steps - sum(map(len, scales))
-        ones = [torch.ones_like(scales[0][:1]).expand(missing, -1, -1)] if missing else []
-        return torch.cat([*scales[::-1], *ones]) if len(scales) + len(ones) > 1 else scales[0]
-
-    def _span(self, factors: tuple[Tensor, ...], states: State, start: int) -> None:
-        """Carry back through a span of steps, without rescaling; the first is timestep `start`."""
+    def _steps(self, factors: tuple[Tensor, ...], states: State, start: int) -> Iterator[int]:
+        """Carry back step by step; yields t when the cotangents of s_{t-1} are complete. Timestep `start` is t = 0."""
         weights, links = self.layer.weights, self.layer.links
         if links is None:
-            self.family.scan(weights, factors, states)
-            return
+            return self.family.scan(weights, factors, states)
+        return self._linked_steps(links, factors, states, start)
+
+    def _linked_steps(self, links: State, factors: tuple[Tensor, ...], states: State, start: int) -> Iterator[int]:
+        weights = self.layer.weights
         for t in range(len(states[0]) - 2, -1, -1):
             pulled = self.family.pull(weights, tuple(f[t] for f in factors), tuple(s[t + 1] for s in states))
             for state, back, link in zip(states, pulled, links, strict=True):
                 state[t].addcmul_(back, link[start + t])
+            yield t
 
-    def _rescale(self) -> None:
-        """Bring the gradients that leave a span back into range.
+    def _rescale(self, state: State) -> Tensor | None:
+        """Bring the gradients that leave a span back into range; returns the binary exponents of the missing factors.
 
         In float32 a vanishing gradient is soon subnormal, which slows many processors down tenfold, and then 0. A row
         with one anchor's gradient is multiplied by powers of two; nearly subnormal values of a total become 0.
         """
-        first = 0 if self.alone else 1
-        for part in self.carry[: len(self.carry) * first]:
-            part[0] = drop_nearly_subnormal(part[0])
-        alone = [part[first:] for part in self.carry]
-        if not len(alone[0]):
-            return
+        if not self.alone:
+            for part in state:
+                drop_nearly_subnormal(part[0])
+            if len(state[0]) == 1:
+                return None
+        rows, sequences = state[0].shape[:2]
         if self.exponents is None:
-            rows = 1 + len(self.anchors.times)
-            self.exponents = torch.zeros(rows, len(self.lengths), dtype=torch.float64, device=self.lengths.device)
-        exponents = self.exponents[first : first + len(alone[0])]
-        peak = functools.reduce(torch.maximum, [part.abs().amax(-1) for part in alone])
-        change = torch.frexp(peak).exponent.clamp(-MOST_EXPONENT, MOST_EXPONENT)
-        change.masked_fill_((change.abs() < LEAST_EXPONENT) | ~peak.isfinite(), 0)
+            self.exponents = state[0].new_zeros(1 + len(self.anchors.times), sequences)
+        exponents = cut(self.exponents, 0, rows)
+        shift = torch.cat(state, -1).abs_().amax(-1).log2_().neg_().round_().nan_to_num_(0, 0, 0)
+        shift = torch.nn.functional.hardshrink(shift.clamp_(-MOST_EXPONENT, MOST_EXPONENT), LEAST_EXPONENT)
         if self.alone:  # an overflow in the kernel stays an overflow here
-            change = torch.minimum(change, -exponents)
-        for part in alone:
-            part.mul_(torch.exp2(-change).to(part.dtype).unsqueeze(-1))
-        exponents += change
+            shift = torch.maximum(shift, exponents)
+        else:
+            shift[0] = 0
+        factor = shift.exp2().unsqueeze(-1)
+        for part in state:
+            part.mul_(factor)
+        return exponents.sub_(shift)
 
     def _entering(self, piece: Piece, start: int, stop: int) -> State:
         """Gradients that enter each row from outside at each timestep, behind a slot for those that leave the piece."""
@@ -148,7 +149,7 @@ class ReverseScan:
         widths = (piece.output.shape[-1], piece.hidden.shape[-1])[: 1 + self.family.cell]
         steps, batch = piece.output.shape[:2]
         states = tuple(piece.output.new_zeros(steps + 1, rows, batch, width) for width in widths)
-        states[0][1:, 0] = entering.h[start:stop]
+        states[0][1:, 0] = cut(entering.h, start, stop)
         if entering.c is not None:
             states[1][1:, 0] = entering.c[start:stop]
         if entering.c_last is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,8 +42,9 @@ def analyse(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> lis
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
             layer = layer_at(place, outputs)
-            entering = entering_at(place, gradient[..., place.columns])
-            measured = measure(family, layer, stack.lengths, entering, below=index > 0, sketch=sketch, work=work)
+            entering = entering_at(place, place.own(gradient))
+            trace, below_it = family.replay(layer), index > 0
+            measured = measure(family, trace, stack.lengths, entering, below=below_it, sketch=sketch, work=work)
             analyses.append(analysis_at(family, place, measured, work))
             if measured.grad_input is not None:
                 below.append(place.dropout(place.turn(measured.grad_input)))
@@ -64,7 +66,7 @@ def certify(analyses: Sequence[Analysis], accumulated: Tensor) -> list[Analysis]
     if len(sketches) < len(analyses):
         return list(analyses)
     expected = accumulated.to(sketches[0].dtype) @ sketch_matrix(accumulated.shape[1], sketches[0])
-    residual = relative(relative_parts(torch.stack(sketches).sum(0), expected))
+    residual = relative(relative_parts(functools.reduce(torch.add, sketches), expected))
     return [
         replace(a, gradient_residual=residual if (r := a.gradient_residual) is None else torch.maximum(r, residual))
         for a in analyses
@@ -106,16 +108,22 @@ def analysis_at(family: Family, place: Place, measured: Measured, work: Work) ->
 def _residual(place: Place, measured: Measured) -> Tensor:
     """Relative difference of the rebuilt layer from the kernel, in the output and the final states."""
     stack, trace = place.stack, measured.trace
-    batch = torch.arange(stack.lengths.shape[0], device=stack.lengths.device)
-    finals = [(trace.layer.output[stack.lengths - 1, batch], stack.h_n[place.slot])]
-    if stack.c_n is not None and trace.cells is not None:
-        finals.append((trace.cells[stack.lengths, batch], stack.c_n[place.slot]))
+    differences = [measured.difference]
     if stack.joined is not None and stack.joined.cells is not None and trace.cells is not None:
-        valid = torch.arange(len(stack.joined.cells), device=batch.device).unsqueeze(1) < stack.lengths
-        cells = relative(relative_parts(trace.cells[1:], stack.joined.cells, valid))
-        return torch.maximum(measured.residual, cells)
-    differences = [relative(relative_parts(mine, theirs)) for mine, theirs in finals]
-    return torch.stack([measured.residual, *differences]).amax()
+        valid = torch.arange(len(stack.joined.cells), device=stack.lengths.device).unsqueeze(1) < stack.lengths
+        differences.append(relative_parts(trace.cells[1:], stack.joined.cells, valid))
+    else:
+        pairs = [(trace.layer.output, stack.h_n)]
+        if stack.c_n is not None and trace.cells is not None:
+            pairs.append((trace.cells[1:], stack.c_n))
+        for states, final in pairs:
+            differences.append(relative_parts(_last(states, stack.lengths, measured.padded), final[place.slot]))
+    return relative(torch.stack(differences)).amax()
+
+
+def _last(x: Tensor, lengths: Tensor, padded: bool) -> Tensor:
+    """Last timestep of each sequence of [T, B, .]."""
+    return x[lengths - 1, torch.arange(x.shape[1], device=x.device)] if padded else x[-1]
 
 
 def _turn_gate(place: Place, gate: Gate) -> Gate:

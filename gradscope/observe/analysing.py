@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.join_cell import join_cells
+from gradscope.capture.snapshot import over
 from gradscope.families import Work, analyse, analyse_kept, analyse_recurrence, certify
 from gradscope.observe.observed import ObservedCall, WeightGradient
 from gradscope.observe.origins import Chained, stack_of
@@ -63,7 +65,8 @@ def _certify(chains: Sequence[Chained], analyses: list[list[Analysis]], factor: 
     for gradients, places in _groups(chains):
         totals = [gradient.total for gradient in gradients if gradient.total is not None]
         if totals and all(gradient.complete for gradient in gradients):
-            total = torch.stack(totals).sum(0) / factor
+            total = over(functools.reduce(torch.add, totals), factor)
+            assert total is not None
             certified = certify([analyses[i][j] for i, j in places], total)
             for (i, j), analysis in zip(places, certified, strict=True):
                 analyses[i][j] = analysis

@@ -198,9 +198,12 @@ class Following:
 
 def came_back(state: Sequence[Tensor], finals: Iterable[tuple[Tensor, ...]]) -> bool:
     """True if a state, [S, n, ...] for each part, is not zero and equals an earlier result."""
-    if not any(bool(part.any()) for part in state):
-        return False
-    return any(len(state) == len(final) and all(map(torch.equal, state, final)) for final in finals)
+    same = any(len(state) == len(final) and all(map(_equal, state, final)) for final in finals)
+    return same and any(bool(part.any()) for part in state)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x.device == y.device and x.dtype == y.dtype and torch.equal(x, y)
 
 
 def _as_state(mark: Mark, cotangent: Tensor) -> tuple[int, Tensor] | None:

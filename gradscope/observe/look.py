@@ -54,6 +54,7 @@ class Look:
         self.wanted, self.seconds = True, 0.0
         self.gradients: Gradients | None = None
         self.reference: Reference | None = None
+        self._judged: tuple[Tensor, bool] | None = None
         parameters.when_replaced(owners.renew, self._forget)
 
     def after_backward(self) -> None:
@@ -96,7 +97,11 @@ class Look:
     def finite(self) -> bool | None:
         """True if the latest gradients are finite; None if this step has not been looked at. Waits for the device."""
         latest = self.gradients or (self.reference if self.wanted else None)
-        return None if latest is None else bool(latest.norms.isfinite().all())
+        if latest is None:
+            return None
+        if self._judged is None or self._judged[0] is not latest.norms:
+            self._judged = latest.norms, math.isfinite(latest.norms.sum(dtype=torch.float64))
+        return self._judged[1]
 
     def close_step(self, optimizer: Optimizer | None) -> Gradients | None:
         """End the step: the gradients that the optimizer got; None if they were not looked at."""

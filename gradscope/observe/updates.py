@@ -43,10 +43,10 @@ def _relative(before: Tensor, now: Tensor, gates: Sequence[str]) -> dict[str, Te
     """Norm of the change over the norm of the weights, for each gate's block of rows."""
     if now.grad_fn is not None or now.shape != before.shape or not gates or len(before) % len(gates) or _freed(now):
         return {}
-    wide = torch.promote_types(before.dtype, torch.float32)
-    old, new = (x.detach().to(wide).unflatten(0, (len(gates), -1)).flatten(1) for x in (before, now))
+    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
+    old, new = (x.to(wide).reshape(len(gates), -1) for x in (before, now))
     change = torch.linalg.vector_norm(new - old, dim=1) / torch.linalg.vector_norm(old, dim=1)
-    return dict(zip(gates, change, strict=True))
+    return dict(zip(gates, change.double().unbind(), strict=True))
 
 
 def _freed(weight: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +30,7 @@ def statistics(a: Analysis) -> Values:
     parts = {
         "spread": _spread(*_stacked(a, valid)),
         "single": torch.stack([_number(x, a.residual) for x in (*single, *lyapunov)]),
-        "timesteps": valid.any(1).sum(),
+        "present": valid.sum(1),
         "gates": _gates(a, valid),
         "units": torch.stack([x for gate in a.gates.values() for x in (gate.unit_low, gate.unit_high)] or [a.residual]),
         **{
@@ -42,24 +43,20 @@ def statistics(a: Analysis) -> Values:
 
 def _stacked(a: Analysis, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Stack all quantities, `reach` last, as [Q, T, B], with a mask of the valid values."""
-    values = torch.stack([x.double() for x in a.values.values()])
-    where = valid.expand_as(values)
-    if a.measured:
-        where = torch.stack([a.measured.get(name, valid) for name in a.values])
-    if not len(a.reach):
-        return values, where
-    missing = (0, 0, 0, len(valid) - len(a.reach))
-    reach = torch.nn.functional.pad(a.reach.double(), missing)
-    reached = torch.nn.functional.pad(a.reached, missing)
-    return torch.cat([values, reach.unsqueeze(0)]), torch.cat([where, reached.unsqueeze(0)])
+    values, where = list(a.values.values()), [a.measured.get(name, valid) for name in a.values]
+    if len(a.reach):
+        missing = (0, 0, 0, len(valid) - len(a.reach))
+        for rows, row in ((values, a.reach), (where, a.reached)):
+            rows.append(torch.nn.functional.pad(row, missing) if missing[-1] else row)
+    return torch.stack([x.double() for x in values]), torch.stack(where)
 
 
 def _gates(a: Analysis, valid: Tensor) -> Tensor:
-    """Average the numbers of the gates over the sequences, [G * 3, T]."""
+    """Sum the numbers of the gates over the sequences, [G * 3, T]."""
     if not a.gates:
         return a.residual
     parts = torch.stack([x for gate in a.gates.values() for x in (gate.low, gate.high, gate.mean)])
-    return parts.masked_fill(~valid, 0).sum(-1) / valid.sum(1).clamp(min=1)
+    return parts.masked_fill_(~valid, 0).sum(-1)
 
 
 def _number(x: Tensor | None, like: Tensor) -> Tensor:
@@ -76,7 +73,7 @@ def _root_mean_square(errors: Tensor, valid: Tensor) -> Tensor:
 def _named(a: Analysis, host: Values) -> Values:
     """Split the statistics, and name them for the rows."""
     names = (*STATISTICS, "sequences", "nonfinite")
-    values: Values = {"timesteps": host["timesteps"]}
+    values: Values = {"timesteps": np.asarray(np.count_nonzero(host["present"]))}
     kinds = [f"value/{name}" for name in a.values] + (["reach"] if len(a.reach) else [])
     for place, kind in enumerate(kinds):
         stop = len(a.reach) if kind == "reach" else None
@@ -93,10 +90,9 @@ def _named(a: Analysis, host: Values) -> Values:
             values |= {f"spectrum/{name}/real": real, f"spectrum/{name}/imag": imaginary}
     if a.lyapunov is not None:
         values["lyapunov"] = next(numbers)
+    means = host["gates"] / host["present"].clip(1)
     for place, name in enumerate(a.gates):
-        values |= {
-            f"gate/{name}/{part}": host["gates"][3 * place + n] for n, part in enumerate(("low", "high", "mean"))
-        }
+        values |= {f"gate/{name}/{part}": means[3 * place + n] for n, part in enumerate(("low", "high", "mean"))}
         values |= {f"unit/{name}/{part}": host["units"][2 * place + n] for n, part in enumerate(("low", "high"))}
     return values
 
@@ -128,20 +124,21 @@ def _spread(values: Tensor, where: Tensor) -> Tensor:
     The last two are the numbers of sequences, and of non-finite values.
 
     Args:
-        values: [..., B].
+        values: none below 0, [..., B]; overwritten.
         where: mask of the valid values, [..., B].
     """
-    finite = where & values.isfinite()
-    count = finite.sum(-1, keepdim=True)
-    last, known = (count - 1).clamp_(min=0), torch.where(finite, values, torch.inf)
-    ranked = known.sort(-1).values
-    position = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device) * last
-    low = position.long()
-    below, above = ranked.gather(-1, low), ranked.gather(-1, torch.minimum(low + 1, last))
-    quantiles = torch.where(count == 0, torch.nan, torch.lerp(below, above, position - low))
-    mean = torch.where(finite, values, 0).sum(-1, keepdim=True) / count
-    present = where.sum(-1, keepdim=True)
+    finite = where & (values < torch.inf)
+    ranked = values.masked_fill_(~finite, torch.nan).sort(-1).values  # NaN last
+    count, present = finite.sum(-1, keepdim=True), where.sum(-1, keepdim=True)
+    position = _quantiles(values.device) * (count - 1).clamp_(min=0)
+    below, above = ranked.gather(-1, position.long()), ranked.gather(-1, position.ceil().long())
+    quantiles, mean = torch.lerp(below, above, position.frac_()), values.nansum(-1, keepdim=True) / count
     return torch.cat([quantiles, mean, present, present - count], -1)
+
+
+@functools.lru_cache(maxsize=16)
+def _quantiles(device: torch.device) -> Tensor:
+    return torch.tensor(QUANTILES, dtype=torch.float64, device=device)
 
 
 def _median(values: Tensor) -> Tensor:
@@ -154,7 +151,7 @@ def _median(values: Tensor) -> Tensor:
 
 def _to_host(parts: Mapping[str, Tensor]) -> Values:
     """Copy all parts from the device at once; each keeps its shape, in float64."""
-    flat = torch.cat([x.reshape(-1).double() for x in parts.values()]).cpu().numpy()
+    flat = torch.cat([x.flatten() for x in parts.values()]).double().cpu().numpy()  # one of them is float64
     ends = np.cumsum([x.numel() for x in parts.values()])
     pieces = zip(parts.items(), np.split(flat, ends[:-1]), strict=True)
     return {name: piece.reshape(tuple(x.shape)) for (name, x), piece in pieces}

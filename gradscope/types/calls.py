@@ -166,7 +166,7 @@ class Stack:
         h_n: [S, B, P].
         c_n: [S, B, H] for an LSTM.
         grad_output: direct loss gradient of `output`, zeros if none enters.
-        grad_h_n: direct loss gradient of `h_n`.
+        grad_h_n: direct loss gradient of `h_n`; None if none enters.
         grad_c_n: direct loss gradient of `c_n` for an LSTM; None if none enters.
         dropout: factor on the input of layers 1, 2, ..., [T, B, directions * P] each, one for both directions or one
             for each, forward before reverse; empty without dropout.
@@ -188,7 +188,7 @@ class Stack:
     h_n: Tensor
     c_n: Tensor | None
     grad_output: Tensor
-    grad_h_n: Tensor
+    grad_h_n: Tensor | None
     grad_c_n: Tensor | None
     dropout: tuple[Tensor, ...] = ()
     hidden_dropout: bool = False
