@@ -18,7 +18,7 @@ NOT_TRAINED = "not trained"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Saved:
     """A training that is confirmed.
 
     Attributes:
@@ -40,8 +40,8 @@ class Kept:
 class Confirmed:
     """The set, and what was left out of it and why: group -> reason."""
 
-    faulty: list[Kept]
-    healthy: list[Kept]
+    faulty: list[Saved]
+    healthy: list[Saved]
     dropped: dict[str, str]
 
 
@@ -65,18 +65,18 @@ def confirm(cases: Sequence[Case], out: Path) -> Confirmed:
     return found
 
 
-def confirm_one(members: Sequence[Case], out: Path) -> tuple[str, list[Kept]]:
+def confirm_one(members: Sequence[Case], out: Path) -> tuple[str, list[Saved]]:
     """Why a configuration is left out; or its trainings."""
     results = {case: store.kept(store.folder(case, out)) for case in (*members, *(case.twin() for case in members))}
     why = _why_not(members, results)
     if why:
         return why, []
-    kept: list[Kept] = []
+    kept: list[Saved] = []
     for case in members:
         result, goal = results[case], results[case.twin()] if case.fault else results[case]
         if result is None or goal is None:
             return NOT_TRAINED, []
-        kept.append(Kept(case, store.folder(case, out), result["score"], goal["score"], result))
+        kept.append(Saved(case, store.folder(case, out), result["score"], goal["score"], result))
     return "", kept
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.faults import store
-from benchmarks.faults.confirm import Kept
+from benchmarks.faults.confirm import Saved
 from gradscope.diagnose import diagnose
 from gradscope.types import Finding
 
@@ -19,7 +19,7 @@ Z = 1.96
 class Verdict:
     """A training, and what was said of it."""
 
-    kept: Kept
+    kept: Saved
     findings: tuple[Finding, ...]
 
     @property
@@ -33,7 +33,7 @@ class Verdict:
         return [finding.code for finding in self.findings if finding.severity != "info"]
 
 
-def judge(kept: Iterable[Kept]) -> list[Verdict]:
+def judge(kept: Iterable[Saved]) -> list[Verdict]:
     """Diagnose each training from its folder."""
     return [Verdict(one, tuple(diagnose(store.run(one.place)))) for one in kept]
 
@@ -88,15 +88,15 @@ def misses(faulty: Sequence[Verdict], healthy: Sequence[Verdict]) -> list[str]:
 
 # --- baselines
 
-Baseline = Callable[[Kept], bool]
+Baseline = Callable[[Saved], bool]
 
 
-def norm_threshold(kept: Kept) -> bool:
+def norm_threshold(kept: Saved) -> bool:
     """Some weight matrix's gradient norm below 1e-7 or above 70 at some recorded step, or not finite."""
     return any(not 1e-7 <= norm <= 70 for norms in kept.result["norms"] for norm in norms)
 
 
-def layer_ratio(kept: Kept) -> bool:
+def layer_ratio(kept: Saved) -> bool:
     """AutoTrainer's rule: first over last layer's norm below 1e-3, with the first below 1e-4, or above 70.
 
     Also gradients 70 % of which are zero, or that are not finite. Thresholds as in the authors' code
@@ -117,7 +117,7 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def baselines(faulty: Sequence[Kept], healthy: Sequence[Kept]) -> list[tuple[str, ...]]:
+def baselines(faulty: Sequence[Saved], healthy: Sequence[Saved]) -> list[tuple[str, ...]]:
     """Whether each rule says anything at all: of the faulty, and of the healthy."""
     return [
         (name, told(sum(map(rule, faulty)), len(faulty)), told(sum(map(rule, healthy)), len(healthy)))

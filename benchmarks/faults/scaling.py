@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.faults import store
 from benchmarks.faults.cases import Case
-from benchmarks.faults.confirm import Kept
+from benchmarks.faults.confirm import Saved
 from benchmarks.faults.evaluate import Verdict, judge
 from benchmarks.faults.training import watch
 
@@ -30,15 +30,15 @@ def train_scaled(case: Case, out: Path) -> None:
             store.keep(place, watch(case, place, change={"scale": scale, "rescaled": True}))
 
 
-def scaled(verdicts: Sequence[Verdict], out: Path) -> list[tuple[Kept, float, list[str], list[str]]]:
+def scaled(verdicts: Sequence[Verdict], out: Path) -> list[tuple[Saved, float, list[str], list[str]]]:
     """What was trained at other scales: case, scale, codes before and codes after."""
-    found: list[tuple[Kept, float, list[str], list[str]]] = []
+    found: list[tuple[Saved, float, list[str], list[str]]] = []
     for verdict in verdicts:
         for scale in SCALES if chosen(verdict.kept.case) else ():
             place = _place(verdict.kept.case, scale, out)
             known = store.kept(place)
             if known is not None and "unobservable" not in known:
-                kept = Kept(verdict.kept.case, place, 0.0, 0.0, known)
+                kept = Saved(verdict.kept.case, place, 0.0, 0.0, known)
                 found.append((kept, scale, verdict.codes, judge([kept])[0].codes))
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradscope.attach.marks import Edge, Mark, edge_of, mark_at
 from gradscope.attach.walk import carry
-from gradscope.types import Link, Strand
+from gradscope.types import Link, LinkPart
 
 AsState = Callable[[Mark, Tensor], "tuple[int, Tensor] | None"]
 
@@ -33,9 +33,9 @@ def find_link(state: Sequence[Tensor], owner: Hashable, as_state: AsState, rows:
     """
     parts = [_trace(part, owner, _only(as_state, index), rows) for index, part in enumerate(state)]
     calls = list({id(call): call for part in parts for call, _, _ in part.sources}.values())
-    strands = [_strand(call, parts) for call in calls]
-    mixed = any(part.mixed for part in parts) or any(strand is None for strand in strands)
-    clear = tuple(strand for strand in strands if strand is not None)
+    linked = [_linked(call, parts) for call in calls]
+    mixed = any(part.mixed for part in parts) or any(each is None for each in linked)
+    clear = tuple(each for each in linked if each is not None)
     if clear:
         mixed |= bool((torch.stack([s.rows >= 0 for s in clear]).sum(0) > 1).any())
     return Link(clear, mixed) if clear or mixed else None
@@ -56,7 +56,7 @@ class _Part(NamedTuple):
     mixed: bool
 
 
-def _strand(call: Any, parts: Sequence[_Part]) -> Strand | None:
+def _linked(call: Any, parts: Sequence[_Part]) -> LinkPart | None:
     """The share of a state from one call; None if its parts come from different rows, or from several results."""
     by_part = [[s[1:] for s in part.sources if s[0] is call] for part in parts]
     if any(len(sources) > 1 for sources in by_part):
@@ -74,7 +74,7 @@ def _strand(call: Any, parts: Sequence[_Part]) -> Strand | None:
             here = (own >= 0).unsqueeze(1).float()
             factor = here if factor is None else here.to(factor) * factor
         factors.append(factor)
-    return Strand(call, rows, tuple(factors))
+    return LinkPart(call, rows, tuple(factors))
 
 
 def _trace(state: Tensor, owner: Hashable, view: Callable[[Mark, Tensor], Tensor | None], rows: int) -> _Part:

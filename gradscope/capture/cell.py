@@ -40,14 +40,14 @@ class Cell(Doubled):
         original: the user's module.
         spec: how to observe the cell.
         states: names of the state's arguments.
-        asked: True for a cell named in `cells=`.
+        explicit: True for a cell named in `cells=`.
     """
 
     name: str
     original: weakref.ref[nn.Module]
     spec: CellSpec
     states: tuple[str, ...]
-    asked: bool = False
+    explicit: bool = False
     finder: StateFinder = field(init=False, repr=False)
     _attributes: Attributes = field(default_factory=dict[tuple[str, str], Any], repr=False)
     _double: nn.Module | None = field(default=None, repr=False)

@@ -77,7 +77,7 @@ class CellSnapshot:
     complex: tuple[bool, ...] = ()
 
     @property
-    def given(self) -> list[Tensor]:
+    def previous(self) -> list[Tensor]:
         """The initial state: zeros for a call without one."""
         return [torch.zeros_like(r) for r in self.returned] if self.state is None else self.state
 
@@ -93,7 +93,7 @@ class CellSnapshot:
 
     def alike(self, other: CellSnapshot) -> bool:
         """True if both calls can run again as one."""
-        shapes = [[x.shape[1:] for x in (*s.given, *s.returned)] for s in (self, other)]
+        shapes = [[x.shape[1:] for x in (*s.previous, *s.returned)] for s in (self, other)]
         same = self.weights is other.weights and self.attributes == other.attributes and shapes[0] == shapes[1]
         return same and self.arguments.alike(other.arguments)
 
@@ -105,7 +105,7 @@ def real(x: Tensor) -> Tensor:
 
 def take_call(
     arguments: dict[str, Any],
-    given: Sequence[Tensor],
+    previous: Sequence[Tensor],
     results: Results,
     rows: list[int] | None,
     weights: Mapping[str, Tensor],
@@ -114,7 +114,7 @@ def take_call(
 
     Args:
         arguments: the arguments by name, without the state.
-        given: the parts of the initial state; empty for a call without one.
+        previous: the parts of the initial state; empty for a call without one.
         results: the result of the call.
         rows: indices of the sequences to copy; None for all.
         weights: copies of the cell's parameters and buffers.
@@ -130,13 +130,13 @@ def take_call(
         return CellSnapshot(
             layout=layout,
             arguments=take_arguments(arguments, batch, layout),
-            state=[take(x) for x in given] if given else None,
+            state=[take(x) for x in previous] if previous else None,
             results=[take(x) if x.dim() and len(x) == batch else x.detach().clone() for x in results.results],
             parts=results.parts,
             form=results.form,
             weights=weights,
             attributes=results.attributes,
-            precision=precision([*given, *results.state]),
+            precision=precision([*previous, *results.state]),
             complex=tuple(x.is_complex() for x in results.results),
         )
 

@@ -54,7 +54,7 @@ class CellSteps:
 
     def _run(self, number: int, local: Tensor, state: Sequence[Tensor]) -> list[Tensor]:
         snapshot = self.snapshots[self.groups[number][0]]
-        like = [g.shape[1:] for g in snapshot.given]
+        like = [g.shape[1:] for g in snapshot.previous]
         parts = [s[:, : shape.numel()].reshape(len(s), *shape) for s, shape in zip(state, like, strict=True)]
         rows = [row[local.to(row.device)] for row in self.arguments[number]]
         new = self.cell.run(snapshot, rows, parts)
@@ -65,7 +65,7 @@ class CellSteps:
         results = list[tuple[list[int], Any]]()
         for group, rows in zip(self.groups, self.arguments, strict=True):
             parts = range(len(self.snapshots[0].parts))
-            state = [torch.cat([self.snapshots[n].given[p] for n in group]) for p in parts]
+            state = [torch.cat([self.snapshots[n].previous[p] for n in group]) for p in parts]
             results.append((group, function(self.snapshots[group[0]], rows, state)))
         return results
 
@@ -89,4 +89,4 @@ def _alike(snapshots: Sequence[CellSnapshot]) -> list[list[int]]:
 
 def _width(snapshots: Sequence[CellSnapshot], part: int) -> int:
     """The largest width of a part of the state, over inputs and results."""
-    return max(x[part].shape[1:].numel() for s in snapshots for x in (s.given, s.returned))
+    return max(x[part].shape[1:].numel() for s in snapshots for x in (s.previous, s.returned))

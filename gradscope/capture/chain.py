@@ -82,7 +82,7 @@ class _Joining:
     def run(self) -> list[Chain]:
         numbers = {id(call): number for number, call in enumerate(self.calls)}
         for number, call in enumerate(self.calls):
-            before = [numbers[id(s.call)] for s in call.link.strands if id(s.call) in numbers] if call.link else []
+            before = [numbers[id(s.call)] for s in call.link.parts if id(s.call) in numbers] if call.link else []
             self._place(number, _sources(call, self.calls, numbers), before)
         for chain in self.chains:
             for track in chain.tracks:
@@ -164,12 +164,12 @@ class _Joining:
 def _sources(call: Linked, calls: Sequence[Linked], numbers: dict[int, int]) -> list[Source | None]:
     """For each row of a call, the earlier call and row whose state it goes on from."""
     sources: list[Source | None] = [None] * len(call.rows)
-    for strand in call.link.strands if call.link is not None else ():
-        number = numbers.get(id(strand.call))
+    for linked in call.link.parts if call.link is not None else ():
+        number = numbers.get(id(linked.call))
         if number is None:
             continue
         local = {row: index for index, row in enumerate(calls[number].rows)}
-        origin = strand.rows.tolist()
+        origin = linked.rows.tolist()
         for index, row in enumerate(call.rows):
             if origin[row] in local and (sources[index] is None or sources[index][0] < number):  # type: ignore[index]
                 sources[index] = number, local[origin[row]]

@@ -105,13 +105,13 @@ def total_gradient(call: Gradients, slot: int, like: Tensor, factor: Tensor | fl
 def link_factor(call: Linked, part: int, like: Tensor) -> Tensor | None:
     """The factor by which the loop scaled a part of the state before a call, [n, F] as `like`; None for ones."""
     factor: Tensor | None = None
-    for strand in call.link.strands if call.link is not None else ():
-        scale = strand.factors[part]
+    for linked in call.link.parts if call.link is not None else ():
+        scale = linked.factors[part]
         if scale is None:
             continue
         factor = torch.ones_like(like) if factor is None else factor
         rows = torch.tensor(call.rows, device=scale.device)
-        here = strand.rows[rows] >= 0
+        here = linked.rows[rows] >= 0
         factor[here] = scale[rows][here].to(factor.dtype).expand_as(factor[here])
     return factor
 
@@ -120,7 +120,7 @@ def link_scales(
     calls: Sequence[Linked],
     places: Places,
     like: Sequence[Sequence[Tensor]],
-    given: Sequence[Tensor],
+    previous: Sequence[Tensor],
     returned: Sequence[Tensor],
 ) -> tuple[Tensor, ...] | None:
     """The factor by which the loop scaled each part of the state, at the first timestep of each call.
@@ -129,7 +129,7 @@ def link_scales(
         calls: the calls of a chain, in order.
         places: their places.
         like: by part of the state, a tensor [n, F] for each call.
-        given: the states before the timesteps, by part, [T, B, F].
+        previous: the states before the timesteps, by part, [T, B, F].
         returned: the states after them.
 
     Returns:
@@ -137,11 +137,11 @@ def link_scales(
     """
     factors = [[link_factor(c, p, x) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(like)]
     valid = places.valid[1:].unsqueeze(-1)
-    same = all(bool(((g[1:] == r[:-1]) | ~valid).all()) for g, r in zip(given, returned, strict=True))
+    same = all(bool(((g[1:] == r[:-1]) | ~valid).all()) for g, r in zip(previous, returned, strict=True))
     if same and all(f is None for part in factors for f in part):
         return None
     scales = list[Tensor]()
-    for part, shapes, states in zip(factors, like, given, strict=True):
+    for part, shapes, states in zip(factors, like, previous, strict=True):
         rows = [torch.ones_like(x) if f is None else f for f, x in zip(part, shapes, strict=True)]
         scales.append(places.at_begins([padded(row, states.shape[-1]) for row in rows], 1.0))
     return tuple(scales)

@@ -123,7 +123,7 @@ def _of_cells(
         [total_gradient(c, p, x, factor) for c, x in zip(calls, part, strict=True)] for p, part in enumerate(results)
     ]
     returned = [places.by_time(part) for part in results]
-    given = tuple(places.by_time(part) for part in states)
+    previous = tuple(places.by_time(part) for part in states)
     known = {"totals": tuple(places.by_time(part) for part in totals), "cells": returned[1] if cell else None}
-    scales = link_scales(calls, places, [[x[0] for x in part] for part in states], given, returned)
-    return known if scales is None else {**known, "given": given, "factors": scales}
+    scales = link_scales(calls, places, [[x[0] for x in part] for part in states], previous, returned)
+    return known if scales is None else {**known, "previous": previous, "factors": scales}

@@ -46,19 +46,19 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
     steps = CellSteps(cell, snapshots, places)
     measures = measures_of(steps, kind)
     before, after = _states(snapshots)
-    given, returned = _by_time(steps, before, kind), _by_time(steps, after, kind)
-    like = [[c.snapshot.given[p].flatten(1).to(g.dtype) for c in mine] for p, g in enumerate(given)]
+    previous, returned = _by_time(steps, before, kind), _by_time(steps, after, kind)
+    like = [[c.snapshot.previous[p].flatten(1).to(g.dtype) for c in mine] for p, g in enumerate(previous)]
     blank = [[torch.zeros_like(x, dtype=kind) for x in part] for part in after]
     direct, totals = (_by_time(steps, parts, kind) for parts in _loss_gradients(chain, mine, blank, factor))
     return Recurrence(
         step=steps,
         lengths=places.lengths,
         starts=torch.tensor([track.start for track in chain.tracks], device=device),
-        given=given,
+        previous=previous,
         returned=returned,
         direct=direct,
         totals=totals,
-        links=link_scales(mine, places, like, given, returned),
+        links=link_scales(mine, places, like, previous, returned),
         gates=measures.gates,
         blocks=measures.blocks,
         transition=measures.transition,
@@ -71,8 +71,8 @@ def join_cells(cell: Cell, chain: Chain, calls: Sequence[ObservedCell], factor: 
 def _states(snapshots: Sequence[CellSnapshot]) -> tuple[Parts, Parts]:
     """The states before and after each call, by part, [1, n, F] each."""
     parts = range(len(snapshots[0].returned))
-    given = [[s.given[p].flatten(1).unsqueeze(0) for s in snapshots] for p in parts]
-    return given, [[s.returned[p].flatten(1).unsqueeze(0) for s in snapshots] for p in parts]
+    previous = [[s.previous[p].flatten(1).unsqueeze(0) for s in snapshots] for p in parts]
+    return previous, [[s.returned[p].flatten(1).unsqueeze(0) for s in snapshots] for p in parts]
 
 
 def _by_time(steps: CellSteps, parts: Parts, kind: torch.dtype) -> tuple[Tensor, ...]:

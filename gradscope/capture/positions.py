@@ -46,7 +46,7 @@ class SequenceModule(Doubled):
         """Its key among the modules whose micro-batch is over: an observed layer may have the same name."""
         return f"{self.name} (positions)"
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleInputs:
         """Before the call: copy its arguments and the states of the random generators."""
         leaves, form = pytree.tree_flatten((args, kwargs))
         tensors = {id(x): x.detach().clone() for x in leaves if isinstance(x, Tensor)}
@@ -56,7 +56,7 @@ class SequenceModule(Doubled):
             weights[name].requires_grad_(parameter.requires_grad)  # torch chooses its kernels by this flag
         modes = [module.training for module in self.module.modules()]
         states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
-        return Given(self, copies, form, weights, states, modes)
+        return ModuleInputs(self, copies, form, weights, states, modes)
 
     def by_time(self, x: Tensor) -> Tensor:
         """An output as [T, B, F]."""
@@ -64,7 +64,7 @@ class SequenceModule(Doubled):
 
 
 @dataclass(slots=True)
-class Given:
+class ModuleInputs:
     """The inputs of a call.
 
     Attributes:
@@ -122,13 +122,13 @@ class SequenceCall:
     """One call, and the loss gradient of its output.
 
     Attributes:
-        given: the inputs.
+        inputs: the inputs.
         index: number of the call within the step.
         output: the output, [T, B, F].
         gradient: the accumulated gradient, [T, B, F]; None without any.
     """
 
-    given: Given
+    inputs: ModuleInputs
     index: int
     output: Tensor
     gradient: Tensor | None = None
@@ -137,7 +137,7 @@ class SequenceCall:
         """The call as `Positions`, for measuring."""
         assert self.gradient is not None
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
-        index = self.given.source(len(self.output))
+        index = self.inputs.source(len(self.output))
         chosen = choose_sequences(self.output.shape[1], limit)
         columns = torch.arange(self.output.shape[1]) if chosen is None else torch.tensor(chosen)
         return Positions(
@@ -145,28 +145,28 @@ class SequenceCall:
             gradient=self.gradient.to(kind) / factor,
             columns=columns.to(self.output.device),
             run=None if index is None else self._runner(index),
-            dim=self.given.module.dim,
-            tolerance=tolerance(precision([self.output, *tensors_in(self.given.leaves)]), self.output.device),
+            dim=self.inputs.module.dim,
+            tolerance=tolerance(precision([self.output, *tensors_in(self.inputs.leaves)]), self.output.device),
         )
 
     def whole(self, factor: Tensor | float) -> WholeCall:
         """The call with all its inputs, for finding the origin of a value that is not finite."""
-        positions, given = self.positions(None, factor), self.given
-        index = given.source(len(self.output))
-        names = given.names()
-        parameters = {name for name, _ in given.module.module.named_parameters()}
+        positions, inputs = self.positions(None, factor), self.inputs
+        index = inputs.source(len(self.output))
+        names = inputs.names()
+        parameters = {name for name, _ in inputs.module.module.named_parameters()}
         return WholeCall(
             positions,
-            None if index is None else given.module.by_time(given.leaves[index]),
-            {name: weight.detach() for name, weight in given.weights.items() if name in parameters},
-            {names[n]: x for n, x in enumerate(given.leaves) if isinstance(x, Tensor) and n != index}
-            | {name: buffer for name, buffer in given.weights.items() if name not in parameters},
+            None if index is None else inputs.module.by_time(inputs.leaves[index]),
+            {name: weight.detach() for name, weight in inputs.weights.items() if name in parameters},
+            {names[n]: x for n, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and n != index}
+            | {name: buffer for name, buffer in inputs.weights.items() if name not in parameters},
         )
 
     def _runner(self, index: int) -> Callable[[], tuple[Tensor, Tensor]]:
         def run() -> tuple[Tensor, Tensor]:
-            source, output = self.given.run(index)
+            source, output = self.inputs.run(index)
             with torch.enable_grad():
-                return source, self.given.module.by_time(output)
+                return source, self.inputs.module.by_time(output)
 
         return run

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradscope.capture.layout import Dense, Layout, Single
-from gradscope.types import Kept, KernelCall, Stack, Weights
+from gradscope.types import KernelCall, Saved, Stack, Weights
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 TENSOR_CORES = 5e-3  # cuDNN's recurrences use them by default: TF32, float32 with the ten binary digits of float16
@@ -100,14 +100,14 @@ class Snapshot:
         grad_output: Tensor | None,
         grad_final: Sequence[Tensor | None],
         factor: Tensor | float = 1.0,
-        kept: Sequence[Kept] = (),
+        saved: Sequence[Saved] = (),
     ) -> Stack:
         """The canonical form, in float32 or better, with the loss gradients divided by `factor`.
 
-        `kept`, what the kernel saved of its layers, makes new dropout masks unnecessary.
+        `saved`, what the kernel saved of its layers, makes new dropout masks unnecessary.
         """
         kind = torch.float64 if self.output.dtype == torch.float64 else torch.float32
-        masks = () if kept else self._masks()
+        masks = () if saved else self._masks()
         return Stack(
             family=self.family,
             weights=tuple(_cast(w, kind) for w in self.weights),
@@ -118,7 +118,7 @@ class Snapshot:
             hidden_dropout=self.dropout is not None and self.dropout.hidden,
             dropout_read=self.dropout is not None and self.dropout.bits is not None,
             tolerance=tolerance(self.precision, self.input.device),
-            kept=tuple(replace(k, grad_output=over(k.grad_output, factor)) for k in kept),
+            saved=tuple(replace(k, grad_output=over(k.grad_output, factor)) for k in saved),
             **self._states(kind),
             **self._gradients(grad_output, grad_final, factor, kind),
         )

@@ -57,7 +57,7 @@ def _residual(r: Recurrence) -> Tensor:
     """Relative difference of the replayed states from the returned ones."""
     valid = _valid(r)
     times, columns = valid.nonzero(as_tuple=True)
-    parts = r.step(times, columns, [part[times, columns] for part in r.given])
+    parts = r.step(times, columns, [part[times, columns] for part in r.previous])
     differences = [
         relative(relative_parts(mine.to(theirs.dtype), theirs[times, columns]))
         for mine, theirs in zip(parts, r.returned, strict=True)

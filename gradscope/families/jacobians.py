@@ -57,7 +57,9 @@ class Steps(ABC):
 
     def start(self) -> Tensor:
         """Rows for a product of Jacobians, [R, B, m]: carried back they show the product."""
-        eye = torch.eye(sum(self.widths), dtype=self.recurrence.given[0].dtype, device=self.recurrence.given[0].device)
+        eye = torch.eye(
+            sum(self.widths), dtype=self.recurrence.previous[0].dtype, device=self.recurrence.previous[0].device
+        )
         return eye.unsqueeze(1).expand(-1, self.batch, -1)
 
     def largest_of(self, rows: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ class DiagonalSteps(Steps):
     def start(self) -> Tensor:
         if not self.alone:
             return super().start()
-        row = torch.ones_like(self.recurrence.given[0][:1])  # the product is diagonal
+        row = torch.ones_like(self.recurrence.previous[0][:1])  # the product is diagonal
         if self.complex:
             row[..., 1::2] = 0
         return row
@@ -121,7 +123,7 @@ class FormedSteps(Steps):
 
     def __init__(self, recurrence: Recurrence) -> None:
         super().__init__(recurrence)
-        size = sum(self.widths) * sum(part.shape[-1] for part in recurrence.given) * max(1, self.batch)
+        size = sum(self.widths) * sum(part.shape[-1] for part in recurrence.previous) * max(1, self.batch)
         self.span = max(1, ELEMENTS // size)
         self.piece: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -218,7 +220,7 @@ class ProbedSteps(Steps):
 def run_step(recurrence: Recurrence, times: Tensor, columns: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     """Run the step at some places: the input parts of the state, with a graph to the joined new state."""
     with torch.enable_grad():
-        inputs = tuple(part[times, columns].detach().requires_grad_() for part in recurrence.given)
+        inputs = tuple(part[times, columns].detach().requires_grad_() for part in recurrence.previous)
         return inputs, torch.cat([r.to(inputs[0].dtype) for r in recurrence.step(times, columns, inputs)], -1)
 
 
@@ -277,5 +279,5 @@ def steps_of(recurrence: Recurrence) -> Steps:
     """The cheapest exact method for the Jacobians, or probes."""
     if recurrence.transition is not None:
         return DiagonalSteps(recurrence)
-    wide = max(sum(p.shape[-1] for p in parts) for parts in (recurrence.given, recurrence.returned))
+    wide = max(sum(p.shape[-1] for p in parts) for parts in (recurrence.previous, recurrence.returned))
     return (FormedSteps if wide <= EXACT else ProbedSteps)(recurrence)

@@ -179,16 +179,16 @@ def _cell_path(gates: Tensor, c_0: Tensor) -> Tensor:
     _scan_cells(cells.unbind(0)[: first + 1], f.unbind(0)[:first])
     if count:
         inside, forget = (x[-count * length :].unflatten(0, (count, length)).unbind(1) for x in (cells, f))
-        own, kept = inside[0], forget[0].clone()  # a chunk ends with its own + kept * the cell before it
+        own, share = inside[0], forget[0].clone()  # a chunk ends with its own + share * the cell before it
         for now, keep in zip(inside[1:], forget[1:], strict=True):
             own = torch.addcmul(now, keep, own)
-            kept.mul_(keep)
+            share.mul_(keep)
         ends = torch.cat([cells[first : first + 1], own])
-        _scan_cells(ends.unbind(0), kept.unbind(0))
+        _scan_cells(ends.unbind(0), share.unbind(0))
         _scan_cells([ends[:-1], *inside], forget)
     return cells
 
 
 def _scan_cells(cells: Sequence[Tensor], forget: Sequence[Tensor]) -> None:
-    for now, kept, before in zip(cells[1:], forget, cells, strict=False):
-        now.addcmul_(kept, before)
+    for now, share, before in zip(cells[1:], forget, cells, strict=False):
+        now.addcmul_(share, before)

@@ -184,7 +184,7 @@ def find_origin(recurrence: Recurrence) -> Origin | None:
     valid = torch.arange(len(r.returned[0]), device=r.lengths.device).unsqueeze(1) < r.lengths
     inputs, returned, direct, total = (
         torch.stack([_bad(part) for part in parts]).any(0) & valid
-        for parts in (r.given, r.returned, r.direct, r.totals)
+        for parts in (r.previous, r.returned, r.direct, r.totals)
     )
     back = total | direct
     forward, spot = True, _first(inputs | returned)

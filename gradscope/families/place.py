@@ -102,7 +102,7 @@ def layer_at(place: Place, outputs: Sequence[Tensor]) -> Layer:
         outputs: of every layer, both directions, [T, B, directions * P] each.
     """
     x, output = place.input(outputs), outputs[place.layer]
-    states, links = (None, None) if (joined := place.stack.joined) is None else (joined.given, joined.factors)
+    states, links = (None, None) if (joined := place.stack.joined) is None else (joined.previous, joined.factors)
     return Layer(place.weights, place.turn(x), *place.start(), place.turn(place.own(output)), states, links)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradscope.capture.chain import Chain, join_calls
 from gradscope.capture.join_cell import join_cells
 from gradscope.capture.snapshot import over
-from gradscope.families import Work, analyse, analyse_kept, analyse_recurrence, certify
+from gradscope.families import Work, analyse, analyse_recurrence, analyse_saved, certify
 from gradscope.observe.observed import ObservedCall, WeightGradient
 from gradscope.observe.origins import Chained, stack_of
 from gradscope.observe.updates import with_updates
@@ -55,8 +55,8 @@ def _analyse_chain(calls: list[ObservedCall], chain: Chain, work: Work, factor: 
         return [analyse_recurrence(join_cells(first.custom, chain, calls, factor), work=work)]
     users = [gradient for n in chain.calls for gradient in calls[n].weight_gradients]
     sketch = any(gradient.complete and gradient.total is not None for gradient in users)
-    kept = first.complete_kept()
-    analyses = analyse_kept(stack_of(calls, chain, factor, kept), work=work, sketch=sketch) if kept else []
+    saved = first.complete_saved()
+    analyses = analyse_saved(stack_of(calls, chain, factor, saved), work=work, sketch=sketch) if saved else []
     return analyses or analyse(stack_of(calls, chain, factor), work=work, sketch=sketch)
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradscope.capture.kept import take_kept
 from gradscope.capture.layout import Dense
+from gradscope.capture.saved import copy_saved
 from gradscope.observe.observed import ObservedCall, added
 from gradscope.private import base_of
 
@@ -65,10 +65,10 @@ def kept_receiver(
         node, gradient = arrived
         if recording.closed:
             return
-        kept = call.kept[slot] or take_kept(node, layout, lower=lower)
-        if kept is not None and lower and gradient is not None:
-            kept = replace(kept, grad_output=added(kept.grad_output, layout.time_first(gradient.detach())))
-        call.kept[slot] = kept
+        saved = call.saved[slot] or copy_saved(node, layout, lower=lower)
+        if saved is not None and lower and gradient is not None:
+            saved = replace(saved, grad_output=added(saved.grad_output, layout.time_first(gradient.detach())))
+        call.saved[slot] = saved
 
     return receive
 

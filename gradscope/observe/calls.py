@@ -18,7 +18,7 @@ from gradscope.attach.uncompiled import uncompiled
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import real
 from gradscope.capture.layout import choose_sequences
-from gradscope.capture.positions import Given, SequenceModule
+from gradscope.capture.positions import ModuleInputs, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
 from gradscope.families import Work
@@ -175,7 +175,7 @@ class CallReceiver:
         if recording is None:
             return
         for part in token:
-            if isinstance(part, Given):
+            if isinstance(part, ModuleInputs):
                 recording.observe_positions(part, result)
             elif part is not None:
                 cell, arguments, state = part

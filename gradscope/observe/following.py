@@ -157,13 +157,13 @@ class Following:
 
     def _continues(self, link: Link, call: KernelCall) -> bool:
         """True if a fused call gets the earlier states unchanged: a chain is replayed as one call."""
-        for strand in link.strands:
-            if any(f is not None and bool((f[strand.rows >= 0] != 1).any()) for f in strand.factors):
+        for linked in link.parts:
+            if any(f is not None and bool((f[linked.rows >= 0] != 1).any()) for f in linked.factors):
                 return False
-            local = {row: index for index, row in enumerate(strand.call.rows)}
-            pairs = [(r, local[s]) for r, s in enumerate(strand.rows.tolist()) if s in local]
+            local = {row: index for index, row in enumerate(linked.call.rows)}
+            pairs = [(r, local[s]) for r, s in enumerate(linked.rows.tolist()) if s in local]
             here, there = [r for r, _ in pairs], [s for _, s in pairs]
-            for mine, theirs in zip(call.state, strand.call.snapshot.final, strict=True):
+            for mine, theirs in zip(call.state, linked.call.snapshot.final, strict=True):
                 if not torch.equal(mine.detach()[:, here], theirs[:, there]):
                     return False
         return True
@@ -184,14 +184,14 @@ class Following:
         if link is None:
             return choose_sequences(batch, self.limit)
         on, branches = list[int](), list[int]()
-        for strand in link.strands:
-            analysed, continued = set(strand.call.rows), set[int]()
-            for row, source in enumerate(strand.rows.tolist()):
+        for linked in link.parts:
+            analysed, continued = set(linked.call.rows), set[int]()
+            for row, source in enumerate(linked.rows.tolist()):
                 if source in analysed:
                     (branches if source in continued else on).append(row)
                     continued.add(source)
-        newest = set(max((strand.call for strand in link.strands), key=lambda c: c.index).rows)
-        new = (torch.stack([strand.rows for strand in link.strands]).amax(0) < 0).nonzero().flatten().tolist()
+        newest = set(max((linked.call for linked in link.parts), key=lambda c: c.index).rows)
+        new = (torch.stack([linked.rows for linked in link.parts]).amax(0) < 0).nonzero().flatten().tolist()
         chosen = [*on, *(r for r in new if r in newest), *branches, *(r for r in new if r not in newest)]
         return sorted(chosen[: self.limit]) if len(chosen[: self.limit]) < batch else None
 

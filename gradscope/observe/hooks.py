@@ -48,7 +48,7 @@ class CallHooks:
 
     def kernel(self, call: ObservedCall, nodes: Sequence[Node]) -> None:
         """Wait for the kernel's own backward pass: what the kernel has saved for it need not be computed again."""
-        call.kept = [None for _ in nodes]
+        call.saved = [None for _ in nodes]
         for slot, node in enumerate(nodes):
             lower = slot < len(nodes) - call.snapshot.directions
             receive = kept_receiver(self._step, call, slot, lower)
@@ -90,5 +90,5 @@ def leaves_of(call: ObservedCall, inputs: Sequence[Tensor], state: Sequence[Tens
     if call.link is None:
         return leaves_below([*inputs, *state])
     near = leaves_below(inputs, SEARCHED_AGAIN)
-    far = [leaf for strand in call.link.strands for leaf in strand.call.leaves]
+    far = [leaf for linked in call.link.parts for leaf in linked.call.leaves]
     return tuple(dict.fromkeys([*near, *far]))

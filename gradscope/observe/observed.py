@@ -13,10 +13,10 @@ from torch.autograd.graph import Node
 
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import real
-from gradscope.capture.held import Arrived, Held
 from gradscope.capture.layout import Dense
+from gradscope.capture.retained import Arrived, Retained
 from gradscope.capture.snapshot import select_final
-from gradscope.types import Kept, Link
+from gradscope.types import Link, Saved
 
 
 @dataclass(eq=False)
@@ -41,14 +41,14 @@ class ObservedCall:
         link: the earlier calls that its state comes from.
         weight_gradients: of its `weight_hh`s.
         custom: the custom cell, else None.
-        held: references to the whole batch, if the snapshot lacks some of its sequences.
+        retained: references to the whole batch, if the snapshot lacks some of its sequences.
         received: True once a gradient has arrived.
         leaves: nodes below the call that accumulate into some `.grad`.
         gradients: sums by result: output, h_n, c_n; of a cell h, c.
         inside: the part of these gradients from inside the call: in autograd's graph, torch's LSTM cell computes h from
             its result c.
         back: sums by input part of the state: the gradient through the call.
-        kept: by layer and direction: values that the kernel saved for its backward pass; None until that pass.
+        saved: by layer and direction: values that the kernel saved for its backward pass; None until that pass.
     """
 
     module: str
@@ -59,13 +59,13 @@ class ObservedCall:
     link: Link | None
     weight_gradients: tuple[WeightGradient, ...] = ()
     custom: Cell | None = None
-    held: Held | None = None
+    retained: Retained | None = None
     received: bool = False
     leaves: tuple[Node, ...] = ()
     gradients: list[Tensor | None] = field(default_factory=list[Tensor | None])
     inside: list[Tensor | None] = field(default_factory=list[Tensor | None])
     back: list[Tensor | None] = field(default_factory=list[Tensor | None])
-    kept: list[Kept | None] = field(default_factory=list[Kept | None])
+    saved: list[Saved | None] = field(default_factory=list[Saved | None])
 
     @property
     def lengths(self) -> list[int]:
@@ -77,10 +77,10 @@ class ObservedCall:
         parts = [(g != 0).any(-1).any(0) for g in self.gradients if g is not None]
         return (~torch.stack(parts).any(0)).tolist() if parts else [True] * len(self.rows)
 
-    def complete_kept(self) -> list[Kept]:
+    def complete_saved(self) -> list[Saved]:
         """The kernel's saved values of each layer and direction; empty unless all are known."""
-        known = [kept for kept in self.kept if kept is not None]
-        return known if len(known) == len(self.kept) else []
+        known = [saved for saved in self.saved if saved is not None]
+        return known if len(known) == len(self.saved) else []
 
     def slot(self, part: int) -> int:
         """Number of the result that is this part of the new state."""
@@ -88,21 +88,21 @@ class ObservedCall:
 
     def receive(self, into: str, place: int, slot: int, gradient: Tensor, *, turned: bool = False) -> None:
         """Add a gradient of a result to its sum; see `Arrived`."""
-        if self.held is not None:
-            self.held.keep(Arrived(into, place, slot, gradient, turned))
+        if self.retained is not None:
+            self.retained.keep(Arrived(into, place, slot, gradient, turned))
         sums: list[Tensor | None] = getattr(self, into)
         sums[place] = added(sums[place], self._part(slot, gradient, turned))
 
     def with_whole_batch(self) -> ObservedCall | None:
         """This call with every sequence of its batch; None if the loop has written to its tensors since."""
-        if self.held is None:
+        if self.retained is None:
             return replace(self)
-        if not self.held.unchanged:
+        if not self.retained.unchanged:
             return None
-        rows, nothing = list(range(self.held.batch)), [None] * len(self.gradients)
+        rows, nothing = list(range(self.retained.batch)), [None] * len(self.gradients)
         sums = {name: list[Tensor | None](nothing) for name in ("gradients", "inside", "back")}
-        one = replace(self, snapshot=self.held.take(self.snapshot), rows=rows, held=None, **sums)
-        for each in self.held.arrived:
+        one = replace(self, snapshot=self.retained.take(self.snapshot), rows=rows, retained=None, **sums)
+        for each in self.retained.arrived:
             one.receive(each.into, each.place, each.slot, each.gradient, turned=each.turned)
         return one
 
@@ -135,8 +135,8 @@ def with_whole_batches(calls: Sequence[ObservedCall]) -> list[ObservedCall] | No
     whole = [call for call in copies.values() if call is not None]
     for call in whole if len(whole) == len(calls) else ():
         if call.link is not None:
-            strands = [s._replace(call=copies.get(id(s.call), s.call)) for s in call.link.strands]
-            call.link = replace(call.link, strands=tuple(strands))
+            parts = [s._replace(call=copies.get(id(s.call), s.call)) for s in call.link.parts]
+            call.link = replace(call.link, parts=tuple(parts))
     return whole if len(whole) == len(calls) else None
 
 

@@ -13,7 +13,7 @@ from gradscope.capture.join_cell import join_cells
 from gradscope.capture.positions import SequenceCall
 from gradscope.families import find_origin, find_origins, find_position_origin
 from gradscope.observe.observed import ObservedCall
-from gradscope.types import Direction, Kept, LayerKey, Origin, Stack
+from gradscope.types import Direction, LayerKey, Origin, Saved, Stack
 
 Chained = tuple[int, list[ObservedCall], Chain]
 """Number of a chain within its module, the calls of the module, and the chain."""
@@ -37,7 +37,7 @@ def first_origin(
         by_call.append((first.index, origins))
     for number, call in sequences:
         origin = find_position_origin(call.whole(factor))
-        key = LayerKey(call.given.module.name, -1, "forward", number)
+        key = LayerKey(call.inputs.module.name, -1, "forward", number)
         by_call.append((call.index, [] if origin is None else [(key, origin)]))
     by_call.sort(key=lambda each: each[0])
     forward = [one for _, origins in by_call for one in origins if one[1].phase == "forward"]
@@ -45,12 +45,12 @@ def first_origin(
     return next(iter([*forward, *back]), None)
 
 
-def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float, kept: Sequence[Kept] = ()) -> Stack:
+def stack_of(calls: Sequence[ObservedCall], chain: Chain, factor: Tensor | float, saved: Sequence[Saved] = ()) -> Stack:
     """A chain of calls of torch's layers or cells in canonical layout; a single call with its kernel's saved values."""
     first = calls[chain.calls[0]]
     if len(chain.calls) == 1 and not first.cell and len(chain.tracks) == len(first.rows):
         output, *final = first.gradients
-        return first.snapshot.stack(output, final, factor, kept)
+        return first.snapshot.stack(output, final, factor, saved)
     return join(chain, calls, factor)
 
 

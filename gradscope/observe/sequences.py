@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.attach.gradients import leaves_below, watch_gradient
-from gradscope.capture.positions import Given, SequenceCall
+from gradscope.capture.positions import ModuleInputs, SequenceCall
 from gradscope.capture.results import tensors_in
 from gradscope.families import analyse_positions
 from gradscope.observe.observed import added
@@ -42,19 +42,19 @@ class SequenceCalls:
         """True if a gradient has arrived."""
         return bool(self._calls)
 
-    def observe(self, given: Given, result: Any, index: int) -> None:
+    def observe(self, inputs: ModuleInputs, result: Any, index: int) -> None:
         """Wait for the gradient of the output, if it can have one.
 
         Args:
-            given: the call before it was made.
+            inputs: the call before it was made.
             result: what it returned.
             index: number of the call within the step.
         """
         output = next(iter(tensors_in(result)), None)
         if output is None or output.dim() < 3 or not output.requires_grad:
             return
-        module = given.module
-        call = SequenceCall(given, index, module.by_time(output.detach()).clone())
+        module = inputs.module
+        call = SequenceCall(inputs, index, module.by_time(output.detach()).clone())
         with suppress(TypeError):
             module.double()
 
@@ -65,7 +65,7 @@ class SequenceCalls:
                     self._calls.append(call)
                 call.gradient = added(call.gradient, module.by_time(gradient).clone())
 
-        leaves = leaves_below([*module.module.parameters(), *tensors_in(given.leaves)])
+        leaves = leaves_below([*module.module.parameters(), *tensors_in(inputs.leaves)])
         self._handles.append(watch_gradient(output, leaves, self._guard(receive)))
 
     def numbered(self) -> list[tuple[int, SequenceCall]]:
@@ -73,7 +73,7 @@ class SequenceCalls:
         counts: dict[str, int] = {}
         calls: list[tuple[int, SequenceCall]] = []
         for call in sorted(self._calls, key=lambda call: call.index):
-            name = call.given.module.name
+            name = call.inputs.module.name
             counts[name] = counts.get(name, -1) + 1
             calls.append((counts[name], call))
         return calls
@@ -81,14 +81,14 @@ class SequenceCalls:
     def analyse(self, factor: Tensor | float) -> list[tuple[str, int, list[Analysis]]]:
         """Module, number and analysis of each call; `factor` is the loss scale."""
         return [
-            (call.given.module.name, number, [analyse_positions(call.positions(self._limit, factor))])
+            (call.inputs.module.name, number, [analyse_positions(call.positions(self._limit, factor))])
             for number, call in self.numbered()
         ]
 
     @property
     def spoilt(self) -> bool:
         """True if something in or after these modules is not finite, in any sequence."""
-        modules = {call.given.module.seal: call.given.module.module for call in self._calls}
+        modules = {call.inputs.module.seal: call.inputs.module.module for call in self._calls}
         tensors = [t for call in self._calls for t in (call.output, call.gradient) if t is not None]
         tensors += [p.grad for module in modules.values() for p in module.parameters() if p.grad is not None]
         return not all(bool(tensor.detach().sum().isfinite()) for tensor in tensors)

@@ -20,10 +20,10 @@ from gradscope.attach.inner import Inner
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import take_call
-from gradscope.capture.held import hold_cell, hold_kernel
 from gradscope.capture.layout import layout_of
-from gradscope.capture.positions import Given
+from gradscope.capture.positions import ModuleInputs
 from gradscope.capture.results import Results, tensors_in
+from gradscope.capture.retained import retain_cell, retain_kernel
 from gradscope.capture.snapshot import Dropout, snapshot
 from gradscope.families import Work
 from gradscope.observe.analysing import analyse_calls, chains_of
@@ -98,7 +98,7 @@ class Recording:
         numbers = list(range(call.batch)) if rows is None else rows
         gradients = self._weights.gradients(call, copy)
         observed = ObservedCall(module, next(self._numbers), call.cell, copy, numbers, link, gradients)
-        observed.held = None if rows is None else hold_kernel(call, result, dropout)
+        observed.retained = None if rows is None else retain_kernel(call, result, dropout)
         if link is None and not any(state.requires_grad for state in call.state):
             following.begins(module, copy.state)
         following.returned(module, copy.final)
@@ -140,21 +140,23 @@ class Recording:
         batch = len(results.state[0])
         rows = self.following.rows(batch, link)
         copy = take_call(arguments, parts, results, rows, self._weights.of_cell(cell))
-        held = None if rows is None else hold_cell(arguments, parts, results)
+        retained = None if rows is None else retain_cell(arguments, parts, results)
         numbers = list(range(batch)) if rows is None else rows
         if link is None and parts and not any(part.requires_grad for part in parts):
-            self.following.begins(cell.name, tuple(part.unsqueeze(0) for part in copy.given))
-        return ObservedCall(cell.name, next(self._numbers), True, copy, numbers, link, custom=cell, held=held)
+            self.following.begins(cell.name, tuple(part.unsqueeze(0) for part in copy.previous))
+        return ObservedCall(cell.name, next(self._numbers), True, copy, numbers, link, custom=cell, retained=retained)
 
     def _refuse(self, cell: Cell, result: Any) -> None:
         """Remark that the result of a cell does not contain its state."""
-        if cell.asked or any(x.requires_grad for x in tensors_in(result)):
-            reason = (NO_STATE if cell.asked else NO_CELL).format(kind=type(cell.module).__name__, method=cell.method)
+        if cell.explicit or any(x.requires_grad for x in tensors_in(result)):
+            reason = (NO_STATE if cell.explicit else NO_CELL).format(
+                kind=type(cell.module).__name__, method=cell.method
+            )
             self.following.remarks[cell.name, reason] = None
 
-    def observe_positions(self, given: Given, result: Any) -> None:
+    def observe_positions(self, inputs: ModuleInputs, result: Any) -> None:
         """Wait for the gradient of the output of a module that turns a sequence into a sequence."""
-        self._sequences.observe(given, result, next(self._numbers))
+        self._sequences.observe(inputs, result, next(self._numbers))
 
     def _watch(self, observed: ObservedCall, results: Any, inputs: list[Tensor], state: Any) -> None:
         self.watched[observed.module] = None
@@ -224,7 +226,7 @@ class Recording:
     def release(self) -> None:
         """Discard the sequences that are not analysed: no gradient shows a value that is not finite."""
         for call in self.calls:
-            call.held = None
+            call.retained = None
 
     def close(self) -> None:
         """Remove the hooks and discard everything."""

@@ -74,7 +74,9 @@ def find_watched(
 
 def _cell(name: str, module: nn.Module, spec: CellSpec, cells: Iterable[type] | None) -> Cell:
     named = any(isinstance(module, kind) for kind in cells or ())
-    return Cell(name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), asked=named)
+    return Cell(
+        name, weakref.ref(module), default_spec(module, spec), state_arguments(type(module), spec), explicit=named
+    )
 
 
 def _describe(layer: nn.Module) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class KernelCall:
         return self.state[0].shape[0 if self.cell else 1]
 
 
-class Strand(NamedTuple):
+class LinkPart(NamedTuple):
     """Rows of a state that come from one earlier call.
 
     Attributes:
@@ -102,11 +102,11 @@ class Link:
     """The origin of a state.
 
     Attributes:
-        strands: one for each earlier call; no row is in two of them, unless `mixed`.
-        mixed: a row comes from several calls at once, or the loop has mixed its units: the strands are incomplete.
+        parts: one for each earlier call; no row is in two of them, unless `mixed`.
+        mixed: a row comes from several calls at once, or the loop has mixed its units: the parts are incomplete.
     """
 
-    strands: tuple[Strand, ...] = ()
+    parts: tuple[LinkPart, ...] = ()
     mixed: bool = False
 
 
@@ -130,7 +130,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Saved:
     """Values of one layer in one direction that torch's kernel saved for its own backward pass.
 
     Attributes:
@@ -174,7 +174,7 @@ class Stack:
         dropout_read: the masks come from the kernel's reserve, and are valid if the layers confirm them.
         tolerance: largest relative difference that the kernel's arithmetic explains.
         joined: further values of a chain of calls; None for a single call of a fused layer.
-        kept: values that the kernel saved of each layer and direction, S of them; empty if unknown.
+        saved: values that the kernel saved of each layer and direction, S of them; empty if unknown.
     """
 
     family: str
@@ -195,7 +195,7 @@ class Stack:
     dropout_read: bool = False
     tolerance: float = 1e-4
     joined: Joined | None = None
-    kept: tuple[Kept, ...] = ()
+    saved: tuple[Saved, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +208,8 @@ class Joined:
             `grad_h_n`.
         grad_c: the same of every c_t for an LSTM, [S, T, B, H].
         cells: returned c_t, [T, B, H]; None for calls of fused layers.
-        given: input h_{t-1} and c_{t-1} of the step, [T, B, .] each; None if they equal the results of the step before.
-        factors: the loop's factors on them, [T, B, .] each; None with `given`.
+        previous: input h_{t-1} and c_{t-1}, [T, B, .] each; None if they equal the results of the step before.
+        factors: the loop's factors on them, [T, B, .] each; None with `previous`.
         totals: autograd's total loss gradients of h_t and c_t, [T, B, .] each (c_t without the path through h_t); None
             for calls of fused layers.
     """
@@ -218,6 +218,6 @@ class Joined:
     grad_h: Tensor
     grad_c: Tensor | None
     cells: Tensor | None = None
-    given: tuple[Tensor, ...] | None = None
+    previous: tuple[Tensor, ...] | None = None
     factors: tuple[Tensor, ...] | None = None
     totals: tuple[Tensor, ...] | None = None

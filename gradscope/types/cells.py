@@ -56,7 +56,7 @@ class Recurrence:
             to the parts of the new state.
         lengths: valid timesteps of each sequence, [B].
         starts: timestep of the chain at which each sequence begins, [B].
-        given: input parts of the state.
+        previous: input parts of the state.
         returned: returned parts of the state.
         direct: loss gradients that enter the returned parts from outside.
         totals: autograd's total loss gradients of the returned parts.
@@ -73,7 +73,7 @@ class Recurrence:
     step: Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
     lengths: Tensor
     starts: Tensor
-    given: tuple[Tensor, ...]
+    previous: tuple[Tensor, ...]
     returned: tuple[Tensor, ...]
     direct: tuple[Tensor, ...]
     totals: tuple[Tensor, ...]

@@ -18,7 +18,7 @@ from gradscope.record import plugins
 from gradscope.types import Batch, Finding
 
 
-class Kept:
+class Saved:
     """A sink that keeps what it is given, and in which thread."""
 
     def __init__(self, logdir: Any, writer: Any, findings: Callable[[], list[Finding]]) -> None:
@@ -35,7 +35,7 @@ class Kept:
         self.found = self.findings()
 
 
-class Quick(Kept):
+class Quick(Saved):
     quick = True
 
 
@@ -43,7 +43,7 @@ def refuses(*given: Any) -> None:
     raise gradscope.GradscopeError("not so")
 
 
-MADE: list[Kept] = []
+MADE: list[Saved] = []
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def train(logdir: Path) -> gradscope.Run:
 
 
 def test_every_run_has_the_sinks_of_installed_packages(package: Callable[..., None], tmp_path: Path) -> None:
-    package(kept=Kept, quick=Quick, none=lambda *given: None)
+    package(kept=Saved, quick=Quick, none=lambda *given: None)
     run = train(tmp_path / "run")
     kept, quick = MADE
     assert kept.steps == quick.steps == [0, 1, 2]
@@ -87,7 +87,7 @@ def test_every_run_has_the_sinks_of_installed_packages(package: Callable[..., No
 
 
 def test_a_run_in_memory_has_none(package: Callable[..., None]) -> None:
-    package(kept=Kept)
+    package(kept=Saved)
     with gradscope.attach(nn.GRU(2, 3)):
         pass
     assert not MADE
@@ -97,7 +97,7 @@ def test_a_run_in_memory_has_none(package: Callable[..., None]) -> None:
 def test_a_package_that_fails_costs_a_warning(
     package: Callable[..., None], tmp_path: Path, broken: Callable[..., Any] | None
 ) -> None:
-    package(broken=broken, kept=Kept)
+    package(broken=broken, kept=Saved)
     with pytest.warns(gradscope.GradscopeWarning, match="the sink broken .* is left out"):
         train(tmp_path / "run")
     assert MADE[0].steps == [0, 1, 2]

@@ -14,7 +14,7 @@ from gradscope.record.sink_thread import SinkThread
 from gradscope.types import Batch
 
 
-class Kept:
+class Saved:
     """Keeps what it is given, and does what a test wants meanwhile."""
 
     def __init__(self, during: Any = lambda batch: None, closing: Any = lambda: None) -> None:
@@ -53,7 +53,7 @@ def add(recorder: Recorder, *steps: int) -> None:
 
 
 def test_a_quick_sink_has_it_at_once_and_in_order() -> None:
-    sink = Kept()
+    sink = Saved()
     recorder = Recorder((), [SinkThread(sink)])
     for step in range(50):
         add(recorder, step)
@@ -64,7 +64,7 @@ def test_a_quick_sink_has_it_at_once_and_in_order() -> None:
 
 
 def test_a_hanging_sink_costs_one_wait(gate: threading.Event) -> None:
-    sink, other = Kept(lambda batch: gate.wait()), Kept()
+    sink, other = Saved(lambda batch: gate.wait()), Saved()
     hanging = SinkThread(sink, close_s=0.05)
     waits: list[float] = []
     wait_for = hanging._progress.wait_for
@@ -72,12 +72,12 @@ def test_a_hanging_sink_costs_one_wait(gate: threading.Event) -> None:
     recorder = Recorder((other,), [hanging])
     add(recorder, *range(20))
     assert other.steps == list(range(20)) and sink.steps == [] and waits == [0.02]
-    with pytest.raises(RecordError, match="the sink Kept has not finished within 0.05 s; 20 steps wait for it"):
+    with pytest.raises(RecordError, match="the sink Saved has not finished within 0.05 s; 20 steps wait for it"):
         recorder.close()
 
 
 def test_a_sink_that_wakes_up_has_everything(gate: threading.Event) -> None:
-    sink = Kept(lambda batch: gate.wait())
+    sink = Saved(lambda batch: gate.wait())
     recorder = Recorder((), [SinkThread(sink)])
     add(recorder, *range(20))
     gate.set()
@@ -87,10 +87,10 @@ def test_a_sink_that_wakes_up_has_everything(gate: threading.Event) -> None:
 
 def test_what_waits_is_bounded(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink_thread, "WAITING", 5)
-    sink = Kept(lambda batch: gate.wait())
+    sink = Saved(lambda batch: gate.wait())
     recorder = Recorder((), [SinkThread(sink)])
     add(recorder, *range(5))
-    with pytest.raises(RecordError, match="the sink Kept does not keep up: it missed 1 steps"):
+    with pytest.raises(RecordError, match="the sink Saved does not keep up: it missed 1 steps"):
         add(recorder, 5)
     gate.set()
     recorder.close()
@@ -98,10 +98,10 @@ def test_what_waits_is_bounded(gate: threading.Event, monkeypatch: pytest.Monkey
 
 
 def test_a_sink_that_raises_is_given_the_next_batch_and_costs_the_others_nothing() -> None:
-    sink, before, after = Kept(raises), Kept(), Kept()
+    sink, before, after = Saved(raises), Saved(), Saved()
     recorder = Recorder((before,), [SinkThread(sink), SinkThread(after)])
     for step in range(3):
-        with pytest.raises(RecordError, match="the sink Kept failed: OSError: no route to host") as raised:
+        with pytest.raises(RecordError, match="the sink Saved failed: OSError: no route to host") as raised:
             add(recorder, step)
         assert isinstance(raised.value.__cause__, OSError)
     sink.during = lambda batch: None
@@ -112,7 +112,7 @@ def test_a_sink_that_raises_is_given_the_next_batch_and_costs_the_others_nothing
 
 def test_one_of_ours_that_raises_costs_the_waiting_steps_nothing() -> None:
     """A drain of many steps goes on behind the one that failed."""
-    first, second = Kept(lambda batch: raises() if batch.step == 1 else None), Kept()
+    first, second = Saved(lambda batch: raises() if batch.step == 1 else None), Saved()
     recorder = Recorder((first, second))
     for step in range(4):
         recorder.add(step, [], at=0.0)
@@ -126,21 +126,21 @@ def test_a_sink_that_would_end_the_process_does_not(error: type[BaseException]) 
     def interrupts(batch: Batch) -> None:
         raise error
 
-    recorder = Recorder((), [SinkThread(Kept(interrupts))])
-    with pytest.raises(RecordError, match=f"the sink Kept failed: {error.__name__}"):
+    recorder = Recorder((), [SinkThread(Saved(interrupts))])
+    with pytest.raises(RecordError, match=f"the sink Saved failed: {error.__name__}"):
         add(recorder, 0)
     recorder.close()
 
 
 def test_a_close_that_fails_is_told_when_all_are_closed() -> None:
-    bad, good = Kept(closing=raises), Kept()
+    bad, good = Saved(closing=raises), Saved()
     recorder = Recorder((), [SinkThread(bad), SinkThread(good)])
-    with pytest.raises(RecordError, match="the sink Kept failed: OSError"):
+    with pytest.raises(RecordError, match="the sink Saved failed: OSError"):
         recorder.close()
     assert good.closed == 1
 
 
 def test_a_sink_that_was_never_given_anything_is_closed() -> None:
-    sink = Kept()
+    sink = Saved()
     Recorder((), [SinkThread(sink)]).close()
     assert sink.closed == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.capture.layout import Dense
 from gradscope.private import saved
-from gradscope.types import Kept
+from gradscope.types import Saved
 
 GATES = 4
 SAMPLE = 32
@@ -18,7 +18,7 @@ LINE, ALIASED = 16, 256
 """Numbers in a line of the cache; oneDNN adds a line to rows whose width is a multiple of the second."""
 
 
-def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
+def copy_saved(node: Any, layout: Dense, *, lower: bool) -> Saved | None:
     """Copy the saved values of the analysed sequences.
 
     Args:
@@ -39,7 +39,7 @@ def take_kept(node: Any, layout: Dense, *, lower: bool) -> Kept | None:
         t, b = _sample(*gates.shape[1:3], device=gates.device)
         time = len(output) - 1 - t if reverse else t
         column = b if layout.columns is None else layout.columns[b]
-        return Kept(
+        return Saved(
             gates=gates,
             output=layout.time_first(output.detach()) if lower else None,
             places=(t, b),

@@ -13,10 +13,10 @@ from gradscope.families.place import FAMILIES, Place, entering_at, places_of
 from gradscope.families.scan import Entering
 from gradscope.families.stack import analysis_at
 from gradscope.families.work import CORE_WORK, Work
-from gradscope.types import Analysis, Kept, Stack
+from gradscope.types import Analysis, Saved, Stack
 
 
-def analyse_kept(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> list[Analysis]:
+def analyse_saved(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -> list[Analysis]:
     """Measure every layer and direction of one call, as `gradscope.families.stack.analyse` does.
 
     Returns:
@@ -37,24 +37,24 @@ def analyse_kept(stack: Stack, *, work: Work = CORE_WORK, sketch: bool = True) -
 def _known_layers(family: Family, stack: Stack) -> list[tuple[Place, Trace, Entering]]:
     """Every rebuilt layer with its entering gradient; none if one is not confirmed."""
     layers: list[tuple[Place, Trace, Entering]] = []
-    for place, kept in zip(places_of(stack), stack.kept, strict=False):
-        if kept.output is None:
+    for place, saved in zip(places_of(stack), stack.saved, strict=False):
+        if saved.output is None:
             output, direct = place.own(stack.output), place.own(stack.grad_output)
         else:
-            output = kept.output
-            direct = torch.zeros_like(output) if kept.grad_output is None else kept.grad_output
-        layer = Layer(place.weights, None, *place.start(), place.turn(output), gates=kept.gates)
+            output = saved.output
+            direct = torch.zeros_like(output) if saved.grad_output is None else saved.grad_output
+        layer = Layer(place.weights, None, *place.start(), place.turn(output), gates=saved.gates)
         trace = family.replay(layer)
-        if not _confirmed(trace, kept, stack.tolerance):
+        if not _confirmed(trace, saved, stack.tolerance):
             return []
         layers.append((place, trace, entering_at(place, direct)))
     return layers
 
 
-def _confirmed(trace: Trace, kept: Kept, tolerance: float) -> bool:
+def _confirmed(trace: Trace, saved: Saved, tolerance: float) -> bool:
     """True if the saved gates equal those rebuilt from weights and inputs, at a sample of places."""
-    (t, b), w = kept.places, trace.layer.weights
-    rebuilt = linear(kept.input, w.ih, w.b_ih) + linear(trace.previous[t, b], w.hh, w.b_hh)
-    gates = apply_nonlinearity(rebuilt.unflatten(1, (len(kept.gates), -1)).movedim(1, 0))
-    difference, reference = relative_parts(gates, kept.gates[:, t, b]).tolist()
+    (t, b), w = saved.places, trace.layer.weights
+    rebuilt = linear(saved.input, w.ih, w.b_ih) + linear(trace.previous[t, b], w.hh, w.b_hh)
+    gates = apply_nonlinearity(rebuilt.unflatten(1, (len(saved.gates), -1)).movedim(1, 0))
+    difference, reference = relative_parts(gates, saved.gates[:, t, b]).tolist()
     return difference <= tolerance * reference

@@ -1,6 +1,6 @@
 """References to the inputs and results of a call: for the sequences outside the snapshot, should a step need them.
 
-Holding copies nothing and lasts no longer than the step. Autograd holds most of these tensors for the backward pass
+This copies nothing and lasts no longer than the step. Autograd retains most of these tensors for the backward pass
 anyway.
 """
 
@@ -41,7 +41,7 @@ class Arrived:
 
 
 @dataclass(slots=True)
-class Held:
+class Retained:
     """Inputs and results of a call, of the whole batch.
 
     Attributes:
@@ -57,7 +57,7 @@ class Held:
     arrived: list[Arrived] = field(default_factory=list[Arrived])
 
     def keep(self, arrived: Arrived) -> None:
-        """Hold a gradient."""
+        """Retain a gradient."""
         self.arrived.append(replace(arrived, gradient=(gradient := arrived.gradient.detach())))
         self.tensors.append((gradient, gradient._version))
 
@@ -67,29 +67,29 @@ class Held:
         return all(tensor._version == version for tensor, version in self.tensors)
 
 
-def hold_kernel(call: KernelCall, result: Sequence[Tensor], dropout: Dropout | None) -> Held:
-    """Hold a call of one of torch's layers or cells; the snapshot has copies of the weights."""
+def retain_kernel(call: KernelCall, result: Sequence[Tensor], dropout: Dropout | None) -> Retained:
+    """Retain a call of one of torch's layers or cells; the snapshot has copies of the weights."""
     inputs, state, results = call.input.detach(), _detached(call.state), _detached(result)
-    held = replace(call, input=inputs, state=state, weights=_detached(call.weights[:1]))
+    detached = replace(call, input=inputs, state=state, weights=_detached(call.weights[:1]))
 
     def take(some: Any) -> Any:
-        whole = snapshot(held, results, some.weights, dropout, layout_of(held, None))
+        whole = snapshot(detached, results, some.weights, dropout, layout_of(detached, None))
         return replace(whole, precision=some.precision)
 
-    return Held(call.batch, take, _counted((inputs, *state, *results)))
+    return Retained(call.batch, take, _counted((inputs, *state, *results)))
 
 
-def hold_cell(arguments: dict[str, Any], given: Sequence[Tensor], results: Results) -> Held:
-    """Hold a call of a user's cell."""
+def retain_cell(arguments: dict[str, Any], previous: Sequence[Tensor], results: Results) -> Retained:
+    """Retain a call of a user's cell."""
     arguments = pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, arguments)
-    given, held = _detached(given), results._replace(results=_detached(results.results))
+    previous, detached = _detached(previous), results._replace(results=_detached(results.results))
 
     def take(some: Any) -> Any:
-        whole = take_call(arguments, given, held, None, some.weights)
+        whole = take_call(arguments, previous, detached, None, some.weights)
         return replace(whole, parts=some.parts, precision=some.precision)
 
     leaves = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)]
-    return Held(len(results.state[0]), take, _counted([*leaves, *given, *held.results]))
+    return Retained(len(results.state[0]), take, _counted([*leaves, *previous, *detached.results]))
 
 
 def _detached(tensors: Sequence[Tensor]) -> Any:

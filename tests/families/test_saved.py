@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope.observe import analysing, arriving, step
 from gradscope.run import Run
-from gradscope.types import Analysis, Kept
+from gradscope.types import Analysis, Saved
 
 TABLES = ("timesteps", "reach", "gates", "units", "layers")
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,14 +48,14 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known, self.unknown = 0, 0
-        original = analysing.analyse_kept
+        original = analysing.analyse_saved
 
-        def analyse_kept(*args: Any, **kwargs: Any) -> list[Analysis]:
+        def analyse_saved(*args: Any, **kwargs: Any) -> list[Analysis]:
             found = original(*args, **kwargs)
             self.known, self.unknown = self.known + bool(found), self.unknown + (not found)
             return found
 
-        monkeypatch.setattr(analysing, "analyse_kept", analyse_kept)
+        monkeypatch.setattr(analysing, "analyse_saved", analyse_saved)
 
 
 def record(
@@ -159,18 +159,18 @@ def test_a_frozen_layer_below_is_run_again(replayed: Callable[..., Run], monkeyp
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda kept: Kept(kept.gates.flip(0), kept.output, kept.places, kept.input),  # another order of the gates
-        lambda kept: Kept(kept.gates.roll(1, 1), kept.output, kept.places, kept.input),  # another order of time
+        lambda kept: Saved(kept.gates.flip(0), kept.output, kept.places, kept.input),  # another order of the gates
+        lambda kept: Saved(kept.gates.roll(1, 1), kept.output, kept.places, kept.input),  # another order of time
         lambda kept: None,
     ],
     ids=["gates", "time", "absent"],
 )
 def test_what_is_not_confirmed_is_not_believed(
-    spoil: Callable[[Kept], Kept | None], replayed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    spoil: Callable[[Saved], Saved | None], replayed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replayed(STACKS["stacked"])
-    original = arriving.take_kept
-    monkeypatch.setattr(arriving, "take_kept", lambda *args, **kwargs: spoil(original(*args, **kwargs)))
+    original = arriving.copy_saved
+    monkeypatch.setattr(arriving, "copy_saved", lambda *args, **kwargs: spoil(original(*args, **kwargs)))
     seen = Seen(monkeypatch)
     assert_same(record(STACKS["stacked"]), other)
     assert seen.known == 0
