@@ -52,7 +52,8 @@ def _thrown(tables: Tables, first: float) -> Finding:
     )
     title = "the first steps are far too large"
     numbers = {"steps": (tables.records[0], tables.records[2]), "update": first, "thrown": True}
-    return _finding(tables, title, why, severity(tables, critical=first >= ALL, built=first >= ALL), numbers)
+    level = severity(tables, critical=first >= ALL, built=first >= ALL)
+    return _finding(tables, title, why, level, numbers, loops.rate_for(first, LARGE))
 
 
 def _risen(tables: Tables) -> Finding:
@@ -66,14 +67,17 @@ def _risen(tables: Tables) -> Finding:
         f"the loss grows to {number(training.end)}" if grew else f"what was learnt by step {training.best_at} is lost"
     )
     numbers = {"steps": (training.best_at, int(tables["steps"]["step"].max())), "best": training.best, "update": update}
-    return _finding(tables, title, why, "critical" if training.end >= training.begin else "warning", numbers)
+    level = "critical" if training.end >= training.begin else "warning"
+    return _finding(tables, title, why, level, numbers, smaller_steps(tables))
 
 
-def _finding(tables: Tables, title: str, why: str, level: Severity, numbers: Mapping[str, object]) -> Finding:
+def _finding(
+    tables: Tables, title: str, why: str, level: Severity, numbers: Mapping[str, object], slower: Remedy
+) -> Finding:
     clipped = bool(limiting(tables["clips"])["clipped"].astype(bool).any())
     clip: tuple[Remedy, ...] = () if clipped else (loops.clip(usual_norm(tables)),)
     evidence = {**numbers, **learning(tables).evidence}
-    return Finding("diverged", level, None, title, why, evidence, (smaller_steps(tables), *clip))
+    return Finding("diverged", level, None, title, why, evidence, (slower, *clip))
 
 
 def usual_norm(tables: Tables) -> float:
