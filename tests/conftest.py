@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.lo
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is imported: nothing of that is garbage
     config.addinivalue_line("filterwarnings", "error")
     # torch.testing, which test_modules_db imports, says that it would rather have hypothesis
     config.addinivalue_line("filterwarnings", "ignore:Fail to import hypothesis:ImportWarning")
@@ -31,6 +33,24 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores interrupts for what it runs in the background, and programs that are started here inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    gc.enable()
+
+
+_seen = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Collections pass over libraries and tests themselves: hundreds of tests collect, for up to a second each else."""
+    global _seen
+    if len(sys.modules) > _seen + 100:
+        _seen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
