@@ -5,6 +5,8 @@ What would take long is left out: `view` serves nothing, and `demo` trains nothi
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HOST = """
-import gc, json, os, sys
+import atexit, gc, json, os, sys
 from contextlib import nullcontext
 import gradscope_integrations.tensorboard.view as tab
 from gradscope.cli import commands, main
@@ -48,10 +50,9 @@ for number, path in enumerate((os.devnull, task["out"], task["err"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
 sys.argv = ["gradscope", *task["arguments"]]
 status = main()
-if sys.argv[1:2] != ["run"]:  # what a process with torch in it does on its way out takes longer than all else
-    sys.stdout.flush()
-    os._exit(status)
-sys.exit(status)
+atexit._run_exitfuncs()
+sys.stdout.flush()
+os._exit(status)  # what else a process with torch in it does on its way out takes longer than all before
 """
 
 
@@ -63,14 +64,23 @@ class Ended(NamedTuple):
     err: str
 
 
+@functools.cache
+def host() -> subprocess.Popen[str]:
+    """The process that has loaded the command; one for all tests of this process, and ended with it."""
+    found = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOST],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    atexit.register(found.communicate)
+    return found
+
+
 class Shell:
     """Runs the command, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._written = folder, (folder.with_name("stdout"), folder.with_name("stderr"))
-        self._host = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", HOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._host = host()
 
     def run(self, *arguments: str) -> Ended:
         """With these arguments, which may hold bytes that are no text, as `os.fsdecode` gives them."""
@@ -87,10 +97,6 @@ class Shell:
             command: Sequence[Any] = [sys.executable, *map(os.fsencode, arguments)]
             status = subprocess.run(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         return self._ended(status.returncode)
-
-    def close(self) -> None:
-        """End the host."""
-        self._host.communicate()
 
     def _ended(self, status: int) -> Ended:
         return Ended(status, *(path.read_bytes().decode(errors="surrogateescape") for path in self._written))

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,10 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("tensorboard")
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="needs fork"),
+    pytest.mark.xdist_group("shell"),  # one worker, which loads the command once
+]
 
 NO_TEXT = os.fsdecode(b"\xff\xfename")
 PLACES = (
@@ -41,7 +43,7 @@ EXAMPLES = int(os.environ.get("GRADSCOPE_EXAMPLES", "20"))
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shell]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     folder = tmp_path_factory.mktemp("commands") / "here"
     (folder / "folder").mkdir(parents=True)
     (folder / "run" / "gradscope").mkdir(parents=True)
@@ -52,9 +54,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shell]:
     (folder / "bytes.py").write_bytes(b"x = '\xff\xfe'\n")
     (folder / "no.zip").write_bytes(b"PK\x03\x04 and then nothing")
     (folder / "unreadable.py").touch(mode=0)
-    shell = Shell(folder)
-    yield shell
-    shell.close()
+    return Shell(folder)
 
 
 def is_ours(ended: Ended, among: tuple[int, ...] = (0, 2)) -> None:
