@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Ended
 from gradscope_integrations.tensorboard import serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reliability.shell import Ended, Shell
+from reliability.shell import Shell
 
 from gradscope import GradscopeError
 
