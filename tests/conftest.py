@@ -19,6 +19,23 @@ settings.load_profile("repeated")
 pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops", "reliability.stage")
 
 
+LONGEST = """browser shell launchers processes test_examples_a test_faults test_bench test_report test_kept test_main_job
+test_tutorial examples test_schedule test_losses test_pages test_compile test_whatif""".split()
+"""Groups of files, and files, that take longest; they begin first, so that all workers are busy to the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each file is a group, if it is in none: one worker runs it, and makes its fixtures once."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    groups = {item: next(item.iter_markers("xdist_group")).args[0] for item in items}
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # until everything is imported: nothing of that is garbage
     config.addinivalue_line("filterwarnings", "error")
