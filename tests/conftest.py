@@ -19,8 +19,8 @@ settings.load_profile("repeated")
 pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops", "reliability.stage")
 
 
-LONGEST = """browser shell launchers processes test_examples_a test_faults test_bench test_report test_kept test_main_job
-test_tutorial examples test_schedule test_losses test_pages test_compile test_whatif""".split()
+LONGEST = """browser shell launchers processes test_report test_schedule test_faults test_kept test_main_job
+test_compile test_losses examples test_bench test_tutorial test_pages test_whatif""".split()
 """Groups of files, and files, that take longest; they begin first, so that all workers are busy to the end."""
 
 
