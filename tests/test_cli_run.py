@@ -24,8 +24,6 @@ from gradscope.cli import main, traces  # noqa: E402
 from gradscope.cli.watch import Watch, models  # noqa: E402
 from gradscope.record import ParquetStore  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("shell")  # one worker, which loads the command once
-
 SCRIPT = '''
 """A script that knows nothing of gradscope."""
 import argparse, atexit, hashlib, pickle, signal, sys

@@ -16,10 +16,7 @@ import torch
 from gradscope import private
 
 NAMES = re.findall(r'_(?:torchs|find)\("([^"]+)"\)', Path(private.__file__).read_text(encoding="utf-8"))
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="each is hidden in a process of its own"),
-    pytest.mark.xdist_group("private"),  # one worker, which records once
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each is hidden in a process of its own")
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "frameworks").glob("with_*.py"))
 NEEDS = {"sb3": "sb3_contrib"}
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="each is a fork"),
-    pytest.mark.xdist_group("examples"),  # one worker, which loads their libraries once
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each is a fork")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -21,7 +21,6 @@ import gradscope
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("processes")  # one worker, which trains once
 WORLD = int(os.environ.get("GRADSCOPE_TEST_PROCESSES", "2"))
 DDP, FSDP = work.SCENARIOS["ddp"], work.SCENARIOS["fsdp"]
 Seen = dict[str, dict[str, Any]]

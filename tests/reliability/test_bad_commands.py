@@ -22,10 +22,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("tensorboard")
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="needs fork"),
-    pytest.mark.xdist_group("shell"),  # one worker, which loads the command once
-]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork")
 
 NO_TEXT = os.fsdecode(b"\xff\xfename")
 PLACES = (
