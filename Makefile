@@ -11,7 +11,7 @@ demo: $(READY)  # train an RNN, an LSTM and a GRU on handwritten digits and say 
 	$(BIN)/gradscope demo
 
 test: $(READY)  # all tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto
 
 lint: $(READY)  # style and types
 	$(BIN)/ruff check .

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,41 @@ settings.load_profile("repeated")
 pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.loops", "reliability.stage")
 
 
+LONGEST = """browser shell test_launchers test_processes test_report test_schedule test_faults test_saved test_main_job
+test_compile test_losses test_frameworks test_bench test_tutorial test_pages test_whatif""".split()
+"""What takes longest begins first, so that all workers are busy to the end."""
+
+
+def group(nodeid: str) -> str:
+    """What one worker runs, and makes fixtures for once: a file, or files that share what takes long to make."""
+    path = Path(nodeid.partition("::")[0])
+    if path.parent.name == "browser":  # one TensorBoard for each loader
+        return "browser"
+    return "shell" if path.stem in ("test_cli_run", "test_bad_commands") else path.stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Marks for groups do not arrive: with pytest 9.2 nothing comes of what xdist 3.8 adds to the name of a test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        place = {name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(group(item.nodeid), len(place)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is imported: nothing of that is garbage
     config.addinivalue_line("filterwarnings", "error")
     # torch.testing, which test_modules_db imports, says that it would rather have hypothesis
     config.addinivalue_line("filterwarnings", "ignore:Fail to import hypothesis:ImportWarning")
@@ -33,6 +70,24 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    gc.enable()
+
+
+_seen = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Collections pass over libraries and tests themselves: hundreds of tests collect, for up to a second each else."""
+    global _seen
+    if len(sys.modules) > _seen + 100:
+        _seen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_compiled() -> Iterator[None]:
     """What is said of a module that was not seen depends on whether the process has ever compiled anything."""
@@ -45,3 +100,10 @@ def _nothing_compiled() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have an empty element for each picture: where their text counts, nothing has to be drawn."""
+    pytest.importorskip("seaborn")
+    monkeypatch.setattr("gradscope.report.figures.svg", lambda name, title, draw, across=False: "<svg></svg>")

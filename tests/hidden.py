@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet  # noqa: F401  (so that no child has to import it)
 import torch
 from torch import nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,9 +62,15 @@ def row(name: str) -> str | None:
     return next((key for key in sorted(ARROWS, key=len, reverse=True) if f"{name}.".startswith(f"{key}.")), None)
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a file's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Every module that a file imports, anywhere in it, with the name taken from it (or nothing)."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -105,7 +112,7 @@ def test_commands_use_public_names_only(path: Path) -> None:
     taken = {name for inside, name in of_ours(path) if inside == "PUBLIC" and name}
     used = {
         node.attr
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "gradscope"
     }
     assert taken | used <= {*gradscope.__all__, "__version__"}
@@ -122,14 +129,14 @@ def private_names(path: Path) -> Iterator[str]:
     for module, name in imports(path):
         if module.partition(".")[0] == "torch":
             yield from (part for part in (*module.split("."), name) if part.startswith("_"))
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             yield node.attr
 
 
 def made_here(path: Path) -> Iterator[str]:
     """Names that a file gives to what is its own: functions, classes, attributes of `self` and fields."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.name
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -200,7 +207,7 @@ def test_the_table_has_no_row_too_many() -> None:
 def test_rooms_are_small_and_silent(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400
-    calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    calls = [node.func for node in nodes(path) if isinstance(node, ast.Call)]
     assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
 
 

@@ -167,12 +167,15 @@ def test_report_on_stdout(call: Call, logdir: Path, found: list[Finding], form: 
     assert (status, err) == (0, "") and out.startswith(start)
     if form == "json":
         assert json.loads(out)["findings"][0]["code"] == "vanishing_gradient"
+
+
+def test_the_page_on_stdout(call: Call, logdir: Path, found: list[Finding], undrawn: None) -> None:
     _, page, _ = call("report", logdir, "-o", "-")
     assert page.startswith("<!DOCTYPE html>")
 
 
 def test_report_prints_one_screen_and_the_rest_on_demand(
-    call: Call, logdir: Path, found: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    call: Call, logdir: Path, found: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undrawn: None
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     _, screen, _ = call("report", logdir, "--format", "text")
@@ -272,7 +275,7 @@ def assert_refused(answer: tuple[int, str, str], reason: str) -> None:
     assert reason in err
 
 
-def test_a_folder_of_many_runs(call: Call, tmp_path: Path, found: list[Finding]) -> None:
+def test_a_folder_of_many_runs(call: Call, tmp_path: Path, found: list[Finding], undrawn: None) -> None:
     pytest.importorskip("duckdb")
     for name in ("lr=1", "lr=10"):
         written(tmp_path / name)

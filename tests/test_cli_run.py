@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from reliability.shell import Shell
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 import gradscope
 
 pytest.importorskip("click")
-from gradscope.cli import script  # noqa: E402
+from gradscope.cli import main, script  # noqa: E402
 from gradscope.cli.watch import Watch, models  # noqa: E402
 from gradscope.record import ParquetStore  # noqa: E402
 
@@ -92,8 +93,12 @@ def python(project: Path, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def watched(project: Path, logdir: str, *arguments: str) -> tuple[int, str, str]:
-    return python(project, "-m", "gradscope.cli", "run", "--logdir", logdir, "--every", "5", *arguments)
+@pytest.fixture(scope="module")
+def shell(project: Path) -> Shell:
+    """Runs the command in forks of a process that has loaded it."""
+    for package in ("rich", "sklearn", "tensorboard"):
+        pytest.importorskip(package)
+    return Shell(project)
 
 
 def _alone() -> dict[str, str]:
@@ -120,9 +125,10 @@ def uncounted(err: str) -> str:
     ],
     ids=["file", "module", "exit", "raise", "raise in a module"],
 )
-def test_the_script_is_as_under_python(project: Path, how: tuple[str, ...], status: int) -> None:
+def test_the_script_is_as_under_python(project: Path, shell: Shell, how: tuple[str, ...], status: int) -> None:
+    """By forks; the test of interrupts compares processes that begin as the command."""
     logdir = re.sub(r"\W", "", f"runs{how}")
-    plain, ours = python(project, *how), watched(project, logdir, *how)
+    plain, ours = python(project, *how), shell.run("run", "--logdir", logdir, "--every", "5", *how)
     assert plain[0] == ours[0] == status
     assert ours[1] == plain[1]
     assert uncounted(ours[2]) == ending(logdir) + plain[2]
@@ -157,10 +163,10 @@ def test_interrupts_end_it_as_under_python(project: Path) -> None:
     assert len(gradscope.load(project / "interrupted").frame("steps")) == 12
 
 
-def test_a_run_that_is_there_is_not_written_over(project: Path) -> None:
+def test_a_run_that_is_there_is_not_written_over(project: Path, shell: Shell) -> None:
     (project / "taken" / "gradscope").mkdir(parents=True)
     (project / "taken" / "gradscope" / "run.json").write_text("{}", encoding="utf-8")
-    status, _, err = watched(project, "taken", "train.py")
+    status, _, err = shell.run("run", "--logdir", "taken", "--every", "5", "train.py")
     assert status == 0 and uncounted(err) == ending("taken-2"), err
     assert (project / "taken" / "gradscope" / "run.json").read_text(encoding="utf-8") == "{}"
 
@@ -172,14 +178,25 @@ def launched(project: Path, logdir: str, script: str, *how: str) -> tuple[int, s
     return python(project, *launcher, "-m", "gradscope.cli", "run", "--logdir", logdir, script)
 
 
-def test_several_processes_record_in_one_folder(project: Path) -> None:
-    two = ("--nproc_per_node", "2")
-    status, _, err = launched(project, "both", "train.py", *two)
+def as_process(rank: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The status of the command in one of two processes."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["gradscope", *arguments])
+    return main()
+
+
+def test_several_processes_record_in_one_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = launched(project, "both", "train.py", "--nproc_per_node", "2")
     assert status == 0 and uncounted(err).count(ending("both")) == 1, err
     run = gradscope.load(project / "both")
     assert run.source.ranks == [0, 1] and len(run.frame("steps")) == 24
-    status, _, err = launched(project, "both", "train.py", *two)
-    assert status == 1 and "both already holds a run" in err
+    monkeypatch.chdir(project)
+    for rank in (0, 1):
+        assert as_process(rank, monkeypatch, "run", "--logdir", "both", "train.py") == 2
+        assert "both already holds a run" in capsys.readouterr().err
 
 
 def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path) -> None:
@@ -191,11 +208,13 @@ def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path
         assert ending(folder) in uncounted(err) and len(gradscope.load(project / folder).frame("steps")) == 12
 
 
-def test_without_a_folder_several_processes_would_not_agree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    status, out, err = python(project, "-m", "gradscope.cli", "run", "train.py")
-    assert (status, out) == (2, "") and "--logdir runs/train" in err
+def test_without_a_folder_several_processes_would_not_agree(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert as_process(1, monkeypatch, "run", "train.py") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "--logdir runs/train" in err
 
 
 # --- which models are found

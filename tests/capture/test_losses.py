@@ -315,7 +315,7 @@ def test_changes_of_the_module_while_attached() -> None:
 
 def test_two_threads() -> None:
     """Two models trained side by side, each with a scope of its own."""
-    models, x = [lstm(num_layers=2), lstm(num_layers=2)], data(30, 3, 3)
+    models, x = [lstm(num_layers=2), lstm(num_layers=2)], data(16, 3, 3)
 
     def train(module: nn.Module) -> None:
         optimizer = torch.optim.SGD(module.parameters(), lr=0.0)

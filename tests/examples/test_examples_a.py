@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROW = re.compile(r"^(?P<name>\S.*?) {2,}(?P<values>[-+\d.].*)$")
-
-
-def ran(name: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    return done.stdout
 
 
 def rows(printed: str, columns: int) -> dict[str, list[str]]:
@@ -35,8 +26,8 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 
-def test_linear_rnn(tmp_path: Path) -> None:
-    printed = ran("linear_rnn", "--size=4", "--steps=20", "--updates=120", f"--out={tmp_path}")
+def test_linear_rnn(run: Callable[..., str], tmp_path: Path) -> None:
+    printed = run("linear_rnn.py", "--size=4", "--steps=20", "--updates=120", f"--out={tmp_path}")
     first, rates, spectra = (block.splitlines() for block in printed.strip().split("\n\n"))
     scaled = [line.split()[2:] for line in first if line.startswith("lambda Q")]
     assert len(scaled) == 12
@@ -54,8 +45,8 @@ def test_linear_rnn(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "linear_rnn.png")
 
 
-def test_adding_problem(tmp_path: Path) -> None:
-    printed = ran("adding_problem", "--length=40", "--hidden=16", "--updates=9", f"--out={tmp_path}")
+def test_adding_problem(run: Callable[..., str], tmp_path: Path) -> None:
+    printed = run("adding_problem.py", "--length=40", "--hidden=16", "--updates=9", f"--out={tmp_path}")
     found = rows(printed, 7)
     assert list(found) == ["RNN", "orthogonal RNN", "LSTM, f bias 1", "GRU"]
     assert horizon(found["orthogonal RNN"][0]) > horizon(found["RNN"][0])
@@ -66,8 +57,8 @@ def test_adding_problem(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "adding_problem.png")
 
 
-def test_copy_memory(tmp_path: Path) -> None:
-    printed = ran("copy_memory", "--lag=16", "--hidden=24", "--updates=120", f"--out={tmp_path}")
+def test_copy_memory(run: Callable[..., str], tmp_path: Path) -> None:
+    printed = run("copy_memory.py", "--lag=16", "--hidden=24", "--updates=120", f"--out={tmp_path}")
     found = rows(printed, 6)
     assert list(found) == ["RNN", "orthogonal RNN", "LSTM, f bias 1", "LSTM, chrono", "GRU"]
     for remedy in ("orthogonal RNN", "LSTM, chrono"):
@@ -78,8 +69,8 @@ def test_copy_memory(tmp_path: Path) -> None:
     assert is_picture(tmp_path / "copy_memory.png")
 
 
-def test_remedies(tmp_path: Path) -> None:
-    found = rows(ran("remedies", "--lag=24", "--size=16", "--updates=3", f"--out={tmp_path}"), 6)
+def test_remedies(run: Callable[..., str], tmp_path: Path) -> None:
+    found = rows(run("remedies.py", "--lag=24", "--size=16", "--updates=3", f"--out={tmp_path}"), 6)
     assert len(found) == 12
     first = {name: horizon(values[0]) for name, values in found.items()}
     plain = first["none: tanh RNN"]

@@ -1,17 +1,18 @@
-"""The examples of integrations run, each in a Python of its own, and print what was recorded."""
+"""The examples of integrations run, each in a process of its own, and print what was recorded."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "frameworks").glob("with_*.py"))
 NEEDS = {"sb3": "sb3_contrib"}
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each is a fork")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -20,9 +21,9 @@ def test_example(path: Path, tmp_path: Path) -> None:
     if not importlib.util.find_spec(NEEDS.get(framework, framework)):
         pytest.skip(f"make frameworks installs {framework}")
     paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, path], env=os.environ | paths, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    rows = [line.split() for line in run.stdout.splitlines() if "rnn" in line or "lstm" in line]
+    run = forks.script(path, tmp_path, paths)
+    assert run.status == 0, run.err
+    rows = [line.split() for line in run.out.splitlines() if "rnn" in line or "lstm" in line]
     assert len(rows) >= 2 and all(float(row[2]) > 0 for row in rows)  # the horizon
 
 

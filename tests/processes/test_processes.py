@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import subprocess
@@ -20,7 +21,6 @@ import gradscope
 if not torch.distributed.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("processes")  # one worker, which trains once
 WORLD = int(os.environ.get("GRADSCOPE_TEST_PROCESSES", "2"))
 DDP, FSDP = work.SCENARIOS["ddp"], work.SCENARIOS["fsdp"]
 Seen = dict[str, dict[str, Any]]
@@ -29,30 +29,18 @@ Seen = dict[str, dict[str, Any]]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[Seen]]]:
     """What the processes of a kind have seen, by rank, and the folder with their runs; trained once."""
-    done: dict[str, tuple[Path, list[Seen]]] = {}
+    folder = tmp_path_factory.mktemp("processes")
+    for kind in work.SCENARIOS:
+        (folder / kind).mkdir()
+    command = [sys.executable, work.__file__, *work.SCENARIOS, str(WORLD), str(folder)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
+    @functools.cache
     def of(kind: str) -> tuple[Path, list[Seen]]:
-        if kind not in done:
-            folder = tmp_path_factory.mktemp(kind)
-            run_workers([kind], folder)
-            done[kind] = folder, [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
-        return done[kind]
+        return folder / kind, [torch.load(folder / kind / f"{rank}.pt") for rank in range(WORLD)]
 
     return of
-
-
-def run_workers(kind: list[str], folder: Path) -> None:
-    command = [sys.executable, work.__file__, *kind]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(WORLD), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * WORLD, "\n".join(errors)
 
 
 @pytest.fixture

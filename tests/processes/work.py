@@ -1,11 +1,13 @@
-"""One process of a distributed training: every scenario bare and with a scope; what it saw goes into a file.
+"""The processes of a distributed training: every scenario bare and with a scope; what each saw goes into a file.
 
-python work.py KIND RANK WORLD FOLDER
+python work.py KIND ... WORLD FOLDER, which loads everything once, and whose forks are the processes of each kind
 """
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401  (this and the next two are loaded by every training, and so before the processes are made)
+import pyarrow.parquet  # noqa: F401
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -201,5 +206,19 @@ def main(kind: str, rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def launch(kinds: list[str], world: int, folder: Path) -> int:
+    """The processes of one kind after those of another; 1 if any has failed."""
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    for kind in kinds:
+        ranks = [context.Process(target=main, args=(kind, rank, world, folder / kind)) for rank in range(world)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        if any(process.exitcode for process in ranks):
+            return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    sys.exit(launch(sys.argv[1:-2], int(sys.argv[-2]), Path(sys.argv[-1])))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from forks import forked, host
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each process is a fork")
 SCRIPT = """
 import os
 {before}
@@ -19,22 +21,30 @@ print(pyarrow.default_memory_pool().backend_name, dict(os.environ) == before)
 """
 
 
-def pool(before: str = "", **environment: str) -> list[str]:
-    """Which allocator a fresh process has, and whether its environment is as it was."""
-    clean = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before)]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True).stdout.split()
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Which allocator a process has that has not loaded Arrow, and whether its environment is as it was."""
+    monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)
+
+    def of(before: str = "", **environment: str) -> list[str]:
+        program = host("import torch\nassert 'pyarrow' not in sys.modules", "exec(sys.argv[0])\nstatus = 0")
+        written = tmp_path / "out", tmp_path / "err"
+        found = forked(program, [SCRIPT.format(before=before)], tmp_path, written, environment)
+        assert found.status == 0, found.err
+        return found.out.split()
+
+    return of
 
 
-def test_the_system_s_where_gradscope_loads_it() -> None:
+def test_the_system_s_where_gradscope_loads_it(pool: Callable[..., list[str]]) -> None:
     assert pool() == ["system", "True"]
 
 
-def test_that_of_the_environment_where_it_says() -> None:
+def test_that_of_the_environment_where_it_says(pool: Callable[..., list[str]]) -> None:
     assert pool(ARROW_DEFAULT_MEMORY_POOL="mimalloc") == ["mimalloc", "True"]
 
 
-def test_whatever_it_is_where_it_was_loaded_before() -> None:
+def test_whatever_it_is_where_it_was_loaded_before(pool: Callable[..., list[str]]) -> None:
     import pyarrow as pa
 
     known = pa.supported_memory_backends()

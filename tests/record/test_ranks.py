@@ -148,6 +148,6 @@ def test_the_report_shows_all(two: Run) -> None:
     assert report.summary["facts"]["steps"] == STEPS and report.summary["facts"]["processes"] == 2
     assert "PROCESSES" in report.text() and "begun on rank 1" in report.text()
     assert "## Processes" in report.markdown() and "| 1 | 6 |" in report.markdown()
-    assert report.summary["processes"]["heads"][4] in two.report().html()
+    assert report.summary["processes"]["heads"][4] in report.html()
     alone = two.of_rank(0).report()
     assert "PROCESSES" not in alone.text()

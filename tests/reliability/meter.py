@@ -58,9 +58,13 @@ def resident() -> float:
 @contextmanager
 def frozen() -> Generator[None, None, None]:
     """While collections pass over all that was there before, so that measuring often costs little."""
+    already = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        if already:
+            gc.collect()
+            gc.freeze()

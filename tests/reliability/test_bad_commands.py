@@ -6,15 +6,15 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Ended
 from gradscope_integrations.tensorboard import serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reliability.shell import Ended, Shell
+from reliability.shell import Shell
 
 from gradscope import GradscopeError
 
@@ -41,7 +41,7 @@ EXAMPLES = int(os.environ.get("GRADSCOPE_EXAMPLES", "20"))
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shell]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     folder = tmp_path_factory.mktemp("commands") / "here"
     (folder / "folder").mkdir(parents=True)
     (folder / "run" / "gradscope").mkdir(parents=True)
@@ -52,9 +52,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shell]:
     (folder / "bytes.py").write_bytes(b"x = '\xff\xfe'\n")
     (folder / "no.zip").write_bytes(b"PK\x03\x04 and then nothing")
     (folder / "unreadable.py").touch(mode=0)
-    shell = Shell(folder)
-    yield shell
-    shell.close()
+    return Shell(folder)
 
 
 def is_ours(ended: Ended, among: tuple[int, ...] = (0, 2)) -> None:

@@ -63,9 +63,24 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
+Progress = list[tuple[int, int]]
+
+
 @pytest.fixture(scope="module")
-def parsed() -> Page:
-    return Page(report(made(), FINDINGS, "runs/exp1").html())
+def drawn() -> tuple[str, Progress]:
+    """A page, and what was told while it was drawn."""
+    told: Progress = []
+    return report(made(), FINDINGS, "runs/exp1").html(lambda done, total: told.append((done, total))), told
+
+
+@pytest.fixture(scope="module")
+def html(drawn: tuple[str, Progress]) -> str:
+    return drawn[0]
+
+
+@pytest.fixture(scope="module")
+def parsed(html: str) -> Page:
+    return Page(html)
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md"])
@@ -85,8 +100,7 @@ def test_html_is_well_formed_and_needs_nothing_else(parsed: Page) -> None:
     assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
 
 
-def test_html_names_no_network(parsed: Page) -> None:
-    html = report(made(), FINDINGS).html()
+def test_html_names_no_network(html: str) -> None:
     assert "http:" not in html and "https:" not in html and "@import" not in html
     assert set(re.findall(r"url\((.)", html)) == {"#"}
 
@@ -114,22 +128,21 @@ def test_every_picture_has_words_numbers_and_a_csv(parsed: Page) -> None:
     )
 
 
-def test_pictures_take_the_colours_of_the_page() -> None:
-    html = report(made(), FINDINGS).html()
+def test_pictures_take_the_colours_of_the_page(html: str) -> None:
     assert "currentColor" in html and "var(--line)" in html and "var(--c0, #0173b2)" in html
     assert not re.search(r"#010203|#040506", html)
     assert "prefers-color-scheme: dark" in html and "@media print" in html
 
 
-def test_names_inside_pictures_do_not_clash(parsed: Page) -> None:
+def test_names_inside_pictures_do_not_clash(parsed: Page, html: str) -> None:
     names = [a["id"] for _, a in parsed.tags if "id" in a]
     assert len(names) == len(set(names))
-    used = set(re.findall(r"url\(#([^)]*)\)", report(made(), FINDINGS).html()))
+    used = set(re.findall(r"url\(#([^)]*)\)", html))
     assert used <= set(names)
 
 
-def test_reports_are_the_same_each_time() -> None:
-    assert report(made(), FINDINGS).html() == report(made(), FINDINGS).html()
+def test_reports_are_the_same_each_time(html: str) -> None:
+    assert report(made(), FINDINGS, "runs/exp1").html() == html
 
 
 def test_hostile_names_stay_text() -> None:
@@ -163,15 +176,15 @@ def test_json_is_strict_and_complete() -> None:
     assert found["facts"]["clipped"] == pytest.approx(22 / 60) == found["clipping"]["calls"][0]["clipped"]
 
 
-def test_worst_layers_come_first_and_many_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worst_layers_come_first_and_many_are_folded(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "PICTURED", 2)
-    keys = [LayerKey(f"blocks.{index}.rnn", 0, "forward", 0) for index in range(50)]
-    worst = Finding("exploding_gradient", "critical", keys[31], "It explodes", "", {})
+    keys = [LayerKey(f"blocks.{index}.rnn", 0, "forward", 0) for index in range(20)]
+    worst = Finding("exploding_gradient", "critical", keys[15], "It explodes", "", {})
     found = report(made(keys, recorded=[0, 10, 20]), [worst], "deep")
-    assert [entry["name"] for entry in found.summary["layers"]][0] == "blocks.31.rnn, layer 0"
+    assert [entry["name"] for entry in found.summary["layers"]][0] == "blocks.15.rnn, layer 0"
     page = Page(found.html())
     assert len(page.every("svg")) == 1 + 2 * 11 + 2
-    assert "38 more layers" in page.text and "The other 48 layers have no figures here" in page.text
+    assert "8 more layers" in page.text and "The other 18 layers have no figures here" in page.text
     assert len([a for a in page.every("details") if "layer" in (a.get("class") or "").split() and "open" in a]) == 2
     targets = {a["id"] for _, a in page.tags if a.get("id")}
     assert {(a["href"] or "")[1:] for a in page.every("a") if (a["href"] or "").startswith("#")} <= targets
@@ -199,9 +212,10 @@ def test_a_training_that_ends_in_nan_is_shown_as_it_was_before() -> None:
     pictures = {picture["id"]: picture["text"] for picture in shown["pictures"]}
     assert pictures["layer-0-reach"] == as_it_was["pictures"][2]["text"]
     assert "limit; update 10% at its lower" in pictures["layer-0-gates-training"]
-    for written in (found.html(), found.text(), found.markdown()):
+    html = found.html()
+    for written in (html, found.text(), found.markdown()):
         assert "Later gradients are not finite" in written and "up to step 7." in written
-    assert found.html().count("step 0") and "steps 4 to 7" in found.html()
+    assert html.count("step 0") and "steps 4 to 7" in html
 
 
 def test_text_takes_the_width_of_a_terminal() -> None:
@@ -228,7 +242,7 @@ def test_the_first_screen_is_one_screen() -> None:
 
 def test_the_first_screen_of_many_layers_and_findings() -> None:
     keys = [LayerKey(f"block.{index}", 0, "forward", 0) for index in range(20)]
-    screen = report(made(keys), FINDINGS * 3, "deep").text(80, full=False)
+    screen = report(made(keys, recorded=[0, 10, 20]), FINDINGS * 3, "deep").text(80, full=False)
     assert "And 8 more layers." in screen and f"And {len(FINDINGS) * 3 - 4} more findings." in screen
     assert len(screen.splitlines()) <= 70
 
@@ -285,7 +299,8 @@ def test_settings_are_json_in_lines_that_fit(value: Any) -> None:
 
 
 def test_empty_and_unclipped_runs_have_reports() -> None:
-    for run in (Run(MemoryStore()), made(clip=False), made(recorded=[0], length=1), of(*layer(ENCODER, 3, -1))):
+    one = {"recorded": [0], "steps": 1}
+    for run in (Run(MemoryStore()), made(clip=False, **one), made(length=1, **one), of(*layer(ENCODER, 3, -1))):
         found = report(run, [HEALTHY])
         Page(found.html())
         assert found.text() and found.markdown() and json.loads(found.json())
@@ -314,7 +329,7 @@ def test_every_process_has_its_part_in_the_share_of_clipped_steps(clipped: tuple
     assert summary.facts(run.of_rank(1))["clipped"] == pytest.approx(clipped[1] / 10)
 
 
-def test_calls_that_only_measure_are_shown_as_such_and_counted_nowhere() -> None:
+def test_calls_that_only_measure_are_shown_as_such_and_counted_nowhere(undrawn: None) -> None:
     made = report(Run(_steps(0, 6)), [])
     assert "10 measured clipping calls changed the gradients in 60%. The norm before: median 1" in made.text()
     assert "norm, clip_grad_norm_, which measures only" in made.html()
@@ -323,7 +338,7 @@ def test_calls_that_only_measure_are_shown_as_such_and_counted_nowhere() -> None
 
 
 def test_save_goes_by_the_suffix(tmp_path: Path) -> None:
-    found = report(made(), FINDINGS)
+    found = report(Run(MemoryStore()), FINDINGS)
     for suffix, start in {
         "html": "<!DOCTYPE html>",
         "md": "# gradscope",
@@ -338,10 +353,8 @@ def test_save_goes_by_the_suffix(tmp_path: Path) -> None:
         found.save(tmp_path / "new" / "report.md" / "below.md")
 
 
-def test_progress_counts_pictures() -> None:
-    seen: list[tuple[int, int]] = []
-    report(made(), []).html(lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 14) for n in range(1, 15)]
+def test_progress_counts_pictures(drawn: tuple[str, Progress]) -> None:
+    assert drawn[1] == [(n, 14) for n in range(1, 15)]
 
 
 def test_run_report_and_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

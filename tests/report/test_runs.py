@@ -93,7 +93,7 @@ def test_the_table_of_a_comparison() -> None:
     assert "residual" in full and "residual" not in screen and "vanishing_gradient" in screen
 
 
-def test_pages_and_markdown_begin_with_the_table() -> None:
+def test_pages_and_markdown_begin_with_the_table(undrawn: None) -> None:
     runs = {"small": made(meta=gru(8)), "large": stalled(64)}
     report = comparison(runs, {"small": [HEALTHY], "large": [VANISHING]})
     html, markdown = report.html(), report.markdown()
@@ -112,7 +112,7 @@ def test_sparklines_share_one_scale() -> None:
     assert spark([1.0], rows) == ""
 
 
-def test_a_sweep_shows_itself(tmp_path: Path) -> None:
+def test_a_sweep_shows_itself(tmp_path: Path, undrawn: None) -> None:
     for size in (4, 8):
         ParquetStore(tmp_path / f"size={size}", gru(size)).close()
     shown = repr(gradscope.load(tmp_path))

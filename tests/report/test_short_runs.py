@@ -52,7 +52,9 @@ def test_of_one_record_nothing_is_told_over_training() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 10])
-def test_beginning_and_end_are_told_apart_where_they_are_apart(count: int) -> None:
+def test_beginning_and_end_are_told_apart_where_they_are_apart(count: int, request: pytest.FixtureRequest) -> None:
+    if count > 2:
+        request.getfixturevalue("undrawn")  # the fewest are drawn
     found = report(made(recorded=range(count), steps=count), [])
     html = found.html()
     assert all(title in html for title in OVER_TRAINING) and html.count("<svg") == 14
@@ -62,15 +64,16 @@ def test_beginning_and_end_are_told_apart_where_they_are_apart(count: int) -> No
 
 def test_records_of_the_beginning_alone_are_told_to_be_that() -> None:
     early = report(made(recorded=[0, 1, 13], steps=400), [])
+    html = early.html()
     said = "The last record is of step 13 of 399: the report shows the beginning of the training."
-    for written in (early.html(), early.text(), early.markdown()):
+    for written in (html, early.text(), early.markdown()):
         assert said in " ".join(written.split()) and "end of training" not in written
-    assert "median of steps 0, 1, 13" in early.html() and "Units at step 13:" in " ".join(early.text().split())
+    assert "median of steps 0, 1, 13" in html and "Units at step 13:" in " ".join(early.text().split())
     for steps in ([0], [0, 1, 300]):
         assert report(made(recorded=steps, steps=400), []).summary["beginning"] == ""
 
 
-def test_what_was_not_looked_at_is_counted_nowhere() -> None:
+def test_what_was_not_looked_at_is_counted_nowhere(undrawn: None) -> None:
     run = fast(3000)
     found = report(run, [])
     facts = found.summary["facts"]
@@ -84,7 +87,9 @@ def test_what_was_not_looked_at_is_counted_nowhere() -> None:
 
 
 @pytest.mark.parametrize("bad", [0, 1])
-def test_where_no_loss_was_seen_nothing_is_said_of_it(bad: int) -> None:
+def test_where_no_loss_was_seen_nothing_is_said_of_it(bad: int, request: pytest.FixtureRequest) -> None:
+    if bad:
+        request.getfixturevalue("undrawn")  # the other one is drawn
     run = fast(40, math.nan, bad)
     both = {"a": run, "b": run}
     for written in (report(run, []).html(), report(run, []).text(), report(run, []).markdown(), repr(run)):
@@ -93,7 +98,7 @@ def test_where_no_loss_was_seen_nothing_is_said_of_it(bad: int) -> None:
     assert report(run, []).summary["facts"]["loss"] == "" and report(run, []).summary["loss"] == []
 
 
-def test_the_loss_stands_above_all_other_figures() -> None:
+def test_the_loss_stands_above_all_other_figures(undrawn: None) -> None:
     run = made()
     html, text = report(run, []).html(), report(run, []).text()
     assert html.index("<svg") < html.index("</svg>") < html.index("Layers</h2>")

@@ -15,8 +15,6 @@ from gradscope import LayerKey, Run
 
 DRAWS = 20
 
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
-
 
 def key_of(layer: LayerKey) -> str:
     return f"{layer.module}/{layer.layer}/{layer.direction}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from browsers import Tab
 from made_boards import Made
 
@@ -10,8 +9,6 @@ from gradscope.types.clips import share
 from gradscope.types.loss import change
 
 BOTH = ["first/gradscope", "second/gradscope"]
-
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
 
 
 def heard(tab: Tab) -> list[str]:

@@ -24,8 +24,6 @@ VIEWS = {
 }
 BOTH = ["first/gradscope", "second/gradscope"]
 
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
-
 
 @contextmanager
 def answering(tab: Tab, handler: Callable[[Any], None]) -> Iterator[None]:

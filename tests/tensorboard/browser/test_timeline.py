@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from browsers import Tab, until, walked
 from made_boards import HOSTILE, RECORDED
 from playwright.sync_api import Locator
-
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, with one TensorBoard per loader
 
 RESTS_S = 5
 
