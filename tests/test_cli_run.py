@@ -20,7 +20,7 @@ from torch.optim import SGD, Optimizer
 import gradscope
 
 pytest.importorskip("click")
-from gradscope.cli import main, traces  # noqa: E402
+from gradscope.cli import main  # noqa: E402
 from gradscope.cli.watch import Watch, models  # noqa: E402
 from gradscope.record import ParquetStore  # noqa: E402
 
@@ -363,39 +363,3 @@ def test_without_recurrent_layers_it_says_so(tmp_path: Path, capsys: pytest.Capt
         train(model := nn.Linear(2, 1), SGD(model.parameters(), 0.1))
     assert "no torch optimizer took the parameters of a recurrent layer" in capsys.readouterr().err
     assert not (tmp_path / "it").exists()
-
-
-# --- tracebacks
-
-
-def frames(error: BaseException) -> list[str]:
-    names, trace = [], error.__traceback__
-    while trace is not None:
-        names.append(trace.tb_frame.f_code.co_name)
-        trace = trace.tb_next
-    return names
-
-
-def test_our_frames_are_taken_out_of_whole_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = re.escape(traces._HOUSE)
-    assert re.match(house, gradscope.__file__)
-    ours = compile("def ours(call):\n    call()\n", f"{traces._HOUSE}made_up.py", "exec")
-    space: dict[str, object] = {}
-    exec(ours, space)
-
-    def inner() -> None:
-        raise ValueError("inner")
-
-    def outer() -> None:
-        try:
-            space["ours"](inner)  # type: ignore[operator]
-        except ValueError as error:
-            raise KeyError("outer") from error
-
-    with pytest.raises(KeyError) as caught:
-        space["ours"](outer)  # type: ignore[operator]
-    error = caught.value
-    assert "ours" in frames(error) and error.__cause__ and "ours" in frames(error.__cause__)
-    traces.clean(error)
-    assert "ours" not in frames(error) and frames(error)[-1] == "outer"
-    assert frames(error.__cause__) == ["outer", "inner"]
