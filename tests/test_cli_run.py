@@ -20,7 +20,7 @@ from torch.optim import SGD, Optimizer
 import gradscope
 
 pytest.importorskip("click")
-from gradscope.cli import main, script  # noqa: E402
+from gradscope.cli import main  # noqa: E402
 from gradscope.cli.watch import Watch, models  # noqa: E402
 from gradscope.record import ParquetStore  # noqa: E402
 
@@ -171,11 +171,9 @@ def test_a_run_that_is_there_is_not_written_over(project: Path, shell: Shell) ->
     assert (project / "taken" / "gradscope" / "run.json").read_text(encoding="utf-8") == "{}"
 
 
-def launched(project: Path, logdir: str, script: str, *how: str) -> tuple[int, str, str]:
-    if not torch.distributed.is_available():
-        pytest.skip("torch was built without torch.distributed")
-    launcher = ("-m", "torch.distributed.run", "--no-python", "--standalone", *how, sys.executable)
-    return python(project, *launcher, "-m", "gradscope.cli", "run", "--logdir", logdir, script)
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch was built without torch.distributed"
+)
 
 
 def as_process(rank: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -186,10 +184,11 @@ def as_process(rank: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> i
     return main()
 
 
+@needs_distributed
 def test_several_processes_record_in_one_folder(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = launched(project, "both", "train.py", "--nproc_per_node", "2")
+    status, _, err = shell.launch("run", "--logdir", "both", "train.py", processes=2)
     assert status == 0 and uncounted(err).count(ending("both")) == 1, err
     run = gradscope.load(project / "both")
     assert run.source.ranks == [0, 1] and len(run.frame("steps")) == 24
@@ -199,10 +198,11 @@ def test_several_processes_record_in_one_folder(
         assert "both already holds a run" in capsys.readouterr().err
 
 
-def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path) -> None:
+@needs_distributed
+def test_processes_that_are_started_anew_record_in_a_folder_within(project: Path, shell: Shell) -> None:
     fails = 'import os\nexec(open("train.py").read())\nassert os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"\n'
     (project / "fails.py").write_text(fails, encoding="utf-8")
-    status, _, err = launched(project, "anew", "fails.py", "--max-restarts", "1")
+    status, _, err = shell.launch("run", "--logdir", "anew", "fails.py", restarts=1)
     assert status == 0, err
     for folder in ("anew", "anew/restart-1"):
         assert ending(folder) in uncounted(err) and len(gradscope.load(project / folder).frame("steps")) == 12
@@ -363,39 +363,3 @@ def test_without_recurrent_layers_it_says_so(tmp_path: Path, capsys: pytest.Capt
         train(model := nn.Linear(2, 1), SGD(model.parameters(), 0.1))
     assert "no torch optimizer took the parameters of a recurrent layer" in capsys.readouterr().err
     assert not (tmp_path / "it").exists()
-
-
-# --- tracebacks
-
-
-def frames(error: BaseException) -> list[str]:
-    names, trace = [], error.__traceback__
-    while trace is not None:
-        names.append(trace.tb_frame.f_code.co_name)
-        trace = trace.tb_next
-    return names
-
-
-def test_our_frames_are_taken_out_of_whole_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = re.escape(script._HOUSE)
-    assert re.match(house, gradscope.__file__)
-    ours = compile("def ours(call):\n    call()\n", f"{script._HOUSE}made_up.py", "exec")
-    space: dict[str, object] = {}
-    exec(ours, space)
-
-    def inner() -> None:
-        raise ValueError("inner")
-
-    def outer() -> None:
-        try:
-            space["ours"](inner)  # type: ignore[operator]
-        except ValueError as error:
-            raise KeyError("outer") from error
-
-    with pytest.raises(KeyError) as caught:
-        space["ours"](outer)  # type: ignore[operator]
-    error = caught.value
-    assert "ours" in frames(error) and error.__cause__ and "ours" in frames(error.__cause__)
-    script.clean(error)
-    assert "ours" not in frames(error) and frames(error)[-1] == "outer"
-    assert frames(error.__cause__) == ["outer", "inner"]

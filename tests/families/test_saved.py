@@ -73,7 +73,7 @@ def record(
     lstm = nn.LSTM(7, hidden, **stack)
     prepare(lstm)
     slots = lstm.num_layers * (1 + lstm.bidirectional)
-    x = torch.randn(12, batch, 7)
+    x = torch.randn(8, batch, 7)
     hx = (torch.randn(slots, batch, hidden), torch.randn(slots, batch, hidden)) if given else None
     optimizer = torch.optim.SGD([p for p in lstm.parameters() if p.requires_grad], 0.1)
     with gradscope.attach(lstm, every=1, quantities="full", max_sequences=limit) as scope:

@@ -25,7 +25,6 @@ pytest.importorskip("jinja2")
 pytest.importorskip("seaborn")
 from gradscope.report import Report, render, report, short, summary, words  # noqa: E402
 from gradscope.report.excerpt import excerpt  # noqa: E402
-from gradscope.report.small import bar, sparkline  # noqa: E402
 
 FINDINGS = [VANISHING, CLIPPING]
 GOLDEN = Path(__file__).with_name("golden")
@@ -245,30 +244,6 @@ def test_the_first_screen_of_many_layers_and_findings() -> None:
     screen = report(made(keys, recorded=[0, 10, 20]), FINDINGS * 3, "deep").text(80, full=False)
     assert "And 8 more layers." in screen and f"And {len(FINDINGS) * 3 - 4} more findings." in screen
     assert len(screen.splitlines()) <= 70
-
-
-@pytest.mark.parametrize(
-    ("values", "line"),
-    [
-        ([], ""),
-        ([1.0], "█"),
-        ([2.0, 1.0, 0.5, 0.0], "█▅▃▁"),
-        ([-1.0, 0.0, 1.0], "▁▅█"),
-        ([1000.0, 100.0, 10.0, 1.0], "█▆▃▁"),
-        ([1.0, math.nan, math.inf, 1.0], "█ ×█"),
-        ([math.inf, math.inf], "××"),
-        ([0.0, 0.0], "▁▁"),
-        (range(100), "▁▂▃▄▄▅▆▇▇█"),
-    ],
-)
-def test_sparklines(values: list[float], line: str) -> None:
-    assert sparkline(values, 10) == line
-
-
-def test_bars() -> None:
-    assert [bar(share, 4) for share in (0.0, 0.5, 1.0, 7.0, 0.3, math.nan)] == [
-        "····", "██··", "████", "████", "█▎··", "    ",
-    ]  # fmt: skip
 
 
 def test_settings_are_short_and_sessions_say_what_differs() -> None:
