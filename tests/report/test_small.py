@@ -7,7 +7,7 @@ import math
 import pytest
 
 pytest.importorskip("jinja2")
-from gradscope.report.bars import bar, sparkline  # noqa: E402
+from gradscope.report.small import bar, sparkline  # noqa: E402
 
 
 @pytest.mark.parametrize(
