@@ -69,6 +69,11 @@ def broken(tables: Tables) -> bool:
     return bool(len(executed)) and float((executed["nonfinite"] > 0).mean()) > ACCIDENT
 
 
+def in_spite(tables: Tables) -> str:
+    """Return the sentence that ends the explanation of a fault in a training that learns; empty if it does not."""
+    return " It learns in spite of this, perhaps more slowly or less far." if learning(tables).learns else ""
+
+
 def severity(tables: Tables, *, critical: bool = False, built: bool = False) -> Severity:
     """Return the severity of a fault that matters in failing trainings: `info` if the training learns or is unclear.
 

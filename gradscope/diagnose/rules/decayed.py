@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Tables
-from gradscope.diagnose.progress import learning, severity
+from gradscope.diagnose.progress import in_spite, learning, severity
 from gradscope.diagnose.trend import ENOUGH, Array, by_step, rests_on, span
 from gradscope.diagnose.words import number, percent, place, plural
 from gradscope.types import Finding, LayerKey
@@ -63,7 +63,7 @@ def _by_settings(tables: Tables) -> Iterator[Finding]:
         explanation=(
             f"The optimizer removes {share} of the recurrent weights at every step {how}; less than a thousandth of a "
             f"percent is usual. So within some {lasting} the weights lose what they have learnt, and mostly noise is "
-            f"left. {learning(tables).sentence}"
+            f"left. {learning(tables).sentence}{in_spite(tables)}"
         ),
         evidence={"steps": span(tables), "rate": rate, **learning(tables).evidence},
         remedies=(loops.NO_DECAY,),

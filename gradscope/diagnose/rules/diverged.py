@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Tables
-from gradscope.diagnose.progress import broken, learning, severity
+from gradscope.diagnose.progress import broken, in_spite, learning, severity
 from gradscope.diagnose.rules.updates import LARGE, largest_updates, smaller_steps, typical_update
 from gradscope.diagnose.trend import ENOUGH
 from gradscope.diagnose.words import number, percent
@@ -49,6 +49,7 @@ def _thrown(tables: Tables, first: float) -> Finding:
     why = (
         f"The first steps changed the recurrent weights by {percent(first)} of their norm (1 to 5 % is usual): they "
         f"destroyed the initialisation before the network had learnt anything. {learning(tables).sentence}"
+        f"{in_spite(tables)}"
     )
     title = "the first steps are far too large"
     numbers = {"steps": (tables.records[0], tables.records[2]), "update": first, "thrown": True}

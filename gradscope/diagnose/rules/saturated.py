@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gradscope.diagnose import remedies
 from gradscope.diagnose.frames import Tables
-from gradscope.diagnose.progress import had_fallen, learning, severity
+from gradscope.diagnose.progress import had_fallen, in_spite, learning, severity
 from gradscope.diagnose.rules.updates import smaller_steps
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
 from gradscope.diagnose.words import number, percent, place
@@ -150,6 +150,7 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool
         why += " Look here only if it stops falling too early."
     if started:
         why += " The first record shows this already: the initialisation, or the input, puts the gate there."
+        why += in_spite(tables)
     return why + rests_on(tables, key)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Tables
-from gradscope.diagnose.progress import learning, severity
+from gradscope.diagnose.progress import in_spite, learning, severity
 from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, state_sizes, state_spread, timesteps
 from gradscope.diagnose.words import number, percent, place
 from gradscope.types import Finding, LayerKey
@@ -110,7 +110,8 @@ def _finding(tables: Tables, sign: Sign, count: int) -> Finding:
         severity=severity(tables, critical=kind == "invisible", built=kind != "invisible"),
         layer_key=key,
         title=f"{where}: {TITLES[kind]}",
-        explanation=f"{_explained(where, kind, size)} {learning(tables).sentence}" + rests_on(tables, key),
+        explanation=f"{_explained(where, kind, size)} {learning(tables).sentence}{in_spite(tables)}"
+        + rests_on(tables, key),
         evidence={"steps": span(tables), "timesteps": (0, 0), "kind": kind, "size": size, **learning(tables).evidence},
         remedies=(loops.SCALE_INPUT, *((normalised,) if normalised and kind != "invisible" else ())),
     )
