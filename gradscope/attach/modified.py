@@ -140,7 +140,7 @@ def snapshot(parameters: Sequence[Tensor], each: int | None = None) -> Reference
 def compare(reference: Reference, parameters: Sequence[Tensor]) -> Comparison:
     """Compare the present gradients with a reference."""
     now = snapshot(parameters, reference.each)
-    values = vector(torch.cat, [])
+    values = _nothing()
     if now.present == reference.present and not _known_identical(reference, now):
         bounds = vector(torch.stack, largest(present_gradients(parameters)))
         values = vector(torch.cat, [reference.norms, now.norms, bounds, reference.sample, now.sample])

@@ -39,11 +39,11 @@ def _share(tables: Tables, key: LayerKey) -> float:
 
 
 def _finding(tables: Tables, key: LayerKey, share: float, count: int) -> Finding:
-    where, level = place(key, count == 1), severity(tables, critical=share >= DEAD)
+    where, everywhere = place(key, count == 1), share >= DEAD
     alone = "The loss falls without them. " if learning(tables).learns else ""
     return Finding(
         code="dead_units",
-        severity="warning" if level == "info" and share >= DEAD else level,
+        severity=severity(tables, critical=everywhere, built=everywhere),
         layer_key=key,
         title=f"{where}: {percent(share)} of the units are dead",
         explanation=(

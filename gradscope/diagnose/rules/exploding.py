@@ -7,7 +7,7 @@ import math
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import learning, severity
-from gradscope.diagnose.trend import ENOUGH, peak_reach, rests_on, span, spectral_radius, timesteps
+from gradscope.diagnose.trend import peak_reach, rests_on, span, spectral_radius, timesteps
 from gradscope.diagnose.words import number, place
 from gradscope.types import Finding, LayerKey, Remedy, Severity
 
@@ -94,11 +94,8 @@ def _finding(tables: Tables, key: LayerKey, count: int) -> Finding:
 
 def _severity(tables: Tables, key: LayerKey, size: float) -> Severity:
     """Warn of huge growth that lasts from the start even if the loss falls: the network has not learnt it."""
-    level = severity(tables, critical=size >= HUGE)
-    lasting = (
-        _at_first(tables, key) >= HUGE and min(peak_reach(tables, key)) >= LASTING and len(tables.records) >= ENOUGH
-    )
-    return "warning" if lasting and level == "info" else level
+    lasting = _at_first(tables, key) >= HUGE and min(peak_reach(tables, key)) >= LASTING
+    return severity(tables, critical=size >= HUGE, built=lasting)
 
 
 def _remedies(tables: Tables, key: LayerKey, count: int) -> tuple[Remedy, ...]:

@@ -180,11 +180,10 @@ def _where(tables: Tables, key: LayerKey) -> str:
 
 
 def _finding(tables: Tables, key: LayerKey, title: str, why: str, form: str, remedies: tuple[Remedy, ...]) -> Finding:
-    level = severity(tables)
     surely = form == "batch" or (form == "start" and key.direction == "forward")  # nobody means that
     return Finding(
         code="misread_output",
-        severity="warning" if level == "info" and surely else level,
+        severity=severity(tables, built=surely),
         layer_key=key,
         title=f"{_where(tables, key)}: {title}",
         explanation=f"{why} {learning(tables).sentence}" + rests_on(tables, key),
