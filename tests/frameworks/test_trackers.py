@@ -23,7 +23,8 @@ def wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with wandb.init(project="gradscope", mode="offline") as run:
+    # W&B reads its variables once in a process, and another test may have made it do so: it is told the folder too.
+    with wandb.init(project="gradscope", mode="offline", dir=tmp_path) as run:
         yield run
 
 
