@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # of Python 3.13.0 alone; torch.compile makes a failure of it
     config.addinivalue_line("filterwarnings", "ignore:Guards may run slower on Python:RuntimeWarning")
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
     # A shell ignores interrupts for what it runs in the background, and programs that are started here inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -33,7 +35,7 @@ class Recorded(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tables:
     """Tables of some recorded steps, the first and the last among them; `steps`, `clips` and `notes` of all steps.
 
@@ -58,25 +60,23 @@ class Tables:
             self.known[table] = frame.groupby(KEY, sort=False).indices if len(frame) else {}
         return frame.iloc[self.known[table].get(tuple(key), [])]
 
-    @property
+    @cached_property
     def keys(self) -> list[LayerKey]:
         """All recurrences by module, the lowest layer first; later chains of a step follow the first."""
         rows = self.frames["layers"][KEY].drop_duplicates()
         return sorted(LayerKey(str(m), int(n), d, int(c)) for m, n, d, c in rows.itertuples(index=False))
 
-    @property
+    @cached_property
     def first_chains(self) -> list[LayerKey]:
         """All recurrences once, by their first chain."""
         return [key for key in self.keys if key.chain == 0]
 
-    @property
-    def by_module(self) -> Iterator[tuple[str, list[LayerKey]]]:
+    @cached_property
+    def by_module(self) -> list[tuple[str, list[LayerKey]]]:
         """The recurrences of each module."""
-        keys = self.first_chains
-        for module in dict.fromkeys(key.module for key in keys):
-            yield module, [key for key in keys if key.module == module]
+        return [(module, list(keys)) for module, keys in groupby(self.first_chains, lambda key: key.module)]
 
-    @property
+    @cached_property
     def records(self) -> list[int]:
         """The recorded steps of these tables."""
         return sorted({int(step) for step in self.frames["layers"]["step"]})
@@ -86,9 +86,15 @@ class Tables:
         """Number of all recorded steps, with steps that these tables leave out."""
         return int(self.frames["steps"]["recorded"].astype(bool).sum())
 
+    @cached_property
+    def _gates(self) -> dict[str, set[str]]:
+        """Names of the gates by module."""
+        rows = self.frames["gates"][["module", "gate"]].drop_duplicates()
+        return {str(module): {*gates} for module, gates in rows.groupby("module")["gate"]}
+
     def family(self, module: str) -> str:
         """Return `"lstm"`, `"gru"`, `"rnn_relu"` or `"rnn_tanh"`, or an empty text for other cells."""
-        gates = {*self.frames["gates"].loc[self.frames["gates"]["module"] == module, "gate"]}
+        gates = self._gates.get(module, set[str]())
         if "forget" in gates:
             return "lstm"
         if "update" in gates:

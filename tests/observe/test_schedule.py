@@ -132,7 +132,7 @@ def test_it_is_a_function_of_the_step_and_the_costs() -> None:
 def test_the_cost_is_never_above_the_budget_a_second_and_a_record(
     step_s: float, record_s: float, budget: float
 ) -> None:
-    steps = min(200_000 if budget == 0.015 else 40_000, int(3000 / step_s))  # the default longest
+    steps = min(80_000 if budget == 0.015 else 20_000, int(3000 / step_s))  # the default longest
     idle_s = min(3e-6, budget * step_s / 4)
     played = Played(always(step_s), always(record_s), idle_s=idle_s, budget=budget).run(steps)
     assert played.excess <= 1e-9
@@ -186,13 +186,13 @@ def test_processes_that_measure_different_costs_record_common_steps() -> None:
 @pytest.mark.parametrize("factor", [10, 1000])
 def test_records_that_suddenly_cost_more(factor: int) -> None:
     """One may surprise; the next waits until the budget allows it."""
-    played = Played(always(0.01), lambda step: 1e-3 * (factor if step >= 5000 else 1)).run(400_000)
+    played = Played(always(0.01), lambda step: 1e-3 * (factor if step >= 5000 else 1)).run(100_000)
     assert played.excess <= 1e-9
     assert len([step for step in played.recorded if step >= 5000]) > 2
 
 
 def test_steps_that_suddenly_take_no_time() -> None:
-    played = Played(lambda step: 0.1 if step < 1000 else 1e-3, always(0.01), idle_s=1e-6).run(400_000)
+    played = Played(lambda step: 0.1 if step < 1000 else 1e-3, always(0.01), idle_s=1e-6).run(100_000)
     assert played.excess <= 1e-9
     early = [gap for gap, step in zip(played.gaps, played.recorded, strict=False) if 200 < step < 900]
     assert max(early) <= 16 and played.gaps[-1] >= 512

@@ -16,7 +16,7 @@ import gradscope
 from gradscope.record import MemoryStore
 from gradscope.types import Batch
 
-STEPS, LOOKS = 400, 80
+STEPS, LOOKS = 240, 80
 """In a window. Rows are gathered and thinned many times in each; the least that was in use is what counts."""
 BLOCKS, NATIVE = STEPS // 2, 512 * STEPS
 """Half an object of Python's for each step, and half a KiB in C."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import multiprocessing
 import os
-import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -252,22 +252,26 @@ def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 1
 
 
+def write_on(logdir: Path, begun: Any) -> None:
+    one = make_sink(logdir)
+    assert one is not None
+    for step in itertools.count():
+        one.write(recorded(step, np.arange(200.0)))
+        time.sleep(0.0005)
+        if step == 200:
+            begun.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the process that is killed is a fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_killed_it_leaves_whole_records(tmp_path: Path) -> None:
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "import itertools, numpy as np, time\n"
-        "from boards import recorded, make_sink\n"
-        f"sink = make_sink({str(tmp_path)!r})\n"
-        "for step in itertools.count():\n"
-        "    sink.write(recorded(step, np.arange(200.0)))\n"
-        "    time.sleep(0.0005)\n"
-        "    step == 200 and print('go', flush=True)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(3 * sink.GATHER_S)
-        process.send_signal(signal.SIGKILL)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=write_on, args=(tmp_path, begun := context.Event()), daemon=True)
+    process.start()
+    assert begun.wait(60)
+    time.sleep(3 * sink.GATHER_S)
+    process.kill()
+    process.join()
     found = values(tmp_path)
     kept = [step for step, _ in found["grad_h/rnn/0/forward"]]
     assert kept == list(range(len(kept)))

@@ -13,7 +13,8 @@ from made_boards import LENGTH, LONG, RECORDED, STEPS, Made, falling, spaced
 
 from gradscope import LayerKey, Run
 
-DRAWS = 20
+DRAWS = 10
+"""By each of the two loaders."""
 
 
 def key_of(layer: LayerKey) -> str:

@@ -23,6 +23,8 @@ VIEWS = {
     "compare": ["compare-steps"],
 }
 BOTH = ["first/gradscope", "second/gradscope"]
+IMPATIENT = "const every = setInterval; window.setInterval = (act, ms) => every(act, ms / 5)"
+"""The page asks for news every second."""
 
 
 @contextmanager
@@ -299,6 +301,7 @@ def test_it_grows_while_training_runs_behind_a_prefix(context: Any, tmp_path: Pa
     with running(tmp_path, "python", "--path_prefix", "/deep/board") as base:
         assert "/deep/board" in base
         tab = Tab(context, base, tmp_path)
+        tab.page.add_init_script(IMPATIENT)
         with gradscope.attach(model := Named("rnn", torch.nn.RNN(2, 4)), tmp_path / "now", every=1):
             steps(model, 3)
             tab.open(view="compare")
