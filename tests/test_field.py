@@ -112,6 +112,17 @@ def test_remedies_that_are_typed_beside_the_optimizer() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_switches_that_change_nothing_but_what_they_say() -> None:
+    work, setup = tasks()["beats"], tasks()["beats"].usual.but(**TINY, clip=1e-3)
+
+    def losses(**changes: Any) -> list[float]:
+        return train(work, setup.but(**changes), 0).losses
+
+    assert losses(clip_late=True) == losses(clip=0.0) != losses()
+    assert losses() != losses(zero_grad=False, cleared="encoder") != losses(zero_grad=False)
+    assert losses(decay=1.0) == losses() != losses(decay=0.5)
+
+
 def test_a_training_is_the_same_watched_or_not_and_goes_all_the_way(tmp_path: Path) -> None:
     case = tiny(ailing("keywords", "state detached", "detached_state", {}, {"detach": 1}))
     found = watched(case, tmp_path)
