@@ -16,7 +16,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks.field import remedies, report, store  # noqa: E402
 from benchmarks.field.__main__ import arguments, chosen_cases  # noqa: E402
-from benchmarks.field.case import FAULTY, Case, ailing, sound  # noqa: E402
+from benchmarks.field.case import FAULTY, FOURTH, ODD, SOUND, THIRD, UNRELATED, Case, ailing, sound  # noqa: E402
 from benchmarks.field.cases import all_cases  # noqa: E402
 from benchmarks.field.confirm import NOT_TRAINED, why_not  # noqa: E402
 from benchmarks.field.judge import Verdict, confirmed, judge  # noqa: E402
@@ -43,6 +43,14 @@ def test_the_halves_share_no_task_and_both_have_every_kind_of_work_and_of_fault(
         assert len({tasks()[case.task].kind for case in by_half[half]}) >= 9
         assert len({case.codes[0] for case in by_half[half] if case.codes}) == 17
         assert sum(case.fine for case in by_half[half]) >= 35 and sum(not case.fine for case in by_half[half]) >= 35
+
+
+@pytest.mark.parametrize("part", [THIRD, FOURTH])
+def test_later_parts_have_every_kind_of_fault_in_other_trainings(part: str) -> None:
+    mine = [case for case in all_cases() if case.half == part]
+    assert len({case.codes[0] for case in mine if case.codes}) == 17
+    assert {case.truth for case in mine} == {SOUND, ODD, UNRELATED, FAULTY}
+    assert "## The " + part + " part" in report.report(mine, [part], Path("nowhere"))
 
 
 def test_cases_differ_in_name_and_in_setup() -> None:
@@ -102,6 +110,17 @@ def test_remedies_that_are_typed_beside_the_optimizer() -> None:
     assert tried is not None and tried[1].optimizer is not None
     tried[1].optimizer(model, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_switches_that_change_nothing_but_what_they_say() -> None:
+    work, setup = tasks()["beats"], tasks()["beats"].usual.but(**TINY, clip=1e-3)
+
+    def losses(**changes: Any) -> list[float]:
+        return train(work, setup.but(**changes), 0).losses
+
+    assert losses(clip_late=True) == losses(clip=0.0) != losses()
+    assert losses() != losses(zero_grad=False, cleared="encoder") != losses(zero_grad=False)
+    assert losses(decay=1.0) == losses() != losses(decay=0.5)
 
 
 def test_a_training_is_the_same_watched_or_not_and_goes_all_the_way(tmp_path: Path) -> None:

@@ -25,6 +25,14 @@ def _transcript(batch: Batch) -> Batch:
     return replace(batch, y=y, extra={**batch.extra, "lengths": lengths})
 
 
+def _constant(batch: Batch) -> Batch:
+    """One sequence that stands still, divided by its own standard deviation."""
+    x = batch.x.clone()
+    still = x[0] * 0
+    x[0] = still / still.std(0)
+    return replace(batch, x=x)
+
+
 def _empty(loss: Tensor, answers: Tensor) -> Tensor:
     """The mean over a mask that holds nothing."""
     kept = answers.new_zeros(answers.shape)
@@ -43,8 +51,19 @@ def _root(loss: Tensor, answers: Tensor) -> Tensor:
     return loss + (first - first.detach()).square().sum().sqrt()
 
 
-BATCHES = {"missing": _missing, "ctc": _transcript, "ctc masked": _transcript}
-LOSSES = {"empty": _empty, "log": _log, "root": _root}
+def _masked(loss: Tensor, answers: Tensor) -> Tensor:
+    """Attention over a row of padding alone."""
+    padding = torch.full((4,), -torch.inf)
+    return loss + 0.01 * (padding.softmax(0) * answers.flatten()[:4]).sum()
+
+
+def _exp(loss: Tensor, answers: Tensor) -> Tensor:
+    """The exponential of a log-variance that has run away."""
+    return loss + 0.01 * torch.exp(answers.flatten()[0] * 0 + 100)
+
+
+BATCHES = {"constant": _constant, "missing": _missing, "ctc": _transcript, "ctc masked": _transcript}
+LOSSES = {"empty": _empty, "log": _log, "root": _root, "masked": _masked, "exp": _exp}
 
 
 def touched(batch: Batch, birth: str, now: bool) -> Batch:

@@ -10,8 +10,8 @@ from benchmarks.field.task import Task
 from benchmarks.field.tasks import tasks
 
 SOUND, ODD, UNRELATED, FAULTY = "healthy", "healthy, odd", "not recurrent", "faulty"
-THIRD = "third"
-"""Name of the part whose tasks may be those of either half."""
+THIRD, FOURTH = "third", "fourth"
+"""Names of the parts whose tasks may be those of either half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Case:
         codes: findings of which one must come first; the first of them names the fault.
         mended: the same training without what ails it; its own setup where nothing does.
         seed: of weights and data.
-        again: it belongs to the third part, whatever its task.
+        part: it belongs to; its task's half where this is empty.
     """
 
     task: str
@@ -37,7 +37,7 @@ class Case:
     codes: tuple[str, ...]
     mended: Setup
     seed: int
-    again: bool = False
+    part: str = ""
 
     @property
     def name(self) -> str:
@@ -51,8 +51,8 @@ class Case:
 
     @property
     def half(self) -> str:
-        """`"tuning"` or `"held-out"`, the task's; `"third"`."""
-        return THIRD if self.again else self.work.half
+        """`"tuning"` or `"held-out"`, the task's; `"third"` or `"fourth"`."""
+        return self.part or self.work.half
 
     @property
     def fine(self) -> bool:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import functools
 
-from benchmarks.field import cases_again, cases_inout, cases_loop, cases_recurrence, cases_sound, cases_unrelated
-from benchmarks.field.case import THIRD, Case
+from benchmarks.field import (
+    cases_again,
+    cases_fresh,
+    cases_inout,
+    cases_loop,
+    cases_recurrence,
+    cases_sound,
+    cases_unrelated,
+)
+from benchmarks.field.case import FOURTH, THIRD, Case
 from benchmarks.field.tasks import HALVES
 
-PARTS = (*HALVES, THIRD)
+PARTS = (*HALVES, THIRD, FOURTH)
 
 
 @functools.cache
 def all_cases() -> list[Case]:
     """Every case once, always in the same order."""
-    rooms = (cases_sound, cases_unrelated, cases_recurrence, cases_loop, cases_inout, cases_again)
+    rooms = (cases_sound, cases_unrelated, cases_recurrence, cases_loop, cases_inout, cases_again, cases_fresh)
     return [case for room in rooms for case in room.cases()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.field.case import Case, ailing, odd, sound
+from benchmarks.field.case import THIRD, Case, ailing, odd, sound
 from benchmarks.field.cases_loop import SGD, STEEP
 from benchmarks.field.cases_recurrence import ELMAN, LARGE, PLAIN, RELU
 
@@ -23,7 +23,7 @@ ADAMW: Changes = {"optimizer": "adamw"}
 
 
 def cases() -> list[Case]:
-    return [replace(case, again=True) for case in (*_recurrence(), *_inout(), *_loop(), *_unrelated(), *_sound())]
+    return [replace(case, part=THIRD) for case in (*_recurrence(), *_inout(), *_loop(), *_unrelated(), *_sound())]
 
 
 def _recurrence() -> list[Case]:

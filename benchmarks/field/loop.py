@@ -19,6 +19,14 @@ from benchmarks.field.task import Batch, Generator, Task
 HELD_OUT_SEED = 987_654
 HELD_OUT = 3  # batches
 LIMIT = 1e6  # of a loss that is kept
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+}
 
 
 @dataclass(slots=True)
@@ -58,8 +66,9 @@ def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remed
         rate = _schedule(optimizer, setup)
         for step in range(setup.steps):
             loss, state = _step(model, task, setup, step, state, g)
-            _clip(model, setup, remedy)
+            _clip(model, setup, remedy, False)
             optimizer.step()
+            _clip(model, setup, remedy, True)
             rate.step()
             result.losses.append(loss)
     result.score = judge(model, task, setup)
@@ -70,6 +79,8 @@ def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, 
     """The gradients of a step, of several micro-batches perhaps."""
     if setup.zero_grad:
         model.zero_grad()
+    elif setup.cleared:
+        getattr(model, setup.cleared).zero_grad()
     total = 0.0
     for part in range(setup.accumulate):
         number = step * setup.accumulate + part
@@ -77,7 +88,7 @@ def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, 
         now = bool(setup.birth) and step == setup.birth_at
         batch = births.touched(batch, setup.birth, now)
         with torch.autocast("cpu", torch.bfloat16) if setup.autocast else nullcontext():
-            answers, state = answer(model, batch, setup, state if task.stateful else None)
+            answers, state = answer(model, batch, setup, state if task.stateful or setup.carry else None)
         loss = task.loss(answers.float(), batch, setup) * setup.scale / setup.accumulate
         loss = births.spoiled(loss, answers, setup.birth, now)
         loss.backward()
@@ -90,6 +101,8 @@ def prepare(batch: Batch, task: Task, setup: Setup, g: Generator) -> Batch:
     x, y, lengths = batch.x, batch.y, batch.lengths
     if not task.tokens:
         x = x * setup.inputs + setup.offset
+    if setup.column != 1:
+        x = torch.cat([x[..., :1] * setup.column, x[..., 1:]], -1)
     if setup.cut and task.answers == "last":
         x, lengths = x[:, -setup.cut :], lengths.clamp_max(setup.cut)
     if setup.pad:
@@ -110,22 +123,22 @@ def _labels(y: Tensor, task: Task, setup: Setup, g: Generator) -> Tensor:
 
 def _optimizer(model: nn.Module, setup: Setup) -> torch.optim.Optimizer:
     chosen = [p for name, p in model.named_parameters() if not setup.forgotten or setup.forgotten not in name]
-    known: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if setup.optimizer in known:
-        return known[setup.optimizer](chosen, setup.lr, weight_decay=setup.weight_decay)  # type: ignore[call-arg]
-    if setup.optimizer == "rmsprop":
-        return torch.optim.RMSprop(chosen, setup.lr, weight_decay=setup.weight_decay)
+    if setup.optimizer in OPTIMIZERS:
+        return OPTIMIZERS[setup.optimizer](chosen, setup.lr, weight_decay=setup.weight_decay)  # type: ignore[call-arg]
     momentum = 0.9 if setup.optimizer == "sgd" else 0.0
     return torch.optim.SGD(chosen, setup.lr, momentum=momentum, weight_decay=setup.weight_decay)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, setup: Setup) -> torch.optim.lr_scheduler.LRScheduler:
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / setup.warmup) if setup.warmup else 1.0
+        optimizer, lambda step: min(1.0, (step + 1) / max(1, setup.warmup)) * setup.decay**step
     )
 
 
-def _clip(model: nn.Module, setup: Setup, remedy: Remedy) -> None:
+def _clip(model: nn.Module, setup: Setup, remedy: Remedy, late: bool) -> None:
+    """Clip before a step or, where the setup says so, too late; what is done against a finding is never late."""
+    if late != (setup.clip_late and remedy.gradients is None):
+        return
     if remedy.gradients is not None:
         remedy.gradients(model)
     elif setup.clip_value:
@@ -142,7 +155,7 @@ def judge(model: nn.Module, task: Task, setup: Setup) -> float:
     clean = setup.but(labels="true")
     for step in range(HELD_OUT + task.stateful):
         batch = prepare(task.draw(g, clean, step, True, model), task, clean, g)
-        answers, state = answer(model, batch, clean, state if task.stateful else None)
+        answers, state = answer(model, batch, clean, state if task.stateful or setup.carry else None)
         if not answers.isfinite().all():
             return 0.0
         scores.append(task.score(answers.float(), batch))

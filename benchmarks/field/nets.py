@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,6 +88,15 @@ def width(setup: Setup) -> int:
     return (setup.proj or setup.hidden) * (2 if setup.bidirectional else 1)
 
 
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "round": torch.round,
+    "probabilities": lambda y: y.softmax(-1),
+    "softmax": lambda y: y[..., :1].softmax(-1).expand_as(y),
+}
+
+
 class Head(nn.Module):
     """What makes answers of states."""
 
@@ -106,14 +116,10 @@ class Head(nn.Module):
             for one in self.layers:
                 x = one(x)
             return x
-        y = self.linear(x)
-        if self.kind == "relu":
-            return torch.relu(y)
+        y = self.linear(x.detach() if self.kind == "detached" else x)
         if self.kind == "argmax":
             return nn.functional.one_hot(y.argmax(-1), y.shape[-1]).float().requires_grad_()
-        return {"sigmoid": torch.sigmoid, "softmax": lambda y: y[..., :1].softmax(-1).expand_as(y)}.get(
-            self.kind, lambda y: y
-        )(y)
+        return CURVES[self.kind](y) if self.kind in CURVES else y
 
 
 class Reader(nn.Module):
@@ -142,6 +148,8 @@ class Reader(nn.Module):
             return pad_packed_sequence(output, batch_first=True, total_length=e.shape[1])[0], state
         if self.setup.swapped:
             return self.rnn(e.transpose(0, 1))[0].transpose(0, 1), None
+        if self.setup.viewed:
+            return self.rnn(e.reshape(e.shape[1], e.shape[0], -1).transpose(0, 1))[0], None
         if not self.setup.detach:
             return self.rnn(e, state)
         outputs: list[Tensor] = []

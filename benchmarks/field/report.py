@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.faults.evaluate import told
-from benchmarks.field.case import THIRD, Case
+from benchmarks.field.case import Case
 from benchmarks.field.judge import Verdict, confirmed, faulty, judge, summary
 from benchmarks.field.remedies import first_remedy, outcome
+from benchmarks.field.tasks import HALVES
 from benchmarks.field.watch import MODES
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
@@ -24,7 +25,7 @@ def report(cases: Sequence[Case], halves: Sequence[str], out: Path) -> str:
 def _half(cases: Sequence[Case], half: str, out: Path) -> Iterator[str]:
     kept, dropped = confirmed(cases, out)
     verdicts = {mode: [judge(case, mode, out) for case in kept] for mode in MODES}
-    yield f"#### The {half} {'part' if half == THIRD else 'half'}\n"
+    yield f"#### The {half} {'half' if half in HALVES else 'part'}\n"
     yield from _counts(kept, dropped)
     yield from _rows(("", *MODES), _summary(verdicts, out))
     yield from _rows(("cause", *(f"first, {mode}" for mode in MODES), "remedy restores"), _causes(verdicts, out))

@@ -19,21 +19,27 @@ class Setup:
         read: which states the answer is read from: `""` as the task means it, `"end"` the last position of the padded
             batch, `"start"` the first, `"mean"` all valid ones.
         swapped: the batch goes in as if its first dimension were time.
+        viewed: the batch is made time-first by `view`, not by `transpose`, which mixes its sequences.
         head: `"linear"`; `"list"`: in a Python list; `"frozen"`; `"relu"`, `"sigmoid"`, `"argmax"`: what follows it;
-            `"softmax"`: over one unit alone.
+            `"softmax"`: over one unit alone; `"probabilities"`: over all, before a loss that does it again; `"round"`;
+            `"detached"`: on states without their past.
         handover: whether a decoder begins with the encoder's state; `"none"`, `"detached"`.
         length: timesteps of a sequence; 0 for the task's own number.
         pad: timesteps of padding behind the longest sequence.
         cut: only so many of the last timesteps are read; 0 for all.
         inputs: what numbers that go in are multiplied by, and `offset` is added.
+        column: the first feature alone is multiplied by it as well.
         targets: what numbers to be said are multiplied by, and `target_offset` is added.
         labels: `"true"`, `"random"`, `"broadcast"` or `"rare"`.
+        carry: a batch begins with the state in which an unrelated one ended.
         single: every timestep is a sequence by itself, from a zero state.
-        optimizer: `"adam"`, `"adamw"`, `"sgd"` (momentum 0.9) or `"rmsprop"`.
-        warmup: steps over which the learning rate rises.
-        clip: `max_norm` of all gradients; 0 for none. `clip_value`: the same for `clip_grad_value_`.
+        optimizer: `"adam"`, `"adamw"`, `"sgd"` (momentum 0.9), `"plain"` (SGD without it), or torch's `"rmsprop"`,
+            `"adagrad"`, `"nadam"`, `"radam"`.
+        warmup: steps over which the learning rate rises. `decay`: what it is multiplied by at every step.
+        clip: `max_norm` of all gradients; 0 for none. `clip_value`: the same for `clip_grad_value_`. `clip_late`: after
+            the step, where it does nothing.
         accumulate: micro-batches of a step.
-        zero_grad: whether gradients are cleared before a step.
+        zero_grad: whether gradients are cleared before a step; where not, `cleared` names a part whose are.
         detach: the state is detached after so many timesteps; 0 for never.
         forgotten: parameters whose names hold this are not given to the optimizer.
         birth: what makes the loss or its gradient infinite: a name in `births.BIRTHS`, at step `birth_at`.
@@ -51,6 +57,7 @@ class Setup:
     init: tuple[tuple[str, float], ...] = ()
     read: str = ""
     swapped: bool = False
+    viewed: bool = False
     head: str = "linear"
     handover: str = "state"
     length: int = 0
@@ -58,21 +65,26 @@ class Setup:
     cut: int = 0
     inputs: float = 1.0
     offset: float = 0.0
+    column: float = 1.0
     labels: str = "true"
     targets: float = 1.0
     target_offset: float = 0.0
+    carry: bool = False
     single: bool = False
     optimizer: str = "adam"
     lr: float = 0.003
     weight_decay: float = 0.0
     warmup: int = 0
+    decay: float = 1.0
     clip: float = 1.0
     clip_value: float = 0.0
+    clip_late: bool = False
     steps: int = 200
     batch: int = 32
     accumulate: int = 1
     autocast: bool = False
     zero_grad: bool = True
+    cleared: str = ""
     detach: int = 0
     forgotten: str = ""
     birth: str = ""
