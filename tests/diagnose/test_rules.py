@@ -182,7 +182,7 @@ def test_a_gate_that_is_shut_at_first_costs_the_steps_until_it_opens(
     findings = saturated_gate(made.seen())
     assert [(finding.severity, finding.evidence["until"]) for finding in findings] == [("warning", until)] * bool(until)
     for finding in findings:
-        assert f"until step {until} of 192" in finding.explanation and finding.evidence["from_start"] is True
+        assert finding.explanation.startswith(f"Until step {until} of 192") and finding.evidence["from_start"] is True
         assert finding.remedies[0].code.startswith("model.encoder.reset_parameters()")
 
 

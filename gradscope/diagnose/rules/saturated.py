@@ -156,12 +156,11 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool
     meaning = MEANS.get((tables.family(key.module), case.gate, case.side), NOTHING_PASSES)
     limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
     units = f"{percent(case.share)} of the units of {_named(case.gate)} of {place(key, False)}"
-    when = "early and late in the training" if case.until is None else f"until step {case.until} of {span(tables)[1]}"
-    why = f"{units} are {limit}, {when}: {meaning}."
+    why = f"{units} are {limit}, early and late in the training: {meaning}."
     if case.until is not None:
-        why += " Then the gate opens; the training has lost the steps before."
+        why = f"Until step {case.until} of {span(tables)[1]}, {units} are {limit}: {meaning}. These steps are lost."
     if math.isfinite(case.mean) and case.side != "both":
-        why += f" Its mean activation is {number(case.mean)}."
+        why += f" Its mean activation {'is' if case.until is None else 'begins at'} {number(case.mean)}."
     why += f" {learning(tables).sentence}"
     if learning(tables).learns and not started:
         why += " Look here only if it stops falling too early."
