@@ -65,8 +65,8 @@ def _outweighing(tables: Tables) -> Iterator[Finding]:
         explanation=(
             f"The optimizer adds the weight decay to the gradient of the recurrent layers ({found[0]['how']}). In "
             f"{plural(len(found), 'record')} from step {int(notes['step'].min())} on, the decay is {number(ratio)} "
-            "times as large as the gradient of the loss (median). So the optimizer makes the weights small before it makes "
-            f"the loss small. {learning(tables).sentence}{in_spite(tables)}"
+            "times as large as the gradient of the loss (median). So the optimizer makes the weights small before it "
+            f"makes the loss small. {learning(tables).sentence}{in_spite(tables)}"
         ),
         evidence={"steps": span(tables), "ratio": ratio, **learning(tables).evidence},
         remedies=(loops.NO_DECAY,),
