@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.gradients import leaves_below
-from gradscope.attach.modified import local
+from gradscope.attach.modified import local, two_norms
 from gradscope.observe.passes import Pass
 from gradscope.observe.tree import Tree
-from gradscope.private import foreach_norm
 from gradscope.types.notes import DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
 
 SEARCHED = 5000
@@ -114,8 +113,8 @@ def _norms(parameters: Sequence[Tensor]) -> Tensor:
 
 def _sizes(tensors: Sequence[Tensor]) -> Tensor:
     """Their norms."""
-    parts = [local(x.detach()) for x in tensors]
-    return torch.stack([norm.float().cpu() for norm in foreach_norm(parts, 2)]) if parts else torch.empty(0)
+    norms = two_norms([local(x.detach()) for x in tensors])
+    return torch.stack([norm.float().cpu() for norm in norms]) if norms else torch.empty(0)
 
 
 def _decay(optimizer: Optimizer, watched: Set[int]) -> str | None:
