@@ -117,13 +117,21 @@ def _before_nan(tables: Tables) -> Iterator[Finding]:
             "throws the weights far off, and the next one overflows."
         ),
         evidence={"steps": (int(steps["step"].min()), first), "growth": times, "before_nan": True},
-        remedies=(loops.clip(1.0), loops.rate(0.1)),
+        remedies=(loops.clip(_usual(_finite(steps.loc[steps["step"] < first, "grad_norm"]))), loops.rate(0.1)),
     )
+
+
+def _usual(norms: Array) -> float:
+    """A threshold that clips the larger of the early norms; 1 if too few are known."""
+    return min(_early(norms), float(np.median(norms))) if len(norms) >= STEPS else 1.0
+
+
+def _early(norms: Array) -> float:
+    return float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
 
 
 def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Finding:
     median, peak = float(np.median(norms)), float(norms.max())
-    early = float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
     return Finding(
         code="missing_clipping",
         severity="info" if had_fallen(tables) else severity(tables, critical=peak >= 10 * SPIKE[adaptive] * median),
@@ -137,11 +145,11 @@ def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Findin
             "steps": (at, at),
             "grad_norm_median": median,
             "grad_norm_max": peak,
-            "grad_norm_early_p25": early,
+            "grad_norm_early_p25": _early(norms),
             "adaptive": adaptive,
             **learning(tables).evidence,
         },
-        remedies=(loops.clip(min(early, median)), loops.rate(0.1)),
+        remedies=(loops.clip(_usual(norms)), loops.rate(0.1)),
     )
 
 
