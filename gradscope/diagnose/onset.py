@@ -80,7 +80,7 @@ def find_onset(tables: Tables, first: int) -> Onset:
         key=key,
         origin=origin,
         parameters=note[1].removeprefix(LOST) if note else "",
-        grew=_grew(steps[steps.index < first]),
+        grew=growth(tables, first) >= JUMP,
     )
 
 
@@ -111,16 +111,16 @@ def _key(row: Any) -> LayerKey:
     return LayerKey(str(row.module), int(row.layer), row.direction, int(row.chain))
 
 
-def _grew(before: Any) -> bool:
-    """True if the last known gradient norms or losses are far above the usual."""
+def growth(tables: Tables, first: int) -> float:
+    """Return how many times the usual the last gradient norms or losses before a step are; 0 if nobody knows."""
+    steps = tables["steps"]
+    before, found = steps[steps["step"] < first].sort_values("step", kind="stable"), [0.0]
     for column in ("grad_norm", "loss"):
         sizes = before[column].abs()
         sizes = sizes[sizes.map(math.isfinite) & (sizes > 0)]
-        if len(sizes) >= 3 and float(sizes.tail(2).max()) >= JUMP * float(
-            sizes.iloc[: max(1, len(sizes) // 2)].median()
-        ):
-            return True
-    return False
+        if len(sizes) >= 2:
+            found.append(float(sizes.tail(2).max() / sizes.iloc[: max(1, len(sizes) // 2)].median()))
+    return max(found)
 
 
 def explain(tables: Tables, onset: Onset) -> str:

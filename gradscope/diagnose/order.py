@@ -59,8 +59,11 @@ def _place(finding: Finding, findings: Sequence[Finding]) -> tuple[bool, float, 
 def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
     codes = {other.code for other in findings}
     wrong = {other.code for other in findings if other.severity != "info"}
-    if finding.code == "nonfinite_gradient" and "exploding_gradient" not in codes:
+    grew = "exploding_gradient" in codes or any("before_nan" in other.evidence for other in findings)
+    if finding.code == "nonfinite_gradient" and not grew:
         return -1
+    if "before_nan" in finding.evidence:
+        return CAUSES.index("nonfinite_gradient") - 0.5
     if finding.code == "no_gradient" and "since" in finding.evidence and _stopped_above(finding, findings):
         return CAUSES.index("saturated_gate") + 0.5
     if finding.evidence.get("thrown"):

@@ -63,10 +63,14 @@ def identity(key: LayerKey) -> Remedy:
     return Remedy("start from the identity and zero biases", code, identity_)
 
 
-def start_again(key: LayerKey, family: str, timesteps: int) -> Remedy:
-    """Initialise as torch does, then open a gate, or set orthogonal recurrent weights, to keep the state."""
+def start_again(key: LayerKey, family: str, timesteps: int, *, forgets: bool = False) -> Remedy:
+    """Initialise as torch does, then open a gate, or set orthogonal recurrent weights, to keep the state.
+
+    An LSTM that forgets at every step needs memories as long as the sequence; otherwise an open forget gate will do.
+    """
     name = typed(key.module)
-    keep = {"lstm": forget_bias(key), "gru": chrono(key, timesteps)}.get(family)
+    lasting = chrono(key, timesteps)
+    keep = {"lstm": lasting if forgets else forget_bias(key), "gru": lasting}.get(family)
     keep = keep or Remedy("", f"gradscope.cells.orthogonal_({name})", orthogonal_)
 
     def apply(module: nn.Module) -> nn.Module | None:

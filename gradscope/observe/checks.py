@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.gradients import leaves_below
-from gradscope.attach.modified import local
+from gradscope.attach.modified import local, two_norms
 from gradscope.observe.passes import Pass
 from gradscope.observe.tree import Tree
-from gradscope.private import foreach_norm
-from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
 
 SEARCHED = 5000
 """Nodes to search for the parameters below a loss."""
@@ -26,6 +25,10 @@ DECOUPLED = ("SGD", "AdamW")
 """Optimizers whose decay takes a share of the weights, independent of the gradient."""
 DECAYING = 0.003
 """Share of the weights per step at which decay is noted; usual is a hundredth of this share."""
+MIXED = ("SGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta")
+"""Optimizers that add their decay to the gradient, unless they are told to decouple it."""
+UNUSUAL = 1e-3
+"""Decay from which such a sum is examined; usual is a tenth of this, or less."""
 
 
 class Checks:
@@ -89,7 +92,8 @@ class Checks:
             notes += [("", UNOPTIMIZED + ", ".join(names))] if names else []
         decays = [] if self._decay_noted else [text for one in optimizers if (text := _decay(one, watched))]
         self._decay_noted |= bool(decays)
-        return [*notes, *(("", text) for text in decays[:1])]
+        outweighed = [text for one in optimizers if (text := _outweighed(one, watched, share))]
+        return [*notes, *(("", text) for text in (*decays[:1], *outweighed))]
 
     def _unoptimized(self, optimizers: Sequence[Optimizer]) -> list[str]:
         """Names, or shapes, of parameters below the loss of both searched passes that no optimizer steps."""
@@ -103,8 +107,14 @@ class Checks:
 
 
 def _norms(parameters: Sequence[Tensor]) -> Tensor:
-    gradients = [local(p.grad.detach()) for p in parameters if p.grad is not None]
-    return torch.stack([norm.float().cpu() for norm in foreach_norm(gradients, 2)]) if gradients else torch.empty(0)
+    """The norms of their gradients."""
+    return _sizes([p.grad for p in parameters if p.grad is not None])
+
+
+def _sizes(tensors: Sequence[Tensor]) -> Tensor:
+    """Their norms."""
+    norms = two_norms([local(x.detach()) for x in tensors])
+    return torch.stack([norm.float().cpu() for norm in norms]) if norms else torch.empty(0)
 
 
 def _decay(optimizer: Optimizer, watched: Set[int]) -> str | None:
@@ -117,4 +127,21 @@ def _decay(optimizer: Optimizer, watched: Set[int]) -> str | None:
         if rate * decay >= DECAYING and any(id(p) in watched for p in group["params"]):
             how = f"{type(optimizer).__name__}, lr={rate:g}, weight_decay={decay:g}"
             return f"{DECAY}{rate * decay:.2%} of the recurrent weights ({how})"
+    return None
+
+
+def _outweighed(optimizer: Optimizer, watched: Set[int], share: Set[int] | None) -> str | None:
+    """A note on decay that an optimizer adds to the gradients of observed weights, if it is larger; else None."""
+    if type(optimizer).__name__ not in MIXED:
+        return None
+    for group in optimizer.param_groups:
+        decay, decoupled = group.get("weight_decay"), group.get("decoupled_weight_decay")
+        if decoupled or not isinstance(decay, float | int) or decay < UNUSUAL:
+            continue
+        mine = [p for p in group["params"] if id(p) in watched and (share is None or id(p) in share)]
+        mine = [p for p in mine if p.grad is not None and not p.grad.is_sparse]
+        gradient, weights = math.hypot(*_norms(mine).tolist()), math.hypot(*_sizes(mine).tolist())
+        if 0 < gradient < decay * weights:
+            how = f"{type(optimizer).__name__}, weight_decay={decay:g}"
+            return f"{OUTWEIGHS}norm {decay * weights:.3g}, loss gradient {gradient:.3g} ({how})"
     return None

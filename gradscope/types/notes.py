@@ -19,3 +19,7 @@ DETACHED = "the state was detached"
 
 DECAY = "weight decay takes away at every step "
 """At the whole model, once a run; followed by `{share:.2%} of the recurrent weights ({optimizer}, lr=..., ...)`."""
+
+OUTWEIGHS = "weight decay adds more to the gradient than the loss does: "
+"""In a recorded step, at the whole model; followed by `norm {decay:.3g}, loss gradient {gradient:.3g} ({optimizer},
+weight_decay=...)`."""

@@ -242,7 +242,8 @@ def test_a_shut_forget_gate_is_named_and_its_remedy_opens_it() -> None:
     apply = first.remedies[0].apply
     assert apply is not None
     apply(model)
-    assert (model.bias_ih_l0 + model.bias_hh_l0).chunk(4)[1].tolist() == [2.0] * 8
+    biases = (model.bias_ih_l0 + model.bias_hh_l0).chunk(4)[1]  # for memories of up to 16 timesteps
+    assert 0 <= biases.min() < biases.max() <= math.log(15)
 
 
 def test_small_recurrent_weights_vanish_and_large_ones_explode() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 from diagnose.made import FALLS, GROWS, LOST, STALLS, Training, clip, key
@@ -13,7 +14,7 @@ from gradscope.diagnose.rules.few import too_few_records
 from gradscope.diagnose.rules.stale import stale_gradient
 from gradscope.diagnose.rules.unoptimized import unoptimized_parameters
 from gradscope.diagnose.rules.updates import small_updates
-from gradscope.types.notes import DECAY, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, OUTWEIGHS, STALE, UNOPTIMIZED
 
 # --- gradients of earlier steps
 
@@ -183,6 +184,33 @@ def test_a_decay_that_the_gradient_holds_out_against_is_told_by_the_optimizer(
         assert finding.severity == "warning" and finding.evidence["rate"] == pytest.approx(rate)
         assert "(AdamW, lr=0.003, weight_decay=20)" in finding.explanation
         assert f"{round(1 / rate)} steps" in finding.explanation
+
+
+@pytest.mark.parametrize(
+    ("records", "found"),
+    [
+        (range(2), False),
+        (range(3), True),
+        (range(1, 4), True),
+        (range(2, 5), False),
+        (range(4, 16), False),
+        (range(16), True),
+    ],
+)
+@pytest.mark.parametrize("loss", [FALLS, STALLS])
+def test_a_decay_that_outweighs_the_loss_from_the_first_quarter_on(
+    records: Iterable[int], loss: list[float], found: bool
+) -> None:
+    """At the end it may: a minimum of both balances them."""
+    made = Training(records=16)
+    made.loss = loss
+    told = f"{OUTWEIGHS}norm 1.2, loss gradient 0.3 (Adam, weight_decay=0.1)"
+    made.notes = [{"step": made.records[i], **key("", -1, "", -1), "reason": told} for i in records]
+    findings = decayed_weights(made.seen())
+    assert bool(findings) is found
+    for finding in findings:
+        assert (finding.severity, finding.evidence["ratio"]) == ("warning", pytest.approx(4))
+        assert "(Adam, weight_decay=0.1)" in finding.explanation and "weight_decay" in finding.remedies[0].code
 
 
 # --- too few records

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from diagnose.made import FALLS, Training, key
+from diagnose.made import FALLS, Training, clip, key
 
+from gradscope.diagnose import root_causes_first
+from gradscope.diagnose.rules.clipping import missing_clipping
 from gradscope.diagnose.rules.nonfinite import nonfinite_gradient
 from gradscope.types import Finding, Origin
 
@@ -95,6 +97,29 @@ def test_clipping_is_for_gradients_that_grew() -> None:
     made = spoilt(math.inf)
     made.grad_norm = [1.0] * 38 + [500.0, 900.0] + [math.nan] * 80
     assert "clip_grad_norm_" in the(made).remedies[0].code
+
+
+@pytest.mark.parametrize(
+    ("losses", "clipped", "codes"),
+    [
+        ([1.8, 5e4], False, ["missing_clipping", "nonfinite_gradient"]),
+        ([1.8, 100.0], False, ["nonfinite_gradient"]),
+        ([1.8, 5e4], True, ["nonfinite_gradient"]),
+        ([1.8] * 30 + [5e4], False, ["missing_clipping", "nonfinite_gradient"]),
+    ],
+)
+def test_a_loss_that_grew_before_it_was_nan_is_for_clipping(
+    losses: list[float], clipped: bool, codes: list[str]
+) -> None:
+    """No record has to show it."""
+    made = Training(records=4)
+    made.loss = [*losses, *[math.nan] * (120 - len(losses))]
+    made.nonfinite, made.grad_norm = [int(math.isnan(loss)) for loss in made.loss], [math.nan] * 120
+    made.clips = [clip(step, 2.0, 1.0) for step in range(120)] if clipped else []
+    tables = made.seen()
+    findings = root_causes_first([*nonfinite_gradient(tables), *missing_clipping(tables)])
+    assert [finding.code for finding in findings] == codes
+    assert ("clip_grad_norm_" in findings[0].remedies[0].code) is (5e4 in losses)
 
 
 @pytest.mark.parametrize(("bad", "severity"), [(10, "warning"), (11, "critical")])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
-from diagnose.made import FALLS, STALLS, Training, course
+from diagnose.made import FALLS, STALLS, Training, course, key
 
+from gradscope.diagnose import Tables
 from gradscope.diagnose.rules.dead import dead_units
 from gradscope.diagnose.rules.exploding import exploding_gradient
 from gradscope.diagnose.rules.saturated import saturated_gate
@@ -34,16 +36,34 @@ def test_growth_is_a_fault_with_large_weights_or_beyond_measure(peak: float, rad
 
 
 @pytest.mark.parametrize(
-    ("late", "loss", "severity"),
-    [(0.9e3, FALLS, "info"), (1.1e3, FALLS, "warning"), (0.9e3, STALLS, "critical"), (1.1e3, STALLS, "critical")],
+    ("first", "early", "loss", "severity"),
+    [
+        (1e5, 0.9e3, FALLS, "info"),
+        (1e5, 1.1e3, FALLS, "warning"),
+        (0.9e4, 1.1e4, FALLS, "info"),
+        (1e5, 0.9e3, STALLS, "critical"),
+        (1e5, 1.1e3, STALLS, "critical"),
+    ],
 )
-def test_growth_that_is_got_over_is_no_fault_in_a_training_that_learns(
-    late: float, loss: list[float], severity: str
+def test_growth_that_is_got_over_at_once_is_no_fault_in_a_training_that_learns(
+    first: float, early: float, loss: list[float], severity: str
 ) -> None:
-    made = exploding(course(1e5, late), [3.0] * 8)
-    made.loss = loss
+    """Growth that begins in the first record and lasts for most of the first quarter of the steps is one."""
+    made = Training(records=16)
+    made.peak, made.radius, made.loss = [first] + [early] * 5 + [1.0] * 10, [3.0] * 16, loss
     (finding,) = exploding_gradient(made.seen())
     assert finding.severity == severity and "orthogonal" in finding.remedies[0].code
+    assert ("the initialisation causes it" in finding.explanation) is (first == 1e5 and early == 1.1e3)
+
+
+def test_of_two_directions_the_one_whose_growth_lasts_is_named() -> None:
+    """Even if the other begins with more."""
+    made, other = Training(records=16), Training(records=16, where=key(direction="reverse"))
+    made.peak, other.peak = [1e5] + [1.1e3] * 15, [1e6] + [1.0] * 15
+    both = {name: pd.concat([frame, other.tables()[name]]) for name, frame in made.tables().items()}
+    both["steps"] = made.tables()["steps"]
+    (finding,) = exploding_gradient(Tables(both, made.seen().modules))
+    assert finding.severity == "warning" and finding.layer_key.direction == "forward"  # type: ignore[union-attr]
 
 
 def test_growth_that_came_with_training_is_clipped_first() -> None:
@@ -145,17 +165,43 @@ def test_what_a_network_saturates_while_its_loss_falls_far_is_a_fact() -> None:
     assert "learning rate" in finding.remedies[0].title
 
 
-def test_a_gate_that_opens_is_no_fault() -> None:
+@pytest.mark.parametrize(
+    ("family", "gate", "side", "mean"),
+    [("lstm", "forget", "low", 1e-3), ("lstm", "output", "low", 1e-4), ("gru", "update", "high", 0.999)],
+)
+@pytest.mark.parametrize(("shut", "until"), [(1, None), (2, None), (3, 32), (6, 80)])
+@pytest.mark.parametrize("loss", [FALLS, STALLS])
+def test_a_gate_that_is_shut_at_first_costs_the_steps_until_it_opens(
+    family: str, gate: str, side: str, mean: float, shut: int, until: int | None, loss: list[float]
+) -> None:
+    """For a moment at the start it costs nothing: it is a fault if it lasts for most of the first quarter."""
+    made = Training(family, records=13)
+    at_limit = {"low": 0.0, "high": 0.0, "mean": mean} | {side: 1.0}
+    made.gates[gate] = {"by_record": [at_limit] * shut + [made.gates[gate]] * (13 - shut)}
+    made.loss = loss
+    findings = saturated_gate(made.seen())
+    assert [(finding.severity, finding.evidence["until"]) for finding in findings] == [("warning", until)] * bool(until)
+    for finding in findings:
+        assert finding.explanation.startswith(f"Until step {until} of 192") and finding.evidence["from_start"] is True
+        assert finding.remedies[0].code.startswith("model.encoder.reset_parameters()")
+
+
+def test_a_gate_that_opens_and_was_not_shut_at_first_is_no_fault() -> None:
     made = gated("lstm", "forget", 1.0, 0.0, 0.001)
     shut, opened = {"low": 1.0, "high": 0.0, "mean": 0.001}, {"low": 0.2, "high": 0.0, "mean": 0.4}
-    made.gates["forget"] = {"by_record": [shut] * 4 + [opened] * 4}
+    made.gates["forget"] = {"by_record": [opened] + [shut] * 3 + [opened] * 4}
     assert not saturated_gate(made.seen())
+
+
+def test_a_gate_that_shows_nothing_needs_no_longer_memory() -> None:
+    (finding,) = saturated_gate(gated("lstm", "output", 1.0, 0.0, 0.0003).seen())
+    assert "gradscope.cells.forget_bias_(model.encoder, 2.0)" in finding.remedies[0].code
 
 
 def test_what_a_saturated_gate_says() -> None:
     (finding,) = saturated_gate(gated("lstm", "forget", 1.0, 0.0, 0.0003).seen())
     assert "the layer forgets its cell state" in finding.explanation
-    assert "gradscope.cells.forget_bias_(model.encoder, 2.0)" in finding.remedies[0].code
+    assert "gradscope.cells.chrono_(model.encoder, t_max=21)" in finding.remedies[0].code  # it forgot everything
     assert "LayerNormLSTMCell" in finding.remedies[1].code
     assert finding.evidence["from_start"] is True
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 import gradscope
-from gradscope.types.notes import DECAY, NO_GRADIENT, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
 
 
 class Pair(nn.Module):
@@ -77,6 +79,40 @@ def test_a_decay_that_takes_much_of_the_weights_at_every_step(kind: type[Optimiz
     found = frame[frame.reason.str.startswith(DECAY)]
     how = f"{100 * 0.01 * decay:.2f}% of the recurrent weights ({kind.__name__}, lr=0.01, weight_decay={decay:g})"
     assert found.reason.tolist() == ([DECAY + how] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay", "scale", "told"),
+    [
+        (Adam, 0.5, 1.0, True),
+        (SGD, 0.5, 1.0, True),
+        (RMSprop, 0.5, 1.0, True),
+        (AdamW, 0.5, 1.0, False),
+        (Adam, 0.5, 1e4, False),
+        (Adam, 1e-4, 1e-4, False),
+        (Adam, 0.5, 0.0, False),
+    ],
+)
+def test_a_decay_that_is_larger_than_the_gradient_of_the_loss(
+    kind: type[Optimizer], decay: float, scale: float, told: bool
+) -> None:
+    """With the norms of both. Decoupled decay is no part of the gradient, and usual decay is not examined."""
+    model, expected = nn.GRU(3, 4), list[str]()
+    optimizer = kind([{"params": model.parameters(), "weight_decay": decay}], lr=1e-9)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (scale * model(torch.randn(5, 2, 3))[0].square().mean()).backward()
+            norms = [math.hypot(*(x.norm().item() for x in xs)) for xs in _weights_and_gradients(model)]
+            how = f"({kind.__name__}, weight_decay={decay:g})"
+            expected.append(f"{OUTWEIGHS}norm {decay * norms[0]:.3g}, loss gradient {norms[1]:.3g} {how}")
+            optimizer.step()
+    frame = scope.run.frame("notes")
+    assert frame[frame.reason.str.startswith(OUTWEIGHS)].reason.tolist() == (expected if told else [])
+
+
+def _weights_and_gradients(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    return list(model.parameters()), [p.grad for p in model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from gradscope.diagnose import loops
 from gradscope.diagnose.curve import SURE, spread
 from gradscope.diagnose.frames import Frame, Tables
-from gradscope.diagnose.progress import had_fallen, learning, severity
+from gradscope.diagnose.onset import JUMP, growth
+from gradscope.diagnose.progress import broken, had_fallen, learning, severity
 from gradscope.diagnose.rules.updates import typical_update
 from gradscope.diagnose.trend import ENOUGH, Array
 from gradscope.diagnose.words import number, percent
@@ -78,11 +80,14 @@ def _excessive(tables: Tables, clips: Frame, share: float, left: float, moved: f
 
 
 def missing_clipping(tables: Tables) -> list[Finding]:
-    """Find failing trainings without effective clipping whose gradient spikes."""
+    """Find failing trainings without effective clipping whose gradient spikes, or grows until it is not finite."""
     clips, steps = _measured(limiting(tables["clips"])), tables["steps"]
     norms = _finite(steps["grad_norm"])
-    if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or len(norms) < STEPS or learning(tables).learns:
+    if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or learning(tables).learns:
         return []
+    grown = list(_before_nan(tables)) if broken(tables) else []
+    if grown or len(norms) < STEPS:
+        return grown
     median, peak = float(np.median(norms)), float(norms.max())
     adaptive = any(name in str(steps["optimizer"].iloc[0]).lower() for name in ADAPTIVE)
     begin = float(np.median(norms[:STEPS]))
@@ -94,9 +99,39 @@ def missing_clipping(tables: Tables) -> list[Finding]:
     return [_missing(tables, norms, at, adaptive=adaptive)]
 
 
+def _before_nan(tables: Tables) -> Iterator[Finding]:
+    """Find growth, of the gradient or of the loss, that ends in gradients that are not finite."""
+    steps = tables["steps"]
+    first = int(steps.loc[(steps["nonfinite"] > 0) & ~steps["skipped"].astype(bool), "step"].min())
+    times = growth(tables, first)
+    if times < JUMP:
+        return
+    yield Finding(
+        code="missing_clipping",
+        severity=severity(tables, critical=True),
+        layer_key=None,
+        title=f"loss or gradient grows {number(times)} times before it is not finite, and nothing clips",
+        explanation=(
+            f"In the steps before step {first}, the first with NaN or infinite gradients, the loss or the norm of the "
+            f"gradient was {number(times)} times as large as usual. Nothing clips the gradients, so that one step "
+            "throws the weights far off, and the next one overflows."
+        ),
+        evidence={"steps": (int(steps["step"].min()), first), "growth": times, "before_nan": True},
+        remedies=(loops.clip(_usual(_finite(steps.loc[steps["step"] < first, "grad_norm"]))), loops.rate(0.1)),
+    )
+
+
+def _usual(norms: Array) -> float:
+    """A threshold that clips the larger of the early norms; 1 if too few are known."""
+    return min(_early(norms), float(np.median(norms))) if len(norms) >= STEPS else 1.0
+
+
+def _early(norms: Array) -> float:
+    return float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
+
+
 def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Finding:
     median, peak = float(np.median(norms)), float(norms.max())
-    early = float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
     return Finding(
         code="missing_clipping",
         severity="info" if had_fallen(tables) else severity(tables, critical=peak >= 10 * SPIKE[adaptive] * median),
@@ -110,11 +145,11 @@ def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Findin
             "steps": (at, at),
             "grad_norm_median": median,
             "grad_norm_max": peak,
-            "grad_norm_early_p25": early,
+            "grad_norm_early_p25": _early(norms),
             "adaptive": adaptive,
             **learning(tables).evidence,
         },
-        remedies=(loops.clip(min(early, median)), loops.rate(0.1)),
+        remedies=(loops.clip(_usual(norms)), loops.rate(0.1)),
     )
 
 

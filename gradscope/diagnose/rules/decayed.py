@@ -1,7 +1,8 @@
-"""Weight decay that has shrunk the recurrent weights away."""
+"""Weight decay that has shrunk the recurrent weights away, or that outweighs the loss."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import in_spite, learning, severity
-from gradscope.diagnose.trend import ENOUGH, Array, by_step, rests_on, span
+from gradscope.diagnose.trend import ENOUGH, Array, by_step, early_and_late, rests_on, span
 from gradscope.diagnose.words import number, percent, place, plural
 from gradscope.types import Finding, LayerKey
-from gradscope.types.notes import DECAY
+from gradscope.types.notes import DECAY, OUTWEIGHS
 
 LEFT = 0.35
 """No block has more than this share of its norm left,"""
@@ -22,25 +23,54 @@ FORGETS = 0.01
 """Weights that lose this share at every step forget within a hundred steps: nobody intends it, even if they learn."""
 STEADY = 0.8
 """Share of the movement of a norm that goes down."""
+_NORMS = re.compile(r": norm (?P<decay>[\d.e+-]+), loss gradient (?P<gradient>[\d.e+-]+) \((?P<how>.*)\)")
 
 
 def decayed_weights(tables: Tables) -> list[Finding]:
     """Find recurrences whose weights have shrunk steadily to a fraction of their first size.
 
     All blocks have shrunk to a third, or the block of one gate to next to nothing. The gradient may hold the weights
-    even against a decay that is far too strong: then the optimizer's own numbers decide.
+    even against a decay that is far too strong: then the optimizer's own numbers decide. Decay that it adds to the
+    gradient is too strong if it is larger than the gradient of the loss while there is most to learn; at a minimum of
+    both it always is as large.
     """
     if len(tables.records) < ENOUGH:
         return []
+    by_settings = [*_outweighing(tables), *_by_settings(tables)][:1]
     if learning(tables).learns:
-        return list(_by_settings(tables))
+        return by_settings
     findings: list[Finding] = []
     for _, keys in tables.by_module:
         shrunk = {key: course for key in keys if (course := _course(tables, key)) is not None}
         if shrunk:
             key = min(shrunk, key=lambda key: _left(shrunk[key]))
             findings.append(_finding(tables, key, shrunk[key], len(keys)))
-    return findings or list(_by_settings(tables))
+    return findings or by_settings
+
+
+def _outweighing(tables: Tables) -> Iterator[Finding]:
+    """Find decay that is larger than the gradient of the loss from the first quarter of the steps on."""
+    notes = tables["notes"]
+    notes = notes[notes["reason"].str.startswith(OUTWEIGHS)]
+    layers = tables["layers"].assign(outweighs=tables["layers"]["step"].isin(notes["step"]).astype(float))
+    if early_and_late(by_step(layers, "outweighs"))[0] < 1:
+        return
+    found = [match for reason in notes["reason"] if (match := _NORMS.search(str(reason)))]
+    ratio = float(np.median([float(match["decay"]) / float(match["gradient"]) for match in found]))
+    yield Finding(
+        code="decayed_weights",
+        severity=severity(tables, built=True),
+        layer_key=None,
+        title=f"weight decay adds {number(ratio)} times as much to the gradient as the loss does",
+        explanation=(
+            f"The optimizer adds the weight decay to the gradient of the recurrent layers ({found[0]['how']}). In "
+            f"{plural(len(found), 'record')} from step {int(notes['step'].min())} on, the decay is {number(ratio)} "
+            "times as large as the gradient of the loss (median). So the optimizer makes the weights small before it "
+            f"makes the loss small. {learning(tables).sentence}{in_spite(tables)}"
+        ),
+        evidence={"steps": span(tables), "ratio": ratio, **learning(tables).evidence},
+        remedies=(loops.NO_DECAY,),
+    )
 
 
 def _by_settings(tables: Tables) -> Iterator[Finding]:

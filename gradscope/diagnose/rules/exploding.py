@@ -6,7 +6,7 @@ import math
 
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Tables
-from gradscope.diagnose.progress import learning, severity
+from gradscope.diagnose.progress import in_spite, learning, severity
 from gradscope.diagnose.trend import peak_reach, rests_on, span, spectral_radius, timesteps
 from gradscope.diagnose.words import number, place
 from gradscope.types import Finding, LayerKey, Remedy, Severity
@@ -17,20 +17,22 @@ LARGE = 2.0
 HUGE = 1e4
 """Growth by this much is a fault with any weights."""
 LASTING = 1e3
-"""Growth by `HUGE` at the first step lasts if it is still by this much early and late."""
+"""Growth by `HUGE` at the first step lasts if it is still by this much early in the training."""
 
 
 def exploding_gradient(tables: Tables) -> list[Finding]:
     """Find recurrences whose `reach` grows by their own weights, at the start, early or late in the training.
 
     Growth alone is no fault: a network that remembers well can be sensitive to its oldest inputs. Such growth comes
-    from learning, not from large weights at the start.
+    from learning, not from large weights at the start. Growth beyond measure in the first record comes from the
+    initialisation alone: nothing has been learnt yet. If it lasts, the training loses its first part to it.
     """
     findings: list[Finding] = []
     for _, keys in tables.by_module:
         growing = [key for key in keys if _explodes(tables, key)]
         if growing:
-            findings.append(_finding(tables, max(growing, key=lambda key: _size(tables, key)), len(keys)))
+            worst = max(growing, key=lambda key: (_lasts(tables, key), _size(tables, key)))
+            findings.append(_finding(tables, worst, len(keys)))
     return findings
 
 
@@ -73,6 +75,8 @@ def _finding(tables: Tables, key: LayerKey, count: int) -> Finding:
         f"is {known or 'unknown'}; above 1 every step back can enlarge the gradient. "
         f"{learning(tables).sentence}"
     )
+    if _lasts(tables, key):
+        why += f" The first record shows such growth already: the initialisation causes it.{in_spite(tables)}"
     return Finding(
         code="exploding_gradient",
         severity=_severity(tables, key, size),
@@ -93,9 +97,13 @@ def _finding(tables: Tables, key: LayerKey, count: int) -> Finding:
 
 
 def _severity(tables: Tables, key: LayerKey, size: float) -> Severity:
-    """Warn of huge growth that lasts from the start even if the loss falls: the network has not learnt it."""
-    lasting = _at_first(tables, key) >= HUGE and min(peak_reach(tables, key)) >= LASTING
-    return severity(tables, critical=size >= HUGE, built=lasting)
+    """Warn of huge growth from the start even if the loss falls: the network has not learnt it."""
+    return severity(tables, critical=size >= HUGE, built=_lasts(tables, key))
+
+
+def _lasts(tables: Tables, key: LayerKey) -> bool:
+    """True if the first record shows huge growth that is not over at once."""
+    return _at_first(tables, key) >= HUGE and peak_reach(tables, key)[0] >= LASTING
 
 
 def _remedies(tables: Tables, key: LayerKey, count: int) -> tuple[Remedy, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradscope.diagnose import remedies
-from gradscope.diagnose.frames import Tables
+from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import had_fallen, in_spite, learning, severity
 from gradscope.diagnose.rules.updates import smaller_steps
 from gradscope.diagnose.trend import ENOUGH, by_step, early_and_late, rests_on, span, timesteps
@@ -45,19 +45,24 @@ NOTHING_PASSES = "the input hardly changes them, and hardly any gradient passes"
 
 
 class Saturation(NamedTuple):
-    """A gate at its limits: its name, the share of its units, its mean activation, and the limit."""
+    """A gate at its limits: its name, the share of its units, its mean activation, and the limit.
+
+    A gate that begins at it and leaves it has the last record at it as `until`.
+    """
 
     gate: str
     share: float
     mean: float
     side: str
+    until: int | None = None
 
 
 def saturated_gate(tables: Tables) -> list[Finding]:
-    """Find gates that are saturated early as well as late.
+    """Find gates that are saturated early as well as late, and gates that are shut at first and open late.
 
     An open forget gate is no fault, nor are units of a tanh network at their limits now and then. In a training that
-    learns, a gate that came to its limits is a mere fact; one that began there is a fault of the initialisation.
+    learns, a gate that came to its limits is a mere fact; one that began there is a fault of the initialisation, for no
+    initialisation on purpose shuts a gate so far. If it opens, the layer has learnt nothing until then.
     """
     if len(tables.records) < ENOUGH:
         return []
@@ -66,7 +71,7 @@ def saturated_gate(tables: Tables) -> list[Finding]:
         cases = [(key, case) for key in keys for case in _cases(tables, key)]
         shut = [(key, case) for key, case in cases if case.side in ("low", "high")]
         if cases:
-            key, case = max(shut or cases, key=lambda pair: pair[1].share)
+            key, case = max(shut or cases, key=lambda pair: (pair[1].until is None, pair[1].share))
             findings.append(_finding(tables, key, case, len(keys)))
     return findings
 
@@ -76,20 +81,27 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
     both: list[float] = []
     for gate, rows in gates.groupby("gate", sort=False):
         gate = str(gate)
-        lows, highs = by_step(rows, "low"), by_step(rows, "high")
-        low, high, sides = (min(early_and_late(shares)) for shares in (lows, highs, lows + highs))
-        mean = early_and_late(by_step(rows, "mean"))[1]
-        if low >= NEARLY_ALL and mean <= SHUT.get((family, gate), -math.inf):
-            yield Saturation(gate, low, mean, "low")
-        replaced = (1 - mean) * timesteps(tables, key)
-        if high >= NEARLY_ALL and replaced <= STUCK.get((family, gate), -math.inf):
-            yield Saturation(gate, high, mean, "high")
+        sides = min(early_and_late(by_step(rows, "low") + by_step(rows, "high")))
+        yield from _at_one_limit(rows, "low", gate, SHUT.get((family, gate), -math.inf))
+        yield from _at_one_limit(rows, "high", gate, STUCK.get((family, gate), -math.inf) / timesteps(tables, key))
         if family == "rnn_tanh" and gate == "hidden" and sides >= SATURATED:
-            yield Saturation(gate, sides, mean, "both")
+            yield Saturation(gate, sides, early_and_late(by_step(rows, "mean"))[1], "both")
         if gate not in ("hidden", "candidate"):
             both.append(sides)
     if both and sum(both) / len(both) >= TWO_SIDED:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
+
+
+def _at_one_limit(rows: Frame, side: str, gate: str, least: float) -> Iterator[Saturation]:
+    """Find a gate that is no further than `least` from a limit early and late, or in the first record and all early."""
+    shares, means = by_step(rows, side), by_step(rows, "mean")
+    away = means if side == "low" else 1 - means
+    at_first, (early, late) = bool(away.iloc[0] <= least), early_and_late(shares)
+    if early >= NEARLY_ALL and late >= NEARLY_ALL and (at_first or early_and_late(away)[1] <= least):
+        yield Saturation(gate, min(early, late), early_and_late(means)[1], side)
+    elif early >= NEARLY_ALL and at_first:
+        until = int(shares.index[shares >= NEARLY_ALL].max())
+        yield Saturation(gate, early, float(means.iloc[0]), side, until)
 
 
 def _from_start(tables: Tables, key: LayerKey, case: Saturation) -> bool:
@@ -107,13 +119,14 @@ def _from_start(tables: Tables, key: LayerKey, case: Saturation) -> bool:
 
 def _finding(tables: Tables, key: LayerKey, case: Saturation, count: int) -> Finding:
     where, whole = place(key, count == 1), case.gate == "all gates"
-    certain = (tables.family(key.module), case.gate, case.side) in CERTAIN
-    started = _from_start(tables, key, case)
+    certain = case.until is None and (tables.family(key.module), case.gate, case.side) in CERTAIN
+    started = case.until is not None or _from_start(tables, key, case)
+    name = "all gates are" if whole else f"{_named(case.gate)} is"
     return Finding(
         code="saturated_gate",
         severity=_severity(tables, certain=certain, started=started),
         layer_key=key,
-        title=f"{where}: all gates are saturated" if whole else f"{where}: {_named(case.gate)} is saturated",
+        title=f"{where}: {name} saturated{'' if case.until is None else f' until step {case.until}'}",
         explanation=_explained(tables, key, case, started=started),
         evidence={
             "gate": case.gate,
@@ -123,9 +136,10 @@ def _finding(tables: Tables, key: LayerKey, case: Saturation, count: int) -> Fin
             "mean": case.mean,
             "side": case.side,
             "from_start": started,
+            **({} if case.until is None else {"until": case.until}),
             **learning(tables).evidence,
         },
-        remedies=_remedies(tables, key, started=started),
+        remedies=_remedies(tables, key, case, started=started),
     )
 
 
@@ -143,8 +157,10 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool
     limit = {"low": "at 0", "high": "at 1", "both": "at a limit"}[case.side]
     units = f"{percent(case.share)} of the units of {_named(case.gate)} of {place(key, False)}"
     why = f"{units} are {limit}, early and late in the training: {meaning}."
+    if case.until is not None:
+        why = f"Until step {case.until} of {span(tables)[1]}, {units} are {limit}: {meaning}. These steps are lost."
     if math.isfinite(case.mean) and case.side != "both":
-        why += f" Its mean activation is {number(case.mean)}."
+        why += f" Its mean activation {'is' if case.until is None else 'begins at'} {number(case.mean)}."
     why += f" {learning(tables).sentence}"
     if learning(tables).learns and not started:
         why += " Look here only if it stops falling too early."
@@ -154,11 +170,12 @@ def _explained(tables: Tables, key: LayerKey, case: Saturation, *, started: bool
     return why + rests_on(tables, key)
 
 
-def _remedies(tables: Tables, key: LayerKey, *, started: bool) -> tuple[Remedy, ...]:
+def _remedies(tables: Tables, key: LayerKey, case: Saturation, *, started: bool) -> tuple[Remedy, ...]:
     """Choose remedies: another initialisation if the first record is saturated, else smaller steps first."""
     if not remedies.can_be_initialised(tables, key):
         return smaller_steps(tables), remedies.torch_layer(key)
-    again = remedies.start_again(key, tables.family(key.module), timesteps(tables, key))
+    forgets = (case.gate, case.side) == ("forget", "low")
+    again = remedies.start_again(key, tables.family(key.module), timesteps(tables, key), forgets=forgets)
     normalised = remedies.layer_norm(tables, key)
     middle = () if normalised is None else (normalised,)
     return (again, *middle, smaller_steps(tables)) if started else (smaller_steps(tables), *middle, again)
