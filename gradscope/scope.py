@@ -245,7 +245,7 @@ class Scope:
                 self._observer.finish()
         finally:
             self._pending = None
-            self._observer.close()
+            self._observer.calls.discard()
             self._observer.guard.call(self._recorder.close)
         return self.run
 

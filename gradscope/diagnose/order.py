@@ -9,6 +9,7 @@ from gradscope.types import Finding
 CAUSES = (
     "no_gradient",
     "stale_gradient",
+    "unoptimized_parameters",
     "single_timestep",
     "detached_state",
     "decayed_weights",
@@ -20,7 +21,6 @@ CAUSES = (
     "missing_clipping",
     "excessive_clipping",
     "diverged",
-    "unoptimized_parameters",
     "misread_output",
     "small_updates",
     "vanishing_gradient",

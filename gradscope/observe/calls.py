@@ -111,6 +111,12 @@ class CallReceiver:
             self._last_states = {name: finals for name, finals in recent.items() if (name, CARRIED) not in self.once}
         self._arm()
 
+    def discard(self) -> None:
+        """Forget what has been recorded of this step."""
+        if self.recording is not None:
+            self.recording.close()
+        self.recording = None
+
     def _arm(self) -> None:
         wanted = self._always or self.listening
         for handle in self._handles:

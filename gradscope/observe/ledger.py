@@ -16,11 +16,12 @@ from gradscope.attach.clipping import CLIPPING, Clip
 from gradscope.attach.scaler import SCALER, Scaling
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.look import Gradients, Look
-from gradscope.observe.losses import Losses
 from gradscope.observe.owners import Owners
 from gradscope.observe.parameters import Parameters
+from gradscope.observe.passes import Passes
 from gradscope.record.recorder import Later, Number, Pending, keep
 from gradscope.types import Rows
+from gradscope.types.notes import CLIPPED_LATE
 
 CLIPPED_SCALED = (
     "gradients were clipped while still multiplied by the GradScaler's factor, so that the threshold means something "
@@ -33,7 +34,7 @@ class Ledger:
 
     Args:
         parameters: of the observed layers.
-        losses: learns what GradScalers scale.
+        passes: the backward passes, whose losses GradScalers scale.
         guard: for failures.
         owners: which optimizers step observed parameters.
         stepped: called when a GradScaler's step is over, with the optimizer and whether it was skipped.
@@ -48,13 +49,13 @@ class Ledger:
     def __init__(
         self,
         parameters: Parameters,
-        losses: Losses,
+        passes: Passes,
         guard: Guard,
         owners: Owners,
         stepped: Callable[[Optimizer, Tensor | bool], None],
     ) -> None:
         """See the class."""
-        self.guard, self._parameters, self._losses = guard, parameters, losses
+        self.guard, self._parameters, self._passes = guard, parameters, passes
         self._owners, self._stepped = owners, stepped
         self.scaling = Scaling()
         self._rows: list[Rows | Pending] = []
@@ -94,6 +95,8 @@ class Ledger:
             touched = {id(p) for p in clip.parameters if p.grad is not None}
             self._clipped |= touched
             self.look.expect(touched, clip.factor)
+            if not self._passes.any:
+                self.guard.note(CLIPPED_LATE)
 
     # --- loss scaling
 
@@ -102,7 +105,7 @@ class Ledger:
         """See `ScalerListener`."""
         self.scaling.scaled(scaler, looking=self.look.wanted)
         if scaler.is_enabled():
-            self._losses.scaled(given, result)
+            self._passes.losses.scaled(given, result)
 
     @guarded
     def unscaled(self, scaler: GradScaler, optimizer: Optimizer) -> None:

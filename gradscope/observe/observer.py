@@ -81,12 +81,11 @@ class Observer:
         self._layers, self._recorder = weakref.WeakValueDictionary(layers), recorder
         self._parameters, self.clock = Parameters(self.tree, modules, others), StepClock()
         self.guard = guard = Guard(settings.strict, cuda=any(p.is_cuda for p in self._parameters.all))
-        work = Work(settings.wanted)
-        self.calls = CallReceiver(self._layers, own, settings.limit, work, guard, self.clock.start)
+        self.calls = CallReceiver(self._layers, own, settings.limit, Work(settings.wanted), guard, self.clock.start)
         self._passes = Passes(self.tree.parameters)
         self._parameters.when_replaced(self._passes.forget_parameters)
         self._owners = Owners(self.tree, modules, partial(guard.call, tell))
-        self.ledger = Ledger(self._parameters, self._passes.losses, guard, self._owners, self.finish)
+        self.ledger = Ledger(self._parameters, self._passes, guard, self._owners, self.finish)
         self._look, self._alarm = self.ledger.look, Alarm(jumps=settings.jumps)
         self._nonfinite = Nonfinite(self._parameters, self.ledger, self._alarm, self._modules)
         self._plan, self._idle = Plan(schedule, self._alarm, guard.call), False
@@ -145,6 +144,8 @@ class Observer:
     def after_step(self, optimizer: Optimizer) -> None:
         """The step is over, unless a GradScaler makes it."""
         owned, ledger = self._owners.of(optimizer), self.ledger
+        if not owned.watched and self._owners.other_stepped():
+            self.guard.call(self._restart)
         if not owned.watched or (ledger.scaling.used and ledger.scaling.steps(optimizer)):
             return
         special = ledger.scaling.used or ledger.suspect or self._nonfinite.suspect or self.guard.reasons
@@ -208,8 +209,7 @@ class Observer:
             optimizer: the one that stepped.
             share: identities of its parameters.
         """
-        norm = self.ledger.norm
-        rows = self.ledger.take_rows()
+        norm, rows = self.ledger.norm, self.ledger.take_rows()
         losses = self._passes.step_over(optimizer, share, self._parameters.ids)
         ended = time.perf_counter()
         overhead = self.guard.take_overhead(ended)
@@ -235,21 +235,21 @@ class Observer:
     @property
     def unfinished(self) -> bool:
         """True if gradients have arrived since the last optimizer step."""
-        if self.calls.recording is None:
-            return False
-        alone = self.step == self.first_step or self._passes.any
-        return self.calls.recording.any or (alone and bool(self._recorded.unseen(self.step, self._backward.arrivals)))
+        recording, alone = self.calls.recording, self.step == self.first_step or self._passes.any
+        unseen = alone and recording is not None and self._recorded.unseen(self.step, self._backward.arrivals)
+        return recording is not None and (recording.any or bool(unseen))
 
     @property
     def progress(self) -> tuple[int, int]:
         """The step, and how many gradients have arrived in it."""
         return self.step, 0 if self.calls.recording is None else self.calls.recording.arrivals
 
-    def close(self) -> None:
-        """Discard what has not been analysed."""
-        if self.calls.recording is not None:
-            self.calls.recording.close()
-        self.calls.recording = None
+    def _restart(self) -> None:
+        """Begin the step anew: so far it has all steps of the optimizers that did not count."""
+        self.calls.discard()
+        self.ledger.close_step()
+        self._passes.take(None)
+        self._begin()
 
     def _begin(self) -> None:
         """Decide whether the next step is recorded, and looked at."""

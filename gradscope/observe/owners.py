@@ -11,13 +11,16 @@ from torch.optim import Optimizer
 
 from gradscope.observe.tree import Tree
 
+OTHERS = 32
+"""So many steps of optimizers without parameters of observed layers, and none with some, mean that none has them."""
+
 
 class Owned(NamedTuple):
     """The parameters of an optimizer.
 
     Attributes:
         number: how many.
-        watched: True if some belong to an observed layer.
+        watched: True if some belong to an observed layer, or to the model if no optimizer steps an observed layer.
         share: their identities.
     """
 
@@ -41,6 +44,7 @@ class Owners:
         self._model, self._layers = model, [weakref.ref(layer) for layer in layers]
         self._known: weakref.WeakKeyDictionary[Optimizer, Owned] = weakref.WeakKeyDictionary()
         self._last: tuple[weakref.ref[Optimizer], Owned] | None = None
+        self._others = 0
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -64,6 +68,17 @@ class Owners:
         self._last = weakref.ref(optimizer), known
         return known
 
+    def other_stepped(self) -> bool:
+        """An optimizer without observed parameters has stepped; True if from now on those of the model count."""
+        if self._settings or self._others >= OTHERS:
+            return False
+        self._others += 1
+        if self._others < OTHERS:
+            return False
+        self._last = None
+        self._known.clear()
+        return True
+
     def renew(self) -> None:
         """Read the parameters again: others may have replaced them."""
         self._last = None
@@ -71,10 +86,11 @@ class Owners:
             self._known[optimizer] = known._replace(share=_share(optimizer))
 
     def _watched(self) -> set[int]:
-        """Identities of the observed layers' parameters; if those are all frozen, of all the model's too."""
+        """Identities of the observed layers' parameters; if nobody trains those, of all the model's too."""
         layers = [layer for reference in self._layers if (layer := reference()) is not None]
         mine = {p: None for layer in layers for p in layer.parameters()}
-        everything = mine if any(p.requires_grad for p in mine) else [*mine, *self._model.parameters()]
+        alone = self._others < OTHERS and any(p.requires_grad for p in mine)
+        everything = mine if alone else [*mine, *self._model.parameters()]
         return {id(p) for p in everything}
 
 

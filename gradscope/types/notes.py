@@ -11,6 +11,12 @@ STALE = "gradients of an earlier step were still in .grad when the first backwar
 UNOPTIMIZED = "parameters lie below the loss, and no optimizer steps them: "
 """At the whole model, once a run; followed by names of parameters, or by shapes of parameters without a module."""
 
+CLIPPED_LATE = (
+    "gradients were clipped after the optimizer's step and before the next backward pass, which changes nothing: clip "
+    "them between backward() and step()"
+)
+"""In a step at whose gradients gradscope looks, at the whole model."""
+
 LOST = "gradients are not finite at the optimizer: "
 """In the first such step, at the layer; followed by names of parameters, and by whether the weights were finite."""
 

@@ -17,6 +17,7 @@ from gradscope.diagnose.trend import ENOUGH, Array
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding
 from gradscope.types.clips import limiting
+from gradscope.types.notes import CLIPPED_LATE
 
 ADAPTIVE = ("adam", "adagrad", "adadelta", "adamax", "rmsprop", "rprop", "lion", "lamb", "shampoo", "adafactor")
 """Parts of the names of optimizers whose steps do not shrink with the gradient."""
@@ -43,7 +44,7 @@ def excessive_clipping(tables: Tables) -> list[Finding]:
     With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move.
     """
     clips = _measured(limiting(tables["clips"]))
-    if not len(clips) or len(tables.records) < ENOUGH or learning(tables).learns:
+    if not len(clips) or len(tables.records) < ENOUGH or learning(tables).learns or any(_after_the_step(tables)):
         return []
     share, left, moved = float(clips["clipped"].mean()), _left(clips), _moved(tables)
     if share < NEARLY_ALWAYS or not left <= TIGHT or not moved <= STILL:
@@ -80,7 +81,12 @@ def _excessive(tables: Tables, clips: Frame, share: float, left: float, moved: f
 
 
 def missing_clipping(tables: Tables) -> list[Finding]:
-    """Find failing trainings without effective clipping whose gradient spikes, or grows until it is not finite."""
+    """Find failing trainings without effective clipping whose gradient spikes, or grows until it is not finite.
+
+    Clipping that comes after the step is a fact in any training: nobody means it.
+    """
+    if late := list(_after_the_step(tables)):
+        return late
     clips, steps = _measured(limiting(tables["clips"])), tables["steps"]
     norms = _finite(steps["grad_norm"])
     if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or learning(tables).learns:
@@ -97,6 +103,29 @@ def missing_clipping(tables: Tables) -> list[Finding]:
     if adaptive and not _harmful(steps, at):
         return []
     return [_missing(tables, norms, at, adaptive=adaptive)]
+
+
+def _after_the_step(tables: Tables) -> Iterator[Finding]:
+    """Find clipping calls between the optimizer's step and the next backward pass, in most records."""
+    late = tables["notes"].loc[tables["notes"]["reason"] == CLIPPED_LATE, "step"]
+    if 2 * late.isin(tables.records).sum() <= len(tables.records):
+        return
+    clips = limiting(tables["clips"])
+    norms = clips[clips["kind"] == "norm"]
+    threshold = float(norms["threshold"].median()) if len(norms) else 1.0
+    yield Finding(
+        code="missing_clipping",
+        severity=severity(tables),
+        layer_key=None,
+        title="the loop clips gradients after the optimizer's step, which changes nothing",
+        explanation=(
+            f"From step {int(late.min())} on, the loop clips the gradients when the optimizer has stepped and before "
+            "the next backward pass computes new ones. So the optimizer gets every gradient unclipped. "
+            f"{learning(tables).sentence}"
+        ),
+        evidence={"steps": (int(late.min()), int(late.max())), "threshold": threshold, **learning(tables).evidence},
+        remedies=(loops.clip(threshold),),
+    )
 
 
 def _before_nan(tables: Tables) -> Iterator[Finding]:

@@ -136,11 +136,18 @@ def _at_the_start(tables: Tables, key: LayerKey, t: int, length: int) -> Finding
 
 
 def _constant_tail(tables: Tables, key: LayerKey, read: Mapping[int, int]) -> int:
-    """Count the timesteps before the readout with a constant state, in every record; 0 if they are few."""
+    """Count the timesteps before the readout with a constant state, in every record; 0 if they are few.
+
+    The lowest layer sees the input itself: a stack may bring no more of it up, whatever it is.
+    """
     if max(spectral_radius(tables, key)) < SMALL or not VARIED < state_spread(tables, key) < math.inf:
         return 0
-    sizes = state_sizes(tables, key)
-    tails = [_tail(sizes[sizes["step"] == step], t) for step, t in read.items()]
+    lowest = min((other for other in tables.first_chains if other.module == key.module), key=lambda each: each.layer)
+    tails = [
+        _tail(sizes[sizes["step"] == step], t)
+        for sizes in (state_sizes(tables, each) for each in {key, lowest._replace(direction=key.direction)})
+        for step, t in read.items()
+    ]
     tail, late = min(tails, default=0), horizons(tables, key)[1]
     long = tail >= max(STEPS, TAIL * timesteps(tables, key))
     return tail if long and late <= 1.5 * tail else 0

@@ -29,6 +29,8 @@ SHUT = {
     ("gru", "update"): 0.02,
 }
 """A gate is shut below this mean activation; some gates rest near 0 for good reasons, but not so near."""
+SHUT_AT_FIRST = {**SHUT, ("lstm", "output"): 0.01}
+"""The same in the first record: no initialisation on purpose shuts the output gate, as one may shut the input gate."""
 STUCK = {("gru", "update"): 0.05}
 """A gate is stuck open if it replaces at most this share of the state in a whole sequence: the state never changes."""
 
@@ -82,8 +84,10 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
     for gate, rows in gates.groupby("gate", sort=False):
         gate = str(gate)
         sides = min(early_and_late(by_step(rows, "low") + by_step(rows, "high")))
-        yield from _at_one_limit(rows, "low", gate, SHUT.get((family, gate), -math.inf))
-        yield from _at_one_limit(rows, "high", gate, STUCK.get((family, gate), -math.inf) / timesteps(tables, key))
+        shut = [limits.get((family, gate), -math.inf) for limits in (SHUT, SHUT_AT_FIRST)]
+        stuck = STUCK.get((family, gate), -math.inf) / timesteps(tables, key)
+        yield from _at_one_limit(rows, "low", gate, *shut)
+        yield from _at_one_limit(rows, "high", gate, stuck, stuck)
         if family == "rnn_tanh" and gate == "hidden" and sides >= SATURATED:
             yield Saturation(gate, sides, early_and_late(by_step(rows, "mean"))[1], "both")
         if gate not in ("hidden", "candidate"):
@@ -92,11 +96,11 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
 
 
-def _at_one_limit(rows: Frame, side: str, gate: str, least: float) -> Iterator[Saturation]:
-    """Find a gate that is no further than `least` from a limit early and late, or in the first record and all early."""
+def _at_one_limit(rows: Frame, side: str, gate: str, least: float, first: float) -> Iterator[Saturation]:
+    """Find a gate at a limit early, and no further from it than `least` late or than `first` in the first record."""
     shares, means = by_step(rows, side), by_step(rows, "mean")
     away = means if side == "low" else 1 - means
-    at_first, (early, late) = bool(away.iloc[0] <= least), early_and_late(shares)
+    at_first, (early, late) = bool(away.iloc[0] <= first), early_and_late(shares)
     if early >= NEARLY_ALL and late >= NEARLY_ALL and (at_first or early_and_late(away)[1] <= least):
         yield Saturation(gate, min(early, late), early_and_late(means)[1], side)
     elif early >= NEARLY_ALL and at_first:

@@ -22,6 +22,8 @@ STEPS = 50
 """Fewer steps cannot have moved the weights far."""
 LARGE = 0.05
 """A step that moves weights by this share of their norm is large."""
+LEFT = 0.1
+"""Late over early gradient norm below which the gradient has shrunk."""
 RUN_OUT = 1e-3
 """Late over early steps if the learning rate has run out; the end of a schedule does not make them so small."""
 
@@ -40,9 +42,17 @@ def _cases(tables: Tables, steps: int) -> Iterator[Finding]:
     if update == 0 and not training.learns:
         yield _none(tables)
     elif early > 0 and late <= RUN_OUT * early and (training.fails or training.stopped is not None):
-        yield _run_out(tables, early, late)
+        if _gradient_stays(tables):
+            yield _run_out(tables, early, late)
     elif 0 < update < SMALL and path < STILL and not training.learns:
         yield _small(tables, update, path, steps)
+
+
+def _gradient_stays(tables: Tables) -> bool:
+    """True unless the gradient has shrunk as well, which makes small steps at any learning rate."""
+    norms = tables["steps"].set_index("step")["grad_norm"]
+    early, late = early_and_late(norms[np.isfinite(norms)])
+    return not late < LEFT * early
 
 
 def _none(tables: Tables) -> Finding:
