@@ -32,6 +32,7 @@ __all__ = ["RULES", "Recorded", "Tables", "diagnose", "diagnose_ranks", "read_ta
 RULES: Sequence[Callable[[Tables], list[Finding]]] = (
     no_gradient,
     stale_gradient,
+    unoptimized_parameters,
     single_timestep,
     detached_state,
     decayed_weights,
@@ -43,7 +44,6 @@ RULES: Sequence[Callable[[Tables], list[Finding]]] = (
     missing_clipping,
     excessive_clipping,
     diverged,
-    unoptimized_parameters,
     misread_output,
     small_updates,
     vanishing_gradient,

@@ -117,6 +117,12 @@ class CallReceiver:
             self.recording.close()
         self.recording = None
 
+    def restart(self) -> None:
+        """Forget it, and record anew."""
+        if self.recording is not None:
+            self.discard()
+            self.begin(True)
+
     def _arm(self) -> None:
         wanted = self._always or self.listening
         for handle in self._handles:

@@ -246,10 +246,10 @@ class Observer:
 
     def _restart(self) -> None:
         """Begin the step anew: so far it has all steps of the optimizers that did not count."""
-        self.calls.discard()
+        self.calls.restart()
+        self._backward.arrivals.forget()
         self.ledger.close_step()
         self._passes.take(None)
-        self._begin()
 
     def _begin(self) -> None:
         """Decide whether the next step is recorded, and looked at."""

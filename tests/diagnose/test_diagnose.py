@@ -74,6 +74,12 @@ def test_gates_that_spikes_have_saturated_come_after_them() -> None:
     assert root_causes_first([spikes, shut]) == [shut, spikes]
 
 
+def test_parameters_that_nobody_steps_come_before_what_their_layer_does_to_others() -> None:
+    missing = Finding("unoptimized_parameters", "warning", None, "", "", {})
+    shut = Finding("saturated_gate", "critical", None, "", "", {"from_start": True})
+    assert root_causes_first([shut, missing]) == [missing, shut]
+
+
 @pytest.mark.parametrize("from_start", [True, False])
 def test_gradients_that_explode_late_in_a_training_that_diverged_are_what_comes_of_it(from_start: bool) -> None:
     diverged = Finding("diverged", "critical", None, "", "", {})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pytest
 from diagnose.made import FALLS, STALLS, T, Training, key
 from diagnose.test_detached import WITHIN
 
+from gradscope.diagnose import Tables
 from gradscope.diagnose.rules.misread import misread_output
 from gradscope.diagnose.rules.no_gradient import no_gradient
 from gradscope.diagnose.rules.single import single_timestep
@@ -239,6 +241,17 @@ def test_an_answer_read_from_padding(constant_from: int, horizon: float, loss: l
 def test_batches_that_are_padded_to_their_longest_end_elsewhere_each_time() -> None:
     made = stalled(constant_from=8, horizon=[5.0] * 8, shorter=[0, 1, 2, 3, 0, 1, 2, 3])
     assert form(made) == ["padding"]
+
+
+@pytest.mark.parametrize(("constant_from", "found"), [(11, ["padding"]), (T, [])])
+def test_a_stack_that_brings_up_next_to_nothing_has_no_constant_input(constant_from: int, found: list[str]) -> None:
+    """The lowest layer sees the input itself."""
+    upper = stalled(constant_from=11, horizon=[5.0] * 8, where=key(layer=1))
+    lower = stalled(constant_from=constant_from, horizon=[5.0] * 8)
+    whole, more = upper.tables(), lower.tables()
+    each = ("steps", "clips", "notes")
+    tables = {name: frame if name in each else pd.concat([frame, more[name]]) for name, frame in whole.items()}
+    assert [finding.evidence["form"] for finding in misread_output(Tables(tables))] == found
 
 
 def test_weights_too_small_to_remember_make_the_state_constant_as_well() -> None:

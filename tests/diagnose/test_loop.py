@@ -85,10 +85,15 @@ def test_steps_that_leave_the_weights_where_they_are(update: float, loss: list[f
         assert finding.remedies[0].code.endswith(f'group["lr"] *= {10.0 ** round(math.log10(1e-2 / update)):g}')
 
 
-@pytest.mark.parametrize(("late", "found"), [(0.9e-6, True), (1.1e-6, False)])
-def test_a_learning_rate_that_has_run_out(late: float, found: bool) -> None:
+@pytest.mark.parametrize(
+    ("late", "gradient", "found"),
+    [(0.9e-6, 1.0, True), (1.1e-6, 1.0, False), (0.9e-6, 0.11, True), (0.9e-6, 0.09, False)],
+)
+def test_a_learning_rate_that_has_run_out(late: float, gradient: float, found: bool) -> None:
+    """A gradient that has shrunk as well makes small steps itself."""
     made = Training()
     made.update, made.loss = [1e-3] * 2 + [late] * 6, STALLS
+    made.grad_norm = [1.0] * 60 + [gradient] * 60
     assert any("scheduler" in finding.remedies[0].code for finding in small_updates(made.seen())) is found
 
 

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import pytest
-from diagnose.made import FALLS, STALLS, Training, clip, course
+from diagnose.made import FALLS, STALLS, Training, clip, course, key
 
 from gradscope.diagnose.rules.clipping import excessive_clipping, missing_clipping
+from gradscope.types.notes import CLIPPED_LATE
 
 # --- clipping
 
@@ -50,6 +51,19 @@ def test_tight_clipping_that_still_trains_is_no_fault(loss: list[float], found: 
     made = clipped(1.0, 0.001, optimizer="Adam")
     made.loss = loss
     assert bool(excessive_clipping(made.seen())) is found
+
+
+@pytest.mark.parametrize(("count", "loss", "severity"), [(5, STALLS, "warning"), (5, FALLS, "info"), (4, STALLS, None)])
+def test_clipping_after_the_step(count: int, loss: list[float], severity: str | None) -> None:
+    """It limits nothing, however tight it is."""
+    made = clipped(1.0, 0.001)
+    made.loss = loss
+    made.notes = [{"step": step, **key("", -1, "", -1), "reason": CLIPPED_LATE} for step in made.records[-count:]]
+    findings = missing_clipping(made.seen())
+    assert [finding.severity for finding in findings] == ([severity] if severity else [])
+    assert bool(excessive_clipping(made.seen())) is (severity is None)
+    for finding in findings:
+        assert finding.remedies[0].code.endswith("max_norm=0.001)") and "after the optimizer's step" in finding.title
 
 
 @pytest.mark.parametrize(("loss", "found"), [(FALLS, False), (STALLS, True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 import gradscope
-from gradscope.types.notes import DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.types.notes import CLIPPED_LATE, DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
 
 
 class Pair(nn.Module):
@@ -51,6 +52,57 @@ def test_parameters_that_no_optimizer_steps() -> None:
     mended = Pair(given=True)
     mended.head = mended.heads[0]
     assert not [reason for _, _, reason in notes(mended) if reason.startswith(UNOPTIMIZED)]
+
+
+def test_an_optimizer_without_the_recurrent_layers_counts_if_no_other_steps() -> None:
+    """From its 33rd step on, each a step of the run, whose tables name what it leaves out."""
+    model = Pair(given=True)
+    model.head = model.heads[0]
+    optimizer = SGD(model.head.parameters(), 0.01)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(45):
+            optimizer.zero_grad()
+            model(torch.randn(5, 2, 3)).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    steps, clips, rows = (scope.run.frame(table) for table in ("steps", "clips", "notes"))
+    assert steps["step"].tolist() == clips["step"].tolist() == [*range(13)]
+    assert steps["recorded"].all() and (steps["loss"] < 1).all() and scope.run.frame("layers")["chain"].eq(0).all()
+    (found,) = [reason for reason in rows["reason"] if reason.startswith(UNOPTIMIZED)]
+    assert "encoder.weight_hh_l0" in found and "head" not in found
+
+
+def test_an_optimizer_that_steps_the_layers_later_is_waited_for() -> None:
+    """As a generator is that learns after every fifth step of its critic."""
+    model = Pair(given=True)
+    model.head = model.heads[0]
+    critic, generator = SGD(model.head.parameters(), 0.01), SGD(model.encoder.parameters(), 0.01)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for step in range(60):
+            model(torch.randn(5, 2, 3)).square().mean().backward()
+            (generator if step % 5 == 4 else critic).step()
+            model.zero_grad()
+    assert len(scope.run.frame("steps")) == 12
+
+
+@pytest.mark.parametrize("when", ["before the step", "after the step", "after each of two passes"])
+def test_clipping_after_the_step(when: str) -> None:
+    model = Pair(given=True)
+    optimizer = SGD(model.parameters(), 0.01)
+    clip = lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # noqa: E731
+    with gradscope.attach(model, every=1) as scope, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            for _ in range(2 if "two" in when else 1):
+                model(torch.randn(5, 2, 3)).square().mean().backward()
+                if when != "after the step":
+                    clip()
+            optimizer.step()
+            if when == "after the step":
+                clip()
+            model.zero_grad()
+    late = [row.step for row in scope.run.frame("notes").itertuples() if row.reason == CLIPPED_LATE]
+    assert late == ([1, 2, 3] if when == "after the step" else []) and len(warned) == bool(late)
 
 
 @pytest.mark.parametrize("zero", [True, False])
