@@ -75,7 +75,7 @@ def _registered(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _scaled(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(inputs=1.0, offset=0.0), Remedy()
+    return setup.but(inputs=1.0, offset=0.0, column=1.0), Remedy()
 
 
 def _packed(setup: Setup, code: str, case: Case) -> Tried:
@@ -108,7 +108,7 @@ def _whole(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _handed(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(handover="state"), Remedy()
+    return setup.but(handover="state", head="linear" if setup.head == "detached" else setup.head), Remedy()
 
 
 def _unsoftened(setup: Setup, code: str, case: Case) -> Tried:
