@@ -95,7 +95,7 @@ class Ledger:
             touched = {id(p) for p in clip.parameters if p.grad is not None}
             self._clipped |= touched
             self.look.expect(touched, clip.factor)
-            if touched and not self._passes.any:
+            if touched and self._passes.none_since_step:
                 self.guard.note(CLIPPED_LATE)
 
     # --- loss scaling

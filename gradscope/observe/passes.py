@@ -80,7 +80,7 @@ class Passes:
         self._running: list[Pass] = []
         self._without_parameters: list[Loss] = []  # of the last pass without any parameter below its loss
         self._arrives = False
-        self._passes = 0
+        self._passes = self._passes_before = 0  # so far, and when the last step ended
         self._latest: set[int] | None = None
         self.within = self._seen_within = False
         self._home = threading.get_ident()
@@ -89,6 +89,11 @@ class Passes:
     def any(self) -> bool:
         """True if a pass of this step has ended."""
         return bool(self._pending or self._without_parameters)
+
+    @property
+    def none_since_step(self) -> bool:
+        """True if no pass has begun since the last step, in a training that has passes, and no step is to use one."""
+        return 0 < self._passes == self._passes_before and not self.any
 
     def add_optimizer(self, optimizer: Optimizer, share: set[int], recurrent: set[int]) -> None:
         """Choose witnesses for an optimizer that steps observed parameters.
@@ -187,7 +192,7 @@ class Passes:
         Args:
             share: identities of the stepped parameters; None for all.
         """
-        self._home = threading.get_ident()
+        self._home, self._passes_before = threading.get_ident(), self._passes
         without, self._without_parameters = self._without_parameters, []
         if len(self._pending) == 1 and not self._running and share and self._pending[0].touched <= share:
             return [self._pending.popleft().loss]

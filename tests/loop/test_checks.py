@@ -85,6 +85,35 @@ def test_an_optimizer_that_steps_the_layers_later_is_waited_for() -> None:
     assert len(scope.run.frame("steps")) == 12
 
 
+def test_clipping_of_gradients_that_no_pass_has_left() -> None:
+    model = nn.GRU(3, 4)
+    optimizer = SGD(model.parameters(), 0.01)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(3):
+            loss = model(torch.randn(5, 2, 3))[0].square().mean()
+            for parameter, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, [*model.parameters()]), strict=True
+            ):
+                parameter.grad = gradient
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    assert CLIPPED_LATE not in scope.run.frame("notes")["reason"].tolist()
+
+
+def test_clipping_before_each_of_two_steps_of_one_pass() -> None:
+    model = Pair(given=True)
+    parts = model.encoder, model.decoder
+    optimizers = [SGD(part.parameters(), 0.01) for part in parts]
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.randn(5, 2, 3)).square().mean().backward()
+            for part, optimizer in zip(parts, optimizers, strict=True):
+                nn.utils.clip_grad_norm_(part.parameters(), 1.0)
+                optimizer.step()
+    assert CLIPPED_LATE not in scope.run.frame("notes")["reason"].tolist()
+
+
 @pytest.mark.parametrize("when", ["before the step", "after the step", "after each of two passes"])
 def test_clipping_after_the_step(when: str) -> None:
     model = Pair(given=True)
