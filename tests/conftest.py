@@ -75,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
     gc.enable()
+    gc.set_threshold(20_000, 20, 20)  # a test makes few cycles and many objects
 
 
 _seen = 0

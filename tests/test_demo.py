@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import io
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 import gradscope
+from gradscope.cli import main
 from gradscope.demo.tasks import ANY, TASKS, Task, digits
 from gradscope.demo.training import CELLS, Trial, train
 
@@ -68,11 +68,14 @@ def test_trial_repeats_itself_and_leaves_other_files_alone(few: Task, tmp_path: 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_command_on_a_terminal_that_knows_only_ascii(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gradscope.cli", "demo", "--cell", "rnn", "--epochs", "1", "-o", str(tmp_path)]
-    run = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
-    out = run.stdout.decode("ascii")
-    assert (run.returncode, run.stderr) == (0, b"")
+def test_command_on_a_terminal_that_knows_only_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["gradscope", "demo", "--cell", "rnn", "--epochs", "1", "-o", str(tmp_path)])
+    assert main() == 0 and capsys.readouterr().err == ""
+    out = stdout.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
     assert "RNN, clipped by norm:  " in out and "rnn-value" in out
     assert "steps back" in out and "*" in out
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["report.html", "rnn-norm", "rnn-value"]

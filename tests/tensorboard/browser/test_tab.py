@@ -57,8 +57,9 @@ def test_every_view_opens(tab: Tab, dark: bool) -> None:
     assert (page, plot) == (("rgb(36, 39, 43)", "#24272b") if dark else ("rgb(255, 255, 255)", "#ffffff"))
 
 
+@pytest.mark.parametrize("loader", ["rust"], indirect=True)
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_opens_with_either_loader(tab: Tab, loader: str, view: str) -> None:
+def test_every_view_opens_with_the_fast_loader_too(tab: Tab, loader: str, view: str) -> None:
     tab.open(runs=["second/gradscope"], view=view)
     assert tab.get(f"view-{view}").count() == 1
 
