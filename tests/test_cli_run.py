@@ -117,11 +117,12 @@ def uncounted(err: str) -> str:
 @pytest.mark.parametrize(
     ("how", "status"),
     [
+        (("train.py",), 0),
         (("train.py", "--end", "exit"), 7),
         (("train.py", "--end", "raise"), 1),
         (("-m", "pack", "--end", "raise"), 1),
     ],
-    ids=["exit", "raise", "raise in a module"],
+    ids=["file", "exit", "raise", "raise in a module"],
 )
 def test_the_script_is_as_under_python(project: Path, shell: Shell, how: tuple[str, ...], status: int) -> None:
     """By forks; the test of interrupts compares processes that begin as the command."""

@@ -43,8 +43,8 @@ def excessive_clipping(tables: Tables) -> list[Finding]:
 
     With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move.
     """
-    clips = _measured(limiting(tables["clips"]))
-    if not len(clips) or len(tables.records) < ENOUGH or learning(tables).learns or any(_after_the_step(tables)):
+    clips = limiting(tables["clips"])
+    if not len(clips) or len(tables.records) < ENOUGH or learning(tables).learns or _too_late(tables):
         return []
     share, left, moved = float(clips["clipped"].mean()), _left(clips), _moved(tables)
     if share < NEARLY_ALWAYS or not left <= TIGHT or not moved <= STILL:
@@ -85,9 +85,9 @@ def missing_clipping(tables: Tables) -> list[Finding]:
 
     Clipping that comes after the step is a fact in any training: nobody means it.
     """
-    if late := list(_after_the_step(tables)):
-        return late
-    clips, steps = _measured(limiting(tables["clips"])), tables["steps"]
+    if _too_late(tables):
+        return [_after_the_step(tables)]
+    clips, steps = limiting(tables["clips"]), tables["steps"]
     norms = _finite(steps["grad_norm"])
     if (len(clips) and float(clips["clipped"].mean()) > SELDOM) or learning(tables).learns:
         return []
@@ -105,15 +105,21 @@ def missing_clipping(tables: Tables) -> list[Finding]:
     return [_missing(tables, norms, at, adaptive=adaptive)]
 
 
-def _after_the_step(tables: Tables) -> Iterator[Finding]:
-    """Find clipping calls between the optimizer's step and the next backward pass, in most records."""
-    late = tables["notes"].loc[tables["notes"]["reason"] == CLIPPED_LATE, "step"]
-    if 2 * late.isin(tables.records).sum() <= len(tables.records):
-        return
-    clips = limiting(tables["clips"])
+def _late(tables: Tables) -> Frame:
+    """Return the steps with a clipping call between the last step and the first backward pass."""
+    return tables["notes"].loc[tables["notes"]["reason"] == CLIPPED_LATE, "step"]
+
+
+def _too_late(tables: Tables) -> bool:
+    """True if most records have such a call."""
+    return bool(2 * _late(tables).isin(tables.records).sum() > len(tables.records))
+
+
+def _after_the_step(tables: Tables) -> Finding:
+    clips, late = limiting(tables["clips"]), _late(tables)
     norms = clips[clips["kind"] == "norm"]
     threshold = float(norms["threshold"].median()) if len(norms) else 1.0
-    yield Finding(
+    return Finding(
         code="missing_clipping",
         severity=severity(tables),
         layer_key=None,
@@ -192,11 +198,6 @@ def _harmful(steps: Frame, at: int) -> bool:
     usual, rise = float(before.median()), float(after.median() - before.median())
     error = 1.25 * spread(np.diff(losses["loss"].to_numpy())) * math.sqrt(1 / len(before) + 1 / len(after))
     return rise > max(HARM * abs(usual), SURE * error)
-
-
-def _measured(clips: Frame) -> Frame:
-    """Return the calls with known norms, or with norms known not to be finite."""
-    return clips[clips["norm_before"].notna() | (clips["nonfinite"] > 0)] if "nonfinite" in clips else clips
 
 
 def _moved(tables: Tables) -> float:
