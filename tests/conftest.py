@@ -102,7 +102,10 @@ def _nothing_compiled() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    # Without a device torch.manual_seed keeps the call for later, with a traceback: a millisecond under pytest.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture

@@ -14,9 +14,6 @@ or --only what a name holds to look at some. One core is enough, and what else t
 
 from __future__ import annotations
 
-from benchmarks.field import clock  # noqa: F401 - before gradscope
-
-# isort: split
 import argparse
 import random
 import sys

@@ -13,6 +13,7 @@ from torch import nn
 import gradscope
 from benchmarks.field import store
 from benchmarks.field.case import Case
+from benchmarks.field.clock import processor_time
 from benchmarks.field.loop import train
 
 EVERY = 8
@@ -26,6 +27,7 @@ def both(place: Path) -> Callable[[nn.Module], AbstractContextManager[None]]:
     @contextmanager
     def watch(model: nn.Module) -> Iterator[None]:
         with (
+            processor_time(),
             gradscope.attach(model, logdir=place / DEFAULT),
             gradscope.attach(model, logdir=place / REGULAR, every=EVERY),
         ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,9 +18,22 @@ SEQUENCES = 4
 """Fewer sequences do not show the differences of states between sequences."""
 
 
-def by_step(frame: Frame, column: str, how: str = "mean") -> Frame:
-    """Reduce a column to one number a step, a series."""
-    return frame.groupby("step", sort=True)[column].agg(how)
+def by_step(frame: Frame, column: str, how: Literal["mean", "max"] = "mean") -> Frame:
+    """Reduce a column of rows sorted by step to one number a step, a series; NaN does not count."""
+    import pandas as pd
+
+    steps, values = frame["step"].to_numpy(), frame[column].to_numpy(dtype=np.float64)
+    if not len(steps):
+        return pd.Series([], pd.Index(steps, name="step"), np.float64)
+    starts = np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))
+    index = pd.Index(steps[starts], name="step")
+    if how == "max":
+        return pd.Series(np.fmax.reduceat(values, starts), index)
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return pd.Series(
+            np.add.reduceat(np.where(known, values, 0), starts) / np.add.reduceat(known, starts, dtype=np.int64), index
+        )
 
 
 def early_and_late(values: Frame) -> tuple[float, float]:

@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gradscope.errors import GradscopeError
-from gradscope.record.schema import TABLES, lookup
+from gradscope.record.schema import TABLES, TEXT, Array, Kind, Table, lookup
 from gradscope.record.source import OfRank, Source
 from gradscope.types import LayerKey
 
@@ -47,8 +49,8 @@ class RunData:
         """
         rows = self.source.read(table, filters)
         if len(self.source.ranks) < 2:
-            del rows["rank"]
-        return rows.sort_values(lookup(table).order, kind="stable", ignore_index=True)
+            rows.pop("rank")
+        return _in_order(rows, lookup(table))
 
     @property
     def ranks(self) -> list[int]:
@@ -68,6 +70,21 @@ class RunData:
     def _sizes(self) -> dict[str, int]:
         """Count the rows of each table, without empty tables."""
         return {name: rows for name in TABLES if (rows := self.source.count(name))}
+
+
+def _in_order(rows: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """Sort rows by step, then layer key; rows of one key stay in the order of writing."""
+    keys = [_sortable(rows[column], table.columns[column]) for column in reversed(table.order)]
+    order = np.lexsort(keys)
+    return rows if (order == np.arange(len(order))).all() else rows.take(order).reset_index(drop=True)
+
+
+def _sortable(column: pd.Series, kind: Kind) -> Array:
+    """Return numbers that sort as the values do: `DataFrame.sort_values` takes three times as long for short text."""
+    if kind != TEXT:
+        return column.to_numpy()
+    codes, texts = column.factorize()
+    return np.argsort(np.argsort(np.asarray(texts, object)))[codes]
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,10 @@ from gradscope.record.schema import FLOAT, TABLES
 SEALED_BYTES = 32 * 2**20
 """Merges make files of up to this size, and leave such files alone."""
 _GROUP_ROWS = 131_072
+_SMALL_BYTES = 2**18
+"""Filters choose row groups in larger files alone: in a small one this takes longer than reading all of it."""
 _NAME = re.compile(r"part-(\d+)(?:-(\d+))?\.parquet")
+_RANK = re.compile(r"rank=(\d{1,9})")
 
 
 class Part(NamedTuple):
@@ -35,13 +37,8 @@ class Part(NamedTuple):
 
 def ranks(root: Path) -> list[int]:
     """List the ranks that have written into a run folder."""
-    numbers = {
-        int(entry.name[5:])
-        for name in TABLES
-        for entry in (root / name).glob("rank=*")
-        if re.fullmatch(r"rank=\d{1,9}", entry.name)
-    }
-    return sorted(numbers)
+    names = (entry for name in TABLES for entry in _names(root / name))
+    return sorted({int(match[1]) for name in names if (match := _RANK.fullmatch(name))})
 
 
 def directory(root: Path, table: str, rank: int) -> Path:
@@ -62,9 +59,12 @@ def finished(root: Path, rank: int) -> int:
 
 
 def _listed(folder: Path) -> list[Part]:
-    names = os.listdir(folder) if folder.is_dir() else []
-    matches = [match for name in names if (match := _NAME.fullmatch(name))]
+    matches = [match for name in _names(folder) if (match := _NAME.fullmatch(name))]
     return [Part(int(match[1]), int(match[2] or match[1]), folder / match[0]) for match in matches]
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def _unreplaced(parts: Iterable[Part]) -> list[Part]:
@@ -168,7 +168,7 @@ def _gathered(name: str, group: Sequence[Part], dropped: Any) -> Iterator[Any]:
     for part in group:
         with parquet.ParquetFile(part.path, page_checksum_verification=True) as file:
             for index in range(file.num_row_groups):
-                piece = _completed(file.read_row_group(index), name)
+                piece = _completed(file.read_row_group(index), name, [*TABLES[name].columns])
                 if dropped is not None:
                     piece = piece.filter(~arrow.compute().field("step").isin(dropped))
                 pieces.append(piece)
@@ -180,24 +180,28 @@ def _gathered(name: str, group: Sequence[Part], dropped: Any) -> Iterator[Any]:
 
 
 def read(part: Part, name: str, columns: Sequence[str], wanted: Any) -> Any:
-    """Read the selected rows and columns of one part."""
-    read_table = partial(arrow.parquet().read_table, part.path, partitioning=None, page_checksum_verification=True)
-    try:
-        table = read_table(columns=list(columns), filters=wanted)
-    except arrow.pyarrow().ArrowInvalid:  # damaged, or of an earlier gradscope
-        table = _completed(read_table(), name)
-        table = table if wanted is None else table.filter(wanted)
+    """Read some columns of one part, and the rows that meet an expression over these columns."""
+    parquet, options = arrow.parquet(), {"partitioning": None, "page_checksum_verification": True}
+    if wanted is not None and part.path.stat().st_size > _SMALL_BYTES:
+        with suppress(arrow.pyarrow().ArrowInvalid):  # damaged, or of an earlier gradscope
+            return _cast(parquet.read_table(part.path, columns=list(columns), filters=wanted, **options), name, columns)
+    with parquet.ParquetFile(part.path, page_checksum_verification=True) as file:
+        table = _completed(file.read(columns=list(columns)), name, columns)
+    return _cast(table if wanted is None else table.filter(wanted), name, columns)
+
+
+def _cast(table: Any, name: str, columns: Sequence[str]) -> Any:
     fields = [arrow.schema(TABLES[name]).field(column) for column in columns]
     return table.select(list(columns)).cast(arrow.pyarrow().schema(fields))
 
 
-def _completed(table: Any, name: str) -> Any:
+def _completed(table: Any, name: str, columns: Sequence[str]) -> Any:
     """Add the columns that an earlier gradscope did not write, as NaN."""
     pa, schema = arrow.pyarrow(), arrow.schema(TABLES[name])
-    missing = [field for field in schema if field.name not in table.column_names]
+    missing = [field for field in schema if field.name in columns and field.name not in table.column_names]
     for field in missing:
         table = table.append_column(field, pa.array([float("nan")] * len(table), field.type))
-    return table.select(schema.names) if missing else table
+    return table.select(list(columns)) if missing else table
 
 
 def count(part: Part) -> int:

@@ -42,7 +42,9 @@ class FolderSource:
         names = list(columns or lookup(table).columns)
         where = arrow.expression(wanted)
         ranks = [rank for rank in self.ranks if of_rank is None or of_rank.holds(rank)]
-        return [(rank, rows) for rank in ranks for rows in self._each(table, rank, parts.read, names, where)]
+        needed = [*names, *(column for column in wanted if column not in names)]
+        read = [(rank, rows) for rank in ranks for rows in self._each(table, rank, parts.read, needed, where)]
+        return [(rank, rows.select(names)) for rank, rows in read]
 
     def count(self, table: str) -> int:
         """Count the rows of a table, from the footers of its parts."""

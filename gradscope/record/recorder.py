@@ -95,7 +95,7 @@ class Recorder:
     sinks: Sequence[Sink]
     threads: Sequence[SinkThread] = ()
     waiting: list[tuple[int, list[Rows | Pending]]] = field(default_factory=list)
-    since: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=lambda: time.perf_counter())  # looked up now: a clock may be in its place
 
     def add(self, step: int, rows: list[Rows | Pending], *, at: float) -> bool:
         """Add the rows of a step; returns True if `drain` is due.
