@@ -58,7 +58,8 @@ class Tables:
         frame = self.frames[table]
         if table not in self.known:
             self.known[table] = frame.groupby(KEY, sort=False).indices if len(frame) else {}
-        return frame.iloc[self.known[table].get(tuple(key), [])]
+        places = self.known[table].get(tuple(key), [])
+        return frame if len(places) == len(frame) else frame.iloc[places]
 
     @cached_property
     def keys(self) -> list[LayerKey]:

@@ -68,7 +68,7 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Finding]:
         yield _after_the_end(tables, key, max(read.values()), there)
     elif horizons(tables, key)[2] <= NEXT_TO_NOTHING * length:
         yield _at_the_start(tables, key, max(read.values()), length)
-    elif (tail := _constant_tail(tables, key, read)) and not learning(tables).learns:
+    elif not learning(tables).learns and (tail := _constant_tail(tables, key, read)):
         yield _from_padding(tables, key, tail, length)
 
 
@@ -155,9 +155,10 @@ def _constant_tail(tables: Tables, key: LayerKey, read: Mapping[int, int]) -> in
 
 def _tail(rows: Frame, t: int) -> int:
     """Count the steps up to `t` (in reverse: from `t` on) with a constant typical state, of one record."""
-    size = rows.sort_values("t").set_index("t")["p50"]
-    before = size[size.index <= t].to_numpy(dtype=np.float64)[::-1]
-    before = before if len(before) > 1 else size.to_numpy(dtype=np.float64)
+    order, size = rows["t"].to_numpy(), rows["p50"].to_numpy(dtype=np.float64)
+    size = size[np.argsort(order, kind="stable")]
+    before = size[: int((order <= t).sum())][::-1]
+    before = before if len(before) > 1 else size
     moves = np.abs(np.diff(before)) > CONSTANT * np.abs(before[:-1])
     return int(moves.argmax()) if moves.any() else len(moves)
 
