@@ -33,6 +33,13 @@ def _constant(batch: Batch) -> Batch:
     return replace(batch, x=x)
 
 
+def _change(batch: Batch) -> Batch:
+    """Relative changes of a series that was 0 at one place."""
+    x = batch.x.clone()
+    x[0, 1] = 1.0 / (x[0, 1] * 0)
+    return replace(batch, x=x)
+
+
 def _empty(loss: Tensor, answers: Tensor) -> Tensor:
     """The mean over a mask that holds nothing."""
     kept = answers.new_zeros(answers.shape)
@@ -62,8 +69,36 @@ def _exp(loss: Tensor, answers: Tensor) -> Tensor:
     return loss + 0.01 * torch.exp(answers.flatten()[0] * 0 + 100)
 
 
-BATCHES = {"constant": _constant, "missing": _missing, "ctc": _transcript, "ctc masked": _transcript}
-LOSSES = {"empty": _empty, "log": _log, "root": _root, "masked": _masked, "exp": _exp}
+def _alone(loss: Tensor, answers: Tensor) -> Tensor:
+    """Something divided by the deviation of the only one in a batch."""
+    one = answers.flatten()[:1]
+    return loss + 0.01 * ((one - one.mean()) / (one.std() + 1e-8)).sum()
+
+
+def _where(loss: Tensor, answers: Tensor) -> Tensor:
+    """A square root below 0, kept out by `where`: the loss does not see it, its gradient does."""
+    first = answers.flatten()[:4]
+    below = first - first.detach() - 1
+    return loss + torch.where(below > 0, below.sqrt(), torch.zeros_like(below)).sum()
+
+
+def _norm(loss: Tensor, answers: Tensor) -> Tensor:
+    """A vector of zeros, divided by its length."""
+    zeros = answers.flatten()[:4] * 0
+    return loss + 0.01 * (zeros / zeros.norm()).sum()
+
+
+BATCHES = {"change": _change, "constant": _constant, "missing": _missing, "ctc": _transcript, "ctc masked": _transcript}
+LOSSES = {
+    "alone": _alone,
+    "empty": _empty,
+    "exp": _exp,
+    "log": _log,
+    "masked": _masked,
+    "norm": _norm,
+    "root": _root,
+    "where": _where,
+}
 
 
 def touched(batch: Batch, birth: str, now: bool) -> Batch:

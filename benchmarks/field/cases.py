@@ -6,6 +6,7 @@ import functools
 
 from benchmarks.field import (
     cases_again,
+    cases_fifth,
     cases_fresh,
     cases_inout,
     cases_loop,
@@ -13,14 +14,23 @@ from benchmarks.field import (
     cases_sound,
     cases_unrelated,
 )
-from benchmarks.field.case import FOURTH, THIRD, Case
+from benchmarks.field.case import FIFTH, FOURTH, THIRD, Case
 from benchmarks.field.tasks import HALVES
 
-PARTS = (*HALVES, THIRD, FOURTH)
+PARTS = (*HALVES, THIRD, FOURTH, FIFTH)
 
 
 @functools.cache
 def all_cases() -> list[Case]:
     """Every case once, always in the same order."""
-    rooms = (cases_sound, cases_unrelated, cases_recurrence, cases_loop, cases_inout, cases_again, cases_fresh)
+    rooms = (
+        cases_sound,
+        cases_unrelated,
+        cases_recurrence,
+        cases_loop,
+        cases_inout,
+        cases_again,
+        cases_fresh,
+        cases_fifth,
+    )
     return [case for room in rooms for case in room.cases()]

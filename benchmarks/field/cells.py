@@ -36,7 +36,7 @@ class Minimal(nn.Module):
 
 
 class Elman(nn.Module):
-    """A linear map of input and state, and a curve."""
+    """A linear map of input and state, and a curve: a function of torch's, `"softmax"`, or none: `"linear"`."""
 
     def __init__(self, inputs: int, units: int, curve: str) -> None:
         super().__init__()
@@ -44,7 +44,10 @@ class Elman(nn.Module):
         self.i2h, self.h2h = nn.Linear(inputs, units), nn.Linear(units, units)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return getattr(torch, self.curve)(self.i2h(x) + self.h2h(h))
+        y = self.i2h(x) + self.h2h(h)
+        if self.curve == "linear":
+            return y
+        return y.softmax(-1) if self.curve == "softmax" else getattr(torch, self.curve)(y)
 
 
 def own(family: str, inputs: int, units: int) -> nn.Module:

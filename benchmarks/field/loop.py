@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,6 +20,7 @@ from benchmarks.field.task import Batch, Generator, Task
 HELD_OUT_SEED = 987_654
 HELD_OUT = 3  # batches
 LIMIT = 1e6  # of a loss that is kept
+BETWEEN = 10  # steps, where something else is done now and then
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -26,6 +28,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
+    "adadelta": torch.optim.Adadelta,
+    "adamax": torch.optim.Adamax,
 }
 
 
@@ -57,6 +61,8 @@ def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remed
     if remedy.model is not None:
         remedy.model(model)
     optimizer = _optimizer(model, setup)
+    if setup.replaced:
+        setattr(model, setup.replaced, copy.deepcopy(getattr(model, setup.replaced)))
     if remedy.optimizer is not None:
         remedy.optimizer(model, optimizer)
     result, state, g = Result(), None, Generator().manual_seed(1000 + seed)
@@ -66,21 +72,31 @@ def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remed
         rate = _schedule(optimizer, setup)
         for step in range(setup.steps):
             loss, state = _step(model, task, setup, step, state, g)
+            if setup.unscaled:
+                _unscale(model, setup)
             _clip(model, setup, remedy, False)
+            if not setup.unscaled:
+                _unscale(model, setup)
+            if setup.zero_late:
+                model.zero_grad()
             optimizer.step()
             _clip(model, setup, remedy, True)
             rate.step()
             result.losses.append(loss)
+            if setup.between and step % BETWEEN == BETWEEN - 1:
+                _pause(model, task, setup)
     result.score = judge(model, task, setup)
     return result
 
 
 def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, g: Generator) -> tuple[float, object]:
     """The gradients of a step, of several micro-batches perhaps."""
-    if setup.zero_grad:
+    if setup.zero_grad and step % setup.zero_every == 0:
         model.zero_grad()
     elif setup.cleared:
         getattr(model, setup.cleared).zero_grad()
+    if setup.clip_early:
+        nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
     total = 0.0
     for part in range(setup.accumulate):
         number = step * setup.accumulate + part
@@ -91,7 +107,9 @@ def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, 
             answers, state = answer(model, batch, setup, state if task.stateful or setup.carry else None)
         loss = task.loss(answers.float(), batch, setup) * setup.scale / setup.accumulate
         loss = births.spoiled(loss, answers, setup.birth, now)
-        loss.backward()
+        if setup.twice:
+            (0.5 * loss).backward(retain_graph=True)
+        ((0.5 if setup.twice else 1.0) * setup.scaler * loss).backward()
         state, total = detached(state), total + loss.item()
     return max(-LIMIT, min(LIMIT, total)) if math.isfinite(total) else math.nan, state
 
@@ -105,8 +123,12 @@ def prepare(batch: Batch, task: Task, setup: Setup, g: Generator) -> Batch:
         x = torch.cat([x[..., :1] * setup.column, x[..., 1:]], -1)
     if setup.cut and task.answers == "last":
         x, lengths = x[:, -setup.cut :], lengths.clamp_max(setup.cut)
-    if setup.pad:
-        x = torch.cat([x, x.new_zeros(len(x), setup.pad, *x.shape[2:])], 1)
+    if setup.pad or setup.front:
+        x = torch.cat([x, x.new_zeros(len(x), setup.pad + setup.front, *x.shape[2:])], 1)
+    if setup.front:
+        T = x.shape[1]
+        x = torch.stack([row.roll(T - n, 0) for row, n in zip(x, lengths.tolist(), strict=True)])
+        lengths = lengths if setup.form == "packed" else torch.full_like(lengths, T)
     if y.is_floating_point():
         y = y * setup.targets + setup.target_offset
     return replace(batch, x=x, y=_labels(y, task, setup, g), lengths=lengths)
@@ -130,9 +152,11 @@ def _optimizer(model: nn.Module, setup: Setup) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, setup: Setup) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / max(1, setup.warmup)) * setup.decay**step
-    )
+    def factor(step: int) -> float:
+        wave = 0.5 * (1 + math.cos(math.pi * (step % setup.cycle) / setup.cycle)) if setup.cycle else 1.0
+        return min(1.0, (step + 1) / max(1, setup.warmup)) * setup.decay**step * wave
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _clip(model: nn.Module, setup: Setup, remedy: Remedy, late: bool) -> None:
@@ -141,10 +165,37 @@ def _clip(model: nn.Module, setup: Setup, remedy: Remedy, late: bool) -> None:
         return
     if remedy.gradients is not None:
         remedy.gradients(model)
+    elif setup.clip_early:
+        return
+    elif setup.clamp:
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.clamp_(-setup.clamp, setup.clamp)
     elif setup.clip_value:
         nn.utils.clip_grad_value_(model.parameters(), setup.clip_value)
     elif setup.clip:
         nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
+
+
+def _unscale(model: nn.Module, setup: Setup) -> None:
+    if setup.scaler != 1:
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.div_(setup.scaler)
+
+
+@torch.no_grad()
+def _pause(model: nn.Module, task: Task, setup: Setup) -> None:
+    """What people do between two steps: look at the held-out data, or let a text go on by itself."""
+    if setup.between == "validation":
+        judge(model, task, setup)
+    else:
+        model.eval()
+        x, state, one = torch.ones(1, 1, dtype=torch.long), None, torch.ones(1, dtype=torch.long)
+        for _ in range(30):
+            answers, state = model(x, one, state)
+            x = answers.argmax(-1)
+    model.train()
 
 
 @torch.no_grad()

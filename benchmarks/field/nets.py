@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -93,6 +94,11 @@ CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "round": torch.round,
     "probabilities": lambda y: y.softmax(-1),
+    "log_softmax": lambda y: y.log_softmax(-1),
+    "over batch": lambda y: y.softmax(0),
+    "clamp": lambda y: y.clamp(0, 1),
+    "rewrapped": lambda y: y.detach().requires_grad_(),
+    "threshold": lambda y: (y > 0).float().requires_grad_(),
     "softmax": lambda y: y[..., :1].softmax(-1).expand_as(y),
 }
 
@@ -132,13 +138,31 @@ class Reader(nn.Module):
         self.drop = nn.Dropout(setup.dropout)
         self.rnn = recurrent(setup, setup.embed if task.tokens else task.inputs)
         self.head = Head(setup, width(setup), task.outputs)
+        if setup.spare:
+            self.spare = layer(setup, setup.hidden, 1)
 
     def forward(self, x: Tensor, lengths: Tensor, state: State = None) -> tuple[Tensor, State]:
         e = self.drop(self.embed(x)) if self.embed is not None else x
-        output, state = self.run(e, lengths, state)
+        with torch.no_grad() if self.setup.head == "no_grad" else nullcontext():
+            output, state = self.run(e, lengths, self.begin(e, state))
         if self.task.answers == "last":
-            output = self.read(output, lengths)
+            output = self.last(state) if self.setup.read in ("state", "view") else self.read(output, lengths)
         return self.head(self.drop(output)), state
+
+    def begin(self, e: Tensor, state: State) -> State:
+        """The state to begin with: the one handed on, or numbers that are drawn."""
+        if state is not None or not self.setup.state:
+            return state
+        many = self.setup.layers * (2 if self.setup.bidirectional else 1)
+        h, c = self.setup.state * torch.randn(2, many, len(e), self.setup.hidden)
+        return (h, c) if self.setup.family == "lstm" else h
+
+    def last(self, state: State) -> Tensor:
+        """What a module calls its last state: of both directions, or reshaped as it should not be."""
+        h = state[0] if isinstance(state, tuple) else state
+        if self.setup.read == "view":
+            return h.reshape(h.shape[1], -1)
+        return torch.cat([h[-2], h[-1]], -1) if self.setup.bidirectional else h[-1]
 
     def run(self, e: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         """The states at every timestep, and the last one."""
@@ -150,6 +174,8 @@ class Reader(nn.Module):
             return self.rnn(e.transpose(0, 1))[0].transpose(0, 1), None
         if self.setup.viewed:
             return self.rnn(e.reshape(e.shape[1], e.shape[0], -1).transpose(0, 1))[0], None
+        if self.setup.form == "dropped":
+            return torch.cat([self.rnn(step)[0] for step in e.split(1, 1)], 1), None
         if not self.setup.detach:
             return self.rnn(e, state)
         outputs: list[Tensor] = []
@@ -164,8 +190,10 @@ class Reader(nn.Module):
             return output[:, -1]
         if self.setup.read == "start":
             return output[:, 0]
-        if self.setup.read == "mean":
+        if self.setup.read in ("mean", "max"):
             valid = torch.arange(output.shape[1]) < lengths[:, None]
+            if self.setup.read == "max":
+                return output.masked_fill(~valid[..., None], -1.0).amax(1)
             return (output * valid[..., None]).sum(1) / lengths[:, None]
         last = output[torch.arange(len(output)), lengths - 1]
         if not self.setup.bidirectional:
@@ -195,7 +223,12 @@ class Pair(nn.Module):
         e = self.embed(x) if self.embed is not None else x
         if self.setup.form == "packed":
             e = pack_padded_sequence(e, lengths, batch_first=True, enforce_sorted=False)
-        state = self.encoder(e)[1]
+        if self.setup.detach:
+            state = None
+            for part in e.split(self.setup.detach, 1):
+                state = self.encoder(part, detached(state))[1]
+        else:
+            state = self.encoder(e)[1]
         if self.setup.handover == "none":
             state = None
         elif self.setup.handover == "detached":
@@ -210,7 +243,12 @@ class Pair(nn.Module):
 
 def build(setup: Setup, task: Task) -> nn.Module:
     """The network for a task, as torch begins it."""
-    return Pair(setup, task) if task.answers == "pair" else Reader(setup, task)
+    model = Pair(setup, task) if task.answers == "pair" else Reader(setup, task)
+    if setup.embed_scale != 1:
+        model.embed.weight.data.mul_(setup.embed_scale)  # type: ignore[union-attr]
+    if setup.frozen:
+        getattr(model, setup.frozen).requires_grad_(False)
+    return model
 
 
 def answer(model: nn.Module, batch: Batch, setup: Setup, state: State) -> tuple[Tensor, State]:

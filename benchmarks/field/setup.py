@@ -12,20 +12,29 @@ class Setup:
     """A training, all but its task and its seed.
 
     Attributes:
-        family: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`.
+        family: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`; of one's own also `"rnn_` and what `cells.Elman` knows.
         form: `"fused"`, `"packed"`, `"cells"` (torch's cells in a loop), `"own"` (cells of one's own in a loop),
-            `"residual"` (one module a layer, added to what goes into it).
+            `"residual"` (one module a layer, added to what goes into it), `"dropped"` (a module that is called for
+            every timestep by itself and never given the state of the one before).
         init: what is done to the recurrent weights before training, in order: (name in `starts.STARTS`, number).
         read: which states the answer is read from: `""` as the task means it, `"end"` the last position of the padded
-            batch, `"start"` the first, `"mean"` all valid ones.
+            batch, `"start"` the first, `"mean"` and `"max"` all valid ones, `"state"` the module's last state, `"view"`
+            the same of two directions, reshaped so that its sequences are mixed.
         swapped: the batch goes in as if its first dimension were time.
         viewed: the batch is made time-first by `view`, not by `transpose`, which mixes its sequences.
         head: `"linear"`; `"list"`: in a Python list; `"frozen"`; `"relu"`, `"sigmoid"`, `"argmax"`: what follows it;
-            `"softmax"`: over one unit alone; `"probabilities"`: over all, before a loss that does it again; `"round"`;
-            `"detached"`: on states without their past.
+            `"softmax"`: over one unit alone; `"probabilities"`: over all, before a loss that does it again;
+            `"log_softmax"`, which that loss leaves as it is; `"over batch"`: the wrong dimension; `"round"`;
+            `"detached"`: on states without their past; `"no_grad"`: those too, as they are made; `"rewrapped"`:
+            answers made into a tensor that requires a gradient; `"threshold"`: into zeros and ones; `"clamp"`: kept
+            between 0 and 1.
         handover: whether a decoder begins with the encoder's state; `"none"`, `"detached"`.
         length: timesteps of a sequence; 0 for the task's own number.
         pad: timesteps of padding behind the longest sequence.
+        front: the same in front, and every sequence ends where the batch does; `"packed"` is not told of it.
+        embed_scale: what embeddings are multiplied by before training.
+        state: deviation of the numbers drawn for the state in which a sequence begins; 0 for zeros.
+        spare: there is a module that is never called.
         cut: only so many of the last timesteps are read; 0 for all.
         inputs: what numbers that go in are multiplied by, and `offset` is added.
         column: the first feature alone is multiplied by it as well.
@@ -34,14 +43,22 @@ class Setup:
         carry: a batch begins with the state in which an unrelated one ended.
         single: every timestep is a sequence by itself, from a zero state.
         optimizer: `"adam"`, `"adamw"`, `"sgd"` (momentum 0.9), `"plain"` (SGD without it), or torch's `"rmsprop"`,
-            `"adagrad"`, `"nadam"`, `"radam"`.
-        warmup: steps over which the learning rate rises. `decay`: what it is multiplied by at every step.
+            `"adagrad"`, `"nadam"`, `"radam"`, `"adadelta"`, `"adamax"`.
+        warmup: steps over which the learning rate rises. `decay`: what it is multiplied by at every step. `cycle`:
+            steps after which it begins anew, having fallen along a cosine; 0 for never.
         clip: `max_norm` of all gradients; 0 for none. `clip_value`: the same for `clip_grad_value_`. `clip_late`: after
-            the step, where it does nothing.
+            the step, where it does nothing. `clip_early`: before there are gradients. `clamp`: bound of every number,
+            without torch's functions.
+        scaler: what a loss is multiplied by and its gradients are divided by before the step. `unscaled`: before they
+            are clipped; otherwise after it.
         accumulate: micro-batches of a step.
+        twice: the loss has two terms, and each goes backward by itself.
+        between: what happens every tenth step: `"validation"`, `"sampling"`.
         zero_grad: whether gradients are cleared before a step; where not, `cleared` names a part whose are.
+        zero_every: only before every so manieth step. `zero_late`: between backward and step.
         detach: the state is detached after so many timesteps; 0 for never.
         forgotten: parameters whose names hold this are not given to the optimizer.
+        replaced: the part that is made anew after the optimizer. `frozen`: the part that requires no gradient.
         birth: what makes the loss or its gradient infinite: a name in `births.BIRTHS`, at step `birth_at`.
         scale: what the loss is multiplied by.
     """
@@ -62,6 +79,10 @@ class Setup:
     handover: str = "state"
     length: int = 0
     pad: int = 0
+    front: int = 0
+    embed_scale: float = 1.0
+    state: float = 0.0
+    spare: bool = False
     cut: int = 0
     inputs: float = 1.0
     offset: float = 0.0
@@ -76,17 +97,28 @@ class Setup:
     weight_decay: float = 0.0
     warmup: int = 0
     decay: float = 1.0
+    cycle: int = 0
     clip: float = 1.0
     clip_value: float = 0.0
     clip_late: bool = False
+    clip_early: bool = False
+    clamp: float = 0.0
+    scaler: float = 1.0
+    unscaled: bool = False
     steps: int = 200
     batch: int = 32
     accumulate: int = 1
+    twice: bool = False
+    between: str = ""
     autocast: bool = False
     zero_grad: bool = True
     cleared: str = ""
+    zero_every: int = 1
+    zero_late: bool = False
     detach: int = 0
     forgotten: str = ""
+    replaced: str = ""
+    frozen: str = ""
     birth: str = ""
     birth_at: int = 0
     scale: float = 1.0

@@ -99,6 +99,18 @@ def _recurrence(one: Recurrence, factor: float, T: int) -> None:
     one.w_hh.mul_(factor)
 
 
+def _shift(one: Recurrence, value: float, T: int) -> None:
+    """Every weight moved by the same amount, as if from a distribution that is not about 0."""
+    for weight in (one.w_ih, one.w_hh):
+        weight.add_(value)
+
+
+def _uniform(one: Recurrence, bound: float, T: int) -> None:
+    """Every weight and bias between a bound and its negative."""
+    for parameter in (one.w_ih, one.w_hh, *one.biases):
+        parameter.uniform_(-bound, bound)
+
+
 def _inputs(one: Recurrence, factor: float, T: int) -> None:
     one.w_ih.mul_(factor)
 
@@ -119,6 +131,8 @@ STARTS: dict[str, Start] = {
     "normal": _normal,
     "recurrence": _recurrence,
     "inputs": _inputs,
+    "shift": _shift,
+    "uniform": _uniform,
     "bias": _bias,
     **{name: _gate(name) for name in ("input", "forget", "output", "reset", "update")},
 }
