@@ -10,7 +10,7 @@ from benchmarks.field.task import Task
 from benchmarks.field.tasks import tasks
 
 SOUND, ODD, UNRELATED, FAULTY = "healthy", "healthy, odd", "not recurrent", "faulty"
-THIRD, FOURTH, FIFTH = "third", "fourth", "fifth"
+THIRD, FOURTH, FIFTH, SIXTH = "third", "fourth", "fifth", "sixth"
 """Names of the parts whose tasks may be those of either half."""
 
 
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def half(self) -> str:
-        """`"tuning"` or `"held-out"`, the task's; `"third"`, `"fourth"` or `"fifth"`."""
+        """`"tuning"` or `"held-out"`, the task's; `"third"`, `"fourth"`, `"fifth"` or `"sixth"`."""
         return self.part or self.work.half
 
     @property

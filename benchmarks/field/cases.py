@@ -14,10 +14,10 @@ from benchmarks.field import (
     cases_sound,
     cases_unrelated,
 )
-from benchmarks.field.case import FIFTH, FOURTH, THIRD, Case
+from benchmarks.field.case import FIFTH, FOURTH, SIXTH, THIRD, Case
 from benchmarks.field.tasks import HALVES
 
-PARTS = (*HALVES, THIRD, FOURTH, FIFTH)
+PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH)
 
 
 @functools.cache
