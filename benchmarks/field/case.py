@@ -11,7 +11,8 @@ from benchmarks.field.tasks import tasks
 
 SOUND, ODD, UNRELATED, FAULTY = "healthy", "healthy, odd", "not recurrent", "faulty"
 THIRD, FOURTH, FIFTH, SIXTH = "third", "fourth", "fifth", "sixth"
-"""Names of the parts whose tasks may be those of either half."""
+"""Names of the later parts. Tasks of the third and fourth are those of either half, of the fifth the tuning half's, of
+the sixth the held-out half's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,31 @@ The tasks of the tuning half make the fifth part. Those of the held-out half mak
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from benchmarks.field.case import FIFTH, SIXTH, Case, ailing, odd, sound
 from benchmarks.field.cases_again import DECAYED, DIVERGED, FORGOTTEN, FUSED, MISSING, SINGLE
-from benchmarks.field.cases_fresh import CLIPPING, DEAD, GATE, MISREAD, NAN, NONE, SMALL, STALE, UNSCALED, VANISHING
+from benchmarks.field.cases_fresh import (
+    CLIPPING,
+    DEAD,
+    GATE,
+    GRU,
+    LSTM,
+    MISREAD,
+    NAN,
+    NONE,
+    OWN,
+    SMALL,
+    STALE,
+    UNSCALED,
+    VANISHING,
+    Changes,
+)
 from benchmarks.field.cases_recurrence import DETACHED, ELMAN, LARGE, PLAIN, RELU
 
-Changes = dict[str, Any]
 PARTS = {"tuning": FIFTH, "held-out": SIXTH}
 EXPLODING = "exploding_gradient"
-GRU: Changes = {"family": "gru"}
-LSTM: Changes = {"family": "lstm"}
 STEEP: Changes = {"optimizer": "sgd", "lr": 1.0, "clip": 0.25}
 STEEP_ELMAN: Changes = {**STEEP, "family": "rnn_tanh"}
-OWN: Changes = {"form": "own", "family": "rnn_tanh", "init": (("orthogonal", 1.0),), "lr": 0.003}
 MIXED: Changes = {"optimizer": "sgd", "lr": 1.0, "scaler": 65536.0}
 ONE_WAY: Changes = {"bidirectional": False}
 
