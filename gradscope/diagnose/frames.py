@@ -73,6 +73,11 @@ class Tables:
         return [key for key in self.keys if key.chain == 0]
 
     @cached_property
+    def in_pieces(self) -> set[LayerKey]:
+        """Those of them that have several chains in a step."""
+        return {key._replace(chain=0) for key in self.keys if key.chain}
+
+    @cached_property
     def by_module(self) -> list[tuple[str, list[LayerKey]]]:
         """The recurrences of each module."""
         return [(module, list(keys)) for module, keys in groupby(self.first_chains, lambda key: key.module)]

@@ -31,14 +31,20 @@ _SEVERITIES = ("critical", "warning", "info")
 STILL = frozenset({"no_gradient", "single_timestep", "dead_units", "saturated_gate", "excessive_clipping"})
 """Findings that explain small steps, so that `small_updates` adds nothing."""
 
+FACTS = {"excessive_clipping": "exploding_gradient", "vanishing_gradient": "dead_units"}
+"""Mere facts beside the fault that explains them."""
+THROWS = frozenset({"missing_clipping", "diverged"})
+"""Findings that explain why no gradient comes any more."""
+
 
 def without_consequences(findings: Sequence[Finding]) -> list[Finding]:
-    """Drop findings that another finding explains fully, and `too_few_records` beside any fault."""
+    """Drop findings and facts that another finding explains fully, and `too_few_records` beside any fault."""
     wrong = {finding.code for finding in findings if finding.severity != "info"}
     explained = {"small_updates"} if wrong & STILL else set[str]()
     explained |= {"too_few_records"} if wrong else set()
     explained |= {"missing_clipping"} if any(finding.evidence.get("thrown") for finding in findings) else set()
-    return [finding for finding in findings if finding.code not in explained]
+    facts = {code for code, fault in FACTS.items() if fault in wrong}
+    return [one for one in findings if one.code not in explained and not (one.severity == "info" and one.code in facts)]
 
 
 def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:
@@ -46,8 +52,8 @@ def root_causes_first(findings: Sequence[Finding]) -> list[Finding]:
 
     NaN is a cause of its own if nothing grew before. Spikes, large steps, growing weights or a missing gradient drive
     gates into saturation that were not saturated at the start, so these come before the gates. If a layer receives
-    exactly zero, dead or saturated units of its module come before `no_gradient`. A gradient that explodes only later
-    does so because the training diverged and threw its weights far off.
+    exactly zero, dead or saturated units of its module come before `no_gradient`. A gradient that explodes or ends only
+    later does so because the training diverged and threw its weights far off.
     """
     return sorted(findings, key=lambda finding: _place(finding, findings))
 
@@ -64,8 +70,11 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
         return -1
     if "before_nan" in finding.evidence:
         return CAUSES.index("nonfinite_gradient") - 0.5
-    if finding.code == "no_gradient" and "since" in finding.evidence and _stopped_above(finding, findings):
-        return CAUSES.index("saturated_gate") + 0.5
+    if finding.code == "no_gradient" and "since" in finding.evidence:
+        if _ended(finding) and THROWS & wrong:
+            return CAUSES.index("diverged") + 0.5
+        if _stopped_above(finding, findings):
+            return CAUSES.index("saturated_gate") + 0.5
     if finding.evidence.get("thrown"):
         return CAUSES.index("saturated_gate") - 0.5
     if finding.code == "saturated_gate" and finding.evidence.get("from_start") is False:
@@ -73,6 +82,11 @@ def _rank(finding: Finding, findings: Sequence[Finding]) -> float:
     if finding.code == "exploding_gradient" and finding.evidence.get("from_start") is False and "diverged" in codes:
         return CAUSES.index("diverged") + 0.25
     return CAUSES.index(finding.code)
+
+
+def _ended(finding: Finding) -> bool:
+    """True if gradient came at first."""
+    return bool(finding.evidence["since"] > finding.evidence["steps"][0])
 
 
 def _stopped_above(finding: Finding, findings: Sequence[Finding]) -> bool:

@@ -137,7 +137,7 @@ class CallReceiver:
         if not self._observes() or call.batch == 0:
             return None
         name = next((n for n, m in self._layers.items() if is_call_of(m, call)), None)
-        if name is None:
+        if name is None or self._disabled(name, self._layers[name]):
             return None
         if self.recording is None:
             self._check_carried(name, call.state, 0 if call.cell else 1)
@@ -166,7 +166,7 @@ class CallReceiver:
     @guarded
     def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._started()
-        if not self._observes():
+        if not self._observes() or self._disabled(watched.name, watched.module):
             return None
         if self.recording is None:
             if isinstance(watched, Cell) and watched.name in self._last_states:
@@ -196,8 +196,16 @@ class CallReceiver:
     # --- helpers
 
     def _observes(self) -> bool:
-        """True if this step needs calls, gradients are enabled, and no transform of `torch.func` runs."""
-        return self.listening and torch.is_grad_enabled() and transform() is None
+        """True if this step needs calls, and no transform of `torch.func` runs."""
+        return self.listening and transform() is None
+
+    def _disabled(self, name: str, module: nn.Module) -> bool:
+        """True if gradients are disabled; the recording remembers modules in training mode."""
+        if torch.is_grad_enabled():
+            return False
+        if self.recording is not None and not self.paused and module.training:
+            self.recording.disabled[name] = None
+        return True
 
     def _check_carried(self, name: str, state: Sequence[Tensor], rows: int) -> None:
         """On the first call after a recorded step, copy its state if that may be carried over from the recorded step.

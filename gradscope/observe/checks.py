@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from gradscope.attach.gradients import leaves_below
 from gradscope.attach.modified import local, two_norms
 from gradscope.observe.passes import Pass
 from gradscope.observe.tree import Tree
-from gradscope.types.notes import DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, OUTWEIGHS, STALE, UNOPTIMIZED
 
 SEARCHED = 5000
 """Nodes to search for the parameters below a loss."""
@@ -69,18 +69,18 @@ class Checks:
         self._stale = [(id(p), norm, now) for (p, norm), now in zip(mine, after, strict=True)]
 
     def notes(
-        self, share: Set[int] | None, silent: Sequence[str], optimizers: Sequence[Optimizer], watched: Set[int]
+        self, share: Set[int] | None, silent: Mapping[str, str], optimizers: Sequence[Optimizer], watched: Set[int]
     ) -> list[tuple[str, str]]:
         """Module and reason of each mistake in the step that ends.
 
         Args:
             share: identities of the stepped parameters; None for all.
-            silent: modules whose calls have received no gradient.
+            silent: modules whose calls have received no gradient, and a note on each.
             optimizers: all that have stepped so far, in this process.
             watched: identities of the observed layers' parameters.
         """
         self._steps += 1
-        notes = [(name, NO_GRADIENT) for name in silent]
+        notes = list(silent.items())
         stale = [(before, after) for n, before, after in self._stale if share is None or n in share]
         self._stale = []
         if stale:

@@ -123,8 +123,9 @@ class RecordedRows:
     def _checked(self, step: int, recording: Recording, share: set[int] | None) -> list[Rows]:
         """Notes on mistakes of the loop."""
         modules = self.modules()
-        called = [name for name in recording.silent if name in modules] if self.passes.any else []
-        silent = [n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())]
+        called = {name: why for name, why in recording.silent.items() if name in modules and self.passes.any}
+        stepped = {n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())}
+        silent = {name: why for name, why in called.items() if name in stepped}
         notes = self.checks.notes(share, silent, self.owners.optimizers, self.parameters.ids)
         return [_note(step, _module(name), reason) for name, reason in notes]
 

@@ -35,6 +35,7 @@ from gradscope.observe.sequences import SequenceCalls
 from gradscope.observe.weights import StepWeights
 from gradscope.private import backward_pass
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin
+from gradscope.types.notes import DISABLED, NO_GRADIENT
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Recording:
     Attributes:
         calls: those that have received gradients.
         watched: the modules whose results have hooks.
+        disabled: the modules in training mode that were called with gradients disabled.
         sealed: the modules whose micro-batch is over, since they have received gradients.
         closed: True once the step is over; gradients that arrive later are not part of it.
         arrivals: how many gradients have arrived.
@@ -60,6 +62,7 @@ class Recording:
     guard: Hook
     calls: list[ObservedCall] = field(default_factory=list[ObservedCall])
     watched: dict[str, None] = field(default_factory=dict[str, None])
+    disabled: dict[str, None] = field(default_factory=dict[str, None])
     sealed: set[str] = field(default_factory=set[str])
     closed: bool = False
     arrivals: int = 0
@@ -171,9 +174,14 @@ class Recording:
         return bool(self.calls or self._sequences)
 
     @property
-    def silent(self) -> list[str]:
-        """Modules whose calls have received no gradient."""
-        return [module for module in self.watched if module not in self.sealed]
+    def silent(self) -> dict[str, str]:
+        """Modules whose calls have received no gradient, and a note on each.
+
+        Calls with gradients disabled count if no recurrence has received a gradient: target networks have such calls
+        beside the network that learns.
+        """
+        silent = {module: NO_GRADIENT for module in self.watched if module not in self.sealed}
+        return silent if self.sealed else {**dict.fromkeys(self.disabled, DISABLED), **silent}
 
     def received(self, call: ObservedCall) -> bool:
         """A gradient arrives for a call: True if the step goes on, so that the gradient is part of it."""

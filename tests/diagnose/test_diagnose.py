@@ -15,7 +15,7 @@ from torch import nn
 import gradscope
 from gradscope.diagnose import RULES, diagnose, root_causes_first
 from gradscope.diagnose.frames import RECORDS, read_tables
-from gradscope.diagnose.order import CAUSES
+from gradscope.diagnose.order import CAUSES, without_consequences
 from gradscope.diagnose.words import number, parameter, percent, typed
 from gradscope.types import Finding, LayerKey
 
@@ -90,9 +90,28 @@ def test_gradients_that_explode_late_in_a_training_that_diverged_are_what_comes_
 
 @pytest.mark.parametrize("module", ["encoder", "decoder"])
 def test_zero_that_units_of_the_same_module_make_is_what_comes_of_them(module: str) -> None:
-    zero = Finding("no_gradient", "warning", LayerKey("encoder", 0, "forward", 0), "", "", {"since": 0})
+    evidence = {"since": 0, "steps": (0, 9)}
+    zero = Finding("no_gradient", "warning", LayerKey("encoder", 0, "forward", 0), "", "", evidence)
     dead = Finding("dead_units", "critical", LayerKey(module, 1, "forward", 0), "", "", {})
     assert root_causes_first([zero, dead]) == ([dead, zero] if module == "encoder" else [zero, dead])
+
+
+@pytest.mark.parametrize("since", [0, 4])
+@pytest.mark.parametrize("code", ["diverged", "missing_clipping"])
+def test_gradient_that_ends_in_a_training_that_diverged_is_what_comes_of_it(since: int, code: str) -> None:
+    thrown = Finding(code, "critical", None, "", "", {})
+    zero = Finding("no_gradient", "warning", None, "", "", {"since": since, "steps": (0, 9)})
+    assert root_causes_first([zero, thrown]) == ([thrown, zero] if since else [zero, thrown])
+
+
+@pytest.mark.parametrize(("fault", "fact"), [("exploding_gradient", "excessive_clipping")])
+def test_a_mere_fact_is_left_out_beside_the_fault_behind_it(fault: str, fact: str) -> None:
+    because, info, warning = (
+        Finding(code, severity, None, "", "", {})
+        for code, severity in ((fault, "warning"), (fact, "info"), (fact, "warning"))
+    )
+    assert without_consequences([because, info, warning]) == [because, warning]
+    assert without_consequences([info]) == [info]
 
 
 def test_there_is_a_rule_for_every_code() -> None:

@@ -14,7 +14,7 @@ from gradscope.diagnose.rules.misread import misread_output
 from gradscope.diagnose.rules.no_gradient import no_gradient
 from gradscope.diagnose.rules.single import single_timestep
 from gradscope.diagnose.rules.unscaled import unscaled_input
-from gradscope.types.notes import NO_GRADIENT
+from gradscope.types.notes import DISABLED, NO_GRADIENT
 
 # --- no gradient
 
@@ -34,6 +34,13 @@ def test_a_module_that_is_called_and_gets_no_gradient(share: float, found: bool)
     for finding in findings:
         assert finding.severity == "critical" and finding.layer_key == ("decoder", 0, "forward", 0)
         assert "model.decoder" in finding.remedies[0].code
+
+
+def test_a_module_that_is_called_with_gradients_disabled() -> None:
+    made = unheard()
+    made.notes = [{**note, "reason": DISABLED} for note in made.notes]
+    (finding,) = no_gradient(made.seen())
+    assert finding.severity == "critical" and "no_grad" in finding.explanation + finding.remedies[0].title
 
 
 def test_it_is_worth_a_warning_in_a_training_that_learns() -> None:
@@ -71,6 +78,18 @@ def test_pieces_that_a_detached_state_cuts_off_are_told_by_that() -> None:
     made.direct, made.loss = [0.0] * 8, STALLS
     made.notes = [{"step": step, **key(), "reason": WITHIN} for step in made.records]
     assert not no_gradient(made.seen())
+
+
+def test_gradient_in_another_chain_counts() -> None:
+    """The loss may read the last of many calls alone."""
+    made = Training()
+    made.loss, made.chains = STALLS, 2
+    frames = dict(made.tables())
+    late = frames["timesteps"].assign(chain=1)
+    silent = frames["timesteps"].assign(mean=0.0)
+    modules = made.seen().modules
+    assert no_gradient(Tables({**frames, "timesteps": silent}, modules))
+    assert not no_gradient(Tables({**frames, "timesteps": pd.concat([silent, late])}, modules))
 
 
 def test_gradients_that_are_small_are_not_zero() -> None:

@@ -63,6 +63,27 @@ def test_parameters_that_no_optimizer_steps(names: str, loss: list[float], sever
     assert remedy in finding.remedies[0].code
 
 
+@pytest.mark.parametrize(
+    ("norm", "radius", "severity"),
+    [
+        (1.155, 0.577, "warning"),  # as torch draws them, uniform within 1 / sqrt(H)
+        (1.28, 0.577, "info"),
+        (1.155, 0.70, "info"),
+        (3.0, 3.0, "warning"),  # orthogonal, times 3
+        (3.0, 2.9, "info"),
+    ],
+)
+def test_nobody_freezes_recurrent_weights_that_are_as_torch_draws_them(
+    norm: float, radius: float, severity: str
+) -> None:
+    made = Training()
+    made.norm, made.radius = [norm] * 8, [radius] * 8
+    made.notes = [{"step": 16, **key("", -1, "", -1), "reason": UNOPTIMIZED + "encoder.weight_hh_l0"}]
+    (finding,) = unoptimized_parameters(made.seen())
+    assert finding.severity == severity
+    assert ("initialisation" in finding.explanation) is ("in spite of" in finding.explanation) is (severity != "info")
+
+
 # --- steps
 
 
@@ -95,6 +116,15 @@ def test_a_learning_rate_that_has_run_out(late: float, gradient: float, found: b
     made.update, made.loss = [1e-3] * 2 + [late] * 6, STALLS
     made.grad_norm = [1.0] * 60 + [gradient] * 60
     assert any("scheduler" in finding.remedies[0].code for finding in small_updates(made.seen())) is found
+
+
+@pytest.mark.parametrize(("late", "severity"), [(0.9e-8, "warning"), (1.1e-8, "info")])
+def test_nobody_means_a_learning_rate_of_which_nothing_is_left(late: float, severity: str) -> None:
+    """Whatever the losses say."""
+    made = Training()
+    made.update = [1e-3] * 2 + [late] * 6
+    made.loss = [*FALLS[:60], *[0.1] * 60]
+    assert [finding.severity for finding in small_updates(made.seen())] == [severity]
 
 
 def test_gradients_that_are_cleared_before_the_step() -> None:
@@ -144,6 +174,13 @@ def test_first_steps_that_throw_the_weights_off(first: list[float], loss: list[f
     assert all(finding.remedies[0].code.endswith(f"*= {factor}") for finding in findings)
 
 
+@pytest.mark.parametrize(("norm", "found"), [(0.24, False), (0.26, True)])
+def test_steps_that_make_next_to_nothing_large_throw_nothing_off(norm: float, found: bool) -> None:
+    made = Training()
+    made.update, made.loss, made.norm = [1.1] * 3 + [1e-3] * 5, STALLS, [norm, *[4.0] * 7]
+    assert bool(diverged(made.seen())) is found
+
+
 def test_a_training_that_clips_is_not_told_to() -> None:
     made = Training()
     made.loss, made.clips = LOST, [clip(i, 2.0, 1.0) for i in range(100)]
@@ -164,6 +201,13 @@ def test_recurrent_weights_that_are_eaten(last: float, loss: list[float], severi
     findings = decayed_weights(made.seen())
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
     assert all("weight_decay" in finding.remedies[0].code for finding in findings)
+
+
+@pytest.mark.parametrize(("least", "found"), [(0.34, True), (0.36, False)])
+def test_noise_that_comes_back_does_not_undo_it(least: float, found: bool) -> None:
+    made = Training()
+    made.norm, made.loss = [1.0, 0.8, 0.5, least, 0.9, 1.2, 1.3, 1.2], STALLS
+    assert bool(decayed_weights(made.seen())) is found
 
 
 def test_weights_that_go_up_and_down_are_not_eaten() -> None:

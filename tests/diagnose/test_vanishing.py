@@ -45,7 +45,14 @@ def test_where_the_loss_enters_everywhere_only_a_horizon_of_next_to_nothing_is_s
     made.enters = dict.fromkeys(range(21), 1.0)
     assert bool(vanishing_gradient(made.seen())) is found
     made.loss = FALLS
-    assert not vanishing_gradient(made.seen())
+    assert bool(vanishing_gradient(made.seen())) is (max(early, late) <= 2)
+
+
+@pytest.mark.parametrize(("radius", "severity"), [(0.11, "warning"), (0.13, "info")])
+def test_recurrent_weights_next_to_nothing_carry_nothing_in_any_family(radius: float, severity: str) -> None:
+    made = Training("gru")
+    made.horizon, made.loss, made.radius = [9.0] * 8, STALLS, [radius, *[3.0] * 7]
+    assert [finding.severity for finding in vanishing_gradient(made.seen())] == [severity]
 
 
 @pytest.mark.parametrize(

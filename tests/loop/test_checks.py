@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 import gradscope
-from gradscope.types.notes import CLIPPED_LATE, DECAY, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.types.notes import CLIPPED_LATE, DECAY, DISABLED, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
 
 
 class Pair(nn.Module):
@@ -43,6 +43,29 @@ def test_a_module_that_is_called_and_gets_no_gradient() -> None:
     silent = [(step, module) for step, module, reason in notes(Pair(given=False)) if reason == NO_GRADIENT]
     assert silent == [(step, "encoder") for step in range(12)]
     assert not [reason for _, _, reason in notes(Pair(given=True)) if reason == NO_GRADIENT]
+
+
+class Within(nn.Module):
+    """A recurrence whose call is within `no_grad`, in training mode or not, beside another or not."""
+
+    def __init__(self, *, training: bool, beside: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.GRU(3, 4), nn.GRU(3, 4), nn.Linear(4, 2)
+        self.encoder.train(training)
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            state = self.encoder(x)[0]
+        return self.head(state + self.decoder(x)[0] if self.beside else state)
+
+
+@pytest.mark.parametrize(("training", "beside"), [(True, False), (False, False), (True, True)])
+def test_a_module_that_is_called_with_gradients_disabled(training: bool, beside: bool) -> None:
+    """Validation, and target networks, have such calls beside others."""
+    model = Within(training=training, beside=beside)
+    found = [(step, module) for step, module, reason in notes(model) if reason == DISABLED]
+    assert found == ([(step, "encoder") for step in range(12)] if training and not beside else [])
 
 
 def test_parameters_that_no_optimizer_steps() -> None:

@@ -26,6 +26,8 @@ TIGHT = 0.1
 """Share of the gradient that clipping leaves."""
 STILL = 0.05
 """Weights that have moved less than this, relative to their norm, are untrained."""
+LITTLE = 0.1
+"""Weights that have moved less than this have not come far, though the loss may fall."""
 SELDOM = 0.01
 SPIKE = {False: 5.0, True: 30.0}
 """Largest over median gradient norm of a spike; adaptive optimizers tolerate more."""
@@ -41,13 +43,15 @@ STEPS = 20
 def excessive_clipping(tables: Tables) -> list[Finding]:
     """Find clipping that removes nearly all of nearly every gradient, so that the weights do not move.
 
-    With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move.
+    With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move, or in
+    a training that learns that they have moved little.
     """
     clips = limiting(tables["clips"])
-    if not len(clips) or len(tables.records) < ENOUGH or learning(tables).learns or _too_late(tables):
+    if not len(clips) or len(tables.records) < ENOUGH or _too_late(tables):
         return []
     share, left, moved = float(clips["clipped"].mean()), _left(clips), _moved(tables)
-    if share < NEARLY_ALWAYS or not left <= TIGHT or not moved <= STILL:
+    still = LITTLE if learning(tables).learns else STILL
+    if share < NEARLY_ALWAYS or not left <= TIGHT or not moved <= still:
         return []
     return [_excessive(tables, clips, share, left, moved)]
 

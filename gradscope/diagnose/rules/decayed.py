@@ -101,13 +101,19 @@ def _by_settings(tables: Tables) -> Iterator[Finding]:
 
 
 def _course(tables: Tables, key: LayerKey) -> Array | None:
-    """Return the norms by record of the block that has lost most; None if too much is left."""
+    """Return the norms by record of the block that has lost most, down to its least; None if too much is left.
+
+    What comes back later is noise that the decay has not taken yet.
+    """
     blocks = [by_step(rows, "spectral_norm").to_numpy(dtype=np.float64) for rows in _blocks(tables, key)]
     known = [norms for norms in blocks if len(norms) >= ENOUGH and np.isfinite(norms).all() and norms[0] > 0]
     if not known or len(known) < len(blocks):
         return None
-    least = min(known, key=_left)
-    shrunk = _left(least) <= GONE or all(_left(norms) <= LEFT for norms in known)
+    most = np.stack([norms / norms[0] for norms in known]).max(axis=0)
+    until = max(int(most.argmin()) + 1, ENOUGH)
+    falling = [norms[:until] for norms in known]
+    least = min(falling, key=_left)
+    shrunk = _left(least) <= GONE or all(_left(norms) <= LEFT for norms in falling)
     return least if shrunk and _steady(least) else None
 
 

@@ -10,13 +10,15 @@ from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import broken, in_spite, learning, severity
 from gradscope.diagnose.rules.updates import LARGE, largest_updates, smaller_steps, typical_update
-from gradscope.diagnose.trend import ENOUGH
+from gradscope.diagnose.trend import ENOUGH, by_step
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding, Remedy, Severity
 from gradscope.types.clips import limiting
 
 THROWN, AT_ONCE = 0.2, 0.5
 """The first three steps, or the very first, throw the weights off by such shares; a tenth of this is usual."""
+TINY = 0.25
+"""Beside weights with a smaller spectral norm at first, steps of usual size are large."""
 ALL = 1.0
 """Of weights that first steps change by this share of their norm nothing is left, even if the training learns."""
 
@@ -37,9 +39,13 @@ def _cases(tables: Tables) -> Iterator[Finding]:
 
 
 def _first_steps(tables: Tables) -> float:
-    """Return the change of a block by the very first step, or the median of three; 0 if neither is large."""
+    """Return the change of a block by the very first step, or the median of three; 0 if neither is large.
+
+    Steps that make next to nothing large throw nothing off.
+    """
     first = largest_updates(tables).to_numpy(dtype=np.float64)[:ENOUGH]
-    if len(first) < ENOUGH:
+    norms = by_step(tables["weights"], "spectral_norm", "max").to_numpy(dtype=np.float64)
+    if len(first) < ENOUGH or norms[0] < TINY:
         return 0.0
     typical, very_first = float(np.median(first)), float(first[0])
     return very_first if very_first >= AT_ONCE else typical if typical >= THROWN else 0.0

@@ -13,7 +13,7 @@ from gradscope.diagnose.rules.detached import cut_within_steps
 from gradscope.diagnose.trend import by_step, rests_on, span
 from gradscope.diagnose.words import place, plural, typed
 from gradscope.types import Finding, LayerKey, Remedy, Severity
-from gradscope.types.notes import NO_GRADIENT
+from gradscope.types.notes import DISABLED, NO_GRADIENT
 
 NEARLY_ALWAYS = 0.9
 """Share of the recorded steps without gradient."""
@@ -33,11 +33,11 @@ def no_gradient(tables: Tables) -> list[Finding]:
 
 def _unconnected(tables: Tables) -> Iterator[Finding]:
     notes, records = tables["notes"], tables.recorded
-    notes = notes[notes["reason"].str.startswith(NO_GRADIENT)]
-    for module, rows in notes.groupby("module", sort=False):
-        steps, connected = rows["step"].nunique(), _connected(tables, str(module))
-        if steps >= NEARLY_ALWAYS * max(records, steps + connected):
-            yield _of_call(tables, str(module), int(steps), (int(rows["step"].min()), int(rows["step"].max())))
+    for reason, finding in ((NO_GRADIENT, _of_call), (DISABLED, _of_disabled)):
+        for module, rows in notes[notes["reason"].str.startswith(reason)].groupby("module", sort=False):
+            steps, connected = rows["step"].nunique(), _connected(tables, str(module))
+            if steps >= NEARLY_ALWAYS * max(records, steps + connected):
+                yield finding(tables, str(module), int(steps), (int(rows["step"].min()), int(rows["step"].max())))
 
 
 def _connected(tables: Tables, module: str) -> int:
@@ -47,28 +47,47 @@ def _connected(tables: Tables, module: str) -> int:
 
 def _of_call(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
     name = typed(module)
+    why = (
+        f"The model called {name} in {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}), and no "
+        "gradient came back. None of its outputs leads to the loss, so the module learns nothing. The code may "
+        "drop, overwrite or detach its output or final state, or turn it into numbers on the way (argmax, "
+        "rounding, .item(), numpy)."
+    )
+    pass_on = Remedy(
+        "pass its result on: a decoder begins from the encoder's state, not from zeros",
+        f"output, state = {name}(x)  # and hand output or state on to what the loss is made of",
+    )
+    follow = Remedy(
+        "follow the path from its output to the loss: it ends at the first tensor without grad_fn",
+        f"print({name}(x)[0].requires_grad, loss.grad_fn)  # then the same for each tensor in between",
+    )
+    title = f"{name}: the model calls it, and no gradient comes back"
+    return _called(tables, module, title, why, {"steps": steps, "count": count}, (pass_on, follow))
+
+
+def _of_disabled(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
+    name = typed(module)
+    why = (
+        f"In {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}) a loss went backward, and the model had "
+        f"called {name} with gradients disabled alone: torch.no_grad, inference_mode or set_grad_enabled(False) is "
+        "around the call. So the module learns nothing. To freeze a module on purpose, use requires_grad_(False)."
+    )
+    call = Remedy("call the module outside of torch.no_grad", f"output, state = {name}(x)")
+    title = f"{name}: the model calls it with gradients disabled"
+    return _called(tables, module, title, why, {"steps": steps, "count": count}, (call,))
+
+
+def _called(
+    tables: Tables, module: str, title: str, why: str, numbers: dict[str, object], remedies: tuple[Remedy, ...]
+) -> Finding:
     return Finding(
         code="no_gradient",
         severity="critical" if learning(tables).fails else "warning",
         layer_key=LayerKey(module, 0, "forward", 0),
-        title=f"{name}: the model calls it, and no gradient comes back",
-        explanation=(
-            f"The model called {name} in {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}), and no "
-            "gradient came back. None of its outputs leads to the loss, so the module learns nothing. The code may "
-            "drop, overwrite or detach its output or final state, or turn it into numbers on the way (argmax, "
-            f"rounding, .item(), numpy). {learning(tables).sentence}"
-        ),
-        evidence={"steps": steps, "count": count, **learning(tables).evidence},
-        remedies=(
-            Remedy(
-                "pass its result on: a decoder begins from the encoder's state, not from zeros",
-                f"output, state = {name}(x)  # and hand output or state on to what the loss is made of",
-            ),
-            Remedy(
-                "follow the path from its output to the loss: it ends at the first tensor without grad_fn",
-                f"print({name}(x)[0].requires_grad, loss.grad_fn)  # then the same for each tensor in between",
-            ),
-        ),
+        title=title,
+        explanation=f"{why} {learning(tables).sentence}",
+        evidence={**numbers, **learning(tables).evidence},
+        remedies=remedies,
     )
 
 
@@ -100,8 +119,15 @@ def _zero_since(tables: Tables, key: LayerKey) -> int | None:
 
 
 def _sizes(tables: Tables, key: LayerKey) -> Frame:
-    """Return the largest total gradient of the state by record; it includes what enters an LSTM by the cell state."""
+    """Return the largest total gradient of the state by record, in any chain.
+
+    It includes what enters an LSTM by the cell state.
+    """
     rows = tables.of("timesteps", key)
+    if key in tables.in_pieces:
+        rows = tables["timesteps"]
+        rows = rows[(rows["module"] == key.module) & (rows["layer"] == key.layer)]
+        rows = rows[rows["direction"] == key.direction].sort_values("step", kind="stable")
     return by_step(rows[(rows["quantity"] == "grad_h") & np.isfinite(rows["mean"])], "mean", "max")
 
 

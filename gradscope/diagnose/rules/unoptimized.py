@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Tables
-from gradscope.diagnose.progress import learning
-from gradscope.types import Finding, Severity
+from gradscope.diagnose.progress import in_spite, learning
+from gradscope.diagnose.words import typed
+from gradscope.types import Finding
 from gradscope.types.notes import UNOPTIMIZED
 
+UNIFORM = (2 / math.sqrt(3), 1 / math.sqrt(3))
+"""Spectral norm and radius of a large square block of numbers uniform within 1/sqrt(H), as torch draws them: numbers of
+variance 1 / (3 H) follow the circular law."""
+NEAR = (0.1, 0.2)
+"""Blocks of the usual sizes come as near to both; learning takes one of them farther away."""
+NORMAL = 0.01
+"""Norm and radius of an orthogonal block, as of any normal one, are equal."""
 _SHAPE = re.compile(r"\d+(x\d+)*")
 
 
@@ -23,27 +34,41 @@ def unoptimized_parameters(tables: Tables) -> list[Finding]:
     names = str(notes["reason"].iloc[0]).removeprefix(UNOPTIMIZED).split(", ")
     shapes = [name for name in names if _SHAPE.fullmatch(name)]
     named = [name for name in names if name not in shapes and not name.startswith("and ")]
-    training = learning(tables)
+    training, recurrent = learning(tables), _recurrent(tables, names)
+    drawn = [module for module in recurrent if _as_drawn(tables, module)]
+    on_purpose = bool(recurrent) and not shapes and not drawn and not training.fails
+    why = _explained(_listed(names, shapes, len(names)), bool(shapes), drawn)
     return [
         Finding(
             code="unoptimized_parameters",
-            severity=_severity(tables, names, bool(shapes)),
+            severity="info" if on_purpose else "warning",
             layer_key=None,
             title=f"no optimizer steps {_listed(names, shapes)}",
-            explanation=f"{_explained(_listed(names, shapes, len(names)), bool(shapes))} {training.sentence}",
+            explanation=f"{why} {training.sentence}{'' if on_purpose else in_spite(tables)}",
             evidence={"steps": (int(notes["step"].min()),) * 2, "parameters": tuple(names), **training.evidence},
             remedies=(loops.REGISTER,) if shapes and not named else (loops.optimize(named), loops.REGISTER),
         )
     ]
 
 
-def _severity(tables: Tables, names: Sequence[str], unknown: bool) -> Severity:
-    """Warn unless freezing may be on purpose: the training learns, and some of the parameters are recurrent.
+def _recurrent(tables: Tables, names: Sequence[str]) -> list[str]:
+    """List the recurrent modules of these parameters.
 
-    Who trains a new read-out alone leaves out the recurrent layers. Nobody trains these and leaves out the read-out.
+    Who trains a new read-out alone leaves out the recurrent layers, which another training has made. Nobody trains
+    these and leaves out the read-out, nor leaves out recurrent layers that are as torch draws them.
     """
-    recurrent = any(name.startswith(f"{module}." if module else "") for module, _ in tables.by_module for name in names)
-    return "info" if recurrent and not unknown and not learning(tables).fails else "warning"
+    modules = [module for module, _ in tables.by_module]
+    return [module for module in modules if any(name.startswith(f"{module}." if module else "") for name in names)]
+
+
+def _as_drawn(tables: Tables, module: str) -> bool:
+    """True if all recurrent blocks of a module look, in the last record, as an initialiser of torch leaves them."""
+    weights = tables["weights"][tables["weights"]["module"] == module]
+    last = weights[weights["step"] == weights["step"].max()]
+    sizes = last[["spectral_norm", "spectral_radius"]].to_numpy(dtype=np.float64)
+    uniform = (np.abs(sizes / UNIFORM - 1) <= NEAR).all()
+    normal = (np.abs(sizes[:, 0] / sizes[:, 1] - 1) <= NORMAL).all()
+    return bool(len(sizes)) and bool(uniform or normal)
 
 
 def _listed(names: list[str], shapes: list[str], limit: int = 3) -> str:
@@ -57,11 +82,16 @@ def _listed(names: list[str], shapes: list[str], limit: int = 3) -> str:
     return " and ".join(parts)
 
 
-def _explained(listed: str, unknown: bool) -> str:
+def _explained(listed: str, unknown: bool, drawn: Sequence[str]) -> str:
     why = f"The loss depends on these parameters: {listed}. They receive gradient and never change. "
     if unknown:
         why += (
             "model.parameters() lacks the parameters that belong to no module: parameters of layers in a plain list or "
             "dict, or tensors with requires_grad that are no nn.Parameter. "
+        )
+    if drawn:
+        why += (
+            f"By their norms, the recurrent weights of {' and '.join(map(typed, drawn))} are the random numbers of the "
+            "initialisation. "
         )
     return why + "To freeze parameters on purpose, use requires_grad_(False)."

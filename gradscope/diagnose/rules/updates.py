@@ -26,6 +26,8 @@ LEFT = 0.1
 """Late over early gradient norm below which the gradient has shrunk."""
 RUN_OUT = 1e-3
 """Late over early steps if the learning rate has run out; the end of a schedule does not make them so small."""
+NOTHING = 1e-5
+"""The same if nothing is left of it: no schedule on purpose spends a quarter of the training so."""
 
 
 def small_updates(tables: Tables) -> list[Finding]:
@@ -76,9 +78,8 @@ def _run_out(tables: Tables, early: float, late: float) -> Finding:
     code = "scheduler.step()  # once an epoch, or with a schedule that is as long as the training has batches"
     remedies = (Remedy("step the scheduler in its own unit, epochs or batches", code), loops.LOOK_AT_OPTIMIZER)
     numbers = {"update_early": early, "update_late": late}
-    return _finding(
-        tables, "the steps have become too small to move the weights", why, severity(tables), numbers, remedies
-    )
+    level = severity(tables, built=late <= NOTHING * early)
+    return _finding(tables, "the steps have become too small to move the weights", why, level, numbers, remedies)
 
 
 def _small(tables: Tables, update: float, path: float, steps: int) -> Finding:

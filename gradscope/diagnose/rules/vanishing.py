@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.entering import loss_enters, passed_down
 from gradscope.diagnose.frames import Tables
@@ -23,6 +25,8 @@ LEAST = 4
 """Sequences of fewer steps show nothing about range."""
 SMALL = 0.35
 """A smaller spectral radius of an Elman network is a fault of its initialisation: initialisers give 0.5 to 1."""
+TINY = 0.12
+"""Recurrent weights with a smaller spectral radius at first carry nothing, in a network of any family."""
 LOST = 0.1
 """If a smaller share of the loss gradient comes down a stack, residual connections are a remedy as well."""
 NOTHING = 1e-2
@@ -52,7 +56,7 @@ def vanishing_gradient(tables: Tables) -> list[Finding]:
         short = [reach for reach in reaches if _short(reach, everywhere)]
         down = passed_down(tables, module)
         if learning(tables).learns:
-            short = [reach for reach in short if not everywhere and _next_to_nothing(reach)]
+            short = [reach for reach in short if _next_to_nothing(reach) and (not everywhere or _always(tables, reach))]
         elif not short and down < NOTHING:
             short = reaches
         if short:
@@ -77,10 +81,18 @@ def _next_to_nothing(reach: Reach) -> bool:
     return reach.longest > 2 * NEXT_TO_NOTHING and max(reach.early, reach.late) <= NEXT_TO_NOTHING
 
 
+def _always(tables: Tables, reach: Reach) -> bool:
+    """True if no record has a longer horizon than two steps: the network itself allows no more."""
+    horizons = tables.of("layers", reach.key)["horizon"].to_numpy(dtype=np.float64)
+    return bool(np.isfinite(horizons).any()) and float(np.nanmax(horizons)) <= NEXT_TO_NOTHING / 2
+
+
 def _severity(tables: Tables, reach: Reach, down: float) -> Severity:
     """Warn if the initialisation or the stack lets no gradient back; other short horizons are usual, perhaps enough."""
     elman = tables.family(reach.key.module).startswith("rnn")
     small = elman and max(spectral_radius(tables, reach.key)) < SMALL
+    begins = by_step(tables.of("weights", reach.key), "spectral_radius", "max").to_numpy(dtype=np.float64)
+    small = small or bool(len(begins)) and begins[0] < TINY
     first = float(by_step(tables.of("layers", reach.key), "horizon").iloc[0])
     made_so = small or (_next_to_nothing(reach) and first <= NEXT_TO_NOTHING) or down < NOTHING
     return severity(tables) if made_so and learning(tables).source == "loss" else "info"
