@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from gradscope.diagnose import remedies
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import had_fallen, in_spite, learning, severity
@@ -98,7 +100,9 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
 
 def _at_one_limit(rows: Frame, side: str, gate: str, least: float, first: float) -> Iterator[Saturation]:
     """Find a gate at a limit early, and no further from it than `least` late or than `first` in the first record."""
-    shares, means = by_step(rows, side), by_step(rows, "mean")
+    shares, means = by_step(rows, side), by_step(rows, "mean").dropna()
+    if not len(means):
+        return
     away = means if side == "low" else 1 - means
     at_first, (early, late) = bool(away.iloc[0] <= first), early_and_late(shares)
     if early >= NEARLY_ALL and late >= NEARLY_ALL and (at_first or early_and_late(away)[1] <= least):
@@ -109,8 +113,9 @@ def _at_one_limit(rows: Frame, side: str, gate: str, least: float, first: float)
 
 
 def _from_start(tables: Tables, key: LayerKey, case: Saturation) -> bool:
-    """True if the first record shows the saturation; otherwise it has another cause."""
+    """True if the first record with known gates shows the saturation; otherwise it has another cause."""
     gates = tables.of("gates", key)
+    gates = gates[np.isfinite(gates["low"])]
     first = gates[gates["step"] == gates["step"].min()]
     rows = (
         first[~first["gate"].isin(("hidden", "candidate"))]
