@@ -43,11 +43,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What is done against a finding: to the network before training, to its optimizer, to every step's gradients."""
+    """What is done against a finding: to the network before training, to its optimizer, to every step's gradients.
+
+    `skips`: no step is made of a loss that is not finite.
+    """
 
     model: Callable[[nn.Module], None] | None = None
     optimizer: Callable[[nn.Module, torch.optim.Optimizer], None] | None = None
     gradients: Callable[[nn.Module], object] | None = None
+    skips: bool = False
 
 
 Watch = Callable[[nn.Module], AbstractContextManager[object]]
@@ -72,6 +76,8 @@ def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remed
         rate = _schedule(optimizer, setup)
         for step in range(setup.steps):
             loss, state = _step(model, task, setup, step, state, g)
+            if remedy.skips and not math.isfinite(loss):
+                continue
             if setup.unscaled:
                 _unscale(model, setup)
             _clip(model, setup, remedy, False)

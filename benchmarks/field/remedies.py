@@ -66,7 +66,7 @@ def _on_optimizer(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _cleared(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(zero_grad=True), Remedy()
+    return setup.but(zero_grad=True, zero_every=1, zero_late=False), Remedy()
 
 
 def _registered(setup: Setup, code: str, case: Case) -> Tried:
@@ -75,7 +75,7 @@ def _registered(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _scaled(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(inputs=1.0, offset=0.0, column=1.0), Remedy()
+    return setup.but(inputs=1.0, offset=0.0, column=1.0, embed_scale=1.0), Remedy()
 
 
 def _packed(setup: Setup, code: str, case: Case) -> Tried:
@@ -104,11 +104,29 @@ def _longer(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _whole(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(single=False), Remedy()
+    return setup.but(single=False, form="fused" if setup.form == "dropped" else setup.form), Remedy()
 
 
 def _handed(setup: Setup, code: str, case: Case) -> Tried:
     return setup.but(handover="state", head="linear" if setup.head == "detached" else setup.head), Remedy()
+
+
+def _connected(setup: Setup, code: str, case: Case) -> Tried:
+    """Who follows the path from the output to the loss finds the operation at which it ends."""
+    return setup.but(head="linear" if setup.head in ENDS else setup.head), Remedy()
+
+
+def _scheduled(setup: Setup, code: str, case: Case) -> Tried:
+    return setup.but(decay=1.0), Remedy()
+
+
+def _skipped(setup: Setup, code: str, case: Case) -> Tried:
+    return setup, Remedy(skips=True)
+
+
+def _safe(setup: Setup, code: str, case: Case) -> Tried:
+    """Roots, logarithms and divisions away from zero."""
+    return setup.but(birth="" if setup.birth in ZEROS else setup.birth), Remedy()
 
 
 def _unsoftened(setup: Setup, code: str, case: Case) -> Tried:
@@ -127,6 +145,11 @@ def _cut(setup: Setup, code: str, case: Case) -> Tried | None:
     return (setup.but(cut=int(last[1])), Remedy()) if last else None
 
 
+ENDS = ("argmax", "round", "detached", "no_grad", "rewrapped", "threshold")
+"""Operations behind the last layer, or before it, at which a gradient ends."""
+ZEROS = ("root", "where", "norm", "log", "change")
+"""Births from a root, a logarithm or a division at zero."""
+
 Switch = Callable[[Setup, str, Case], Tried | None]
 SWITCHES: tuple[tuple[str, Switch], ...] = (
     (r"clip_grad_", _clipping),
@@ -134,15 +157,19 @@ SWITCHES: tuple[tuple[str, Switch], ...] = (
     (r"ModuleList", _registered),
     (r"optimizer = |Optimizer\(|optim\.\w+\(", _registered),
     (r"zero_grad", _cleared),
+    (r"not loss.isfinite", _skipped),
     (r"zero_infinity|isfinite|isnan|nan_to_num", _left_out),
     (r"pack_padded|lengths - 1", _packed),
     (r"\.mean\(.*\.std\(|StandardScaler", _scaled),
+    (r"clamp\(min=", _safe),
+    (r"scheduler", _scheduled),
     (r"state as it came", _kept_graph),
     (r"window = ", _longer),
     (r"\.batch_first = ", _laid_out),
     (r"h_n\[-2\]", _read_well),
     (r"answer = output|output\[:, -1\]|output\[-1\]", _read_at_end),
     (r"hand output or state on|decoder\(", _handed),
+    (r"requires_grad, loss.grad_fn|\.rnn\(x\)$", _connected),
     (r"with_logits|cross_entropy|model\.out\(", _unsoftened),
     (r"time > 1|for x_t in x", _whole),
     (r"x\[:, -\d+:\]", _cut),

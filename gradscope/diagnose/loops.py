@@ -45,6 +45,10 @@ LOOK_AT_OPTIMIZER = Remedy(
     'print([(len(g["params"]), g["lr"]) for g in optimizer.param_groups], len(list(model.parameters())))',
 )
 FIND_NONFINITE = Remedy("let torch name the first non-finite operation", "torch.autograd.set_detect_anomaly(True)")
+SKIP = Remedy(
+    "skip a batch whose loss is not finite, and look at it: one such step makes all weights NaN",
+    "if not loss.isfinite():  # before backward()\n    print(batch)\n    continue",
+)
 LEAVE_OUT = Remedy(
     "leave out the sequences with a non-finite loss, and look at them",
     "loss = losses[losses.isfinite()].mean()  # losses: one for each sequence, with reduction='none'",

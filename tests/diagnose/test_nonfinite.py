@@ -54,10 +54,17 @@ def test_a_loss_that_is_infinite_is_named_and_its_remedies_are_about_the_sample(
 
 
 def test_of_a_loss_that_is_nan_the_batch_comes_first() -> None:
+    """Other batches had a loss, so that a step without this one mends the training."""
     finding = the(spoilt(math.nan))
     assert finding.title.endswith("the loss was nan")
-    assert "step == 40" in finding.remedies[0].code
+    assert finding.remedies[0].code.startswith("if not loss.isfinite()") and "step == 40" in finding.remedies[1].code
     assert not any("clip" in remedy.code or "CTC" in remedy.code for remedy in finding.remedies)
+
+
+def test_a_loss_that_is_nan_from_the_start_may_be_so_in_every_batch() -> None:
+    made = Training()
+    made.nonfinite, made.loss = [0] * 9 + [1] * 111, [1.0] * 9 + [math.nan] * 111
+    assert "step == 9" in the(made).remedies[0].code
 
 
 def test_lost_weights_in_the_next_record_are_no_birth() -> None:

@@ -95,6 +95,16 @@ def test_spikes_behind_a_loss_that_fell_far_and_stands_are_a_fact() -> None:
     assert [finding.severity for finding in missing_clipping(made.seen())] == ["info"]
 
 
+@pytest.mark.parametrize(("at", "threshold"), [(6, "2"), (0, "1"), (30, "0.001")])
+def test_an_early_spike_leaves_no_usual_norm_behind_it(at: int, threshold: str) -> None:
+    """The weights are thrown off, and next to no gradient comes any more."""
+    made = Training()
+    made.loss, made.optimizer = STALLS, "SGD"
+    made.grad_norm = [2.0] * at + [500.0] + [1e-3] * (119 - at)
+    (finding,) = missing_clipping(made.seen())
+    assert finding.remedies[0].code.endswith(f"max_norm={threshold})")
+
+
 def test_calls_that_were_not_looked_at_say_nothing() -> None:
     made = clipped(1.0, 0.001)
     unknown = [{**row, "step": 100 + i, "norm_before": math.nan, "clipped": False} for i, row in enumerate(made.clips)]

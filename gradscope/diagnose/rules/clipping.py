@@ -103,10 +103,11 @@ def missing_clipping(tables: Tables) -> list[Finding]:
     begin = float(np.median(norms[:STEPS]))
     if not (median > 0 and peak >= SPIKE[adaptive] * median and peak >= BEGINNING[adaptive] * begin):
         return []
-    at = int(steps["step"].iloc[int(steps["grad_norm"].where(np.isfinite(steps["grad_norm"]), -1).to_numpy().argmax())])
+    place = int(steps["grad_norm"].where(np.isfinite(steps["grad_norm"]), -1).to_numpy().argmax())
+    at = int(steps["step"].iloc[place])
     if adaptive and not _harmful(steps, at):
         return []
-    return [_missing(tables, norms, at, adaptive=adaptive)]
+    return [_missing(tables, norms, at, _finite(steps["grad_norm"].iloc[:place]), adaptive=adaptive)]
 
 
 def _late(tables: Tables) -> Frame:
@@ -165,11 +166,16 @@ def _usual(norms: Array) -> float:
     return min(_early(norms), float(np.median(norms))) if len(norms) >= STEPS else 1.0
 
 
+def _median(norms: Array) -> float:
+    """The usual norm before an early spike, after which nothing is usual; 1 if unknown."""
+    return float(np.median(norms)) if len(norms) else 1.0
+
+
 def _early(norms: Array) -> float:
     return float(np.quantile(norms[: max(STEPS, len(norms) // 10)], 0.25))
 
 
-def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Finding:
+def _missing(tables: Tables, norms: Array, at: int, before: Array, *, adaptive: bool) -> Finding:
     median, peak = float(np.median(norms)), float(norms.max())
     return Finding(
         code="missing_clipping",
@@ -188,7 +194,7 @@ def _missing(tables: Tables, norms: Array, at: int, *, adaptive: bool) -> Findin
             "adaptive": adaptive,
             **learning(tables).evidence,
         },
-        remedies=(loops.clip(_usual(norms)), loops.rate(0.1)),
+        remedies=(loops.clip(_usual(norms) if len(before) >= STEPS else _median(before)), loops.rate(0.1)),
     )
 
 

@@ -62,7 +62,9 @@ def _of_call(tables: Tables, module: str, count: int, steps: tuple[int, int]) ->
         f"print({name}(x)[0].requires_grad, loss.grad_fn)  # then the same for each tensor in between",
     )
     title = f"{name}: the model calls it, and no gradient comes back"
-    return _called(tables, module, title, why, {"steps": steps, "count": count}, (pass_on, follow))
+    several = len({*tables.modules, module}) > 1  # an encoder and its decoder, perhaps
+    ways = (pass_on, follow) if several else (follow, pass_on)
+    return _called(tables, module, title, why, {"steps": steps, "count": count}, ways)
 
 
 def _of_disabled(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:

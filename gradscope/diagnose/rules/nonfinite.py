@@ -15,6 +15,8 @@ LASTING = 0.01
 SKIPPED, STEPS = 0.25, 20
 """A GradScaler that skips this share of so many steps finds no scale with finite gradients."""
 
+RARE = 10
+"""Not every batch makes the loss NaN if so many steps were finite before."""
 OVERFLOWS = ("state", "recurrence")
 BFLOAT16 = Remedy(
     "use bfloat16, with the range of float32, and no GradScaler",
@@ -124,7 +126,9 @@ def _remedies(tables: Tables, onset: Onset) -> tuple[Remedy, ...]:
         start = () if key is None or onset.grew else (remedies.orthogonal(tables, key, 2),)
         return (*start, loops.clip(1.0), loops.rate(0.1), *again)
     if onset.in_loss and math.isnan(onset.loss):
-        return (loops.look_at_batch(onset.first), loops.LEAVE_OUT, loops.FIND_NONFINITE, *again)
+        looks = (loops.look_at_batch(onset.first), loops.LEAVE_OUT, loops.FIND_NONFINITE, *again)
+        rare = onset.first - int(tables["steps"]["step"].min()) >= RARE
+        return (loops.SKIP, *looks) if rare else looks
     if onset.in_loss:
         return (loops.LEAVE_OUT, loops.ZERO_INFINITY, loops.look_at_batch(onset.first), *again)
     if what == "input" or what.startswith("argument "):
