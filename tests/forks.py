@@ -52,6 +52,12 @@ sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 status = 0
 """
+CODE = """
+import warnings
+warnings.simplefilter("default")
+exec(sys.argv.pop(), {"__name__": "__main__"})
+status = 0
+"""
 
 
 class Ended(NamedTuple):
@@ -93,6 +99,11 @@ def script(path: Path, cwd: Path, environment: Mapping[str, str]) -> Ended:
     """Run a script as `python path` would."""
     written = cwd / "stdout", cwd / "stderr"
     return forked(host(LIBRARIES, SCRIPT), [str(path)], cwd, written, environment)
+
+
+def code(text: str, cwd: Path, *arguments: str) -> Ended:
+    """Run code as `python -c` would in a process that has loaded torch, and nothing of ours."""
+    return forked(host("import torch", CODE), ["-c", *arguments, text], cwd, (cwd / "stdout", cwd / "stderr"))
 
 
 def ended(status: int, written: tuple[Path, Path]) -> Ended:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forks
 import pytest
 
 import gradscope
@@ -223,25 +223,31 @@ def test_base_install_is_small() -> None:
     assert project["dependencies"] == ["torch>=2.6", "numpy", "pandas>=2.0", "pyarrow"]
 
 
-def fresh(code: str) -> str:
-    """What a new Python says."""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return run.stdout.strip()
+@pytest.fixture
+def fresh(tmp_path: Path) -> Callable[[str], str]:
+    """What a Python says that has loaded torch alone."""
+
+    def run(code: str) -> str:
+        status, out, err = forks.code(code, tmp_path)
+        assert status == 0, err
+        return out.strip()
+
+    return run
 
 
-def test_import_loads_nothing_heavier_than_torch() -> None:
+def test_import_loads_nothing_heavier_than_torch(fresh: Callable[[str], str]) -> None:
     heavy = "pandas pyarrow click rich matplotlib seaborn sklearn jinja2 tensorboard plotly IPython"
     code = f"import sys; from gradscope import attach; print(*(set('{heavy}'.split()) & set(sys.modules)))"
     assert fresh(code) == ""
 
 
-def test_attach_stays_a_function() -> None:
+def test_attach_stays_a_function(fresh: Callable[[str], str]) -> None:
     """The room `gradscope.attach` has the name of the function, and must not take its place once imported."""
     modules = ", ".join(f"gradscope.{room(path)}" for path in FILES if room(path).startswith("attach"))
     assert fresh(f"import {modules}; import gradscope; print(callable(gradscope.attach))") == "True"
 
 
-def test_what_findings_say_to_type_works_after_import_alone() -> None:
+def test_what_findings_say_to_type_works_after_import_alone(fresh: Callable[[str], str]) -> None:
     code = (
         "import gradscope, sys; before = 'gradscope.cells' in sys.modules; gradscope.cells.orthogonal_; print(before)"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import pytest
 from made_runs import CLIPPING, ENCODER, HEALTHY, VANISHING, layer, timesteps
 
@@ -147,11 +147,10 @@ def test_errors_of_ours_are_one_line(call: Call, monkeypatch: pytest.MonkeyPatch
     assert_refused(call("demo"), "gradscope: the folder is somebody else's\n")
 
 
-def test_as_a_process() -> None:
+def test_as_a_process(tmp_path: Path) -> None:
     """Without click, in a new Python: status 2 and one line."""
     code = "import sys; sys.modules['click'] = None; from gradscope.cli import main; sys.exit(main())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert_refused((run.returncode, run.stdout, run.stderr), "pip install 'gradscope-rnn[cli]'")
+    assert_refused(forks.code(code, tmp_path), "pip install 'gradscope-rnn[cli]'")
 
 
 def test_report_is_written_beside_the_run(call: Call, logdir: Path, found: list[Finding]) -> None:

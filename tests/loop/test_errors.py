@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -103,10 +102,10 @@ def test_two_processes_on_one_folder(tmp_path: Path) -> None:
     program = f"import gradscope, torch; gradscope.attach(torch.nn.GRU(2, 3), {str(tmp_path)!r}, existing='error')"
     model = nn.GRU(2, 3)
     with gradscope.attach(model, tmp_path, every=1):
-        second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert second.returncode == 1
-    assert f"FolderTakenError: process {os.getpid()} on " in second.stderr
-    assert f" is writing to {tmp_path}/gradscope" in second.stderr
+        second = forks.code(program, tmp_path)
+    assert second.status == 1
+    assert f"FolderTakenError: process {os.getpid()} on " in second.err
+    assert f" is writing to {tmp_path}/gradscope" in second.err
 
 
 def test_a_folder_that_has_the_step(tmp_path: Path) -> None:

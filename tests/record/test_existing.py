@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from record.rows import write
@@ -174,8 +173,8 @@ def test_a_folder_that_another_process_writes(tmp_path: Path) -> None:
         pass
     model = nn.GRU(2, 3)
     with gradscope.attach(model, tmp_path / "exp", every=1):
-        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "exp")], capture_output=True, text=True)
-    assert done.stdout.strip() == str(tmp_path / "exp-2") and "is writing to" in done.stderr
+        done = forks.code(program, tmp_path, str(tmp_path / "exp"))
+    assert done.out.strip() == str(tmp_path / "exp-2") and "is writing to" in done.err
 
 
 # --- several processes
