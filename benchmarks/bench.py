@@ -38,15 +38,18 @@ from pathlib import Path
 
 import torch
 
-from costs import machine, tables
+from costs import machine, short, tables
 from costs.sections import ONCE, PER_WORKLOAD, QUICK, SECTIONS, Budget, applies, default_section, memory_section
 from costs.tables import Table
 from costs.workloads import USUAL, WORKLOADS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
-READING = """
+READING = f"""
 # What gradscope costs
+
+{short.BEGIN}
+{short.END}
 
 These are ratios: the time of a training step with gradscope over that of the same step without it. To measure them on
 your machine:
@@ -72,8 +75,6 @@ under each table of fixed intervals gives the size of this effect; where it is l
 every step.
 """
 
-
-ON_A_GPU = "<!-- on a GPU -->"
 
 READING_GPU = """
 ## On a GPU
@@ -144,7 +145,7 @@ def missed(found: Sequence[Table]) -> Table:
 
 def write(header: dict[str, str], found: list[Table], device: str, *, whole: bool) -> None:
     """Put the part of this kind of device in its place on the page; only these tables, unless they are all."""
-    before, mark, behind = PAGE.read_text(encoding="utf-8").partition(ON_A_GPU)
+    before, mark, behind = PAGE.read_text(encoding="utf-8").partition(short.ON_A_GPU)
     if not whole:
         missing, titles = found[-1], {table.title for table in found}
         old = before if device == "cpu" else behind
@@ -157,9 +158,9 @@ def write(header: dict[str, str], found: list[Table], device: str, *, whole: boo
         before += "\n" * bool(mark)
     else:
         part = tables.markdown(header, found, READING_GPU, level=3) if whole else tables.renewed(behind, found, 3)
-        mark, behind = ON_A_GPU, "\n\n" + part.lstrip()
+        mark, behind = short.ON_A_GPU, "\n\n" + part.lstrip()
         before = before.rstrip() + "\n\n"
-    PAGE.write_text(before + mark + behind, encoding="utf-8")
+    PAGE.write_text(short.summarised(before + mark + behind), encoding="utf-8")
 
 
 def say(line: str) -> None:

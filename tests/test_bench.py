@@ -218,3 +218,13 @@ def test_only_what_was_measured_is_renewed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert tables.rows_of(page, "B") == [("x", "met")]
     assert tables.rows_of(page, "Targets missed") == [("A", "x", "missed by 1")]
     assert page.count("| took | 1 s |") == 1 and page.count("Measured by itself: took 9 s.") == 2
+
+
+def test_the_summary_of_the_page_is_that_of_its_tables() -> None:
+    short, page = of("costs.short"), (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert short.summarised(page) == page
+    assert 8 <= len(list(short.in_short(page))) <= 12
+    table = of("costs.tables").Table(f"{short.FIXED}one, H 256, T 2", ("variant", "last", "every"))
+    table.rows = [("economy, every=1", "-", "1.300 (1 to 2)"), ("core, every=1", "-", "1.600 (1 to 2)")]
+    (line,) = short.in_short(table.markdown())
+    assert line == "Every step recorded, 256 units: `economy` 1.30 times, `core` 1.60 times as long as a bare step."

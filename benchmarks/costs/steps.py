@@ -38,12 +38,14 @@ def timed_steps(step: int) -> bool:
 
 def recorded_steps(workload: Workload, loss: str, seconds: float, idle: Ratio) -> dict[str, Ratio]:
     """Every step recorded, measured; one in 16 or 64 recorded, composed of that and `idle`."""
-    variants = [Variant("bare", Training(workload, loss)), variant("core", workload, loss, every=timed_steps)]
+    variants = [Variant("bare", Training(workload, loss))]
+    for name in ("economy", "core"):
+        variants.append(variant(name, workload, loss, every=timed_steps, quantities=name))
     if workload.device == "cpu":  # on a GPU a step of it takes seconds
         variants.append(variant("full", workload, loss, every=timed_steps, quantities="full"))
     measured = ratios(variants, seconds)
     found: dict[str, Ratio] = {}
-    for name, intervals in (("core", (1, 16, 64)), ("full", (1, 64))):
+    for name, intervals in (("economy", (1,)), ("core", (1, 16, 64)), ("full", (1, 64))):
         for interval in intervals if name in measured else ():
             title = f"{name}, every={interval}" + (", composed" if interval > 1 else "")
             found[title] = measured[name] if interval == 1 else composed(measured[name], idle, interval)

@@ -24,12 +24,15 @@ _TARGETS = {
     "core, every=64, composed": 1.02,
     "full, every=64, composed": 1.06,
 }
+_EVERY_STEP = {"economy, every=1": (1.25, 1.6), "core, every=1": (1.45, 2.0)}
+"""With 256 units, and with fewer."""
 
 
 def target(name: str, workload: Workload) -> float | None:
     """Largest ratio that is wanted of a variant, if any is."""
-    if name == "core, every=1":
-        return 1.35 if workload.H >= 256 else 1.8
+    if name in _EVERY_STEP:
+        large, small = _EVERY_STEP[name]
+        return large if workload.H >= 256 else small
     return _TARGETS.get(name)
 
 
