@@ -63,7 +63,8 @@ def attach(
             if a record takes longer than 13 ms, as long as `budget` allows; and more steps if `budget` can pay for them
             permanently. gradscope keeps the loss and every clipping call of every step.
         budget: without `every`, gradscope may cost this share of the training time (0.015 is 1.5 %) and one second.
-        quantities: `"core"`, `"economy"` (a third cheaper), `"full"`, or a list of names; gradscope computes no other.
+        quantities: `"core"`, `"economy"` (less, of four sequences: for every step), `"full"`, or a list of names;
+            gradscope computes no other.
         max_sequences: number of analysed sequences, evenly spaced over the batch; None for all.
         include: `fnmatch` patterns over qualified names of the layers to observe.
         exclude: `fnmatch` patterns over qualified names of layers to leave out.

@@ -17,7 +17,7 @@ from gradscope.attach.processes import processes
 from gradscope.attach.split import SPLITS, Splitter
 from gradscope.errors import AttachError
 from gradscope.observe.observer import Observer, Settings
-from gradscope.observe.quantities import choose_quantities
+from gradscope.observe.quantities import choose_quantities, most_sequences
 from gradscope.observe.schedule import make_schedule
 from gradscope.observe.watched import find_watched
 from gradscope.record import MemoryStore, ParquetStore
@@ -124,7 +124,7 @@ class Opening:
         a = self._arguments = arguments
         self.folder = None if logdir is None else Path(logdir)
         self.watched = find_watched(model, a.include, a.exclude, a.cells, a.positions)
-        self._wanted = choose_quantities(a.quantities)
+        self._wanted, self._limit = choose_quantities(a.quantities), most_sequences(a.quantities, a.max_sequences)
         self._schedule = make_schedule(a.every, a.budget)
         a.check()
         self._rank, self._processes = processes()
@@ -146,7 +146,7 @@ class Opening:
             sinks = [*self._installed(store, findings(store)), *a.sinks]
             quick = [sink for sink in sinks if getattr(sink, "quick", False)]
             recorder = Recorder((store, *quick), [SinkThread(sink) for sink in sinks if sink not in quick])
-            settings = Settings(self._wanted, a.max_sequences, first, a.strict, jumps=a.every is None)
+            settings = Settings(self._wanted, self._limit, first, a.strict, jumps=a.every is None)
             observer = Observer(self.watched, recorder, self._schedule, settings, store.tell)
             splitter = Splitter(self.watched.layers, observer.guard.note) if a.split_layers else None
             yield Parts(observer, recorder, store, sinks, splitter)
@@ -177,7 +177,7 @@ class Opening:
                 "every": every if isinstance(every, int) or every is None else repr(every),
                 "budget": a.budget,
                 "quantities": sorted(self._wanted),
-                "max_sequences": a.max_sequences,
+                "max_sequences": self._limit,
                 "first_step": a.first_step,
                 "split_layers": a.split_layers,
             },

@@ -10,6 +10,8 @@ from gradscope.families.work import CORE, ECONOMY, FULL
 from gradscope.types import Rows
 
 SETS = {"core": CORE, "economy": ECONOMY, "full": CORE + FULL}
+FEWER = {"economy": 4}
+"""The most sequences that these sets analyse; a quarter of the usual number changes a horizon by a tenth at most."""
 TABLES = frozenset({"reach", "gates", "units", "weights", "spectra"})
 
 
@@ -33,6 +35,12 @@ def choose_quantities(quantities: str | Iterable[str]) -> frozenset[str]:
                 f"{', '.join(CORE + FULL)}.{hint}"
             )
     return frozenset(names)
+
+
+def most_sequences(quantities: str | Iterable[str], limit: int | None) -> int | None:
+    """The most sequences to analyse: `limit`, None for all, or fewer if the set has fewer."""
+    fewer = FEWER.get(quantities) if isinstance(quantities, str) else None
+    return limit if fewer is None else fewer if limit is None else min(limit, fewer)
 
 
 def keep(rows: Rows, wanted: frozenset[str]) -> bool:

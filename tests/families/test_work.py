@@ -17,7 +17,7 @@ from gradscope.families.lstm import LSTM
 from gradscope.families.work import CORE, ECONOMY, FULL, NEEDS
 from gradscope.observe.quantities import TABLES
 
-T, B = 7, 3
+T, B = 7, 5
 
 
 class OwnCell(nn.Module):
@@ -51,11 +51,13 @@ MODELS = {
 }
 
 
-def run_of(kind: str, quantities: Any, loss: str = "every") -> gradscope.Run:
+def run_of(kind: str, quantities: Any, loss: str = "every", sequences: int | None = 16) -> gradscope.Run:
     torch.manual_seed(0)
     model = MODELS[kind]()
     cells = {OwnCell: SPEC} if kind == "own cell" else None
-    with gradscope.attach(model, every=1, quantities=quantities, strict=True, cells=cells) as scope:
+    with gradscope.attach(
+        model, every=1, quantities=quantities, max_sequences=sequences, strict=True, cells=cells
+    ) as scope:
         out = model(torch.randn(T, B, 4, dtype=torch.float64))[0]
         (out if loss == "every" else out[-1]).square().sum().backward()
     return scope.run
@@ -79,11 +81,21 @@ def test_each_quantity_alone_is_what_it_is_among_all(kind: str) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("loss", ["every", "last"])
 def test_economy_is_a_part_of_core(kind: str, loss: str) -> None:
-    core, economy = run_of(kind, "core", loss), run_of(kind, "economy", loss)
+    core, economy = run_of(kind, "core", loss, 4), run_of(kind, "economy", loss)
     for table in ("reach", "gates", "layers"):
         assert_frame_equal(economy.frame(table), core.frame(table), rtol=1e-9, atol=1e-12)
     wanted = pd.concat([core.frame("timesteps", quantity=name) for name in ECONOMY[:2]])
     assert len(economy.frame("timesteps")) == len(wanted) and economy.frame("weights").empty
+
+
+@pytest.mark.parametrize(
+    ("quantities", "limit", "analysed"),
+    [("economy", 16, 4), ("economy", None, 4), ("economy", 3, 3), (ECONOMY, 16, B), ("core", 16, B)],
+)
+def test_economy_analyses_four_sequences(quantities: Any, limit: int | None, analysed: int) -> None:
+    run = run_of("gru", quantities, sequences=limit)
+    assert set(run.frame("timesteps")["sequences"]) == {analysed}
+    assert run.meta["arguments"]["max_sequences"] == (min(limit or 4, 4) if quantities == "economy" else limit)
 
 
 @pytest.mark.parametrize("name", NEEDS)
