@@ -76,15 +76,24 @@ def _of_disabled(tables: Tables, module: str, count: int, steps: tuple[int, int]
     )
     call = Remedy("call the module outside of torch.no_grad", f"output, state = {name}(x)")
     title = f"{name}: the model calls it with gradients disabled"
-    return _called(tables, module, title, why, {"steps": steps, "count": count}, (call,))
+    on_purpose = learning(tables).learns
+    return _called(
+        tables, module, title, why, {"steps": steps, "count": count}, (call,), "info" if on_purpose else "warning"
+    )
 
 
 def _called(
-    tables: Tables, module: str, title: str, why: str, numbers: dict[str, object], remedies: tuple[Remedy, ...]
+    tables: Tables,
+    module: str,
+    title: str,
+    why: str,
+    numbers: dict[str, object],
+    remedies: tuple[Remedy, ...],
+    otherwise: Severity = "warning",
 ) -> Finding:
     return Finding(
         code="no_gradient",
-        severity="critical" if learning(tables).fails else "warning",
+        severity="critical" if learning(tables).fails else otherwise,
         layer_key=LayerKey(module, 0, "forward", 0),
         title=title,
         explanation=f"{why} {learning(tables).sentence}",
