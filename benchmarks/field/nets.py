@@ -24,6 +24,14 @@ def detached(state: State) -> State:
     return None if state is None else state.detach()
 
 
+def parted(state: State, half: str) -> State:
+    """The same with a part of it without its past: `"h"` or `"c"` of an LSTM's, or all of it."""
+    if not half or state is None:
+        return detached(state)
+    h, c = state
+    return (h.detach(), c) if half == "h" else (h, c.detach())
+
+
 def layer(setup: Setup, inputs: int, layers: int) -> nn.RNNBase:
     """Torch's own module."""
     options: dict[str, Any] = {"num_layers": layers, "batch_first": True, "bidirectional": setup.bidirectional}
@@ -43,21 +51,48 @@ class Loop(nn.Module):
         make = cells.own if setup.form == "own" else cells.torchs
         sizes = [inputs] + [setup.hidden] * (setup.layers - 1)
         self.cells = nn.ModuleList(make(setup.family, size, setup.hidden) for size in sizes)
-        self.pair = setup.family == "lstm"
+        self.pair, self.forgetful, self.mask = setup.family == "lstm", setup.form == "forgetful", setup.mask
+        for cell in self.cells:
+            if isinstance(cell, cells.Elman):
+                cell.leak = setup.leak
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         states = list(state) if state is not None else [self._zeros(x, cell) for cell in self.cells]
         outputs: list[Tensor] = []
         for step in x.unbind(1):
             for i, cell in enumerate(self.cells):
-                states[i] = cell(step, states[i])
+                states[i] = cell(step) if self.forgetful else cell(step, self._masked(states[i]))
                 step = states[i][0] if isinstance(states[i], tuple) else states[i]
             outputs.append(step)
         return torch.stack(outputs, 1), states
 
+    def _masked(self, state: State) -> State:
+        """A state of which a share is lost, in training."""
+        if not self.mask or not self.training:
+            return state
+        if isinstance(state, tuple):
+            return tuple(self._masked(one) for one in state)
+        return state * (torch.rand_like(state) >= self.mask)
+
     def _zeros(self, x: Tensor, cell: nn.Module) -> State:
         zero = x.new_zeros(len(x), cell.hidden_size)  # type: ignore[arg-type]
         return (zero, zero) if self.pair else zero
+
+
+class Stacked(nn.Module):
+    """A module a layer; those after the first are in a Python list, where nobody finds their parameters."""
+
+    def __init__(self, setup: Setup, inputs: int) -> None:
+        super().__init__()
+        self.first = layer(setup, inputs, 1)
+        self.others = [layer(setup, width(setup), 1) for _ in range(setup.stacked)]
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        layers = [self.first, *self.others]
+        states = list(state) if state is not None else [None] * len(layers)
+        for i, one in enumerate(layers):
+            x, states[i] = one(x, states[i])
+        return x, states
 
 
 class Residual(nn.Module):
@@ -79,8 +114,10 @@ class Residual(nn.Module):
 
 def recurrent(setup: Setup, inputs: int) -> nn.Module:
     """The recurrent part."""
-    if setup.form in ("cells", "own"):
+    if setup.form in ("cells", "own", "forgetful"):
         return Loop(setup, inputs)
+    if setup.stacked:
+        return Stacked(setup, inputs)
     return Residual(setup, inputs) if setup.form == "residual" else layer(setup, inputs, setup.layers)
 
 
@@ -140,13 +177,20 @@ class Reader(nn.Module):
         self.head = Head(setup, width(setup), task.outputs)
         if setup.spare:
             self.spare = layer(setup, setup.hidden, 1)
+        if setup.norms:
+            sizes = {"in": setup.embed if task.tokens else task.inputs, "out": width(setup)}
+            self.normed = nn.LayerNorm(sizes[setup.norms])
 
     def forward(self, x: Tensor, lengths: Tensor, state: State = None) -> tuple[Tensor, State]:
         e = self.drop(self.embed(x)) if self.embed is not None else x
+        if self.setup.norms == "in":
+            e = self.normed(e)
         with torch.no_grad() if self.setup.head == "no_grad" else nullcontext():
             output, state = self.run(e, lengths, self.begin(e, state))
         if self.task.answers == "last":
             output = self.last(state) if self.setup.read in ("state", "view") else self.read(output, lengths)
+        if self.setup.norms == "out":
+            output = self.normed(output)
         return self.head(self.drop(output)), state
 
     def begin(self, e: Tensor, state: State) -> State:
@@ -176,11 +220,16 @@ class Reader(nn.Module):
             return self.rnn(e.reshape(e.shape[1], e.shape[0], -1).transpose(0, 1))[0], None
         if self.setup.form == "dropped":
             return torch.cat([self.rnn(step)[0] for step in e.split(1, 1)], 1), None
+        if self.setup.burn:
+            with torch.no_grad():
+                before, state = self.rnn(e[:, : self.setup.burn], state)
+            output, state = self.rnn(e[:, self.setup.burn :], state)
+            return torch.cat([before, output], 1), state
         if not self.setup.detach:
             return self.rnn(e, state)
         outputs: list[Tensor] = []
         for part in e.split(self.setup.detach, 1):
-            output, state = self.rnn(part, detached(state))
+            output, state = self.rnn(part, parted(state, self.setup.half))
             outputs.append(output)
         return torch.cat(outputs, 1), state
 
@@ -190,6 +239,8 @@ class Reader(nn.Module):
             return output[:, -1]
         if self.setup.read == "start":
             return output[:, 0]
+        if self.setup.read == "padded":
+            return output.mean(1)
         if self.setup.read in ("mean", "max"):
             valid = torch.arange(output.shape[1]) < lengths[:, None]
             if self.setup.read == "max":
@@ -246,6 +297,8 @@ def build(setup: Setup, task: Task) -> nn.Module:
     model = Pair(setup, task) if task.answers == "pair" else Reader(setup, task)
     if setup.embed_scale != 1:
         model.embed.weight.data.mul_(setup.embed_scale)  # type: ignore[union-attr]
+    if setup.tied:
+        model.head.linear.weight = model.embed.weight  # type: ignore[union-attr]
     if setup.frozen:
         getattr(model, setup.frozen).requires_grad_(False)
     return model
