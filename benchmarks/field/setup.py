@@ -15,11 +15,11 @@ class Setup:
         family: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`; of one's own also `"rnn_` and what `cells.Elman` knows.
         form: `"fused"`, `"packed"`, `"cells"` (torch's cells in a loop), `"own"` (cells of one's own in a loop),
             `"residual"` (one module a layer, added to what goes into it), `"dropped"` (a module that is called for
-            every timestep by itself and never given the state of the one before), `"forgetful"` (torch's cells, in a loop in
-            which nobody gives them their state).
+            every timestep by itself and never given the state of the one before), `"forgetful"` (torch's cells,
+            in a loop in which nobody gives them their state).
         init: what is done to the recurrent weights before training, in order: (name in `starts.STARTS`, number).
         read: which states the answer is read from: `""` as the task means it, `"end"` the last position of the padded
-            batch, `"start"` the first, `"mean"` and `"max"` all valid ones, `"padded"` the mean of all, `"state"` the module's last state, `"view"`
+            batch, `"start"` the first, `"mean"` and `"max"` all valid ones, `"state"` the module's last state, `"view"`
             the same of two directions, reshaped so that its sequences are mixed.
         swapped: the batch goes in as if its first dimension were time.
         viewed: the batch is made time-first by `view`, not by `transpose`, which mixes its sequences.
@@ -50,8 +50,8 @@ class Setup:
         shuffled: every sequence has its timesteps in an order of its own.
         unknown: share of the symbols that the vocabulary does not know, which go in as 0.
         targets: what numbers to be said are multiplied by, and `target_offset` is added.
-        labels: `"true"`, `"random"`, `"broadcast"`, `"rare"`, or `"sorted"`: sequences are sorted by their length and labels
-            are not. `smoothing`: of them in the cross-entropy.
+        labels: `"true"`, `"random"`, `"broadcast"`, `"rare"`, or `"sorted"`: sequences are sorted by their length and
+            labels are not. `smoothing`: of them in the cross-entropy.
         carry: a batch begins with the state in which an unrelated one ended.
         single: every timestep is a sequence by itself, from a zero state.
         optimizer: `"adam"`, `"adamw"`, `"sgd"` (momentum 0.9), `"plain"` (SGD without it), or torch's `"rmsprop"`,
