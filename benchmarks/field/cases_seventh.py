@@ -150,7 +150,6 @@ def _unrelated() -> list[Case]:
         ailing("bandit", "the loss has the wrong sign", "", {}, {"scale": -1.0}),
         ailing("sensors", "the file holds zeros alone", "", {}, {"inputs": 0.0}),
         ailing("load", "the file holds zeros alone", "", LSTM, {"inputs": 0.0}),
-        ailing("repeat", "the loss has the wrong sign", "", {}, {"scale": -1.0}),
         ailing("permuted", "two units", "", {}, {"hidden": 2}),
         ailing("waits", "one unit", "", {}, {"hidden": 1}),
         ailing("sorting", "digits of other lines", "", {}, {"labels": "random"}),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,7 @@ def _optimizer(model: nn.Module, setup: Setup) -> torch.optim.Optimizer:
         slow = [p for name, p in model.named_parameters() if setup.slow in name]
         others = [p for name, p in model.named_parameters() if setup.slow not in name]
         chosen = [{"params": others}, {"params": slow, "lr": setup.lr * SLOW}]  # type: ignore[list-item]
-    options: dict[str, float] = {"weight_decay": setup.weight_decay}
+    options: dict[str, Any] = {"weight_decay": setup.weight_decay}
     if setup.optimizer in OPTIMIZERS:
         if setup.eps:
             options["eps"] = setup.eps
