@@ -40,6 +40,13 @@ def _change(batch: Batch) -> Batch:
     return replace(batch, x=x)
 
 
+def _count(batch: Batch) -> Batch:
+    """The logarithm of a count of zero."""
+    x = batch.x.clone()
+    x[0, x.shape[1] // 3] = (x[0, 0] * 0).log()
+    return replace(batch, x=x)
+
+
 def _empty(loss: Tensor, answers: Tensor) -> Tensor:
     """The mean over a mask that holds nothing."""
     kept = answers.new_zeros(answers.shape)
@@ -82,17 +89,45 @@ def _where(loss: Tensor, answers: Tensor) -> Tensor:
     return loss + torch.where(below > 0, below.sqrt(), torch.zeros_like(below)).sum()
 
 
+def _half(loss: Tensor, answers: Tensor) -> Tensor:
+    """Shares of squares that are too large for half precision."""
+    squares = (answers.flatten()[:4] * 0 + 300).half().square()
+    return loss + 0.01 * (squares / squares.sum()).float().sum()
+
+
+def _entropy(loss: Tensor, answers: Tensor) -> Tensor:
+    """p log p of a probability that has become 0."""
+    p = torch.softmax(answers.flatten()[:2] * 0 + answers.new_tensor([0.0, 200.0]), 0)
+    return loss + 0.01 * (p * p.log()).sum()
+
+
+def _angle(loss: Tensor, answers: Tensor) -> Tensor:
+    """The angle between a vector and itself: its cosine is 1, where the arc's slope is infinite."""
+    one = answers.flatten()[:4]
+    return loss + 0.01 * torch.acos((one * 0 + 0.5).square().sum())
+
+
 def _norm(loss: Tensor, answers: Tensor) -> Tensor:
     """A vector of zeros, divided by its length."""
     zeros = answers.flatten()[:4] * 0
     return loss + 0.01 * (zeros / zeros.norm()).sum()
 
 
-BATCHES = {"change": _change, "constant": _constant, "missing": _missing, "ctc": _transcript, "ctc masked": _transcript}
+BATCHES = {
+    "change": _change,
+    "constant": _constant,
+    "count": _count,
+    "missing": _missing,
+    "ctc": _transcript,
+    "ctc masked": _transcript,
+}
 LOSSES = {
     "alone": _alone,
+    "angle": _angle,
     "empty": _empty,
+    "entropy": _entropy,
     "exp": _exp,
+    "half": _half,
     "log": _log,
     "masked": _masked,
     "norm": _norm,

@@ -11,13 +11,14 @@ from benchmarks.field import (
     cases_inout,
     cases_loop,
     cases_recurrence,
+    cases_seventh,
     cases_sound,
     cases_unrelated,
 )
-from benchmarks.field.case import FIFTH, FOURTH, SIXTH, THIRD, Case
+from benchmarks.field.case import FIFTH, FOURTH, SEVENTH, SIXTH, THIRD, Case
 from benchmarks.field.tasks import HALVES
 
-PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH)
+PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
 
 
 @functools.cache
@@ -32,5 +33,6 @@ def all_cases() -> list[Case]:
         cases_again,
         cases_fresh,
         cases_fifth,
+        cases_seventh,
     )
     return [case for room in rooms for case in room.cases()]

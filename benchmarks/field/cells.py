@@ -36,17 +36,26 @@ class Minimal(nn.Module):
 
 
 class Elman(nn.Module):
-    """A linear map of input and state, and a curve: a function of torch's, `"softmax"`, or none: `"linear"`."""
+    """A linear map of input and state, and a curve: a function of torch's, `"softmax"`, or none: `"linear"`.
+
+    `"skip"`: ReLU, added to the state. `leak` below 1 keeps the rest of the state as it was.
+    """
 
     def __init__(self, inputs: int, units: int, curve: str) -> None:
         super().__init__()
-        self.hidden_size, self.curve = units, curve
+        self.hidden_size, self.curve, self.leak = units, curve, 1.0
         self.i2h, self.h2h = nn.Linear(inputs, units), nn.Linear(units, units)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        y = self.i2h(x) + self.h2h(h)
+        y = self.curved(self.i2h(x) + self.h2h(h), h)
+        return y if self.leak == 1 else (1 - self.leak) * h + self.leak * y
+
+    def curved(self, y: Tensor, h: Tensor) -> Tensor:
+        """What the curve makes of it."""
         if self.curve == "linear":
             return y
+        if self.curve == "skip":
+            return h + torch.relu(y)
         return y.softmax(-1) if self.curve == "softmax" else getattr(torch, self.curve)(y)
 
 

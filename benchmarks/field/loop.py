@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from benchmarks.field.task import Batch, Generator, Task
 HELD_OUT_SEED = 987_654
 HELD_OUT = 3  # batches
 LIMIT = 1e6  # of a loss that is kept
+SLOW = 1e-5  # of the learning rate, where a part has a group of its own
 BETWEEN = 10  # steps, where something else is done now and then
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -30,6 +32,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "radam": torch.optim.RAdam,
     "adadelta": torch.optim.Adadelta,
     "adamax": torch.optim.Adamax,
+    "asgd": torch.optim.ASGD,
 }
 
 
@@ -87,7 +90,7 @@ def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remed
                 model.zero_grad()
             optimizer.step()
             _clip(model, setup, remedy, True)
-            rate.step()
+            rate.step(*((loss,) if setup.plateau else ()))
             result.losses.append(loss)
             if setup.between and step % BETWEEN == BETWEEN - 1:
                 _pause(model, task, setup)
@@ -98,7 +101,7 @@ def train(task: Task, setup: Setup, seed: int, watch: Watch | None = None, remed
 def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, g: Generator) -> tuple[float, object]:
     """The gradients of a step, of several micro-batches perhaps."""
     if setup.zero_grad and step % setup.zero_every == 0:
-        model.zero_grad()
+        model.zero_grad(set_to_none=not setup.zeroed)
     elif setup.cleared:
         getattr(model, setup.cleared).zero_grad()
     if setup.clip_early:
@@ -113,6 +116,8 @@ def _step(model: nn.Module, task: Task, setup: Setup, step: int, state: object, 
             answers, state = answer(model, batch, setup, state if task.stateful or setup.carry else None)
         loss = task.loss(answers.float(), batch, setup) * setup.scale / setup.accumulate
         loss = births.spoiled(loss, answers, setup.birth, now)
+        if setup.l1 or setup.l2:
+            loss = loss + sum(setup.l1 * p.abs().sum() + setup.l2 * p.square().sum() for p in model.parameters())
         if setup.twice:
             (0.5 * loss).backward(retain_graph=True)
         ((0.5 if setup.twice else 1.0) * setup.scaler * loss).backward()
@@ -127,6 +132,7 @@ def prepare(batch: Batch, task: Task, setup: Setup, g: Generator) -> Batch:
         x = x * setup.inputs + setup.offset
     if setup.column != 1:
         x = torch.cat([x[..., :1] * setup.column, x[..., 1:]], -1)
+    x = _spoiled(x, task, setup, g)
     if setup.cut and task.answers == "last":
         x, lengths = x[:, -setup.cut :], lengths.clamp_max(setup.cut)
     if setup.pad or setup.front:
@@ -137,7 +143,27 @@ def prepare(batch: Batch, task: Task, setup: Setup, g: Generator) -> Batch:
         lengths = lengths if setup.form == "packed" else torch.full_like(lengths, T)
     if y.is_floating_point():
         y = y * setup.targets + setup.target_offset
-    return replace(batch, x=x, y=_labels(y, task, setup, g), lengths=lengths)
+    y = _labels(y, task, setup, g)
+    if setup.labels == "sorted":
+        order = lengths.argsort(descending=True)
+        x, lengths = x[order], lengths[order]
+    return replace(batch, x=x, y=y, lengths=lengths)
+
+
+def _spoiled(x: Tensor, task: Task, setup: Setup, g: Generator) -> Tensor:
+    """What goes in, as something in the data's way made it."""
+    if setup.ramp:
+        x = torch.cat([x[..., :1] + setup.ramp * torch.arange(x.shape[1])[:, None], x[..., 1:]], -1)
+    if setup.sentinel:
+        x = x.masked_fill(torch.rand(x.shape, generator=g) < setup.sentinel, -9999.0)
+    if setup.noise:
+        x = x + setup.noise * torch.randn(x.shape, generator=g)
+    if setup.unknown:
+        x = x.masked_fill(torch.rand(x.shape, generator=g) < setup.unknown, 0)
+    if setup.shuffled:
+        order = torch.rand(x.shape[:2], generator=g).argsort(1)
+        x = x[torch.arange(len(x))[:, None], order]
+    return x
 
 
 def _labels(y: Tensor, task: Task, setup: Setup, g: Generator) -> Tensor:
@@ -151,16 +177,27 @@ def _labels(y: Tensor, task: Task, setup: Setup, g: Generator) -> Tensor:
 
 def _optimizer(model: nn.Module, setup: Setup) -> torch.optim.Optimizer:
     chosen = [p for name, p in model.named_parameters() if not setup.forgotten or setup.forgotten not in name]
+    if setup.slow:
+        slow = [p for name, p in model.named_parameters() if setup.slow in name]
+        others = [p for name, p in model.named_parameters() if setup.slow not in name]
+        chosen = [{"params": others}, {"params": slow, "lr": setup.lr * SLOW}]  # type: ignore[list-item]
+    options: dict[str, Any] = {"weight_decay": setup.weight_decay}
     if setup.optimizer in OPTIMIZERS:
-        return OPTIMIZERS[setup.optimizer](chosen, setup.lr, weight_decay=setup.weight_decay)  # type: ignore[call-arg]
-    momentum = 0.9 if setup.optimizer == "sgd" else 0.0
-    return torch.optim.SGD(chosen, setup.lr, momentum=momentum, weight_decay=setup.weight_decay)
+        if setup.eps:
+            options["eps"] = setup.eps
+        return OPTIMIZERS[setup.optimizer](chosen, setup.lr, **options)  # type: ignore[call-arg]
+    momentum = setup.momentum if setup.optimizer == "sgd" else 0.0
+    return torch.optim.SGD(chosen, setup.lr, momentum=momentum, **options)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, setup: Setup) -> torch.optim.lr_scheduler.LRScheduler:
+    if setup.plateau:
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=setup.plateau)
+
     def factor(step: int) -> float:
         wave = 0.5 * (1 + math.cos(math.pi * (step % setup.cycle) / setup.cycle)) if setup.cycle else 1.0
-        return min(1.0, (step + 1) / max(1, setup.warmup)) * setup.decay**step * wave
+        fallen = setup.gamma ** (step // setup.milestone) if setup.milestone else 1.0
+        return min(1.0, (step + 1) / max(1, setup.warmup)) * setup.decay**step * wave * fallen
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -180,7 +217,9 @@ def _clip(model: nn.Module, setup: Setup, remedy: Remedy, late: bool) -> None:
     elif setup.clip_value:
         nn.utils.clip_grad_value_(model.parameters(), setup.clip_value)
     elif setup.clip:
-        nn.utils.clip_grad_norm_(model.parameters(), setup.clip)
+        part = getattr(model, setup.clip_part) if setup.clip_part else model
+        for parameters in part.parameters() if setup.clip_each else (part.parameters(),):
+            nn.utils.clip_grad_norm_(parameters, setup.clip, setup.norm)
 
 
 def _unscale(model: nn.Module, setup: Setup) -> None:

@@ -1,20 +1,17 @@
-"""Networks as people write them: a recurrent part in one of several forms, and what is around it."""
+"""Networks as people write them: a recurrent part, and what is around it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.field import cells
+from benchmarks.field.layers import State, layer, recurrent, width
 from benchmarks.field.setup import Setup
 from benchmarks.field.task import Batch, Task
-
-State = Any
 
 
 def detached(state: State) -> State:
@@ -24,69 +21,12 @@ def detached(state: State) -> State:
     return None if state is None else state.detach()
 
 
-def layer(setup: Setup, inputs: int, layers: int) -> nn.RNNBase:
-    """Torch's own module."""
-    options: dict[str, Any] = {"num_layers": layers, "batch_first": True, "bidirectional": setup.bidirectional}
-    options["dropout"] = setup.dropout if layers > 1 else 0.0
-    if setup.family.startswith("rnn"):
-        return nn.RNN(inputs, setup.hidden, nonlinearity=setup.family.removeprefix("rnn_"), **options)
-    if setup.family == "lstm":
-        return nn.LSTM(inputs, setup.hidden, proj_size=setup.proj, **options)
-    return nn.GRU(inputs, setup.hidden, **options)
-
-
-class Loop(nn.Module):
-    """Cells over time, one after the other."""
-
-    def __init__(self, setup: Setup, inputs: int) -> None:
-        super().__init__()
-        make = cells.own if setup.form == "own" else cells.torchs
-        sizes = [inputs] + [setup.hidden] * (setup.layers - 1)
-        self.cells = nn.ModuleList(make(setup.family, size, setup.hidden) for size in sizes)
-        self.pair = setup.family == "lstm"
-
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        states = list(state) if state is not None else [self._zeros(x, cell) for cell in self.cells]
-        outputs: list[Tensor] = []
-        for step in x.unbind(1):
-            for i, cell in enumerate(self.cells):
-                states[i] = cell(step, states[i])
-                step = states[i][0] if isinstance(states[i], tuple) else states[i]
-            outputs.append(step)
-        return torch.stack(outputs, 1), states
-
-    def _zeros(self, x: Tensor, cell: nn.Module) -> State:
-        zero = x.new_zeros(len(x), cell.hidden_size)  # type: ignore[arg-type]
-        return (zero, zero) if self.pair else zero
-
-
-class Residual(nn.Module):
-    """A module a layer, each normalised and added to what went into it."""
-
-    def __init__(self, setup: Setup, inputs: int) -> None:
-        super().__init__()
-        self.into = nn.Linear(inputs, setup.hidden)
-        self.layers = nn.ModuleList(layer(setup, setup.hidden, 1) for _ in range(setup.layers))
-        self.norms = nn.ModuleList(nn.LayerNorm(setup.hidden) for _ in range(setup.layers))
-
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        x, states = self.into(x), list(state) if state is not None else [None] * len(self.layers)
-        for i, (one, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            y, states[i] = one(norm(x), states[i])
-            x = x + y
-        return x, states
-
-
-def recurrent(setup: Setup, inputs: int) -> nn.Module:
-    """The recurrent part."""
-    if setup.form in ("cells", "own"):
-        return Loop(setup, inputs)
-    return Residual(setup, inputs) if setup.form == "residual" else layer(setup, inputs, setup.layers)
-
-
-def width(setup: Setup) -> int:
-    """Of what the recurrent part gives at a timestep."""
-    return (setup.proj or setup.hidden) * (2 if setup.bidirectional else 1)
+def parted(state: State, half: str) -> State:
+    """The same with a part of it without its past: `"h"` or `"c"` of an LSTM's, or all of it."""
+    if not half or state is None:
+        return detached(state)
+    h, c = state
+    return (h.detach(), c) if half == "h" else (h, c.detach())
 
 
 CURVES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -140,13 +80,20 @@ class Reader(nn.Module):
         self.head = Head(setup, width(setup), task.outputs)
         if setup.spare:
             self.spare = layer(setup, setup.hidden, 1)
+        if setup.norms:
+            sizes = {"in": setup.embed if task.tokens else task.inputs, "out": width(setup)}
+            self.normed = nn.LayerNorm(sizes[setup.norms])
 
     def forward(self, x: Tensor, lengths: Tensor, state: State = None) -> tuple[Tensor, State]:
         e = self.drop(self.embed(x)) if self.embed is not None else x
+        if self.setup.norms == "in":
+            e = self.normed(e)
         with torch.no_grad() if self.setup.head == "no_grad" else nullcontext():
             output, state = self.run(e, lengths, self.begin(e, state))
         if self.task.answers == "last":
             output = self.last(state) if self.setup.read in ("state", "view") else self.read(output, lengths)
+        if self.setup.norms == "out":
+            output = self.normed(output)
         return self.head(self.drop(output)), state
 
     def begin(self, e: Tensor, state: State) -> State:
@@ -176,11 +123,16 @@ class Reader(nn.Module):
             return self.rnn(e.reshape(e.shape[1], e.shape[0], -1).transpose(0, 1))[0], None
         if self.setup.form == "dropped":
             return torch.cat([self.rnn(step)[0] for step in e.split(1, 1)], 1), None
+        if self.setup.burn:
+            with torch.no_grad():
+                before, state = self.rnn(e[:, : self.setup.burn], state)
+            output, state = self.rnn(e[:, self.setup.burn :], state)
+            return torch.cat([before, output], 1), state
         if not self.setup.detach:
             return self.rnn(e, state)
         outputs: list[Tensor] = []
         for part in e.split(self.setup.detach, 1):
-            output, state = self.rnn(part, detached(state))
+            output, state = self.rnn(part, parted(state, self.setup.half))
             outputs.append(output)
         return torch.cat(outputs, 1), state
 
@@ -246,6 +198,8 @@ def build(setup: Setup, task: Task) -> nn.Module:
     model = Pair(setup, task) if task.answers == "pair" else Reader(setup, task)
     if setup.embed_scale != 1:
         model.embed.weight.data.mul_(setup.embed_scale)  # type: ignore[union-attr]
+    if setup.tied:
+        model.head.linear.weight = model.embed.weight  # type: ignore[union-attr]
     if setup.frozen:
         getattr(model, setup.frozen).requires_grad_(False)
     return model

@@ -111,6 +111,28 @@ def _uniform(one: Recurrence, bound: float, T: int) -> None:
         parameter.uniform_(-bound, bound)
 
 
+def _positive(one: Recurrence, bound: float, T: int) -> None:
+    """Every weight from 0 to a bound: `torch.rand` where `torch.randn` or something smaller was meant."""
+    for weight in (one.w_ih, one.w_hh):
+        weight.uniform_(0, bound)
+
+
+def _turned(one: Recurrence, share: float, T: int) -> None:
+    """The same memories as `_chrono`'s, with the wrong sign."""
+    _chrono(one, share, T)
+    for name in ("forget", "input", "update"):
+        if name in GATES[one.family]:
+            for bias in one.biases:
+                one.gate(bias, name).neg_()
+
+
+def _quarter(one: Recurrence, value: float, T: int) -> None:
+    """What sets an LSTM's forget gates, whatever network it is."""
+    many = len(one.biases[0])
+    for bias in one.biases:
+        bias[many // 4 : many // 2] = value
+
+
 def _inputs(one: Recurrence, factor: float, T: int) -> None:
     one.w_ih.mul_(factor)
 
@@ -134,6 +156,9 @@ STARTS: dict[str, Start] = {
     "shift": _shift,
     "uniform": _uniform,
     "bias": _bias,
+    "positive": _positive,
+    "turned": _turned,
+    "quarter": _quarter,
     **{name: _gate(name) for name in ("input", "forget", "output", "reset", "update")},
 }
 

@@ -84,7 +84,7 @@ def counted(answers: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def classes(answers: Tensor, batch: Batch, setup: Setup) -> Tensor:
     """Cross-entropy."""
-    return F.cross_entropy(*counted(answers, batch))
+    return F.cross_entropy(*counted(answers, batch), label_smoothing=setup.smoothing)
 
 
 def numbers(answers: Tensor, batch: Batch, setup: Setup) -> Tensor:
