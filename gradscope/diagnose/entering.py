@@ -30,15 +30,20 @@ def loss_left(tables: Tables, module: str) -> float:
     return _left(sizes[np.isfinite(sizes)])
 
 
-def passed_down(tables: Tables, module: str) -> float:
+def passed_down(tables: Tables, module: str, *, first: bool = False) -> float:
     """Return the gradient that enters a stack's lowest layer over that of its uppermost, median of the records.
 
-    NaN if there is only one layer, or no gradient enters.
+    Args:
+        tables: of the run.
+        module: the stack; NaN if it has only one layer, or no gradient enters.
+        first: in the first record alone.
     """
     layers = {key.layer for key in tables.keys if key.module == module}
     if len(layers) < 2:
         return float("nan")
     highest, lowest = (_entering_by_step(tables, module, layer) for layer in (max(layers), min(layers)))
+    if first:
+        highest, lowest = highest[:1], lowest[:1]
     if len(highest) != len(lowest) or not (highest > 0).any():
         return float("nan")
     shares = lowest[highest > 0] / highest[highest > 0]

@@ -28,6 +28,7 @@ from gradscope.observe.step import Recording
 from gradscope.observe.unseen import CalledModules
 from gradscope.private import transform
 from gradscope.types import KernelCall
+from gradscope.types.notes import DISABLED
 
 
 class CallReceiver:
@@ -137,8 +138,10 @@ class CallReceiver:
         if not self._observes() or call.batch == 0:
             return None
         name = next((n for n, m in self._layers.items() if is_call_of(m, call)), None)
-        if name is None or self._disabled(name, self._layers[name]):
+        if name is None:
             return None
+        if not torch.is_grad_enabled():
+            return (name, call, None) if self._notes_disabled(self._layers[name]) else None
         if self.recording is None:
             self._check_carried(name, call.state, 0 if call.cell else 1)
             return None
@@ -151,8 +154,12 @@ class CallReceiver:
     def after_kernel(self, token: tuple[str, KernelCall, Dropout | None], result: tuple[Tensor, ...]) -> None:
         """Copy what the analysis needs."""
         name, call, dropout = token
-        if self.recording is not None and any(tensor.requires_grad for tensor in result):
+        if self.recording is None:
+            return
+        if any(tensor.requires_grad for tensor in result):
             self.recording.observe(name, call, result, dropout)
+        else:
+            self.recording.observe_without(name, call, result)
 
     # --- modules that are not torch's layers and cells
 
@@ -166,7 +173,11 @@ class CallReceiver:
     @guarded
     def _before_call(self, watched: Cell | SequenceModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._started()
-        if not self._observes() or self._disabled(watched.name, watched.module):
+        if not self._observes():
+            return None
+        if not torch.is_grad_enabled():
+            if self.recording is not None and self._notes_disabled(watched.module):
+                self.recording.without[watched.name] = DISABLED
             return None
         if self.recording is None:
             if isinstance(watched, Cell) and watched.name in self._last_states:
@@ -199,13 +210,9 @@ class CallReceiver:
         """True if this step needs calls, and no transform of `torch.func` runs."""
         return self.listening and transform() is None
 
-    def _disabled(self, name: str, module: nn.Module) -> bool:
-        """True if gradients are disabled; the recording remembers modules in training mode."""
-        if torch.is_grad_enabled():
-            return False
-        if self.recording is not None and not self.paused and module.training:
-            self.recording.disabled[name] = None
-        return True
+    def _notes_disabled(self, module: nn.Module) -> bool:
+        """True if the recording remembers a call with gradients disabled: validation is in another mode."""
+        return self.recording is not None and not self.paused and module.training
 
     def _check_carried(self, name: str, state: Sequence[Tensor], rows: int) -> None:
         """On the first call after a recorded step, copy its state if that may be carried over from the recorded step.

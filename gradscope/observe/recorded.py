@@ -21,6 +21,7 @@ from gradscope.observe.tree import Tree
 from gradscope.observe.unseen import COMPILED, NO_CALL, REPLACED
 from gradscope.record.summary import nonfinite, summarise
 from gradscope.types import LayerKey, Rows
+from gradscope.types.notes import FROZEN
 
 WHOLE_MODEL = LayerKey("", -1, "", -1)  # type: ignore[arg-type]
 
@@ -125,7 +126,7 @@ class RecordedRows:
         modules = self.modules()
         called = {name: why for name, why in recording.silent.items() if name in modules and self.passes.any}
         stepped = {n for n in called if share is None or any(id(p) in share for p in modules[n].parameters())}
-        silent = {name: why for name, why in called.items() if name in stepped}
+        silent = {name: why for name, why in called.items() if name in stepped or why == FROZEN}
         notes = self.checks.notes(share, silent, self.owners.optimizers, self.parameters.ids)
         return [_note(step, _module(name), reason) for name, reason in notes]
 

@@ -20,7 +20,7 @@ from gradscope.attach.inner import Inner
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import take_call
-from gradscope.capture.layout import layout_of
+from gradscope.capture.layout import choose_sequences, layout_of
 from gradscope.capture.positions import ModuleInputs
 from gradscope.capture.results import Results, tensors_in
 from gradscope.capture.retained import retain_cell, retain_kernel
@@ -35,7 +35,7 @@ from gradscope.observe.sequences import SequenceCalls
 from gradscope.observe.weights import StepWeights
 from gradscope.private import backward_pass
 from gradscope.types import Analysis, KernelCall, LayerKey, Origin
-from gradscope.types.notes import DISABLED, NO_GRADIENT
+from gradscope.types.notes import DISABLED, FROZEN, NO_GRADIENT
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Recording:
     Attributes:
         calls: those that have received gradients.
         watched: the modules whose results have hooks.
-        disabled: the modules in training mode that were called with gradients disabled.
+        without: modules whose calls could not receive a gradient, and a note on each.
         sealed: the modules whose micro-batch is over, since they have received gradients.
         closed: True once the step is over; gradients that arrive later are not part of it.
         arrivals: how many gradients have arrived.
@@ -62,7 +62,7 @@ class Recording:
     guard: Hook
     calls: list[ObservedCall] = field(default_factory=list[ObservedCall])
     watched: dict[str, None] = field(default_factory=dict[str, None])
-    disabled: dict[str, None] = field(default_factory=dict[str, None])
+    without: dict[str, str] = field(default_factory=dict[str, str])
     sealed: set[str] = field(default_factory=set[str])
     closed: bool = False
     arrivals: int = 0
@@ -110,6 +110,14 @@ class Recording:
             self._hooks.kernel(observed, kernel_nodes(call, result[0]))
         if link is not None or (call.cell and len(result) > 1):
             self._hooks.recurrence(observed, Inner(result, call.state, [call.input, call.weights[0]]))
+
+    def observe_without(self, module: str, call: KernelCall, result: tuple[Tensor, ...]) -> None:
+        """Remember a call of a layer or cell of torch's that cannot receive a gradient, and the states it returned."""
+        self.without.setdefault(module, FROZEN if torch.is_grad_enabled() else DISABLED)
+        chosen = choose_sequences(call.batch, self.limit)
+        rows = slice(None) if chosen is None else torch.tensor(chosen, device=result[0].device)
+        finals = [x.detach().unsqueeze(0) for x in result] if call.cell else [x.detach() for x in result[1:]]
+        self.following.returned(module, tuple(x[:, rows].clone() for x in finals))
 
     def observe_cell(self, cell: Cell, arguments: dict[str, Any], state: Any, result: Any) -> None:
         """Copy what the analysis needs of a call of a custom cell, and wait for gradients."""
@@ -177,11 +185,11 @@ class Recording:
     def silent(self) -> dict[str, str]:
         """Modules whose calls have received no gradient, and a note on each.
 
-        Calls with gradients disabled count if no recurrence has received a gradient: target networks have such calls
+        Calls that could not receive one count if no recurrence has received any: target networks have such calls
         beside the network that learns.
         """
         silent = {module: NO_GRADIENT for module in self.watched if module not in self.sealed}
-        return silent if self.sealed else {**dict.fromkeys(self.disabled, DISABLED), **silent}
+        return silent if self.sealed else {**self.without, **silent}
 
     def received(self, call: ObservedCall) -> bool:
         """A gradient arrives for a call: True if the step goes on, so that the gradient is part of it."""

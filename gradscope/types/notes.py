@@ -8,6 +8,9 @@ NO_GRADIENT = "it was called with gradients enabled, and no gradient came back t
 DISABLED = "it was called with gradients disabled alone, while a loss went backward"
 """In a recorded step without any gradient of a recurrence, at the module: `torch.no_grad` is around it."""
 
+FROZEN = "none of its parameters requires a gradient, nor does its input"
+"""In a recorded step without any gradient of a recurrence, at the module."""
+
 STALE = "gradients of an earlier step were still in .grad when the first backward pass of this step began"
 """In a recorded step, at the whole model; followed by `: norm {before:.3g}, {after:.3g} after the pass`."""
 

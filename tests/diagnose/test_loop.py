@@ -193,7 +193,13 @@ def test_a_training_that_clips_is_not_told_to() -> None:
 
 @pytest.mark.parametrize(
     ("last", "loss", "severity"),
-    [(0.34, STALLS, "warning"), (0.36, STALLS, None), (0.09, STALLS, "critical"), (0.09, FALLS, None)],
+    [
+        (0.34, STALLS, "warning"),
+        (0.36, STALLS, None),
+        (0.09, STALLS, "critical"),
+        (0.09, FALLS, "warning"),
+        (0.11, FALLS, None),
+    ],
 )
 def test_recurrent_weights_that_are_eaten(last: float, loss: list[float], severity: str | None) -> None:
     made = Training()

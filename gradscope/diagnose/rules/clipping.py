@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.diagnose import loops
 from gradscope.diagnose.curve import SURE, spread
+from gradscope.diagnose.drawn import elsewhere, untrained
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.onset import JUMP, growth
 from gradscope.diagnose.progress import broken, had_fallen, learning, severity
@@ -43,15 +44,17 @@ STEPS = 20
 def excessive_clipping(tables: Tables) -> list[Finding]:
     """Find clipping that removes nearly all of nearly every gradient, so that the weights do not move.
 
-    With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move, or in
-    a training that learns that they have moved little.
+    With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move. If the
+    loss falls all the same, it is that they have moved little, or are still those of the initialisation.
     """
     clips = limiting(tables["clips"])
     if not len(clips) or len(tables.records) < ENOUGH or _too_late(tables):
         return []
     share, left, moved = float(clips["clipped"].mean()), _left(clips), _moved(tables)
-    still = LITTLE if learning(tables).learns else STILL
-    if share < NEARLY_ALWAYS or not left <= TIGHT or not moved <= still:
+    learns = learning(tables).learns
+    if share < NEARLY_ALWAYS or not left <= TIGHT:
+        return []
+    if not (moved <= (LITTLE if learns else STILL) or (learns and untrained(tables))):
         return []
     return [_excessive(tables, clips, share, left, moved)]
 
@@ -62,14 +65,14 @@ def _excessive(tables: Tables, clips: Frame, share: float, left: float, moved: f
     threshold = float(clips["threshold"].median())
     return Finding(
         code="excessive_clipping",
-        severity=severity(tables, critical=left <= TIGHT / 10),
+        severity=severity(tables, critical=left <= TIGHT / 10, built=untrained(tables)),
         layer_key=None,
         title=f"clipping leaves {percent(left)} of the gradient, at nearly every step",
         explanation=(
             f"{percent(share)} of the clipping calls changed the gradients, and left {percent(left)} of their norm "
             f"(median). The threshold is {number(threshold)}; in 90 % of the calls the norm before clipping is at most "
             f"{number(usual)}. No recurrent weight block has moved by more than {percent(moved)} of its norm. "
-            f"{learning(tables).sentence}"
+            f"{learning(tables).sentence}{elsewhere(tables)}"
         ),
         evidence={
             "steps": (int(clips["step"].min()), int(clips["step"].max())),

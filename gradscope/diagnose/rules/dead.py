@@ -1,11 +1,13 @@
-"""ReLU units that are zero for every input."""
+"""Units that are zero for every input: ReLU's, and those of a cell whose whole state is zero."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from gradscope.diagnose import loops, remedies
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import learning, severity
-from gradscope.diagnose.trend import ENOUGH, early_and_late, rests_on, span, timesteps
+from gradscope.diagnose.trend import ENOUGH, early_and_late, rests_on, span, state_sizes, timesteps
 from gradscope.diagnose.words import percent, place
 from gradscope.types import Finding, LayerKey
 
@@ -15,7 +17,7 @@ MANY = 0.85
 
 
 def dead_units(tables: Tables) -> list[Finding]:
-    """Find ReLU recurrences in which nearly all units are dead, early and late.
+    """Find ReLU recurrences in which nearly all units are dead, early and late, and cells whose state is always zero.
 
     Some dead units are usual, and networks learn well with half of their units dead.
     """
@@ -23,9 +25,8 @@ def dead_units(tables: Tables) -> list[Finding]:
         return []
     findings: list[Finding] = []
     for module, keys in tables.by_module:
-        if tables.family(module) != "rnn_relu":
-            continue
-        dead = {key: _share(tables, key) for key in keys}
+        share = _share if tables.family(module) == "rnn_relu" else _nothing
+        dead = {key: share(tables, key) for key in keys}
         worst = max(dead, key=lambda key: dead[key])
         if dead[worst] >= MANY:
             findings.append(_finding(tables, worst, dead[worst], len(keys)))
@@ -38,20 +39,26 @@ def _share(tables: Tables, key: LayerKey) -> float:
     return min(early_and_late((hidden["low"] >= DEAD).groupby(hidden["step"]).mean()))
 
 
+def _nothing(tables: Tables, key: LayerKey) -> float:
+    """Return 1 if the state of a cell without known gates is zero at all times."""
+    sizes = state_sizes(tables, key)["p90"].to_numpy(dtype=np.float64)
+    return float(len(sizes) > 0 and not sizes.any())
+
+
 def _finding(tables: Tables, key: LayerKey, share: float, count: int) -> Finding:
     where, everywhere = place(key, count == 1), share >= DEAD
     alone = "The loss falls without them. " if learning(tables).learns else ""
+    known = tables.family(key.module) == "rnn_relu"
+    cures = (remedies.identity(key), loops.rate(0.1), remedies.gated(tables, key))
     return Finding(
         code="dead_units",
         severity=severity(tables, critical=everywhere, built=everywhere),
         layer_key=key,
         title=f"{where}: {percent(share)} of the units are dead",
         explanation=(
-            f"{percent(share)} of the ReLU units of {where} are zero at every timestep of every analysed sequence, "
-            "early and late in the training. No gradient passes a unit at zero, so dead units stay dead. "
-            + alone
-            + learning(tables).sentence
-            + rests_on(tables, key)
+            f"{percent(share)} of the {'ReLU units' if known else 'units'} of {where} are zero at every timestep of "
+            "every analysed sequence, early and late in the training. No gradient passes a unit at zero, so dead units "
+            "stay dead. " + alone + learning(tables).sentence + rests_on(tables, key)
         ),
         evidence={
             "gate": "hidden",
@@ -60,5 +67,5 @@ def _finding(tables: Tables, key: LayerKey, share: float, count: int) -> Finding
             "share": share,
             **learning(tables).evidence,
         },
-        remedies=(remedies.identity(key), loops.rate(0.1), remedies.gated(tables, key)),
+        remedies=cures if known else (remedies.torch_layer(key), loops.rate(0.1)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -37,12 +37,10 @@ def decayed_weights(tables: Tables) -> list[Finding]:
     if len(tables.records) < ENOUGH:
         return []
     by_settings = [*_outweighing(tables), *_by_settings(tables)][:1]
-    if learning(tables).learns:
-        return by_settings
     findings: list[Finding] = []
     for _, keys in tables.by_module:
         shrunk = {key: course for key in keys if (course := _course(tables, key)) is not None}
-        if shrunk:
+        if shrunk and (_gone(tables, keys) or not learning(tables).learns):
             key = min(shrunk, key=lambda key: _left(shrunk[key]))
             findings.append(_finding(tables, key, shrunk[key], len(keys)))
     return findings or by_settings
@@ -117,6 +115,12 @@ def _course(tables: Tables, key: LayerKey) -> Array | None:
     return least if shrunk and _steady(least) else None
 
 
+def _gone(tables: Tables, keys: Sequence[LayerKey]) -> bool:
+    """True if next to nothing is left of any block: a loss that still falls has a penalty of the weights in it."""
+    norms = [by_step(rows, "spectral_norm").to_numpy(dtype=np.float64) for key in keys for rows in _blocks(tables, key)]
+    return all(_left(course) <= GONE for course in norms)
+
+
 def _left(norms: Array) -> float:
     return float(norms[-1] / norms[0])
 
@@ -138,13 +142,14 @@ def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding
     )
     return Finding(
         code="decayed_weights",
-        severity=severity(tables, critical=left <= GONE),
+        severity=severity(tables, critical=left <= GONE, built=learning(tables).learns),
         layer_key=key,
         title=f"{where}: {percent(left)} of the recurrent weights is left",
         explanation=(
             f"The recurrent weights of {where} have shrunk steadily: the spectral norm of a gate's block went from "
             f"{number(norms[0])} to {number(norms[-1])}. Learning makes them grow. Weight decay pulls them to zero "
             f"faster than the gradient rebuilds them, and the memory fades with them. {learning(tables).sentence}"
+            + in_spite(tables)
             + rests_on(tables, key)
         ),
         evidence={"steps": span(tables), "left": left, "norm": (norms[0], norms[-1]), **learning(tables).evidence},

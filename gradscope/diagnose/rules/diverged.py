@@ -17,6 +17,8 @@ from gradscope.types.clips import limiting
 
 THROWN, AT_ONCE = 0.2, 0.5
 """The first three steps, or the very first, throw the weights off by such shares; a tenth of this is usual."""
+GROWN = 2.5
+"""A loss so many times its beginning has grown."""
 TINY = 0.25
 """Beside weights with a smaller spectral norm at first, steps of usual size are large."""
 ALL = 1.0
@@ -34,8 +36,14 @@ def _cases(tables: Tables) -> Iterator[Finding]:
     training, first = learning(tables), _first_steps(tables)
     if first > 0 and (training.fails or first >= ALL):
         yield _thrown(tables, first)
-    if training.verdict == "lost":
+    if training.verdict == "lost" or (training.verdict == "stalls" and _driven_up(tables)):
         yield _risen(tables)
+
+
+def _driven_up(tables: Tables) -> bool:
+    """True if the loss has grown, and steps are large: targets from the network itself may let a loss grow as well."""
+    training = learning(tables)
+    return 0 < GROWN * training.begin <= training.end and typical_update(tables) >= LARGE / 2
 
 
 def _first_steps(tables: Tables) -> float:

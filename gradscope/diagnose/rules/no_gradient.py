@@ -13,7 +13,7 @@ from gradscope.diagnose.rules.detached import cut_within_steps
 from gradscope.diagnose.trend import by_step, rests_on, span
 from gradscope.diagnose.words import place, plural, typed
 from gradscope.types import Finding, LayerKey, Remedy, Severity
-from gradscope.types.notes import DISABLED, NO_GRADIENT
+from gradscope.types.notes import DISABLED, FROZEN, NO_GRADIENT
 
 NEARLY_ALWAYS = 0.9
 """Share of the recorded steps without gradient."""
@@ -33,7 +33,7 @@ def no_gradient(tables: Tables) -> list[Finding]:
 
 def _unconnected(tables: Tables) -> Iterator[Finding]:
     notes, records = tables["notes"], tables.recorded
-    for reason, finding in ((NO_GRADIENT, _of_call), (DISABLED, _of_disabled)):
+    for reason, finding in ((NO_GRADIENT, _of_call), (DISABLED, _of_disabled), (FROZEN, _of_frozen)):
         for module, rows in notes[notes["reason"].str.startswith(reason)].groupby("module", sort=False):
             steps, connected = rows["step"].nunique(), _connected(tables, str(module))
             if steps >= NEARLY_ALWAYS * max(records, steps + connected):
@@ -64,7 +64,8 @@ def _of_call(tables: Tables, module: str, count: int, steps: tuple[int, int]) ->
     title = f"{name}: the model calls it, and no gradient comes back"
     several = len({*tables.modules, module}) > 1  # an encoder and its decoder, perhaps
     ways = (pass_on, follow) if several else (follow, pass_on)
-    return _called(tables, module, title, why, {"steps": steps, "count": count}, ways)
+    level: Severity = "critical" if learning(tables).fails else "warning"
+    return _called(tables, module, title, why, {"steps": steps, "count": count}, ways, level)
 
 
 def _of_disabled(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
@@ -76,10 +77,21 @@ def _of_disabled(tables: Tables, module: str, count: int, steps: tuple[int, int]
     )
     call = Remedy("call the module outside of torch.no_grad", f"output, state = {name}(x)")
     title = f"{name}: the model calls it with gradients disabled"
-    on_purpose = learning(tables).learns
-    return _called(
-        tables, module, title, why, {"steps": steps, "count": count}, (call,), "info" if on_purpose else "warning"
+    level: Severity = "critical" if learning(tables).fails else "info" if learning(tables).learns else "warning"
+    return _called(tables, module, title, why, {"steps": steps, "count": count}, (call,), level)
+
+
+def _of_frozen(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
+    name = typed(module)
+    why = (
+        f"In {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}) a loss went backward, and no parameter "
+        f"of {name} required a gradient. So it learns nothing, which is right for a module that another training has "
+        "made; with the random numbers of its initialisation it remembers what these happen to keep."
     )
+    thaw = Remedy("let it learn", f"{name}.requires_grad_(True)  # before the optimizer is made")
+    level: Severity = "warning" if learning(tables).fails else "info"
+    title = f"{name}: none of its parameters requires a gradient"
+    return _called(tables, module, title, why, {"steps": steps, "count": count}, (thaw,), level)
 
 
 def _called(
@@ -89,11 +101,11 @@ def _called(
     why: str,
     numbers: dict[str, object],
     remedies: tuple[Remedy, ...],
-    otherwise: Severity = "warning",
+    level: Severity,
 ) -> Finding:
     return Finding(
         code="no_gradient",
-        severity="critical" if learning(tables).fails else otherwise,
+        severity=level,
         layer_key=LayerKey(module, 0, "forward", 0),
         title=title,
         explanation=f"{why} {learning(tables).sentence}",

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
 from gradscope.diagnose import loops
+from gradscope.diagnose.drawn import as_drawn
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import in_spite, learning
 from gradscope.diagnose.words import typed
 from gradscope.types import Finding
 from gradscope.types.notes import UNOPTIMIZED
 
-UNIFORM = (2 / math.sqrt(3), 1 / math.sqrt(3))
-"""Spectral norm and radius of a large square block of numbers uniform within 1/sqrt(H), as torch draws them: numbers of
-variance 1 / (3 H) follow the circular law."""
-NEAR = (0.1, 0.2)
-"""Blocks of the usual sizes come as near to both; learning takes one of them farther away."""
-NORMAL = 0.01
-"""Norm and radius of an orthogonal block, as of any normal one, are equal."""
 _SHAPE = re.compile(r"\d+(x\d+)*")
 
 
@@ -35,7 +26,7 @@ def unoptimized_parameters(tables: Tables) -> list[Finding]:
     shapes = [name for name in names if _SHAPE.fullmatch(name)]
     named = [name for name in names if name not in shapes and not name.startswith("and ")]
     training, recurrent = learning(tables), _recurrent(tables, names)
-    drawn = [module for module in recurrent if _as_drawn(tables, module)]
+    drawn = [module for module in recurrent if as_drawn(tables, module)]
     on_purpose = bool(recurrent) and not shapes and not drawn and not training.fails
     why = _explained(_listed(names, shapes, len(names)), bool(shapes), drawn)
     return [
@@ -59,16 +50,6 @@ def _recurrent(tables: Tables, names: Sequence[str]) -> list[str]:
     """
     modules = [module for module, _ in tables.by_module]
     return [module for module in modules if any(name.startswith(f"{module}." if module else "") for name in names)]
-
-
-def _as_drawn(tables: Tables, module: str) -> bool:
-    """True if all recurrent blocks of a module look, in the last record, as an initialiser of torch leaves them."""
-    weights = tables["weights"][tables["weights"]["module"] == module]
-    last = weights[weights["step"] == weights["step"].max()]
-    sizes = last[["spectral_norm", "spectral_radius"]].to_numpy(dtype=np.float64)
-    uniform = (np.abs(sizes / UNIFORM - 1) <= NEAR).all()
-    normal = (np.abs(sizes[:, 0] / sizes[:, 1] - 1) <= NORMAL).all()
-    return bool(len(sizes)) and bool(uniform or normal)
 
 
 def _listed(names: list[str], shapes: list[str], limit: int = 3) -> str:

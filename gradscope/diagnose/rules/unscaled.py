@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradscope.diagnose import loops, remedies
+from gradscope.diagnose.drawn import as_drawn
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import in_spite, learning, severity
 from gradscope.diagnose.trend import ENOUGH, rests_on, span, spectral_radius, state_sizes, state_spread, timesteps
@@ -49,9 +50,11 @@ def _signs(tables: Tables, key: LayerKey) -> Iterator[Sign]:
     radius = spectral_radius(tables, key)[0]
     if not _from_zero(tables, key) or radius >= LARGE:
         return
-    share = _saturated_at_first(tables, key)
+    share = _saturated(tables, key, _at_first(tables, key))
     if share >= SATURATED:
         yield Sign(key, "saturates", share)
+    elif as_drawn(tables, key.module, "first") and (share := _saturated(tables, key, _first(tables, key))) >= SATURATED:
+        yield Sign(key, "grows", share)
     elif tables.family(key.module) == "rnn_relu" and (size := _first_state(tables, key)) >= OVERSIZED:
         yield Sign(key, "oversized", size)
     elif len(tables.records) >= ENOUGH and timesteps(tables, key) > 1 and not _at_limits(tables, key):
@@ -68,8 +71,14 @@ def _from_zero(tables: Tables, key: LayerKey) -> bool:
 
 def _at_first(tables: Tables, key: LayerKey) -> Frame:
     """Return the rows of the gates at t = 0 of the first record."""
+    first = _first(tables, key)
+    return first[first["t"] == 0]
+
+
+def _first(tables: Tables, key: LayerKey) -> Frame:
+    """Return the rows of the gates of the first record."""
     gates = tables.of("gates", key)
-    return gates[(gates["step"] == gates["step"].min()) & (gates["t"] == 0)]
+    return gates[gates["step"] == gates["step"].min()]
 
 
 def _at_limits(tables: Tables, key: LayerKey) -> bool:
@@ -78,12 +87,13 @@ def _at_limits(tables: Tables, key: LayerKey) -> bool:
     return bool(((first["low"] + first["high"]) >= SATURATED).any())
 
 
-def _saturated_at_first(tables: Tables, key: LayerKey) -> float:
-    """Return the share of the gates at a limit; 0 if nearly all are at the same limit."""
-    first, elman = _at_first(tables, key), tables.family(key.module) == "rnn_tanh"
-    rows = first[first["gate"] == "hidden"] if elman else first[~first["gate"].isin(("hidden", "candidate"))]
-    low, high = rows["low"].to_numpy(dtype=np.float64), rows["high"].to_numpy(dtype=np.float64)
-    if not len(rows) or not np.isfinite(low + high).all():
+def _saturated(tables: Tables, key: LayerKey, rows: Frame) -> float:
+    """Return the share of the gates at a limit, of all rows; 0 if nearly all of one gate are at the same limit."""
+    elman = tables.family(key.module) == "rnn_tanh"
+    rows = rows[rows["gate"] == "hidden"] if elman else rows[~rows["gate"].isin(("hidden", "candidate"))]
+    gates = rows.groupby("gate", observed=True)[["low", "high"]].mean()
+    low, high = gates["low"].to_numpy(dtype=np.float64), gates["high"].to_numpy(dtype=np.float64)
+    if not len(gates) or not np.isfinite(low + high).all():
         return 0.0
     least = np.minimum(low, high) >= BOTH_SIDES * (low + high)
     return float((low + high).mean()) if least.all() else 0.0
@@ -97,6 +107,7 @@ def _first_state(tables: Tables, key: LayerKey) -> float:
 
 TITLES = {
     "saturates": "the input alone saturates the gates",
+    "grows": "the input saturates the gates",
     "oversized": "the input is out of scale",
     "invisible": "the states do not depend on the input",
 }
@@ -123,6 +134,13 @@ def _explained(where: str, kind: str, size: float) -> str:
             f"At the first timestep, after a zero state, {percent(size)} of the gates of {where} are already at a "
             "limit, some at one and some at the other: the input is too large for its weights. Prices, counts, pixels "
             "from 0 to 255 or times in seconds do this. Hardly any gradient passes a gate at its limit."
+        )
+    if kind == "grows":
+        return (
+            f"In the first record {percent(size)} of the gates of {where} are at a limit, some at one and some at the "
+            "other, though its recurrent weights are as torch draws them: the input is too large for its weights, or "
+            "becomes so on the way. Running counts, sums and times do this. Hardly any gradient passes a gate at its "
+            "limit."
         )
     if kind == "oversized":
         return (

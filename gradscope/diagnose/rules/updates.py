@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnose import loops
+from gradscope.diagnose.drawn import elsewhere, untrained
 from gradscope.diagnose.frames import Frame, Tables
 from gradscope.diagnose.progress import broken, learning, severity
 from gradscope.diagnose.trend import ENOUGH, Array, by_step, early_and_late, span
@@ -46,7 +47,7 @@ def _cases(tables: Tables, steps: int) -> Iterator[Finding]:
     elif early > 0 and late <= RUN_OUT * early and (training.fails or training.stopped is not None):
         if _gradient_stays(tables):
             yield _run_out(tables, early, late)
-    elif 0 < update < SMALL and path < STILL and not training.learns:
+    elif 0 < update < SMALL and path < STILL and (not training.learns or untrained(tables)):
         yield _small(tables, update, path, steps)
 
 
@@ -87,8 +88,9 @@ def _small(tables: Tables, update: float, path: float, steps: int) -> Finding:
         f"A step changes the recurrent weights by {number(update)} of their norm (median over {len(tables.records)} "
         f"records; about a hundredth is usual). All {steps:,} steps together, in one direction, would change them by "
         f"{percent(path)}: the weights are nearly those of the beginning. {learning(tables).sentence}"
+        + elsewhere(tables)
     )
-    level = severity(tables, critical=path < STILL / 10)
+    level = severity(tables, critical=path < STILL / 10, built=untrained(tables))
     title = f"the optimizer moves the weights by {percent(update)} of their norm a step"
     remedies = (loops.rate_for(update), loops.LOOK_AT_OPTIMIZER)
     return _finding(tables, title, why, level, {"update": update, "path": path}, remedies)

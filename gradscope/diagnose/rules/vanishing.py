@@ -29,8 +29,8 @@ TINY = 0.12
 """Recurrent weights with a smaller spectral radius at first carry nothing, in a network of any family."""
 LOST = 0.1
 """If a smaller share of the loss gradient comes down a stack, residual connections are a remedy as well."""
-NOTHING = 1e-2
-"""If a smaller share comes down, the lower layers receive next to none."""
+NOTHING, AT_FIRST = 1e-2, 1e-3
+"""If a smaller share comes down, or a smaller one in the first record, the lower layers receive next to none."""
 
 
 class Reach(NamedTuple):
@@ -54,15 +54,21 @@ def vanishing_gradient(tables: Tables) -> list[Finding]:
         everywhere = loss_enters(tables, module) >= EVERYWHERE
         reaches = [reach for key in keys if math.isfinite((reach := Reach(key, *horizons(tables, key))).late)]
         short = [reach for reach in reaches if _short(reach, everywhere)]
-        down = passed_down(tables, module)
+        down = _down(tables, module)
         if learning(tables).learns:
             short = [reach for reach in short if _next_to_nothing(reach) and (not everywhere or _always(tables, reach))]
-        elif not short and down < NOTHING:
+        if not short and (down < AT_FIRST or (down < NOTHING and not learning(tables).learns)):
             short = reaches
         if short:
             worst = min(short, key=lambda reach: reach.key.layer if down < NOTHING else reach.late)
             findings.append(_finding(tables, worst, down, len(keys)))
     return findings
+
+
+def _down(tables: Tables, module: str) -> float:
+    """Return the share of the gradient that comes down a stack: of the first record, if next to nothing does there."""
+    first = passed_down(tables, module, first=True)
+    return first if first < AT_FIRST else passed_down(tables, module)
 
 
 def _short(reach: Reach, everywhere: bool) -> bool:
@@ -95,7 +101,8 @@ def _severity(tables: Tables, reach: Reach, down: float) -> Severity:
     small = small or bool(len(begins)) and begins[0] < TINY
     first = float(by_step(tables.of("layers", reach.key), "horizon").iloc[0])
     made_so = small or (_next_to_nothing(reach) and first <= NEXT_TO_NOTHING) or down < NOTHING
-    return severity(tables) if made_so and learning(tables).source == "loss" else "info"
+    built = passed_down(tables, reach.key.module, first=True) < AT_FIRST
+    return severity(tables, built=built) if made_so and learning(tables).source == "loss" else "info"
 
 
 def _finding(tables: Tables, reach: Reach, down: float, count: int) -> Finding:
@@ -128,9 +135,11 @@ def _explained(tables: Tables, reach: Reach, down: float, where: str) -> str:
     training, enters = learning(tables), loss_enters(tables, key.module)
     why = ""
     if down < LOST:
-        why = f"{percent(down)} of the loss gradient that enters the uppermost layer comes down to the lowest. "
+        why = f"{percent(down)} of the loss gradient that enters the uppermost layer comes down to the lowest"
+        why += " in the first record. " if down == passed_down(tables, key.module, first=True) else ". "
     if _lost_in_the_stack_alone(tables, reach, down):
-        return why + f"{training.sentence} The lower layers learn next to nothing." + rests_on(tables, key)
+        late = "begin to learn late, if at all" if training.learns else "learn next to nothing"
+        return why + f"{training.sentence} The lower layers {late}." + rests_on(tables, key)
     why += (
         f"Of the loss gradient that enters {where}, less than a thousandth is left after {number(early)} steps early "
         f"in the training and {number(late)} late, of {number(longest)} steps in all. "
