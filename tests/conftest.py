@@ -51,6 +51,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             mine = next((scope for scope in self.workqueue if (scope in WAITING) is waits), None)
             if mine is not None:
                 self.workqueue.move_to_end(mine, last=False)
+            elif waits and len(self.nodes) > 1:
+                node.shutdown()
+                return
             super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False
