@@ -46,12 +46,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return group(nodeid)
 
+        waiting: Any = None
+
         def _assign_work_unit(self, node: Any) -> None:
-            waits = node is self.nodes[-1]
+            if self.waiting is None:
+                self.waiting = self.nodes[-1]
+            waits = node is self.waiting
             mine = next((scope for scope in self.workqueue if (scope in WAITING) is waits), None)
             if mine is not None:
                 self.workqueue.move_to_end(mine, last=False)
-            elif waits and len(self.nodes) > 1:
+            elif waits and len(self.nodes) > 1:  # what else there is keeps the others busy
                 node.shutdown()
                 return
             super()._assign_work_unit(node)
