@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ pytest.register_assert_rewrite("boards", "chains.hold", "chains.truth", "loop.lo
 LONGEST = """browser shell test_launchers test_processes test_report test_schedule test_faults test_saved test_main_job
 test_compile test_losses test_frameworks test_bench test_tutorial test_pages test_whatif""".split()
 """What takes longest begins first, so that all workers are busy to the end."""
-WAITING = ("browser", "test_sink", "test_numbers", "test_reading")
-"""What waits for pages and other processes most of its time: for one worker more than there are cores."""
 
 
 def group(nodeid: str) -> str:
@@ -46,28 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return group(nodeid)
 
-        waiting: Any = None
-
-        def _assign_work_unit(self, node: Any) -> None:
-            if self.waiting is None:
-                self.waiting = self.nodes[-1]
-            waits = node is self.waiting
-            mine = next((scope for scope in self.workqueue if (scope in WAITING) is waits), None)
-            if mine is not None:
-                self.workqueue.move_to_end(mine, last=False)
-            elif waits and len(self.nodes) > 1:  # what else there is keeps the others busy
-                node.shutdown()
-                return
-            super()._assign_work_unit(node)
-
     config.option.loadscopereorder = False
     return ByGroup(config, log)
-
-
-@pytest.hookimpl(optionalhook=True, wrapper=True)
-def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """One for each core, and one that waits."""
-    return (yield) + 1
 
 
 @pytest.hookimpl(tryfirst=True)
