@@ -16,6 +16,7 @@ GATES = {
     "gru": ("reset", "update", "candidate", "hidden"),
     "rnn_tanh": ("hidden",),
     "rnn_relu": ("hidden",),
+    "": (),
 }
 Row = dict[str, Any]
 
@@ -70,6 +71,11 @@ class Training:
         self.shorter: Sequence[int] = [0] * records  # by how many timesteps the sequences of a record are
         self.longest_lag = T - 1  # that anything could reach back
         self.chains = 1
+
+    def as_drawn(self) -> Training:
+        """The same with recurrent weights as torch draws them, to the end."""
+        self.norm, self.radius = [1.155] * len(self.records), [0.577] * len(self.records)
+        return self
 
     def seen(self) -> Tables:
         modules = {

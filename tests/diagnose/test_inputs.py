@@ -14,7 +14,7 @@ from gradscope.diagnose.rules.misread import misread_output
 from gradscope.diagnose.rules.no_gradient import no_gradient
 from gradscope.diagnose.rules.single import single_timestep
 from gradscope.diagnose.rules.unscaled import unscaled_input
-from gradscope.types.notes import DISABLED, NO_GRADIENT
+from gradscope.types.notes import DISABLED, FROZEN, NO_GRADIENT
 
 # --- no gradient
 
@@ -44,6 +44,14 @@ def test_a_module_that_is_called_with_gradients_disabled(loss: list[float], seve
     made.notes = [{**note, "reason": DISABLED} for note in made.notes]
     (finding,) = no_gradient(made.seen())
     assert finding.severity == severity and "no_grad" in finding.explanation + finding.remedies[0].title
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(STALLS, "warning"), (FALLS, "info")])
+def test_a_module_whose_parameters_require_no_gradient(loss: list[float], severity: str) -> None:
+    made = unheard()
+    made.loss, made.notes = loss, [{**note, "reason": FROZEN} for note in made.notes]
+    (finding,) = no_gradient(made.seen())
+    assert finding.severity == severity and "requires_grad_(True)" in finding.remedies[0].code
 
 
 def test_it_is_worth_a_warning_in_a_training_that_learns() -> None:
@@ -153,6 +161,17 @@ def test_gates_at_both_limits_at_the_first_timestep(low: float, high: float, fam
     for finding in findings:
         assert (finding.severity, finding.evidence["kind"]) == ("warning", "saturates")
         assert finding.remedies[0].code.startswith("x = (x - ")
+
+
+@pytest.mark.parametrize(("later", "drawn", "found"), [(0.9, True, True), (0.2, True, False), (0.9, False, False)])
+def test_input_that_comes_out_of_scale_on_the_way(later: float, drawn: bool, found: bool) -> None:
+    """Fresh recurrent weights cannot saturate the gates, as a counter in the input can."""
+    made = saturated(0.05, 0.05)
+    made = made.as_drawn() if drawn else made
+    frames = dict(made.tables())
+    after = [frames["gates"].assign(t=t, low=later / 2, high=later / 2) for t in range(1, 9)]
+    tables = Tables({**frames, "gates": pd.concat([frames["gates"], *after])}, made.seen().modules)
+    assert [finding.evidence["kind"] for finding in unscaled_input(tables)] == (["grows"] if found else [])
 
 
 def test_input_out_of_scale_is_a_fault_even_in_a_training_that_learns() -> None:

@@ -118,6 +118,14 @@ def test_a_learning_rate_that_has_run_out(late: float, gradient: float, found: b
     assert any("scheduler" in finding.remedies[0].code for finding in small_updates(made.seen())) is found
 
 
+@pytest.mark.parametrize(("update", "drawn", "found"), [(1e-6, True, True), (5e-4, True, False), (1e-6, False, False)])
+def test_a_loss_that_falls_over_recurrent_weights_that_nothing_moves(update: float, drawn: bool, found: bool) -> None:
+    """One group of the parameters has next to no learning rate."""
+    made = Training().as_drawn() if drawn else Training()
+    made.update = [update] * 8
+    assert [finding.severity for finding in small_updates(made.seen())] == (["warning"] if found else [])
+
+
 @pytest.mark.parametrize(("late", "severity"), [(0.9e-8, "warning"), (1.1e-8, "info")])
 def test_nobody_means_a_learning_rate_of_which_nothing_is_left(late: float, severity: str) -> None:
     """Whatever the losses say."""
@@ -172,6 +180,13 @@ def test_first_steps_that_throw_the_weights_off(first: list[float], loss: list[f
     assert [finding.severity for finding in findings] == ([severity] if severity else [])
     factor = "0.01" if first[0] == 7 else "0.1"  # first steps are to move the weights by a twentieth
     assert all(finding.remedies[0].code.endswith(f"*= {factor}") for finding in findings)
+
+
+@pytest.mark.parametrize(("end", "update", "found"), [(2.6, 0.026, True), (2.4, 0.026, False), (2.6, 0.024, False)])
+def test_a_loss_that_large_steps_drive_up_bit_by_bit(end: float, update: float, found: bool) -> None:
+    made = Training()
+    made.loss, made.update = [*(1 + (end - 1) * i / 100 for i in range(100)), *[end] * 20], [update] * 8
+    assert bool(diverged(made.seen())) is found
 
 
 @pytest.mark.parametrize(("norm", "found"), [(0.24, False), (0.26, True)])

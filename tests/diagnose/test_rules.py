@@ -218,6 +218,16 @@ def test_dead_units(family: str, share: float, found: bool) -> None:
     assert bool(dead_units(made.seen())) is found
 
 
+@pytest.mark.parametrize(("family", "size", "found"), [("", 0.0, True), ("", 1e-9, False)])
+def test_a_cell_of_ones_own_whose_state_is_zero_is_dead(family: str, size: float, found: bool) -> None:
+    """gradscope does not know that it has a ReLU in it."""
+    made = Training(family)
+    made.state, made.loss = (0.0, 0.0, size), STALLS
+    findings = dead_units(made.seen())
+    assert [finding.severity for finding in findings] == (["critical"] if found else [])
+    assert all("torch.nn.LSTMCell" in finding.remedies[0].code for finding in findings)
+
+
 @pytest.mark.parametrize(("loss", "severity"), [(FALLS, "info"), (STALLS, "warning")])
 def test_dead_units_are_no_fault_where_the_rest_learns(loss: list[float], severity: str) -> None:
     made = Training("rnn_relu")

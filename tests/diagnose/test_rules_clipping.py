@@ -56,6 +56,15 @@ def test_tight_clipping_that_still_trains_is_no_fault(loss: list[float], update:
     assert [finding.severity for finding in excessive_clipping(made.seen())] == ([severity] if severity else [])
 
 
+@pytest.mark.parametrize("after", [0.09, 0.11])
+def test_a_loss_that_falls_over_weights_that_clipping_leaves_as_drawn(after: float) -> None:
+    made = clipped(1.0, after, optimizer="Adam").as_drawn()
+    made.loss, made.update = FALLS, [2e-3] * 8
+    findings = excessive_clipping(made.seen())
+    assert [finding.severity for finding in findings] == (["warning"] if after < 0.1 else [])
+    assert all("other layers learn alone" in finding.explanation for finding in findings)
+
+
 @pytest.mark.parametrize(("count", "loss", "severity"), [(5, STALLS, "warning"), (5, FALLS, "info"), (4, STALLS, None)])
 def test_clipping_after_the_step(count: int, loss: list[float], severity: str | None) -> None:
     """It limits nothing, however tight it is."""

@@ -172,6 +172,21 @@ def test_a_stack_that_next_to_nothing_comes_down_is_a_fault_whatever_the_horizon
         assert 'skip="residual"' in finding.remedies[0].code
 
 
+@pytest.mark.parametrize(
+    ("loss", "first", "found"), [(FALLS, 9e-4, True), (FALLS, 1.1e-3, False), (STALLS, 9e-4, True)]
+)
+def test_a_stack_that_nothing_comes_down_at_first_is_built_so(loss: list[float], first: float, found: bool) -> None:
+    """Whatever comes down later, and even if the training learns."""
+    tables = stack(1.0, horizon=20.0)
+    rows = tables.frames["timesteps"]
+    lowest = (rows["quantity"] == "grad_h_direct") & (rows["layer"] == 0) & (rows["step"] == 0)
+    frames = {**tables.frames, "timesteps": rows.assign(mean=rows["mean"].where(~lowest, first * rows["mean"]))}
+    frames["steps"] = frames["steps"].assign(loss=np.resize(loss, len(frames["steps"])))
+    findings = vanishing_gradient(Tables(frames, tables.modules))
+    assert [finding.severity for finding in findings] == (["warning"] if found else [])
+    assert all("in the first record" in finding.explanation for finding in findings)
+
+
 def test_one_layer_has_nothing_to_bridge() -> None:
     (finding,) = vanishing_gradient(stack(0.01, layers=1))
     assert "passed_down" not in finding.evidence and not any("skip=" in remedy.code for remedy in finding.remedies)

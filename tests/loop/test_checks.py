@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 import gradscope
-from gradscope.types.notes import CLIPPED_LATE, DECAY, DISABLED, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.observe.following import DETACHED
+from gradscope.types.notes import CLIPPED_LATE, DECAY, DISABLED, FROZEN, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
 
 
 class Pair(nn.Module):
@@ -66,6 +67,30 @@ def test_a_module_that_is_called_with_gradients_disabled(training: bool, beside:
     model = Within(training=training, beside=beside)
     found = [(step, module) for step, module, reason in notes(model) if reason == DISABLED]
     assert found == ([(step, "encoder") for step in range(12)] if training and not beside else [])
+
+
+def test_a_module_whose_parameters_require_no_gradient() -> None:
+    model = Within(training=True, beside=False)
+    model.encoder.requires_grad_(False)
+    model.forward = lambda x: model.head(model.encoder(x)[0])
+    assert [(step, module) for step, module, reason in notes(model) if reason == FROZEN] == [
+        (step, "encoder") for step in range(12)
+    ]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_burn_in_ends_the_gradient_within_the_step(given: bool) -> None:
+    """The state of a call with gradients disabled begins the next."""
+    model = Pair(given=True)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            state = model.encoder(x)[1]
+        return model.encoder(x, state if given else None)[0]
+
+    model.forward = forward
+    found = [(step, module) for step, module, reason in notes(model, 3) if reason == DETACHED]
+    assert found == ([(step, "encoder") for step in range(3)] if given else [])
 
 
 def test_parameters_that_no_optimizer_steps() -> None:
