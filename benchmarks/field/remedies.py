@@ -157,7 +157,7 @@ SWITCHES: tuple[tuple[str, Switch], ...] = (
     (r"ModuleList", _registered),
     (r"optimizer = |Optimizer\(|optim\.\w+\(", _registered),
     (r"zero_grad", _cleared),
-    (r"not loss.isfinite", _skipped),
+    (r"if loss\.isfinite", _skipped),
     (r"zero_infinity|isfinite|isnan|nan_to_num", _left_out),
     (r"pack_padded|lengths - 1", _packed),
     (r"\.mean\(.*\.std\(|StandardScaler", _scaled),

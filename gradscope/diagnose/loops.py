@@ -47,7 +47,7 @@ LOOK_AT_OPTIMIZER = Remedy(
 FIND_NONFINITE = Remedy("let torch name the first non-finite operation", "torch.autograd.set_detect_anomaly(True)")
 SKIP = Remedy(
     "skip a batch whose loss is not finite, and look at it: one such step makes all weights NaN",
-    "if not loss.isfinite():  # before backward()\n    print(batch)\n    continue",
+    "if loss.isfinite():\n    loss.backward()\n    optimizer.step()\nelse:\n    print(batch)",
 )
 LEAVE_OUT = Remedy(
     "leave out the sequences with a non-finite loss, and look at them",

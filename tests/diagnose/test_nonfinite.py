@@ -57,7 +57,7 @@ def test_of_a_loss_that_is_nan_the_batch_comes_first() -> None:
     """Other batches had a loss, so that a step without this one mends the training."""
     finding = the(spoilt(math.nan))
     assert finding.title.endswith("the loss was nan")
-    assert finding.remedies[0].code.startswith("if not loss.isfinite()") and "step == 40" in finding.remedies[1].code
+    assert finding.remedies[0].code.startswith("if loss.isfinite()") and "step == 40" in finding.remedies[1].code
     assert not any("clip" in remedy.code or "CTC" in remedy.code for remedy in finding.remedies)
 
 
