@@ -47,14 +47,16 @@ def in_short(page: str) -> Iterator[str]:
 def _default(rows: Rows) -> Iterator[str]:
     if not rows:
         return
-    steps, records, extra, added, ratios = ([_number(row[i]) for row in rows] for i in (1, 2, 3, 5, 6))
+    steps, records, extra, added, ratios = ([_number(row[i]) for row in rows] for i in (1, 2, 4, 5, 6))
+    long = [ratio for ratio, row in zip(ratios, rows, strict=True) if float(row[1].split(" of ")[1].split()[0]) >= 100]
     yield (
         f"With the default line, runs of {_span(steps, 'steps')} have {_span(records, 'records')}, and take "
-        f"{_span(extra, 's')} longer in all."
+        f"{_span(extra, 's')} longer in all, by the scope's own clock."
     )
     yield (
-        f"A step that is not recorded launches no kernel; it takes {_span(added, 'us')} longer, "
-        f"{100 * (max(ratios) - 1):.1g} % in the smallest training and {100 * (min(ratios) - 1):.1g} % in the largest."
+        f"A step that is not recorded launches no kernel. It takes up to {max(added):.0f} us longer: "
+        f"{100 * (ratios[0] - 1):.1g} % in the smallest training, at most {100 * (max(long, default=1) - 1):.1g} % "
+        "where a step takes 0.1 s or more."
     )
 
 
