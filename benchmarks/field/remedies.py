@@ -75,7 +75,7 @@ def _registered(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _scaled(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(inputs=1.0, offset=0.0, column=1.0, embed_scale=1.0), Remedy()
+    return setup.but(inputs=1.0, offset=0.0, column=1.0, ramp=0.0, embed_scale=1.0), Remedy()
 
 
 def _packed(setup: Setup, code: str, case: Case) -> Tried:
@@ -96,7 +96,7 @@ def _laid_out(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _kept_graph(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(detach=0), Remedy()
+    return setup.but(detach=0, burn=0), Remedy()
 
 
 def _longer(setup: Setup, code: str, case: Case) -> Tried:
@@ -104,7 +104,8 @@ def _longer(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _whole(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(single=False, form="fused" if setup.form == "dropped" else setup.form), Remedy()
+    forms = {"dropped": "fused", "forgetful": "cells"}
+    return setup.but(single=False, form=forms.get(setup.form, setup.form)), Remedy()
 
 
 def _handed(setup: Setup, code: str, case: Case) -> Tried:
@@ -117,7 +118,11 @@ def _connected(setup: Setup, code: str, case: Case) -> Tried:
 
 
 def _scheduled(setup: Setup, code: str, case: Case) -> Tried:
-    return setup.but(decay=1.0), Remedy()
+    return setup.but(decay=1.0, milestone=0, gamma=1.0, plateau=0), Remedy()
+
+
+def _thawed(setup: Setup, code: str, case: Case) -> Tried:
+    return setup.but(frozen=""), Remedy()
 
 
 def _skipped(setup: Setup, code: str, case: Case) -> Tried:
@@ -136,7 +141,7 @@ def _unsoftened(setup: Setup, code: str, case: Case) -> Tried:
 
 def _left_out(setup: Setup, code: str, case: Case) -> Tried:
     """What is not finite is left out of the loss; it mends what comes in, or out, of single samples."""
-    mended = {"ctc": "ctc masked", "missing": "", "empty": "", "log": ""}.get(setup.birth, setup.birth)
+    mended = {"ctc": "ctc masked", "missing": "", "count": "", "empty": "", "log": ""}.get(setup.birth, setup.birth)
     return setup.but(birth=mended), Remedy()
 
 
@@ -147,7 +152,7 @@ def _cut(setup: Setup, code: str, case: Case) -> Tried | None:
 
 ENDS = ("argmax", "round", "detached", "no_grad", "rewrapped", "threshold")
 """Operations behind the last layer, or before it, at which a gradient ends."""
-ZEROS = ("root", "where", "norm", "log", "change")
+ZEROS = ("root", "where", "norm", "log", "change", "count", "angle", "entropy")
 """Births from a root, a logarithm or a division at zero."""
 
 Switch = Callable[[Setup, str, Case], Tried | None]
@@ -163,6 +168,7 @@ SWITCHES: tuple[tuple[str, Switch], ...] = (
     (r"\.mean\(.*\.std\(|StandardScaler", _scaled),
     (r"clamp\(min=", _safe),
     (r"scheduler", _scheduled),
+    (r"requires_grad_\(True\)", _thawed),
     (r"state as it came", _kept_graph),
     (r"window = ", _longer),
     (r"\.batch_first = ", _laid_out),
