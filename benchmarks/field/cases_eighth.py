@@ -38,7 +38,7 @@ FUSED: Changes = {"form": "fused"}
 
 
 def cases() -> list[Case]:
-    rooms = (_recurrence(), _units(), _inout(), _reading(), _clipping(), _loop(), _rates(), _weights(), _instead())
+    rooms = (_recurrence(), _units(), _inout(), _reading(), _clipping(), _loop(), _rates(), _weights())
     others = (_unrelated(), _sound(), _odd())
     return [replace(case, part=EIGHTH) for room in (*rooms, *others) for case in room]
 
@@ -48,12 +48,16 @@ def _recurrence() -> list[Case]:
         ailing("sine", "own cells with a sigmoid", VANISHING, OWN, {"family": "rnn_sigmoid", "init": ()}),
         ailing("recall", "own cells with a sigmoid", VANISHING, {},
                {"form": "own", "family": "rnn_sigmoid", "init": (), "lr": 0.003}),
+        ailing("sensors", "own cells whose state is a softmax", VANISHING, {},
+               {"form": "own", "family": "rnn_softmax", "init": (), "lr": 0.003}),
         ailing("waits", "Elman network, weights from N(0, 0.5)", LARGE, ELMAN, {"init": (("normal", 0.5),)}),
         ailing("activity", "ReLU, identity times 1.2", EXPLODING, RELU, {"init": (("identity", 1.2),)}),
         ailing("amounts", "weights and biases between -1 and 1", LARGE, {}, {"init": (("uniform", 1.0),)}),
         ailing("line", "GRU, all weights from N(0, 1)", LARGE, GRU, {"init": (("normal", 1.0),)}),
         ailing("recall", "own cells with peepholes, state detached at every step", DETACHED, {"form": "own"},
                {"detach": 1}),
+        ailing("beats", "GRU, the encoder's state is detached every 2 samples", DETACHED, GRU, {"detach": 2}),
+        ailing("repeat", "LSTM, state detached at every card", DETACHED, LSTM, {"detach": 1}),
     ]  # fmt: skip
 
 
@@ -61,6 +65,10 @@ def _units() -> list[Case]:
     return [
         ailing("tones", "Elman network in two directions, biases saturate the state", GATE, ELMAN,
                {"init": (("bias", 7.0),)}),
+        ailing("activity", "GRU, update gates keep all", GATE, GRU, {"init": (("update", 14.0),)}),
+        ailing("languages", "two directions of LSTM, output gates shut", GATE,
+               {**LSTM, "bidirectional": True, "hidden": 64}, {"init": (("output", -12.0),)}),
+        ailing("prose", "LSTM, input gates shut", GATE, {}, {"init": (("input", -14.0),)}),
         ailing("brackets", "two layers of ReLU, biases of -3", DEAD, {**RELU, **TWO, "lr": 0.003},
                {"init": (("bias", -3.0),)}),
         ailing("bandit", "ReLU cells, biases of -2", DEAD, {**RELU, **CELLS, "lr": 0.005},
@@ -77,6 +85,7 @@ def _inout() -> list[Case]:
         ailing("maze", "GRU cells, argmax before the loss", NONE, CELLS, {"head": "argmax"}),
         ailing("brackets", "symbol by symbol, each from a zero state", SINGLE, {}, {"single": True}),
         ailing("sensors", "LSTM cells that nobody gives their state", SINGLE, CELLS, {"form": "forgetful"}),
+        ailing("keywords", "GRU cells that nobody gives their state", SINGLE, CELLS, {"form": "forgetful"}),
         ailing("membrane", "GRU, samples are counted and added", UNSCALED, GRU, {"ramp": 5.0}),
         ailing("vowels", "GRU, letters' vectors that nobody scaled", UNSCALED, GRU, {"embed_scale": 200.0}),
     ]  # fmt: skip
@@ -115,23 +124,9 @@ def _loop() -> list[Case]:
                {"birth": "constant", "birth_at": 73}),
         ailing("chorale", "GRU cells, deviation of the only one in a batch", NAN, {**CELLS, **GRU},
                {"birth": "alone", "birth_at": 55}),
-    ]  # fmt: skip
-
-
-def _instead() -> list[Case]:
-    return [
-        ailing("sensors", "own cells whose state is a softmax", VANISHING, {},
-               {"form": "own", "family": "rnn_softmax", "init": (), "lr": 0.003}),
-        ailing("beats", "GRU, the encoder's state is detached every 2 samples", DETACHED, GRU, {"detach": 2}),
-        ailing("repeat", "LSTM, state detached at every card", DETACHED, LSTM, {"detach": 1}),
-        ailing("keywords", "GRU cells that nobody gives their state", SINGLE, CELLS, {"form": "forgetful"}),
         ailing("chorale", "GRU, no zero_grad, Adam", STALE, GRU, UNCLEARED),
         ailing("keywords", "GRU cells, no zero_grad, AdamW", STALE, {**CELLS, "optimizer": "adamw"}, UNCLEARED),
         ailing("membrane", "GRU, no zero_grad, Adam", STALE, GRU, UNCLEARED),
-        ailing("activity", "GRU, update gates keep all", GATE, GRU, {"init": (("update", 14.0),)}),
-        ailing("languages", "two directions of LSTM, output gates shut", GATE,
-               {**LSTM, "bidirectional": True, "hidden": 64}, {"init": (("output", -12.0),)}),
-        ailing("prose", "LSTM, input gates shut", GATE, {}, {"init": (("input", -14.0),)}),
         ailing("sine", "no zero_grad, SGD", STALE, {**SGD, "lr": 0.1}, UNCLEARED),
     ]  # fmt: skip
 
