@@ -68,7 +68,6 @@ def _units() -> list[Case]:
         ailing("activity", "GRU, update gates keep all", GATE, GRU, {"init": (("update", 14.0),)}),
         ailing("languages", "two directions of LSTM, output gates shut", GATE,
                {**LSTM, "bidirectional": True, "hidden": 64}, {"init": (("output", -12.0),)}),
-        ailing("prose", "LSTM, input gates shut", GATE, {}, {"init": (("input", -14.0),)}),
         ailing("brackets", "two layers of ReLU, biases of -3", DEAD, {**RELU, **TWO, "lr": 0.003},
                {"init": (("bias", -3.0),)}),
         ailing("bandit", "ReLU cells, biases of -2", DEAD, {**RELU, **CELLS, "lr": 0.005},
@@ -125,8 +124,6 @@ def _loop() -> list[Case]:
         ailing("chorale", "GRU cells, deviation of the only one in a batch", NAN, {**CELLS, **GRU},
                {"birth": "alone", "birth_at": 55}),
         ailing("chorale", "GRU, no zero_grad, Adam", STALE, GRU, UNCLEARED),
-        ailing("keywords", "GRU cells, no zero_grad, AdamW", STALE, {**CELLS, "optimizer": "adamw"}, UNCLEARED),
-        ailing("membrane", "GRU, no zero_grad, Adam", STALE, GRU, UNCLEARED),
         ailing("sine", "no zero_grad, SGD", STALE, {**SGD, "lr": 0.1}, UNCLEARED),
     ]  # fmt: skip
 
