@@ -6,6 +6,7 @@ import functools
 
 from benchmarks.field import (
     cases_again,
+    cases_eighth,
     cases_fifth,
     cases_fresh,
     cases_inout,
@@ -15,10 +16,10 @@ from benchmarks.field import (
     cases_sound,
     cases_unrelated,
 )
-from benchmarks.field.case import FIFTH, FOURTH, SEVENTH, SIXTH, THIRD, Case
+from benchmarks.field.case import EIGHTH, FIFTH, FOURTH, SEVENTH, SIXTH, THIRD, Case
 from benchmarks.field.tasks import HALVES
 
-PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
+PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH)
 
 
 @functools.cache
@@ -34,5 +35,6 @@ def all_cases() -> list[Case]:
         cases_fresh,
         cases_fifth,
         cases_seventh,
+        cases_eighth,
     )
     return [case for room in rooms for case in room.cases()]
