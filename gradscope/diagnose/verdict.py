@@ -31,6 +31,8 @@ MULTIPLE = 3.0
 """A loss so many times its best has lost much, even if it began far higher."""
 AT_ONCE = 0.15
 """A loss that stands from so early a share of the steps on has learnt no more than its first fall."""
+FADED = 0.15
+"""A loss below zero that has come so near it, relative to its best, need not have lost anything."""
 GROWN = 10.0
 """A loss so many times its beginning has diverged; targets from the network itself may let it grow by less,"""
 THROWN, JUMP = 3.0, 2.0
@@ -42,7 +44,7 @@ def verdict(curve: Curve) -> Verdict:
     if _grown(curve):
         return "lost"
     if _lost(curve):
-        return "unknown" if _rises_often(curve) else "lost"
+        return "unknown" if _rises_often(curve) or _fades(curve) else "lost"
     if _progresses(curve):
         return "learns"
     return "unknown" if float(curve.losses.min()) < 0 < float(curve.losses.max()) else "stalls"
@@ -112,6 +114,11 @@ def _rises_often(curve: Curve) -> bool:
     lows = curve.lows[: curve.best_block + 1]
     before = max(later - min(lows[: i + 1]) for i, later in enumerate(lows[curve.tenth :]))
     return before >= REGAINED * (curve.end - curve.best)
+
+
+def _fades(curve: Curve) -> bool:
+    """True if a loss below zero has come near it, as the surprise of an agent does that has learnt."""
+    return not curve.positive and abs(curve.end) <= FADED * abs(curve.best)
 
 
 def _risen(curve: Curve) -> bool:

@@ -271,3 +271,10 @@ def test_a_training_that_is_lost_to_nan_fails() -> None:
     made = Training()
     made.loss, made.nonfinite = [math.nan] * 120, [1] * 120
     assert severity(made.seen(), critical=True) == "critical"
+
+
+@pytest.mark.parametrize(("end", "expected"), [(-0.014, "unknown"), (-0.017, "lost")])
+def test_a_loss_below_zero_that_comes_near_it_need_not_have_lost_anything(end: float, expected: str) -> None:
+    """The surprise of an agent that has learnt is near zero."""
+    losses = [-0.01] * 4 + [-0.1] * 12 + [end] * 104
+    assert read(np.arange(120.0), np.array(losses)).verdict == expected
