@@ -218,9 +218,9 @@ def test_dead_units(family: str, share: float, found: bool) -> None:
     assert bool(dead_units(made.seen())) is found
 
 
-@pytest.mark.parametrize(("family", "size", "found"), [("", 0.0, True), ("", 1e-9, False)])
+@pytest.mark.parametrize(("family", "size", "found"), [("", 0.0, True), ("", 1e-9, False), ("gru", 0.0, False)])
 def test_a_cell_of_ones_own_whose_state_is_zero_is_dead(family: str, size: float, found: bool) -> None:
-    """gradscope does not know that it has a ReLU in it."""
+    """gradscope does not know that it has a ReLU in it. A GRU's state stays at zero if its update gate keeps it."""
     made = Training(family)
     made.state, made.loss = (0.0, 0.0, size), STALLS
     findings = dead_units(made.seen())

@@ -25,7 +25,9 @@ def dead_units(tables: Tables) -> list[Finding]:
         return []
     findings: list[Finding] = []
     for module, keys in tables.by_module:
-        share = _share if tables.family(module) == "rnn_relu" else _nothing
+        share = {"rnn_relu": _share, "": _nothing}.get(tables.family(module))
+        if share is None:
+            continue
         dead = {key: share(tables, key) for key in keys}
         worst = max(dead, key=lambda key: dead[key])
         if dead[worst] >= MANY:
