@@ -84,6 +84,20 @@ def choose_sequences(batch: int, limit: int | None) -> list[int] | None:
     return [int(i * (batch - 1) / (limit - 1) + 0.5) for i in range(limit)]
 
 
+def copy_states(states: Sequence[Tensor], limit: int | None, rows: int) -> tuple[Tensor, ...]:
+    """Copy the parts of a state for the analysed sequences, as [S, n, ...] each.
+
+    Args:
+        states: the parts.
+        limit: the most sequences to analyse; None for all.
+        rows: the dimension of the sequences, 0 of a cell's state and 1 of a layer's.
+    """
+    chosen = choose_sequences(states[0].shape[rows], limit)
+    columns = slice(None) if chosen is None else torch.tensor(chosen, device=states[0].device)
+    parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in states]
+    return tuple(part[:, columns].clone() for part in parts)
+
+
 def layout_of(call: KernelCall, chosen: Sequence[int] | None) -> Layout:
     """The layout of a call's tensors and the sequences to analyse.
 

@@ -17,7 +17,7 @@ from gradscope.attach.seam import Handle
 from gradscope.attach.uncompiled import uncompiled
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import real
-from gradscope.capture.layout import choose_sequences
+from gradscope.capture.layout import copy_states
 from gradscope.capture.positions import ModuleInputs, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
@@ -227,10 +227,7 @@ class CallReceiver:
             self._arm()
         if finals is None or not state or any(part.requires_grad for part in state):
             return
-        chosen = choose_sequences(state[0].shape[rows], self._limit)
-        columns = slice(None) if chosen is None else torch.tensor(chosen, device=state[0].device)
-        parts = [part.detach().unsqueeze(0) if rows == 0 else part.detach() for part in state]
-        copies = [part[:, columns].clone() for part in parts]
+        copies = copy_states(state, self._limit, rows)
         self._detached.append(DetachedState(name, copies, [(CARRIED, list(finals))]))
 
     @uncompiled

@@ -131,6 +131,12 @@ class Following:
             reason = BESIDE.format(kind=kind.__name__, names=names, line=line_for(kind, cell.method, states))
             self.remarks[cell.name, reason] = None
 
+    def refuse(self, cell: Cell, result: Any) -> None:
+        """Remark that the result of a cell does not contain its state."""
+        if cell.explicit or any(x.requires_grad for x in tensors_in(result)):
+            reason = NO_STATE if cell.explicit else NO_CELL
+            self.remarks[cell.name, reason.format(kind=type(cell.module).__name__, method=cell.method)] = None
+
     def correct_later(self, call: ObservedCall, mend: Mend) -> None:
         """Correct a call with a guessed state when the next call shows which results are the state."""
         self.pending.setdefault(call.module, deque(maxlen=RECENT)).append((call, mend))

@@ -20,14 +20,14 @@ from gradscope.attach.inner import Inner
 from gradscope.attach.kernel_nodes import dropout_bits, kernel_nodes
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import take_call
-from gradscope.capture.layout import choose_sequences, layout_of
+from gradscope.capture.layout import copy_states, layout_of
 from gradscope.capture.positions import ModuleInputs
 from gradscope.capture.results import Results, tensors_in
 from gradscope.capture.retained import retain_cell, retain_kernel
 from gradscope.capture.snapshot import Dropout, snapshot
 from gradscope.families import Work
 from gradscope.observe.analysing import analyse_calls, chains_of
-from gradscope.observe.following import NO_CELL, NO_STATE, Following
+from gradscope.observe.following import Following
 from gradscope.observe.hooks import CallHooks, Hook, leaves_of
 from gradscope.observe.observed import ObservedCall, with_whole_batches
 from gradscope.observe.origins import first_origin
@@ -114,10 +114,8 @@ class Recording:
     def observe_without(self, module: str, call: KernelCall, result: tuple[Tensor, ...]) -> None:
         """Remember a call of a layer or cell of torch's that cannot receive a gradient, and the states it returned."""
         self.without.setdefault(module, FROZEN if torch.is_grad_enabled() else DISABLED)
-        chosen = choose_sequences(call.batch, self.limit)
-        rows = slice(None) if chosen is None else torch.tensor(chosen, device=result[0].device)
-        finals = [x.detach().unsqueeze(0) for x in result] if call.cell else [x.detach() for x in result[1:]]
-        self.following.returned(module, tuple(x[:, rows].clone() for x in finals))
+        finals = copy_states(result if call.cell else result[1:], self.limit, 0 if call.cell else 1)
+        self.following.returned(module, finals)
 
     def observe_cell(self, cell: Cell, arguments: dict[str, Any], state: Any, result: Any) -> None:
         """Copy what the analysis needs of a call of a custom cell, and wait for gradients."""
@@ -126,7 +124,7 @@ class Recording:
         parts = tensors_in(state)
         results = cell.results_of(result, state)
         if results is None or not all(part.dim() > 1 and len(part) == len(results.state[0]) for part in parts):
-            self._refuse(cell, result)
+            following.refuse(cell, result)
             return
         if not any(part.requires_grad for part in results.state):
             return
@@ -156,14 +154,6 @@ class Recording:
         if link is None and parts and not any(part.requires_grad for part in parts):
             self.following.begins(cell.name, tuple(part.unsqueeze(0) for part in copy.previous))
         return ObservedCall(cell.name, next(self._numbers), True, copy, numbers, link, custom=cell, retained=retained)
-
-    def _refuse(self, cell: Cell, result: Any) -> None:
-        """Remark that the result of a cell does not contain its state."""
-        if cell.explicit or any(x.requires_grad for x in tensors_in(result)):
-            reason = (NO_STATE if cell.explicit else NO_CELL).format(
-                kind=type(cell.module).__name__, method=cell.method
-            )
-            self.following.remarks[cell.name, reason] = None
 
     def observe_positions(self, inputs: ModuleInputs, result: Any) -> None:
         """Wait for the gradient of the output of a module that turns a sequence into a sequence."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,13 +32,22 @@ def no_gradient(tables: Tables) -> list[Finding]:
 # --- a call without a path to the loss
 
 
+class Told(NamedTuple):
+    """What is said of a module whose calls receive no gradient."""
+
+    title: str
+    why: str
+    remedies: tuple[Remedy, ...]
+    severity: Severity
+
+
 def _unconnected(tables: Tables) -> Iterator[Finding]:
     notes, records = tables["notes"], tables.recorded
-    for reason, finding in ((NO_GRADIENT, _of_call), (DISABLED, _of_disabled), (FROZEN, _of_frozen)):
+    for reason, told in ((NO_GRADIENT, _of_call), (DISABLED, _of_disabled), (FROZEN, _of_frozen)):
         for module, rows in notes[notes["reason"].str.startswith(reason)].groupby("module", sort=False):
             steps, connected = rows["step"].nunique(), _connected(tables, str(module))
             if steps >= NEARLY_ALWAYS * max(records, steps + connected):
-                yield finding(tables, str(module), int(steps), (int(rows["step"].min()), int(rows["step"].max())))
+                yield _called(tables, str(module), rows["step"], told)
 
 
 def _connected(tables: Tables, module: str) -> int:
@@ -45,10 +55,26 @@ def _connected(tables: Tables, module: str) -> int:
     return int(tables["layers"].loc[tables["layers"]["module"] == module, "step"].nunique())
 
 
-def _of_call(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
+def _called(tables: Tables, module: str, noted: Frame, told: Callable[[Tables, str, str], Told]) -> Finding:
+    """Make the finding about a module; `noted` are the steps with a note."""
+    steps, count = (int(noted.min()), int(noted.max())), int(noted.nunique())
+    observed = f"{plural(count, 'observed step')} (steps {steps[0]} to {steps[1]})"
+    title, why, remedies, level = told(tables, module, observed)
+    return Finding(
+        code="no_gradient",
+        severity=level,
+        layer_key=LayerKey(module, 0, "forward", 0),
+        title=title,
+        explanation=f"{why} {learning(tables).sentence}",
+        evidence={"steps": steps, "count": count, **learning(tables).evidence},
+        remedies=remedies,
+    )
+
+
+def _of_call(tables: Tables, module: str, observed: str) -> Told:
     name = typed(module)
     why = (
-        f"The model called {name} in {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}), and no "
+        f"The model called {name} in {observed}, and no "
         "gradient came back. None of its outputs leads to the loss, so the module learns nothing. The code may "
         "drop, overwrite or detach its output or final state, or turn it into numbers on the way (argmax, "
         "rounding, .item(), numpy)."
@@ -61,57 +87,34 @@ def _of_call(tables: Tables, module: str, count: int, steps: tuple[int, int]) ->
         "follow the path from its output to the loss: it ends at the first tensor without grad_fn",
         f"print({name}(x)[0].requires_grad, loss.grad_fn)  # then the same for each tensor in between",
     )
-    title = f"{name}: the model calls it, and no gradient comes back"
     several = len({*tables.modules, module}) > 1  # an encoder and its decoder, perhaps
     ways = (pass_on, follow) if several else (follow, pass_on)
-    level: Severity = "critical" if learning(tables).fails else "warning"
-    return _called(tables, module, title, why, {"steps": steps, "count": count}, ways, level)
+    title = f"{name}: the model calls it, and no gradient comes back"
+    return Told(title, why, ways, "critical" if learning(tables).fails else "warning")
 
 
-def _of_disabled(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
+def _of_disabled(tables: Tables, module: str, observed: str) -> Told:
     name = typed(module)
     why = (
-        f"In {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}) a loss went backward, and the model had "
+        f"In {observed} a loss went backward, and the model had "
         f"called {name} with gradients disabled alone: torch.no_grad, inference_mode or set_grad_enabled(False) is "
         "around the call. So the module learns nothing. To freeze a module on purpose, use requires_grad_(False)."
     )
     call = Remedy("call the module outside of torch.no_grad", f"output, state = {name}(x)")
-    title = f"{name}: the model calls it with gradients disabled"
     level: Severity = "critical" if learning(tables).fails else "info" if learning(tables).learns else "warning"
-    return _called(tables, module, title, why, {"steps": steps, "count": count}, (call,), level)
+    return Told(f"{name}: the model calls it with gradients disabled", why, (call,), level)
 
 
-def _of_frozen(tables: Tables, module: str, count: int, steps: tuple[int, int]) -> Finding:
+def _of_frozen(tables: Tables, module: str, observed: str) -> Told:
     name = typed(module)
     why = (
-        f"In {plural(count, 'observed step')} (steps {steps[0]} to {steps[1]}) a loss went backward, and no parameter "
+        f"In {observed} a loss went backward, and no parameter "
         f"of {name} required a gradient. So it learns nothing, which is right for a module that another training has "
         "made; with the random numbers of its initialisation it remembers what these happen to keep."
     )
     thaw = Remedy("let it learn", f"{name}.requires_grad_(True)  # before the optimizer is made")
     level: Severity = "warning" if learning(tables).fails else "info"
-    title = f"{name}: none of its parameters requires a gradient"
-    return _called(tables, module, title, why, {"steps": steps, "count": count}, (thaw,), level)
-
-
-def _called(
-    tables: Tables,
-    module: str,
-    title: str,
-    why: str,
-    numbers: dict[str, object],
-    remedies: tuple[Remedy, ...],
-    level: Severity,
-) -> Finding:
-    return Finding(
-        code="no_gradient",
-        severity=level,
-        layer_key=LayerKey(module, 0, "forward", 0),
-        title=title,
-        explanation=f"{why} {learning(tables).sentence}",
-        evidence={**numbers, **learning(tables).evidence},
-        remedies=remedies,
-    )
+    return Told(f"{name}: none of its parameters requires a gradient", why, (thaw,), level)
 
 
 # --- gradients of exactly zero
