@@ -17,12 +17,11 @@ from gradscope.attach.seam import Handle
 from gradscope.attach.uncompiled import uncompiled
 from gradscope.capture.cell import Cell
 from gradscope.capture.cell_call import real
-from gradscope.capture.layout import copy_states
 from gradscope.capture.positions import ModuleInputs, SequenceModule
 from gradscope.capture.results import tensors_in
 from gradscope.capture.snapshot import Dropout, begin_dropout
 from gradscope.families import Work
-from gradscope.observe.following import CARRIED, DetachedState, Finals
+from gradscope.observe.carried import CarriedStates
 from gradscope.observe.guard import Guard, guarded
 from gradscope.observe.step import Recording
 from gradscope.observe.unseen import CalledModules
@@ -67,8 +66,7 @@ class CallReceiver:
         self._own: dict[int, list[Cell | SequenceModule]] = {}
         for watched in own:
             self._own.setdefault(id(watched.module), []).append(watched)
-        self._last_states: dict[str, Finals] = {}  # of the recorded step before, until the next step's first calls
-        self._detached: list[DetachedState] = []  # initial states of modules in steps that are not recorded
+        self._carried = CarriedStates(limit)
         self._handles: list[Handle[Any]] = []
         self._always = False
 
@@ -96,20 +94,17 @@ class CallReceiver:
     @property
     def listening(self) -> bool:
         """True if this step needs calls."""
-        return self.recording is not None or bool(self._last_states)
+        return self.recording is not None or bool(self._carried.expected)
 
     def begin(self, recorded: bool) -> None:
         """Begin the next step."""
-        last, self.recording = self.recording, None
-        self._last_states = {}
+        last = None if self.recording is None else self.recording.following
         if recorded:
             self.recording = Recording(self._limit, self._work, self._hook)
-            self.recording.following.detached, self._detached = self._detached, []
-            if last is not None:
-                self.recording.following.previous = last.following.recent
-        elif last is not None:
-            recent = last.following.recent
-            self._last_states = {name: finals for name, finals in recent.items() if (name, CARRIED) not in self.once}
+            self._carried.begin_recorded(self.recording.following, last)
+        else:
+            self.recording = None
+            self._carried.begin_idle(last, self.once)
         self._arm()
 
     def discard(self) -> None:
@@ -180,7 +175,7 @@ class CallReceiver:
                 self.recording.without[watched.name] = DISABLED
             return None
         if self.recording is None:
-            if isinstance(watched, Cell) and watched.name in self._last_states:
+            if isinstance(watched, Cell) and watched.name in self._carried.expected:
                 self._check_carried(watched.name, [real(x) for x in tensors_in(watched.bind(args, kwargs)[1])], 0)
             return None
         name = watched.seal if isinstance(watched, SequenceModule) else watched.name
@@ -215,20 +210,10 @@ class CallReceiver:
         return self.recording is not None and not self.paused and module.training
 
     def _check_carried(self, name: str, state: Sequence[Tensor], rows: int) -> None:
-        """On the first call after a recorded step, copy its state if that may be carried over from the recorded step.
-
-        Args:
-            name: of the module.
-            state: its parts, with the sequences in dimension `rows`.
-            rows: 0 or 1.
-        """
-        finals = self._last_states.pop(name, None)
-        if not self._last_states:
+        """See `CarriedStates.check`; once all modules have been called, torch is unpatched again."""
+        self._carried.check(name, state, rows)
+        if not self._carried.expected:
             self._arm()
-        if finals is None or not state or any(part.requires_grad for part in state):
-            return
-        copies = copy_states(state, self._limit, rows)
-        self._detached.append(DetachedState(name, copies, [(CARRIED, list(finals))]))
 
     @uncompiled
     def _hook(self, receive: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

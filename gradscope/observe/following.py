@@ -145,12 +145,14 @@ class Following:
         """Keep the states that a call returned."""
         self.recent.setdefault(module, deque(maxlen=RECENT)).append(final)
 
-    def begins(self, module: str, state: tuple[Tensor, ...]) -> None:
-        """A chain begins with a state without a graph; `messages` remarks on a detached earlier result."""
+    def begins(self, module: str, copies: Sequence[Tensor], state: Sequence[Tensor], link: Link | None) -> None:
+        """Keep the state of a call that begins a chain without a graph; `messages` remarks on an earlier result."""
+        if link is not None or not state or any(part.requires_grad for part in state):
+            return
         lists = (DETACHED, self.recent), (CARRIED, self.previous)
         earlier = [(reason, list(finals[module])) for reason, finals in lists if module in finals]
         if earlier:
-            self.detached.append(DetachedState(module, state, earlier))
+            self.detached.append(DetachedState(module, copies, earlier))
 
     def messages(self) -> list[tuple[str, str]]:
         """Module and reason of every remark; waits for the device."""

@@ -102,8 +102,7 @@ class Recording:
         gradients = self._weights.gradients(call, copy)
         observed = ObservedCall(module, next(self._numbers), call.cell, copy, numbers, link, gradients)
         observed.retained = None if rows is None else retain_kernel(call, result, dropout)
-        if link is None and not any(state.requires_grad for state in call.state):
-            following.begins(module, copy.state)
+        following.begins(module, copy.state, call.state, link)
         following.returned(module, copy.final)
         self._watch(observed, result, [*call.weights, call.input], call.state)
         if link is None:
@@ -151,8 +150,7 @@ class Recording:
         copy = take_call(arguments, parts, results, rows, self._weights.of_cell(cell))
         retained = None if rows is None else retain_cell(arguments, parts, results)
         numbers = list(range(batch)) if rows is None else rows
-        if link is None and parts and not any(part.requires_grad for part in parts):
-            self.following.begins(cell.name, tuple(part.unsqueeze(0) for part in copy.previous))
+        self.following.begins(cell.name, [part.unsqueeze(0) for part in copy.previous], parts, link)
         return ObservedCall(cell.name, next(self._numbers), True, copy, numbers, link, custom=cell, retained=retained)
 
     def observe_positions(self, inputs: ModuleInputs, result: Any) -> None:
@@ -210,8 +208,7 @@ class Recording:
             stepped: an optimizer has stepped, so that the change of the weights is known.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            analyses = analyse_calls(self.calls, self.work, factor, stepped=stepped)
-            return [*analyses, *self._sequences.analyse(factor)]
+            return [*analyse_calls(self.calls, self.work, factor, stepped=stepped), *self._sequences.analyse(factor)]
 
     def origin(self, factor: Tensor | float = 1.0) -> tuple[LayerKey, Origin] | None:
         """The first value that is not finite, in any sequence of the calls that have received gradients.
