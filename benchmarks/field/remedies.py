@@ -117,6 +117,10 @@ def _connected(setup: Setup, code: str, case: Case) -> Tried:
     return setup.but(head="linear" if setup.head in ENDS else setup.head), Remedy()
 
 
+def _unpenalised(setup: Setup, code: str, case: Case) -> Tried:
+    return setup.but(l1=0.0, l2=0.0), Remedy()
+
+
 def _scheduled(setup: Setup, code: str, case: Case) -> Tried:
     return setup.but(decay=1.0, milestone=0, gamma=1.0, plateau=0), Remedy()
 
@@ -158,6 +162,7 @@ ZEROS = ("root", "where", "norm", "log", "change", "count", "angle", "entropy")
 Switch = Callable[[Setup, str, Case], Tried | None]
 SWITCHES: tuple[tuple[str, Switch], ...] = (
     (r"clip_grad_", _clipping),
+    (r"penalty of the weights", _unpenalised),
     (r"param_groups|add_param_group", _on_optimizer),
     (r"ModuleList", _registered),
     (r"optimizer = |Optimizer\(|optim\.\w+\(", _registered),

@@ -9,6 +9,10 @@ from gradscope.diagnose.words import MODEL, number, plural, typed
 from gradscope.types import LayerKey, Remedy
 
 NO_DECAY = Remedy("switch weight decay off", 'for group in optimizer.param_groups: group["weight_decay"] = 0.0')
+NO_PENALTY = Remedy(
+    "take the penalty of the weights out of the loss, or make it far smaller",
+    "loss = criterion(output, target)  # without the penalty of the weights",
+)
 ZERO_GRAD = Remedy("clear the gradients in every step, before backward()", "optimizer.zero_grad()")
 REGISTER = Remedy(
     "store layers in a ModuleList, tensors as nn.Parameter: then model.parameters() has them",

@@ -129,5 +129,5 @@ def _risen(curve: Curve) -> bool:
 
 
 def _falls_again(curve: Curve) -> bool:
-    peak = float(curve.levels[curve.best_block :].max())
+    peak = float(curve.levels[curve.best_block : -curve.tenth].max(initial=-math.inf))
     return peak - curve.end >= RECOVERS * (peak - curve.best) and curve.surely_above(peak, curve.end)

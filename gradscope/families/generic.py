@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscope.families.base import RELU_LIMITS, SIGMOID_LIMITS, TANH_LIMITS
 from gradscope.families.blocks import measure_square_blocks
+from gradscope.families.counting import column
 from gradscope.families.jacobians import ProbedSteps, Steps, steps_of
 from gradscope.families.norms import norm, relative, relative_parts
 from gradscope.families.products import SEQUENCES, TIMES, standard_error
@@ -66,7 +67,7 @@ def _residual(r: Recurrence) -> Tensor:
 
 
 def _valid(r: Recurrence) -> Tensor:
-    return torch.arange(len(r.returned[0]), device=r.lengths.device).unsqueeze(1) < r.lengths
+    return column(len(r.returned[0]), r.lengths.device) < r.lengths
 
 
 def _widths(r: Recurrence, part: int) -> Tensor | int:
@@ -193,7 +194,7 @@ class _Measuring:
         largest[chosen] = steps.largest(times.tolist(), columns).to(largest.dtype)
         measured = torch.zeros_like(largest, dtype=torch.bool)
         measured[chosen] = True
-        measured &= torch.arange(steps.steps, device=device).unsqueeze(1) < a.lengths
+        measured &= column(steps.steps, device) < a.lengths
         gain, error, lyapunov = self._products(a.lengths)
         errors = a.errors if steps.exact else {**a.errors, "gain": error}
         values = {**a.values, "jacobian_max": largest, "gain": gain}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace, cut
+from gradscope.families.counting import column
 from gradscope.families.norms import combined, drop_nearly_subnormal, norm, norms, relative, relative_parts
 from gradscope.families.reach import Anchors, pick_anchors, reach_by_lag
 from gradscope.families.saturation import Saturation
@@ -77,7 +78,7 @@ def measure(
         work: the quantities; those of the full set alone are ignored.
     """
     layer = trace.layer
-    steps = torch.arange(layer.output.shape[0], device=lengths.device).unsqueeze(1)
+    steps = column(layer.output.shape[0], lengths.device)
     direct = outside = norm(entering.h)
     if entering.c_last is not None:
         outside = torch.where(steps == lengths - 1, direct.hypot(norm(entering.c_last)), direct)

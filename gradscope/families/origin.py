@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradscope.families.base import Family, Layer, Piece, State, Trace
+from gradscope.families.counting import column
 from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, places_of, run_layers
 from gradscope.families.scan import Entering
 from gradscope.types import Direction, Origin, Recurrence, Stack, Weights
@@ -41,7 +42,7 @@ def _forward_origin(family: Family, place: Place, trace: Trace) -> Origin | None
     assert layer.input is not None
     for name, gates in _bad_weights(family, layer.weights):
         return Origin("forward", name, gates, sequences=len(lengths), analysed=len(lengths))
-    times = torch.arange(len(layer.output), device=lengths.device).unsqueeze(1)
+    times = column(len(layer.output), lengths.device)
     valid = times < lengths
     first = place.stack.h_0.new_zeros(valid.shape, dtype=torch.bool)
     states = [layer.previous, *([] if (cells := _previous_cells(trace)) is None else [cells])]
@@ -119,9 +120,9 @@ def _backward_origin(
 ) -> Origin | None:
     lengths = place.stack.lengths
     entered = _bad(entering.h) | (False if entering.c is None else _bad(entering.c))
-    valid = torch.arange(len(entered), device=lengths.device).unsqueeze(1) < lengths
+    valid = column(len(entered), lengths.device) < lengths
     if entering.c_last is not None:
-        last = torch.arange(len(entered), device=lengths.device).unsqueeze(1) == lengths - 1
+        last = column(len(entered), lengths.device) == lengths - 1
         entered = entered | (last & _bad(entering.c_last))
     total = torch.stack([_bad(s[1:, 0]) for s in states]).any(0)
     inside = _bad(gates)
@@ -181,7 +182,7 @@ def _first(where: Tensor) -> tuple[int, int] | None:
 def find_origin(recurrence: Recurrence) -> Origin | None:
     """Find the origin in a chain of calls of any cell, from its states and their gradients alone."""
     r = recurrence
-    valid = torch.arange(len(r.returned[0]), device=r.lengths.device).unsqueeze(1) < r.lengths
+    valid = column(len(r.returned[0]), r.lengths.device) < r.lengths
     inputs, returned, direct, total = (
         torch.stack([_bad(part) for part in parts]).any(0) & valid
         for parts in (r.previous, r.returned, r.direct, r.totals)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.families.base import Family, Layer
+from gradscope.families.counting import column
 from gradscope.families.gru import GRU
 from gradscope.families.lstm import LSTM
 from gradscope.families.rnn import ReluRNN, TanhRNN
@@ -76,21 +77,21 @@ def flip(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse the first `lengths[b]` rows of every sequence of x, [T, B, ...]; the padding stays."""
     if bool((lengths == len(x)).all()):
         return x.flip(0)
-    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    steps = column(x.shape[0], x.device)
     source = torch.where(steps < lengths, lengths - 1 - steps, steps)
     return x.gather(0, source.view(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
 def run_layers(family: Family, stack: Stack) -> list[Tensor]:
     """Outputs of every layer, [T, B, .]: replayed for the lower layers, the kernel's own for the top one."""
-    valid = torch.arange(stack.input.shape[0], device=stack.lengths.device).unsqueeze(1) < stack.lengths
     outputs: list[Tensor] = []
     for index in range(len(stack.weights) // stack.directions - 1):
         parts: list[Tensor] = []
         for reverse in range(stack.directions):
             place = Place(stack, index, bool(reverse))
             parts.append(place.turn(family.run(place.weights, place.turn(place.input(outputs)), *place.start())))
-        outputs.append(torch.cat(parts, -1).masked_fill(~valid.unsqueeze(-1), 0))
+        padding = column(stack.input.shape[0], stack.lengths.device) >= stack.lengths
+        outputs.append(torch.cat(parts, -1).masked_fill(padding.unsqueeze(-1), 0))
     return [*outputs, stack.output]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradscope.families.base import Family, State, Trace
 from gradscope.families.blocks import EXACT, largest_eigenvalue
+from gradscope.families.counting import column
 from gradscope.families.measure import pieces
 from gradscope.families.norms import norm
 
@@ -87,7 +88,7 @@ def _exact_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tensor
         everywhere = tuple(e.expand(-1, points, -1) for e in eye)
         rows = family.pull(weights, tuple(f.flatten(0, 1) for f in factors), everywhere)
         maxima.append(largest_singular(torch.cat(rows, -1).transpose(0, 1)).view(stop - start, -1))
-    steps = torch.arange(trace.gates.shape[0], device=lengths.device).unsqueeze(1)
+    steps = column(trace.gates.shape[0], lengths.device)
     return torch.cat(maxima[::-1]), steps < lengths
 
 
@@ -118,7 +119,7 @@ def _sampled_maxima(family: Family, trace: Trace, lengths: Tensor) -> tuple[Tens
     largest[times.unsqueeze(1), columns] = maxima
     measured = torch.zeros_like(largest, dtype=torch.bool)
     measured[times.unsqueeze(1), columns] = True
-    return largest, measured & (torch.arange(steps, device=device).unsqueeze(1) < lengths)
+    return largest, measured & (column(steps, device) < lengths)
 
 
 @dataclass(frozen=True, slots=True)

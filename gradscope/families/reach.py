@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradscope.families.counting import column
+
 ANCHORS = 3
 
 
@@ -61,7 +63,7 @@ def pick_anchors(entering: Tensor) -> Anchors:
     rank = (entering != 0).cumsum(0)
     count = rank[-1]
     anchors = count.clamp(max=ANCHORS)
-    rows = torch.arange(ANCHORS, device=entering.device).unsqueeze(1)
+    rows = column(ANCHORS, entering.device)
     wanted = (anchors - rows) * count // anchors.clamp(min=1)
     times = (rank < wanted.unsqueeze(1)).sum(1)
     sizes = entering.gather(0, times)
@@ -80,7 +82,7 @@ def reach_by_lag(anchors: Anchors, carried: Tensor) -> tuple[Tensor, Tensor]:
         The medians, [lags, B], and True where some anchor reaches back that far, [lags, B].
     """
     lags = max(anchors.latest, default=-1) + 1
-    lag = torch.arange(lags, device=carried.device).unsqueeze(1)
+    lag = column(lags, carried.device)
     single = anchors.used == 1
     source = anchors.times[0] - lag if single else anchors.times[: anchors.used] - lag.unsqueeze(1)
     present = source >= 0

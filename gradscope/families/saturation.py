@@ -21,13 +21,19 @@ def _ends(limits: tuple[tuple[float, float], ...], dtype: torch.dtype, device: t
     return low, high
 
 
+@functools.lru_cache(maxsize=16)
+def _ones(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, H, 1]."""
+    return torch.ones(1, width, 1, dtype=dtype, device=device)
+
+
 class Saturation:
     """Counts units of gates beyond their limits, `(low, high)` each, by timestep and by unit."""
 
     def __init__(self, limits: Sequence[tuple[float, float]], like: Tensor) -> None:
         self.limits = _ends(tuple(limits), like.dtype, like.device)
-        self.scratch = like.new_empty(0)
-        self.ones = like.new_ones(1, like.shape[-1], 1)
+        self.scratch: Tensor | None = None
+        self.ones = _ones(like.shape[-1], like.dtype, like.device)
         self.by_time: list[Tensor] = []
         self.by_unit: list[Tensor] = []
         self.count: list[Tensor] = []
@@ -57,7 +63,7 @@ class Saturation:
         Sums are products: sums of booleans are ten times slower.
         """
         down, across = self.ones.expand(len(x), -1, -1), rows.expand(len(x), -1, -1)
-        beyond = self.scratch.resize_(x.shape)
+        beyond = self.scratch = x.new_empty(x.shape) if self.scratch is None else self.scratch.resize_(x.shape)
         (below, unit_below), (above, unit_above) = [
             (torch.bmm(compare(x, end, out=beyond), down), torch.bmm(across, beyond))
             for compare, end in ((torch.lt, low), (torch.gt, high))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscope.families.base import Family
 from gradscope.families.blocks import measure_blocks
+from gradscope.families.counting import column
 from gradscope.families.measure import Measured, measure, sketch_matrix
 from gradscope.families.norms import relative, relative_parts
 from gradscope.families.place import FAMILIES, Place, entering_at, layer_at, run_layers
@@ -110,7 +111,7 @@ def _residual(place: Place, measured: Measured) -> Tensor:
     stack, trace = place.stack, measured.trace
     differences = [measured.difference]
     if stack.joined is not None and stack.joined.cells is not None and trace.cells is not None:
-        valid = torch.arange(len(stack.joined.cells), device=stack.lengths.device).unsqueeze(1) < stack.lengths
+        valid = column(len(stack.joined.cells), stack.lengths.device) < stack.lengths
         differences.append(relative_parts(trace.cells[1:], stack.joined.cells, valid))
     else:
         pairs = [(trace.layer.output, stack.h_n)]

@@ -1,4 +1,4 @@
-"""Checks of the training loop on recorded steps: stale gradients, parameters without an optimizer, weight decay."""
+"""Checks of the training loop on recorded steps: stale gradients, parameters without an optimizer."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import math
 import weakref
 from collections.abc import Mapping, Sequence, Set
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.gradients import leaves_below
-from gradscope.attach.modified import local, two_norms
+from gradscope.observe.decay import decay_of, outweighing, sizes
 from gradscope.observe.passes import Pass
 from gradscope.observe.tree import Tree
-from gradscope.types.notes import DECAY, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.types.notes import STALE, UNOPTIMIZED
 
 SEARCHED = 5000
 """Nodes to search for the parameters below a loss."""
 SETTLED = 8
 """Recorded steps after which every optimizer has stepped; then two passes are searched for parameters."""
 NAMED = 8
-DECOUPLED = ("SGD", "AdamW")
-"""Optimizers whose decay takes a share of the weights, independent of the gradient."""
-DECAYING = 0.003
-"""Share of the weights per step at which decay is noted; usual is a hundredth of this share."""
-MIXED = ("SGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta")
-"""Optimizers that add their decay to the gradient, unless they are told to decouple it."""
-UNUSUAL = 1e-3
-"""Decay from which such a sum is examined; usual is a tenth of this, or less."""
 
 
 class Checks:
@@ -90,9 +81,10 @@ class Checks:
             self._searched = True
             names = self._unoptimized(optimizers)
             notes += [("", UNOPTIMIZED + ", ".join(names))] if names else []
-        decays = [] if self._decay_noted else [text for one in optimizers if (text := _decay(one, watched))]
+        decays = [] if self._decay_noted else [text for one in optimizers if (text := decay_of(one, watched))]
         self._decay_noted |= bool(decays)
-        outweighed = [text for one in optimizers if (text := _outweighed(one, watched, share))]
+        mine = watched if share is None else watched & share
+        outweighed = [text for one in optimizers for text in outweighing(one, mine)]
         return [*notes, *(("", text) for text in (*decays[:1], *outweighed))]
 
     def _unoptimized(self, optimizers: Sequence[Optimizer]) -> list[str]:
@@ -108,40 +100,4 @@ class Checks:
 
 def _norms(parameters: Sequence[Tensor]) -> Tensor:
     """The norms of their gradients."""
-    return _sizes([p.grad for p in parameters if p.grad is not None])
-
-
-def _sizes(tensors: Sequence[Tensor]) -> Tensor:
-    """Their norms."""
-    norms = two_norms([local(x.detach()) for x in tensors])
-    return torch.stack([norm.float().cpu() for norm in norms]) if norms else torch.empty(0)
-
-
-def _decay(optimizer: Optimizer, watched: Set[int]) -> str | None:
-    """A note on decoupled weight decay that takes a large share of observed weights at each step; else None."""
-    for group in optimizer.param_groups:
-        rate, decay = group.get("lr"), group.get("weight_decay")
-        decoupled = group.get("decoupled_weight_decay") or type(optimizer).__name__ in DECOUPLED
-        if not (decoupled and isinstance(rate, float) and isinstance(decay, float)):
-            continue
-        if rate * decay >= DECAYING and any(id(p) in watched for p in group["params"]):
-            how = f"{type(optimizer).__name__}, lr={rate:g}, weight_decay={decay:g}"
-            return f"{DECAY}{rate * decay:.2%} of the recurrent weights ({how})"
-    return None
-
-
-def _outweighed(optimizer: Optimizer, watched: Set[int], share: Set[int] | None) -> str | None:
-    """A note on decay that an optimizer adds to the gradients of observed weights, if it is larger; else None."""
-    if type(optimizer).__name__ not in MIXED:
-        return None
-    for group in optimizer.param_groups:
-        decay, decoupled = group.get("weight_decay"), group.get("decoupled_weight_decay")
-        if decoupled or not isinstance(decay, float | int) or decay < UNUSUAL:
-            continue
-        mine = [p for p in group["params"] if id(p) in watched and (share is None or id(p) in share)]
-        mine = [p for p in mine if p.grad is not None and not p.grad.is_sparse]
-        gradient, weights = math.hypot(*_norms(mine).tolist()), math.hypot(*_sizes(mine).tolist())
-        if 0 < gradient < decay * weights:
-            how = f"{type(optimizer).__name__}, weight_decay={decay:g}"
-            return f"{OUTWEIGHS}norm {decay * weights:.3g}, loss gradient {gradient:.3g} ({how})"
-    return None
+    return sizes([p.grad for p in parameters if p.grad is not None])

@@ -35,3 +35,7 @@ DECAY = "weight decay takes away at every step "
 OUTWEIGHS = "weight decay adds more to the gradient than the loss does: "
 """In a recorded step, at the whole model; followed by `norm {decay:.3g}, loss gradient {gradient:.3g} ({optimizer},
 weight_decay=...)`."""
+
+PENALTY = "a penalty of the weights in the loss is a large part of their gradient: "
+"""In a recorded step, at the whole model; followed by `norm {penalty:.3g}, loss gradient {rest:.3g} (of their squares)`
+or `sizes`."""

@@ -55,6 +55,13 @@ def test_a_loss_that_is_far_above_its_beginning(losses: Any, expected: str) -> N
     assert verdict(losses) == expected
 
 
+@pytest.mark.parametrize(("last", "expected"), [(0, "lost"), (60, "learns")])
+def test_a_loss_that_rises_to_the_very_end_does_not_fall_again(last: int, expected: str) -> None:
+    """Its last losses differ much, and the typical one of them is far below the largest level."""
+    losses = np.concatenate([np.geomspace(0.6, 0.03, 120), np.geomspace(0.03, 2.0, 120), np.geomspace(1, 0.03, last)])
+    assert verdict(losses * np.exp(np.random.default_rng(0).normal(0, 0.3, len(losses)))) == expected
+
+
 @pytest.mark.parametrize(("count", "expected"), [(LEAST - 1, "unknown"), (LEAST, "learns")])
 def test_a_few_losses_tell_nothing(count: int, expected: str) -> None:
     assert verdict(np.linspace(1, 0.1, count)) == expected

@@ -14,7 +14,7 @@ from gradscope.diagnose.rules.few import too_few_records
 from gradscope.diagnose.rules.stale import stale_gradient
 from gradscope.diagnose.rules.unoptimized import unoptimized_parameters
 from gradscope.diagnose.rules.updates import small_updates
-from gradscope.types.notes import DECAY, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.types.notes import DECAY, OUTWEIGHS, PENALTY, STALE, UNOPTIMIZED
 
 # --- gradients of earlier steps
 
@@ -267,20 +267,27 @@ def test_a_decay_that_the_gradient_holds_out_against_is_told_by_the_optimizer(
         (range(16), True),
     ],
 )
+@pytest.mark.parametrize(
+    ("note", "how", "line"),
+    [
+        (OUTWEIGHS, "(Adam, weight_decay=0.1)", "weight_decay"),
+        (PENALTY, "(of their squares)", "without the penalty of the weights"),
+    ],
+)
 @pytest.mark.parametrize("loss", [FALLS, STALLS])
 def test_a_decay_that_outweighs_the_loss_from_the_first_quarter_on(
-    records: Iterable[int], loss: list[float], found: bool
+    records: Iterable[int], note: str, how: str, line: str, loss: list[float], found: bool
 ) -> None:
     """At the end it may: a minimum of both balances them."""
     made = Training(records=16)
     made.loss = loss
-    told = f"{OUTWEIGHS}norm 1.2, loss gradient 0.3 (Adam, weight_decay=0.1)"
+    told = f"{note}norm 1.2, loss gradient 0.3 {how}"
     made.notes = [{"step": made.records[i], **key("", -1, "", -1), "reason": told} for i in records]
     findings = decayed_weights(made.seen())
     assert bool(findings) is found
     for finding in findings:
         assert (finding.severity, finding.evidence["ratio"]) == ("warning", pytest.approx(4))
-        assert "(Adam, weight_decay=0.1)" in finding.explanation and "weight_decay" in finding.remedies[0].code
+        assert how in finding.explanation and line in finding.remedies[0].code
 
 
 # --- too few records

@@ -186,6 +186,23 @@ def test_a_gate_that_is_shut_at_first_costs_the_steps_until_it_opens(
         assert finding.remedies[0].code.startswith("model.encoder.reset_parameters()")
 
 
+@pytest.mark.parametrize(
+    ("first", "shut", "late", "until"),
+    [(1.0, 6, 0.8, 80), (1.0, 1, 0.8, None), (0.97, 6, 0.8, None), (1.0, 6, 0.95, -1)],
+    ids=["leaves its limits", "leaves them at once", "large input", "stays"],
+)
+@pytest.mark.parametrize("loss", [FALLS, STALLS])
+def test_a_state_that_begins_at_its_limits(
+    first: float, shut: int, late: float, until: int | None, loss: list[float]
+) -> None:
+    made = Training("rnn_tanh", records=13)
+    shares = [first] * shut + [late] * (13 - shut)
+    made.gates["hidden"] = {"by_record": [{"low": x / 2, "high": x / 2, "mean": 0.0} for x in shares]}
+    made.loss = loss
+    found = [(finding.severity, finding.evidence.get("until", -1)) for finding in saturated_gate(made.seen())]
+    assert found == ([("warning", until)] if until is not None else [])
+
+
 def test_a_gate_that_opens_and_was_not_shut_at_first_is_no_fault() -> None:
     made = gated("lstm", "forget", 1.0, 0.0, 0.001)
     shut, opened = {"low": 1.0, "high": 0.0, "mean": 0.001}, {"low": 0.2, "high": 0.0, "mean": 0.4}

@@ -12,7 +12,17 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 import gradscope
 from gradscope.observe.following import DETACHED
-from gradscope.types.notes import CLIPPED_LATE, DECAY, DISABLED, FROZEN, NO_GRADIENT, OUTWEIGHS, STALE, UNOPTIMIZED
+from gradscope.types.notes import (
+    CLIPPED_LATE,
+    DECAY,
+    DISABLED,
+    FROZEN,
+    NO_GRADIENT,
+    OUTWEIGHS,
+    PENALTY,
+    STALE,
+    UNOPTIMIZED,
+)
 
 
 class Pair(nn.Module):
@@ -238,6 +248,53 @@ def test_a_decay_that_is_larger_than_the_gradient_of_the_loss(
             optimizer.step()
     frame = scope.run.frame("notes")
     assert frame[frame.reason.str.startswith(OUTWEIGHS)].reason.tolist() == (expected if told else [])
+
+
+@pytest.mark.parametrize(
+    ("power", "weight", "how"),
+    [
+        (2, 0.1, "squares"),
+        (2, 0.002, ""),
+        (2, -0.1, ""),  # makes them grow
+        (1, 0.01, "sizes"),
+        (1, 0.0005, ""),
+    ],
+)
+def test_a_penalty_of_the_weights_that_is_a_large_part_of_their_gradient(power: int, weight: float, how: str) -> None:
+    """Found by the direction of the gradient alone; the norms are those of the two terms of the loss."""
+    model, expected = nn.GRU(5, 16, num_layers=2), list[tuple[float, float]]()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    optimizer = SGD(model.parameters(), lr=1e-9)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        for _ in range(3):
+            optimizer.zero_grad()
+            x = torch.randn(5, 2, 5)
+            terms = (
+                3 * model(x)[0].square().mean(),
+                weight * sum(x.abs().pow(power).sum() / power for x in model.parameters()),
+            )
+            each = [torch.autograd.grad(term, matrices, retain_graph=True) for term in terms]
+            rest, added = (math.hypot(*(g.norm().item() for g in gradients)) for gradients in each)
+            expected.append((added, rest))
+            sum(terms, torch.zeros(())).backward()
+            optimizer.step()
+    frame = scope.run.frame("notes")
+    found = frame[frame.reason.str.startswith(PENALTY)].reason
+    assert len(found) == (3 if how else 0)
+    for reason, (added, rest) in zip(found, expected, strict=False):
+        assert reason.endswith(f"(of their {how})")
+        norms = [float(part.split()[-1]) for part in reason.removesuffix(f" (of their {how})").split(",")]
+        assert norms == pytest.approx([added, rest], rel=0.2)
+
+
+@pytest.mark.parametrize("model", [nn.RNN(3, 8), nn.RNN(8, 16), nn.RNN(16, 64), nn.GRU(16, 64)], ids=str)
+def test_a_loss_that_shrinks_the_weights_by_itself_has_no_penalty(model: nn.RNNBase) -> None:
+    """The gradient of the input's weights points along them, that of the recurrent ones less."""
+    optimizer = SGD(model.parameters(), lr=1e-9)
+    with gradscope.attach(model, every=1, strict=True) as scope:
+        model(torch.randn(20, 8, model.input_size))[0].square().mean().backward()
+        optimizer.step()
+    assert not scope.run.frame("notes").reason.str.startswith(PENALTY).any()
 
 
 def _weights_and_gradients(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -29,6 +29,8 @@ STILL = 0.05
 """Weights that have moved less than this, relative to their norm, are untrained."""
 LITTLE = 0.1
 """Weights that have moved less than this have not come far, though the loss may fall."""
+SLOWED = 0.2
+"""The same if clipping shrinks the optimizer's steps: an adaptive optimizer makes its steps good."""
 SELDOM = 0.01
 SPIKE = {False: 5.0, True: 30.0}
 """Largest over median gradient norm of a spike; adaptive optimizers tolerate more."""
@@ -45,7 +47,9 @@ def excessive_clipping(tables: Tables) -> list[Finding]:
     """Find clipping that removes nearly all of nearly every gradient, so that the weights do not move.
 
     With an adaptive optimizer even tight clipping may do no harm: the criterion is that the weights do not move. If the
-    loss falls all the same, it is that they have moved little, or are still those of the initialisation.
+    loss falls all the same, it is that they have moved little, or are still those of the initialisation. Any other
+    optimizer makes its steps as much smaller as clipping makes the gradients: nobody means this if the weights move
+    little.
     """
     clips = limiting(tables["clips"])
     if not len(clips) or len(tables.records) < ENOUGH or _too_late(tables):
@@ -54,7 +58,8 @@ def excessive_clipping(tables: Tables) -> list[Finding]:
     learns = learning(tables).learns
     if share < NEARLY_ALWAYS or not left <= TIGHT:
         return []
-    if not (moved <= (LITTLE if learns else STILL) or (learns and untrained(tables))):
+    little = LITTLE if learns else STILL
+    if not (moved <= (little if _adaptive(tables) else SLOWED) or (learns and untrained(tables))):
         return []
     return [_excessive(tables, clips, share, left, moved)]
 
@@ -65,7 +70,7 @@ def _excessive(tables: Tables, clips: Frame, share: float, left: float, moved: f
     threshold = float(clips["threshold"].median())
     return Finding(
         code="excessive_clipping",
-        severity=severity(tables, critical=left <= TIGHT / 10, built=untrained(tables)),
+        severity=severity(tables, critical=left <= TIGHT / 10, built=untrained(tables) or not _adaptive(tables)),
         layer_key=None,
         title=f"clipping leaves {percent(left)} of the gradient, at nearly every step",
         explanation=(
@@ -102,7 +107,7 @@ def missing_clipping(tables: Tables) -> list[Finding]:
     if grown or len(norms) < STEPS:
         return grown
     median, peak = float(np.median(norms)), float(norms.max())
-    adaptive = any(name in str(steps["optimizer"].iloc[0]).lower() for name in ADAPTIVE)
+    adaptive = _adaptive(tables)
     begin = float(np.median(norms[:STEPS]))
     if not (median > 0 and peak >= SPIKE[adaptive] * median and peak >= BEGINNING[adaptive] * begin):
         return []
@@ -211,6 +216,10 @@ def _harmful(steps: Frame, at: int) -> bool:
     usual, rise = float(before.median()), float(after.median() - before.median())
     error = 1.25 * spread(np.diff(losses["loss"].to_numpy())) * math.sqrt(1 / len(before) + 1 / len(after))
     return rise > max(HARM * abs(usual), SURE * error)
+
+
+def _adaptive(tables: Tables) -> bool:
+    return any(name in str(tables["steps"]["optimizer"].iloc[0]).lower() for name in ADAPTIVE)
 
 
 def _moved(tables: Tables) -> float:

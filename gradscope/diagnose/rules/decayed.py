@@ -1,4 +1,4 @@
-"""Weight decay that has shrunk the recurrent weights away, or that outweighs the loss."""
+"""Weight decay, or a penalty in the loss, that has shrunk the recurrent weights away or outweighs the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradscope.diagnose.progress import in_spite, learning, severity
 from gradscope.diagnose.trend import ENOUGH, Array, by_step, early_and_late, rests_on, span
 from gradscope.diagnose.words import number, percent, place, plural
 from gradscope.types import Finding, LayerKey
-from gradscope.types.notes import DECAY, OUTWEIGHS
+from gradscope.types.notes import DECAY, OUTWEIGHS, PENALTY
 
 LEFT = 0.35
 """No block has more than this share of its norm left,"""
@@ -23,6 +23,21 @@ FORGETS = 0.01
 """Weights that lose this share at every step forget within a hundred steps: nobody intends it, even if they learn."""
 STEADY = 0.8
 """Share of the movement of a norm that goes down."""
+SHRINKING = (
+    (
+        OUTWEIGHS,
+        "weight decay",
+        "The optimizer adds the weight decay to the gradient of the recurrent layers",
+        loops.NO_DECAY,
+    ),
+    (
+        PENALTY,
+        "the penalty of the weights",
+        "The loss contains a penalty of the recurrent weights",
+        loops.NO_PENALTY,
+    ),
+)
+"""Notes, the name of the thing, where it is, and its remedy."""
 _NORMS = re.compile(r": norm (?P<decay>[\d.e+-]+), loss gradient (?P<gradient>[\d.e+-]+) \((?P<how>.*)\)")
 
 
@@ -47,28 +62,27 @@ def decayed_weights(tables: Tables) -> list[Finding]:
 
 
 def _outweighing(tables: Tables) -> Iterator[Finding]:
-    """Find decay that is larger than the gradient of the loss from the first quarter of the steps on."""
-    notes = tables["notes"]
-    notes = notes[notes["reason"].str.startswith(OUTWEIGHS)]
-    layers = tables["layers"].assign(outweighs=tables["layers"]["step"].isin(notes["step"]).astype(float))
-    if early_and_late(by_step(layers, "outweighs"))[0] < 1:
-        return
-    found = [match for reason in notes["reason"] if (match := _NORMS.search(str(reason)))]
-    ratio = float(np.median([float(match["decay"]) / float(match["gradient"]) for match in found]))
-    yield Finding(
-        code="decayed_weights",
-        severity=severity(tables, built=True),
-        layer_key=None,
-        title=f"weight decay adds {number(ratio)} times as much to the gradient as the loss does",
-        explanation=(
-            f"The optimizer adds the weight decay to the gradient of the recurrent layers ({found[0]['how']}). In "
-            f"{plural(len(found), 'record')} from step {int(notes['step'].min())} on, the decay is {number(ratio)} "
-            "times as large as the gradient of the loss (median). So the optimizer makes the weights small before it "
-            f"makes the loss small. {learning(tables).sentence}{in_spite(tables)}"
-        ),
-        evidence={"steps": span(tables), "ratio": ratio, **learning(tables).evidence},
-        remedies=(loops.NO_DECAY,),
-    )
+    """Find decay that outweighs the gradient of the loss from the first quarter of the steps on, or a large penalty."""
+    for note, name, where, remedy in SHRINKING:
+        notes = tables["notes"][tables["notes"]["reason"].str.startswith(note)]
+        layers = tables["layers"].assign(noted=tables["layers"]["step"].isin(notes["step"]).astype(float))
+        if early_and_late(by_step(layers, "noted"))[0] < 1:
+            continue
+        found = [match for reason in notes["reason"] if (match := _NORMS.search(str(reason)))]
+        ratio = float(np.median([float(match["decay"]) / float(match["gradient"]) for match in found]))
+        yield Finding(
+            code="decayed_weights",
+            severity=severity(tables, built=True),
+            layer_key=None,
+            title=f"{name} adds {number(ratio)} times as much to the gradient as the loss does",
+            explanation=(
+                f"{where} ({found[0]['how']}). In {plural(len(found), 'record')} from step {int(notes['step'].min())} "
+                f"on, {name} is {number(ratio)} times as large as the gradient of the loss (median). So the optimizer "
+                f"makes the weights small before it makes the loss small. {learning(tables).sentence}{in_spite(tables)}"
+            ),
+            evidence={"steps": span(tables), "ratio": ratio, **learning(tables).evidence},
+            remedies=(remedy,),
+        )
 
 
 def _by_settings(tables: Tables) -> Iterator[Finding]:
@@ -115,6 +129,10 @@ def _course(tables: Tables, key: LayerKey) -> Array | None:
     return least if shrunk and _steady(least) else None
 
 
+def _penalised(tables: Tables) -> bool:
+    return bool(tables["notes"]["reason"].str.startswith(PENALTY).any())
+
+
 def _gone(tables: Tables, keys: Sequence[LayerKey]) -> bool:
     """True if next to nothing is left of any block: a loss that still falls has a penalty of the weights in it."""
     norms = [by_step(rows, "spectral_norm").to_numpy(dtype=np.float64) for key in keys for rows in _blocks(tables, key)]
@@ -153,5 +171,5 @@ def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding
             + rests_on(tables, key)
         ),
         evidence={"steps": span(tables), "left": left, "norm": (norms[0], norms[-1]), **learning(tables).evidence},
-        remedies=(loops.NO_DECAY, *((again,) if again else ())),
+        remedies=(loops.NO_PENALTY if _penalised(tables) else loops.NO_DECAY, *((again,) if again else ())),
     )

@@ -19,6 +19,8 @@ from gradscope.types import Finding, LayerKey, Remedy, Severity
 NEARLY_ALL = 0.95
 SATURATED = 0.9
 """Share of a tanh state at its limits."""
+BEGINS = 0.99
+"""The same in the first record: input that is too large saturates less."""
 TWO_SIDED = 0.75
 """Share of all sigmoid gates of a recurrence at one limit or the other."""
 CERTAIN = {("lstm", "input", "low"), ("lstm", "output", "low"), ("gru", "update", "high")}
@@ -90,12 +92,21 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
         stuck = STUCK.get((family, gate), -math.inf) / timesteps(tables, key)
         yield from _at_one_limit(rows, "low", gate, *shut)
         yield from _at_one_limit(rows, "high", gate, stuck, stuck)
-        if family == "rnn_tanh" and gate == "hidden" and sides >= SATURATED:
-            yield Saturation(gate, sides, early_and_late(by_step(rows, "mean"))[1], "both")
+        if family == "rnn_tanh" and gate == "hidden":
+            yield from _state_at_limits(by_step(rows, "low") + by_step(rows, "high"), gate)
         if gate not in ("hidden", "candidate"):
             both.append(sides)
     if both and sum(both) / len(both) >= TWO_SIDED:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
+
+
+def _state_at_limits(shares: Frame, gate: str) -> Iterator[Saturation]:
+    """Find a state at its limits, early and late, or from the first record up to some later step."""
+    known, (early, late) = shares.dropna(), early_and_late(shares)
+    if min(early, late) >= SATURATED:
+        yield Saturation(gate, min(early, late), math.nan, "both")
+    elif early >= NEARLY_ALL and known.iloc[0] >= BEGINS:
+        yield Saturation(gate, early, math.nan, "both", int(known.index[known >= NEARLY_ALL].max()))
 
 
 def _at_one_limit(rows: Frame, side: str, gate: str, least: float, first: float) -> Iterator[Saturation]:
