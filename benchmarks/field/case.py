@@ -11,8 +11,9 @@ from benchmarks.field.tasks import tasks
 
 SOUND, ODD, UNRELATED, FAULTY = "healthy", "healthy, odd", "not recurrent", "faulty"
 THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH = "third", "fourth", "fifth", "sixth", "seventh", "eighth"
+NINTH = "ninth"
 """Names of the later parts. Tasks of the third and fourth are those of either half, of the fifth the tuning half's, of
-the sixth the held-out half's, of the seventh and eighth those of `tasks_other` besides both."""
+the sixth the held-out half's, of the seventh to ninth those of `tasks_other` besides both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Case:
 
     @property
     def half(self) -> str:
-        """`"tuning"` or `"held-out"`, the task's; `"third"` to `"eighth"`."""
+        """`"tuning"` or `"held-out"`, the task's; `"third"` to `"ninth"`."""
         return self.part or self.work.half
 
     @property

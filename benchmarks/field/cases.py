@@ -11,15 +11,16 @@ from benchmarks.field import (
     cases_fresh,
     cases_inout,
     cases_loop,
+    cases_ninth,
     cases_recurrence,
     cases_seventh,
     cases_sound,
     cases_unrelated,
 )
-from benchmarks.field.case import EIGHTH, FIFTH, FOURTH, SEVENTH, SIXTH, THIRD, Case
+from benchmarks.field.case import EIGHTH, FIFTH, FOURTH, NINTH, SEVENTH, SIXTH, THIRD, Case
 from benchmarks.field.tasks import HALVES
 
-PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH)
+PARTS = (*HALVES, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH)
 
 
 @functools.cache
@@ -36,5 +37,6 @@ def all_cases() -> list[Case]:
         cases_fifth,
         cases_seventh,
         cases_eighth,
+        cases_ninth,
     )
     return [case for room in rooms for case in room.cases()]
