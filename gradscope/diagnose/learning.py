@@ -32,6 +32,7 @@ class Learning:
         end: loss over the last tenth of the steps.
         best: the lowest level over a tenth of the steps.
         best_at: step in the middle of that tenth.
+        peak: the highest level over a twentieth of the steps.
         stopped: step since which the loss no longer falls; None while it falls.
         source: basis of the verdict.
         resumed: the losses continue a training whose beginning is not in the run.
@@ -43,6 +44,7 @@ class Learning:
     end: float = math.nan
     best: float = math.nan
     best_at: int = 0
+    peak: float = math.nan
     stopped: int | None = None
     source: Source = "loss"
     resumed: bool = False
@@ -119,6 +121,7 @@ def _of_curve(curve: Curve) -> Learning:
         end=curve.end,
         best=curve.best,
         best_at=curve.best_step(),
+        peak=float(curve.levels.max()),
         stopped=curve.stopped(),
         first_and_last=(curve.begin if curve.thrown else first, last),
     )

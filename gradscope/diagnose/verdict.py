@@ -58,6 +58,8 @@ def _progresses(curve: Curve) -> bool:
         return sure and later >= SHARE / 2 * whole
     if curve.surely_above(curve.begin, curve.end) and curve.late_mean() <= FLOOR * curve.begin:
         return True
+    if curve.late >= curve.begin:
+        return False
     since = curve.flat_from()
     if curve.surely_above(curve.end, curve.begin) or (since is not None and since <= AT_ONCE * len(curve.levels)):
         return False

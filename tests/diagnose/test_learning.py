@@ -46,10 +46,19 @@ def test_what_falls_at_once_and_then_stands_has_learnt_one_answer_for_all(fall: 
     [
         ([4.0] * 10 + [40.0] * 20 + [16.0] * 170, "lost"),
         ([4.0] * 10 + [16.0] * 190, "lost"),
+        ([4.0] * 10 + [12.0] * 100 + [4.1] * 90, "stalls"),
+        ([4.0] * 10 + [12.0] * 100 + [2.9] * 90, "learns"),
         (np.geomspace(0.01, 0.06, 200), "stalls"),
         (np.geomspace(0.01, 0.2, 200), "lost"),
     ],
-    ids=["comes down again", "at a blow", "as targets that the network makes grow", "without end"],
+    ids=[
+        "comes down again",
+        "at a blow",
+        "to its beginning",
+        "below it",
+        "as targets that the network makes grow",
+        "without end",
+    ],
 )
 def test_a_loss_that_is_far_above_its_beginning(losses: Any, expected: str) -> None:
     assert verdict(losses) == expected

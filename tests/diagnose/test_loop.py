@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from diagnose.made import FALLS, GROWS, LOST, STALLS, Training, clip, key
 
@@ -187,6 +188,19 @@ def test_a_loss_that_large_steps_drive_up_bit_by_bit(end: float, update: float, 
     made = Training()
     made.loss, made.update = [*(1 + (end - 1) * i / 100 for i in range(100)), *[end] * 20], [update] * 8
     assert bool(diverged(made.seen())) is found
+
+
+@pytest.mark.parametrize(
+    ("peak", "end", "update", "found"),
+    [(2.1, 1.0, 0.026, True), (1.9, 1.0, 0.026, False), (2.1, 1.0, 0.024, False), (2.1, 0.1, 0.026, False)],
+)
+def test_a_loss_that_large_steps_drove_up_and_that_has_only_come_down_to_its_beginning(
+    peak: float, end: float, update: float, found: bool
+) -> None:
+    made = Training()
+    up, down = np.linspace(1, peak, 20), np.linspace(peak, end, 80)
+    made.loss, made.update = [1.0, 1.0, 1.0, *up.tolist(), *down.tolist(), *[end] * 17], [update] * 8
+    assert [finding.title for finding in diverged(made.seen())] == ["large steps drove the loss up to 2.1"] * found
 
 
 @pytest.mark.parametrize(("norm", "found"), [(0.24, False), (0.26, True)])

@@ -10,7 +10,7 @@ from gradscope.diagnose import loops
 from gradscope.diagnose.frames import Tables
 from gradscope.diagnose.progress import broken, in_spite, learning, severity
 from gradscope.diagnose.rules.updates import LARGE, largest_updates, smaller_steps, typical_update
-from gradscope.diagnose.trend import ENOUGH, by_step
+from gradscope.diagnose.trend import ENOUGH, by_step, span
 from gradscope.diagnose.words import number, percent
 from gradscope.types import Finding, Remedy, Severity
 from gradscope.types.clips import limiting
@@ -19,6 +19,8 @@ THROWN, AT_ONCE = 0.2, 0.5
 """The first three steps, or the very first, throw the weights off by such shares; a tenth of this is usual."""
 GROWN = 2.5
 """A loss so many times its beginning has grown."""
+ROSE = 2.0
+"""A loss that has been at so many times its beginning, and its end, was thrown off and has come down again."""
 TINY = 0.25
 """Beside weights with a smaller spectral norm at first, steps of usual size are large."""
 ALL = 1.0
@@ -36,14 +38,16 @@ def _cases(tables: Tables) -> Iterator[Finding]:
     training, first = learning(tables), _first_steps(tables)
     if first > 0 and (training.fails or first >= ALL):
         yield _thrown(tables, first)
-    if training.verdict == "lost" or (training.verdict == "stalls" and _driven_up(tables)):
+    if training.verdict == "lost" or (training.verdict == "stalls" and _driven_up(tables, GROWN, training.end)):
         yield _risen(tables)
+    came_down = training.peak >= ROSE * training.end
+    if training.verdict == "stalls" and came_down and _driven_up(tables, ROSE, training.peak):
+        yield _came_down(tables)
 
 
-def _driven_up(tables: Tables) -> bool:
+def _driven_up(tables: Tables, times: float, level: float) -> bool:
     """True if the loss has grown, and steps are large: targets from the network itself may let a loss grow as well."""
-    training = learning(tables)
-    return 0 < GROWN * training.begin <= training.end and typical_update(tables) >= LARGE / 2
+    return 0 < times * learning(tables).begin <= level and typical_update(tables) >= LARGE / 2
 
 
 def _first_steps(tables: Tables) -> float:
@@ -84,6 +88,17 @@ def _risen(tables: Tables) -> Finding:
     numbers = {"steps": (training.best_at, int(tables["steps"]["step"].max())), "best": training.best, "update": update}
     level = "critical" if training.end >= training.begin else "warning"
     return _finding(tables, title, why, level, numbers, smaller_steps(tables))
+
+
+def _came_down(tables: Tables) -> Finding:
+    training, update = learning(tables), typical_update(tables)
+    why = (
+        f"Too large steps threw the weights off: on its way the loss has been at {number(training.peak)}. A step moves "
+        f"the recurrent weights by {percent(update)} of their norm (median). {training.sentence}"
+    )
+    title = f"large steps drove the loss up to {number(training.peak)}"
+    numbers = {"steps": span(tables), "peak": training.peak, "update": update}
+    return _finding(tables, title, why, severity(tables), numbers, smaller_steps(tables))
 
 
 def _finding(
