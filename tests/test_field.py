@@ -21,6 +21,7 @@ from benchmarks.field.case import (  # noqa: E402
     FAULTY,
     FIFTH,
     FOURTH,
+    NINTH,
     ODD,
     SEVENTH,
     SIXTH,
@@ -59,7 +60,7 @@ def test_the_halves_share_no_task_and_both_have_every_kind_of_work_and_of_fault(
         assert sum(case.fine for case in by_half[half]) >= 35 and sum(not case.fine for case in by_half[half]) >= 35
 
 
-@pytest.mark.parametrize("part", [THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH])
+@pytest.mark.parametrize("part", [THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH])
 def test_later_parts_have_every_kind_of_fault_in_other_trainings(part: str) -> None:
     mine = [case for case in all_cases() if case.half == part]
     assert len({case.codes[0] for case in mine if case.codes}) == 17
