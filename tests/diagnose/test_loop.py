@@ -304,6 +304,17 @@ def test_a_decay_that_outweighs_the_loss_from_the_first_quarter_on(
         assert how in finding.explanation and line in finding.remedies[0].code
 
 
+@pytest.mark.parametrize(("noted", "what"), [(True, "The penalty of the weights in the loss"), (False, "Weight decay")])
+def test_what_has_shrunk_the_weights_is_named(noted: bool, what: str) -> None:
+    made = Training(records=8)
+    made.norm, made.loss = [2.0 ** (-i) for i in range(8)], STALLS
+    told = f"{PENALTY}norm 1.2, loss gradient 0.3 (of their squares)"
+    made.notes = [{"step": made.records[0], **key("", -1, "", -1), "reason": told}] * noted
+    (finding,) = decayed_weights(made.seen())
+    assert f"{what} pulls them to zero" in finding.explanation
+    assert ("penalty" in finding.remedies[0].code) is noted
+
+
 # --- too few records
 
 

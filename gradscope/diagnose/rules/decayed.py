@@ -154,7 +154,8 @@ def _blocks(tables: Tables, key: LayerKey) -> Iterator[Frame]:
 
 
 def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding:
-    where, left = place(key, count == 1), _left(norms)
+    where, left, penalised = place(key, count == 1), _left(norms), _penalised(tables)
+    what = "The penalty of the weights in the loss" if penalised else "Weight decay"
     again = (
         remedies.start_again(key, tables.family(key.module), 2) if remedies.can_be_initialised(tables, key) else None
     )
@@ -165,11 +166,11 @@ def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding
         title=f"{where}: {percent(left)} of the recurrent weights is left",
         explanation=(
             f"The recurrent weights of {where} have shrunk steadily: the spectral norm of a gate's block went from "
-            f"{number(norms[0])} to {number(norms[-1])}. Learning makes them grow. Weight decay pulls them to zero "
+            f"{number(norms[0])} to {number(norms[-1])}. Learning makes them grow. {what} pulls them to zero "
             f"faster than the gradient rebuilds them, and the memory fades with them. {learning(tables).sentence}"
             + in_spite(tables)
             + rests_on(tables, key)
         ),
         evidence={"steps": span(tables), "left": left, "norm": (norms[0], norms[-1]), **learning(tables).evidence},
-        remedies=(loops.NO_PENALTY if _penalised(tables) else loops.NO_DECAY, *((again,) if again else ())),
+        remedies=(loops.NO_PENALTY if penalised else loops.NO_DECAY, *((again,) if again else ())),
     )
