@@ -61,6 +61,11 @@ class Tables:
         places = self.known[table].get(tuple(key), [])
         return frame if len(places) == len(frame) else frame.iloc[places]
 
+    def noted(self, text: str) -> Frame:
+        """Return the notes whose reason begins with a text."""
+        notes = self.frames["notes"]
+        return notes[notes["reason"].str.startswith(text)]
+
     @cached_property
     def keys(self) -> list[LayerKey]:
         """All recurrences by module, the lowest layer first; later chains of a step follow the first."""

@@ -102,8 +102,8 @@ def _recorded(tables: Tables, first: int) -> tuple[int, LayerKey, Origin] | None
 
 def _note(tables: Tables, first: int) -> tuple[LayerKey, str] | None:
     """Return the note about the parameters with non-finite gradients at a step that was not recorded."""
-    notes = tables["notes"]
-    rows = notes[(notes["step"] == first) & notes["reason"].str.startswith(LOST)]
+    notes = tables.noted(LOST)
+    rows = notes[notes["step"] == first]
     return next(((_key(row), str(row.reason)) for row in rows.itertuples(index=False)), None)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradscope.attach.gradients import leaves_below
-from gradscope.observe.decay import decay_of, outweighing, sizes
+from gradscope.observe.decay import decay_of, outweighing, penalty, sizes
 from gradscope.observe.passes import Pass
 from gradscope.observe.tree import Tree
 from gradscope.types.notes import STALE, UNOPTIMIZED
@@ -84,8 +84,8 @@ class Checks:
         decays = [] if self._decay_noted else [text for one in optimizers if (text := decay_of(one, watched))]
         self._decay_noted |= bool(decays)
         mine = watched if share is None else watched & share
-        outweighed = [text for one in optimizers for text in outweighing(one, mine)]
-        return [*notes, *(("", text) for text in (*decays[:1], *outweighed))]
+        larger = [text for check in (outweighing, penalty) for one in optimizers if (text := check(one, mine))]
+        return [*notes, *(("", text) for text in (*decays[:1], *larger))]
 
     def _unoptimized(self, optimizers: Sequence[Optimizer]) -> list[str]:
         """Names, or shapes, of parameters below the loss of both searched passes that no optimizer steps."""

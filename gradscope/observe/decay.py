@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor
@@ -43,45 +43,56 @@ def decay_of(optimizer: Optimizer, watched: Set[int]) -> str | None:
     return None
 
 
-def outweighing(optimizer: Optimizer, watched: Set[int]) -> Iterator[str]:
-    """Yield notes on decay that is larger than the gradient of the loss, and on a penalty that is a large part of it.
+def outweighing(optimizer: Optimizer, watched: Set[int]) -> str | None:
+    """Return a note on decay that an optimizer adds to the gradients of observed weights, if it is larger; else None.
 
     Args:
         optimizer: the optimizer that steps now.
         watched: identities of the observed parameters that it steps.
     """
+    if type(optimizer).__name__ not in MIXED:
+        return None
     for group in optimizer.param_groups:
-        mine = [p for p in group["params"] if id(p) in watched and p.grad is not None and not p.grad.is_sparse]
         decay, decoupled = group.get("weight_decay"), group.get("decoupled_weight_decay")
-        added = type(optimizer).__name__ in MIXED and not decoupled
-        if added and isinstance(decay, float | int) and decay >= UNUSUAL:
-            gradient, weights = (math.hypot(*sizes(xs).tolist()) for xs in ([p.grad for p in mine], mine))
-            if 0 < gradient < decay * weights:
-                how = f"{type(optimizer).__name__}, weight_decay={decay:g}"
-                yield f"{OUTWEIGHS}norm {decay * weights:.3g}, loss gradient {gradient:.3g} ({how})"
-        yield from _penalty(mine)
-
-
-def _penalty(parameters: Sequence[Tensor]) -> Iterator[str]:
-    """Yield a note if much of the gradient is the same multiple of all weights, or of their signs.
-
-    The gradient of a penalty of squares is a multiple of the weights, that of a penalty of sizes one of their signs.
-    The part of the gradient along either is the penalty; the rest is the gradient of the loss itself.
-    """
-    matrices = [(local(p), local(p.grad)) for p in parameters if p.grad is not None and p.dim() > 1]
-    if sum(p.numel() for p, _ in matrices) < FEW or not _cosine(*matrices[-1]) >= ALONG:
-        return
-    pairs = [(p.detach(), g) for p, g in matrices]
-    gradient = math.hypot(*sizes([g for _, g in pairs]).tolist())
-    if not 0 < gradient < math.inf:
-        return
-    along, how = max((_along(pairs), "squares"), (_along([(p.sign(), g) for p, g in pairs]), "sizes"))
-    rest = max(math.sqrt(max(gradient**2 - along**2, 0)), 1e-6 * gradient)
-    if along > LARGE * rest:
-        yield f"{PENALTY}norm {along:.3g}, loss gradient {rest:.3g} (of their {how})"
+        if decoupled or not isinstance(decay, float | int) or decay < UNUSUAL:
+            continue
+        pairs = _with_gradients(group["params"], watched)
+        weights, gradient = _norm([p for p, _ in pairs]), _norm([g for _, g in pairs])
+        if 0 < gradient < decay * weights:
+            how = f"{type(optimizer).__name__}, weight_decay={decay:g}"
+            return f"{OUTWEIGHS}norm {decay * weights:.3g}, loss gradient {gradient:.3g} ({how})"
+    return None
 
 
 @torch.no_grad()
+def penalty(optimizer: Optimizer, watched: Set[int]) -> str | None:
+    """Return a note if much of the gradient is one multiple of all weights, or of their signs; else None.
+
+    The gradient of a penalty of squares is a multiple of the weights, that of a penalty of sizes one of their signs.
+    The part of the gradient along either is the penalty; the rest is the gradient of the loss itself.
+
+    Args:
+        optimizer: the optimizer that steps now.
+        watched: identities of the observed parameters that it steps.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.dim() > 1]
+    pairs = _with_gradients(parameters, watched)
+    if sum(p.numel() for p, _ in pairs) < FEW or not _cosine(*pairs[-1]) >= ALONG:
+        return None
+    gradient = _norm([g for _, g in pairs])
+    if not 0 < gradient < math.inf:
+        return None
+    along, how = max((_along(pairs), "squares"), (_along([(p.sign(), g) for p, g in pairs]), "sizes"))
+    rest = max(math.sqrt(max(gradient**2 - along**2, 0)), 1e-6 * gradient)
+    return f"{PENALTY}norm {along:.3g}, loss gradient {rest:.3g} (of their {how})" if along > LARGE * rest else None
+
+
+def _with_gradients(parameters: Sequence[Tensor], watched: Set[int]) -> list[tuple[Tensor, Tensor]]:
+    """Return the observed parameters that have a dense gradient, each with it."""
+    known = [(p, p.grad) for p in parameters if id(p) in watched]
+    return [(local(p), local(g)) for p, g in known if g is not None and not g.is_sparse]
+
+
 def _cosine(x: Tensor, y: Tensor) -> float:
     """Return the cosine of a weight matrix with its gradient; NaN if one of them is zero."""
     x, y = x.flatten(), y.to(x.dtype).flatten()
@@ -101,6 +112,11 @@ def _along(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     if not 0 < float(multiples.max()) <= DIFFER * float(multiples.min()):
         return 0.0
     return float(torch.stack(inner).sum() / squares.sum().sqrt())
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    """Return the norm of all of them together."""
+    return math.hypot(*sizes(tensors).tolist())
 
 
 def sizes(tensors: Sequence[Tensor]) -> Tensor:

@@ -64,7 +64,7 @@ def decayed_weights(tables: Tables) -> list[Finding]:
 def _outweighing(tables: Tables) -> Iterator[Finding]:
     """Find decay that outweighs the gradient of the loss from the first quarter of the steps on, or a large penalty."""
     for note, name, where, remedy in SHRINKING:
-        notes = tables["notes"][tables["notes"]["reason"].str.startswith(note)]
+        notes = tables.noted(note)
         layers = tables["layers"].assign(noted=tables["layers"]["step"].isin(notes["step"]).astype(float))
         if early_and_late(by_step(layers, "noted"))[0] < 1:
             continue
@@ -87,8 +87,7 @@ def _outweighing(tables: Tables) -> Iterator[Finding]:
 
 def _by_settings(tables: Tables) -> Iterator[Finding]:
     """Find an optimizer whose weight decay leaves the weights no more than the last steps."""
-    notes = tables["notes"]
-    reasons = notes.loc[notes["reason"].str.startswith(DECAY), "reason"]
+    reasons = tables.noted(DECAY)["reason"]
     if not len(reasons):
         return
     share, _, how = str(reasons.iloc[0]).removeprefix(DECAY).partition(" of the recurrent weights ")
@@ -129,10 +128,6 @@ def _course(tables: Tables, key: LayerKey) -> Array | None:
     return least if shrunk and _steady(least) else None
 
 
-def _penalised(tables: Tables) -> bool:
-    return bool(tables["notes"]["reason"].str.startswith(PENALTY).any())
-
-
 def _gone(tables: Tables, keys: Sequence[LayerKey]) -> bool:
     """True if next to nothing is left of any block: a loss that still falls has a penalty of the weights in it."""
     norms = [by_step(rows, "spectral_norm").to_numpy(dtype=np.float64) for key in keys for rows in _blocks(tables, key)]
@@ -154,7 +149,7 @@ def _blocks(tables: Tables, key: LayerKey) -> Iterator[Frame]:
 
 
 def _finding(tables: Tables, key: LayerKey, norms: Array, count: int) -> Finding:
-    where, left, penalised = place(key, count == 1), _left(norms), _penalised(tables)
+    where, left, penalised = place(key, count == 1), _left(norms), len(tables.noted(PENALTY)) > 0
     what = "The penalty of the weights in the loss" if penalised else "Weight decay"
     again = (
         remedies.start_again(key, tables.family(key.module), 2) if remedies.can_be_initialised(tables, key) else None

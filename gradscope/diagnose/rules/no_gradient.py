@@ -42,9 +42,9 @@ class Told(NamedTuple):
 
 
 def _unconnected(tables: Tables) -> Iterator[Finding]:
-    notes, records = tables["notes"], tables.recorded
+    records = tables.recorded
     for reason, told in ((NO_GRADIENT, _of_call), (DISABLED, _of_disabled), (FROZEN, _of_frozen)):
-        for module, rows in notes[notes["reason"].str.startswith(reason)].groupby("module", sort=False):
+        for module, rows in tables.noted(reason).groupby("module", sort=False):
             steps, connected = rows["step"].nunique(), _connected(tables, str(module))
             if steps >= NEARLY_ALWAYS * max(records, steps + connected):
                 yield _called(tables, str(module), rows["step"], told)

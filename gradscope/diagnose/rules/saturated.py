@@ -87,26 +87,26 @@ def _cases(tables: Tables, key: LayerKey) -> Iterator[Saturation]:
     both: list[float] = []
     for gate, rows in gates.groupby("gate", sort=False):
         gate = str(gate)
-        sides = min(early_and_late(by_step(rows, "low") + by_step(rows, "high")))
+        sides = by_step(rows, "low") + by_step(rows, "high")
         shut = [limits.get((family, gate), -math.inf) for limits in (SHUT, SHUT_AT_FIRST)]
         stuck = STUCK.get((family, gate), -math.inf) / timesteps(tables, key)
         yield from _at_one_limit(rows, "low", gate, *shut)
         yield from _at_one_limit(rows, "high", gate, stuck, stuck)
         if family == "rnn_tanh" and gate == "hidden":
-            yield from _state_at_limits(by_step(rows, "low") + by_step(rows, "high"), gate)
+            yield from _state_at_limits(sides, gate, early_and_late(by_step(rows, "mean"))[1])
         if gate not in ("hidden", "candidate"):
-            both.append(sides)
+            both.append(min(early_and_late(sides)))
     if both and sum(both) / len(both) >= TWO_SIDED:
         yield Saturation("all gates", sum(both) / len(both), math.nan, "both")
 
 
-def _state_at_limits(shares: Frame, gate: str) -> Iterator[Saturation]:
+def _state_at_limits(shares: Frame, gate: str, mean: float) -> Iterator[Saturation]:
     """Find a state at its limits, early and late, or from the first record up to some later step."""
     known, (early, late) = shares.dropna(), early_and_late(shares)
     if min(early, late) >= SATURATED:
-        yield Saturation(gate, min(early, late), math.nan, "both")
+        yield Saturation(gate, min(early, late), mean, "both")
     elif early >= NEARLY_ALL and known.iloc[0] >= BEGINS:
-        yield Saturation(gate, early, math.nan, "both", int(known.index[known >= NEARLY_ALL].max()))
+        yield Saturation(gate, early, mean, "both", int(known.index[known >= NEARLY_ALL].max()))
 
 
 def _at_one_limit(rows: Frame, side: str, gate: str, least: float, first: float) -> Iterator[Saturation]:

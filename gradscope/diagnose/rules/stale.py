@@ -23,8 +23,7 @@ _NORMS = re.compile(r": norm (?P<before>[\d.e+-]+|nan|inf), (?P<after>[\d.e+-]+|
 
 def stale_gradient(tables: Tables) -> list[Finding]:
     """Find loops without `zero_grad()`: the optimizer follows sums over all steps so far."""
-    notes = tables["notes"]
-    notes = notes[notes["reason"].str.startswith(STALE)]
+    notes = tables.noted(STALE)
     steps, records = sorted({int(step) for step in notes["step"]}), max(1, tables.recorded - 1)
     if len(steps) < LEAST or len(steps) < OFTEN * records:
         return []

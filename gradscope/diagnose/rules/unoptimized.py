@@ -18,8 +18,7 @@ _SHAPE = re.compile(r"\d+(x\d+)*")
 
 def unoptimized_parameters(tables: Tables) -> list[Finding]:
     """Find parameters that receive gradient in vain: of layers in a plain list, or missing in the optimizer."""
-    notes = tables["notes"]
-    notes = notes[notes["reason"].str.startswith(UNOPTIMIZED)]
+    notes = tables.noted(UNOPTIMIZED)
     if not len(notes):
         return []
     names = str(notes["reason"].iloc[0]).removeprefix(UNOPTIMIZED).split(", ")
